@@ -1,0 +1,7 @@
+//! PURE heart of the agent: parsers, verdicts with hysteresis, diagnosis, schedule, session state machine.
+//!
+//! Invariant: no clock, no randomness, no I/O; the same input gives the same output. Time arrives as [`clock::Now`].
+
+pub mod clock;
+pub mod judgement;
+pub mod services;

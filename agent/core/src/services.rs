@@ -1,0 +1,131 @@
+//! Which processes are, and lately were, the instances of a service. The pid-file probe notes them; the port probe asks
+//! whose listener it sees; the OOM probe asks whose victim it was, when the process is long gone.
+
+use muster_common::evidence::Grade;
+use muster_common::ids::{ProcessId, ServiceName};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Instances remembered per service: enough to name the victim of a restart loop's last rounds.
+const INSTANCES_MAX: usize = 16;
+
+/// One life of a service's main process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// (pid, start time).
+    pub process: ProcessId,
+    /// Name as the kernel has it, at most 15 bytes.
+    pub comm: String,
+    /// Path of the executable, where it could be read.
+    pub exe: Option<String>,
+    /// Path in the unified cgroup hierarchy (or the memory controller's), where it could be read.
+    pub cgroup: Option<String>,
+    /// When it was first seen, `CLOCK_BOOTTIME`.
+    pub first_seen_boottime_ms: u64,
+    /// When it was seen to have ended, `CLOCK_BOOTTIME`.
+    pub ended_boottime_ms: Option<u64>,
+}
+
+/// The instances of all services of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Services {
+    instances: BTreeMap<ServiceName, VecDeque<Instance>>,
+}
+
+impl Services {
+    /// Notes that `instance` is (or was) the service's main process. The same (pid, start time) replaces what was
+    /// known; beyond the bound the oldest instance is forgotten.
+    pub fn note(&mut self, service: &ServiceName, instance: Instance) {
+        let list = self.instances.entry(service.clone()).or_default();
+        match list.iter_mut().find(|known| known.process == instance.process) {
+            Some(known) => *known = instance,
+            None => {
+                if list.len() == INSTANCES_MAX {
+                    list.pop_front();
+                }
+                list.push_back(instance);
+            }
+        }
+    }
+
+    /// The newest instance, living or not.
+    pub fn newest(&self, service: &ServiceName) -> Option<&Instance> {
+        self.instances.get(service)?.back()
+    }
+
+    /// The service whose main process is `process`.
+    pub fn owner(&self, process: ProcessId) -> Option<&ServiceName> {
+        self.instances
+            .iter()
+            .find(|(_, list)| list.iter().any(|instance| instance.process == process))
+            .map(|(service, _)| service)
+    }
+
+    /// Whose process the victim of a kill was. A pid alone is not enough: the instance must have lived at
+    /// `at_boottime_ms`. A matching cgroup (exact, or a child) makes it likely where the pid is unknown (a worker
+    /// process of the service).
+    pub fn of_victim(
+        &self,
+        pid: u32,
+        cgroup: Option<&str>,
+        at_boottime_ms: u64,
+    ) -> Option<(&ServiceName, Option<&Instance>, Grade)> {
+        // The kernel stamps its record before the exit is noticed; an instance that ended this much earlier is not it.
+        const SLACK_MS: u64 = 2_000;
+        let lived = |instance: &&Instance| {
+            instance.process.pid == pid
+                && instance.first_seen_boottime_ms <= at_boottime_ms.saturating_add(SLACK_MS)
+                && instance.ended_boottime_ms.is_none_or(|ended| at_boottime_ms <= ended.saturating_add(SLACK_MS))
+        };
+        for (service, list) in &self.instances {
+            if let Some(instance) = list.iter().rev().find(lived) {
+                return Some((service, Some(instance), Grade::Confirmed));
+            }
+        }
+        let cgroup = cgroup.filter(|cgroup| cgroup.len() > 1)?;
+        self.instances.iter().find_map(|(service, list)| {
+            let own = list.back()?.cgroup.as_deref().filter(|own| own.len() > 1)?;
+            let inside = cgroup == own || cgroup.strip_prefix(own).is_some_and(|rest| rest.starts_with('/'));
+            inside.then_some((service, None, Grade::Likely))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(pid: u32, start_ticks: u64, first: u64, ended: Option<u64>) -> Instance {
+        Instance {
+            process: ProcessId { pid, start_ticks },
+            comm: "spl".into(),
+            exe: None,
+            cgroup: Some("/system.slice/spl.service".into()),
+            first_seen_boottime_ms: first,
+            ended_boottime_ms: ended,
+        }
+    }
+
+    #[test]
+    fn the_same_pid_of_another_life_never_joins() {
+        let spl = ServiceName::new("spl").unwrap();
+        let mut services = Services::default();
+        services.note(&spl, instance(100, 1, 1_000, Some(5_000)));
+        assert!(services.of_victim(100, None, 60_000).is_none());
+        assert_eq!(services.of_victim(100, None, 5_100).unwrap().2, Grade::Confirmed);
+        services.note(&spl, instance(100, 9, 50_000, None));
+        let (_, found, _) = services.of_victim(100, None, 60_000).unwrap();
+        assert_eq!(found.unwrap().process.start_ticks, 9);
+    }
+
+    #[test]
+    fn a_worker_in_the_cgroup_is_likely() {
+        let spl = ServiceName::new("spl").unwrap();
+        let mut services = Services::default();
+        services.note(&spl, instance(100, 1, 1_000, None));
+        let (_, found, grade) = services.of_victim(7, Some("/system.slice/spl.service/w"), 2_000).unwrap();
+        assert!(found.is_none());
+        assert_eq!(grade, Grade::Likely);
+        assert!(services.of_victim(7, Some("/system.slice/spl.service2"), 2_000).is_none());
+    }
+}

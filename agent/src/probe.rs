@@ -1,0 +1,56 @@
+//! What every probe looks like to the runtime and to `doctor`.
+
+use muster_agent_core::clock::Now;
+use muster_agent_core::judgement::Judgement;
+use muster_agent_core::services::Services;
+use muster_common::finding::SubjectKey;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+/// Which thread a probe runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Procfs, sockets, pid files: microseconds, no strangers' files opened by a library.
+    Quick,
+    /// SQLite: a thread under Landlock, with idle I/O priority.
+    Database,
+}
+
+/// What a run may use besides the host itself.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The clocks at the start of the run.
+    pub now: Now,
+    /// The services' instances, noted and asked by probes. Held for microseconds only.
+    pub services: Arc<Mutex<Services>>,
+    /// True in `doctor`: there was no earlier run and there will be no later one, so judge at once.
+    pub one_shot: bool,
+}
+
+/// One question about one subject.
+pub trait Probe: Send {
+    /// What it is about.
+    fn subject(&self) -> &SubjectKey;
+
+    /// The thread it needs.
+    fn lane(&self) -> Lane {
+        Lane::Quick
+    }
+
+    /// Asks and judges. Blocks at most for its own bound; the runtime's deadline is the second net.
+    fn run(&mut self, context: &Context) -> Judgement;
+
+    /// A descriptor that becomes readable when a run is worth it at once (a pidfd, the kernel log). Asked again after
+    /// every run; `None` when there is nothing to wait for.
+    fn wake(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
+
+    /// What it must remember across a restart of the agent (a cursor, an inode), as JSON.
+    fn save(&self) -> Option<serde_json::Value> {
+        None
+    }
+
+    /// Takes back what [`Probe::save`] gave; ignores what it does not understand.
+    fn restore(&mut self, _saved: serde_json::Value) {}
+}

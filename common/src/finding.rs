@@ -1,0 +1,235 @@
+//! What an agent reports.
+
+use crate::evidence::{Evidence, Grade};
+use crate::ids::ServiceName;
+use crate::limits::{NEXT_STEP_BYTES_MAX, NEXT_STEPS_MAX, SUBJECT_BYTES_MAX, SUMMARY_BYTES_MAX, clip};
+use crate::reason::Reason;
+use crate::severity::Severity;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::str::FromStr;
+
+macro_rules! probes {
+    ($($name:ident $code:literal $doc:literal),* $(,)?) => {
+        /// A kind of question asked of the host about one subject of a service.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ProbeKind {
+            $(#[doc = $doc] $name,)*
+        }
+
+        impl ProbeKind {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The snake_case code.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $code,)* }
+            }
+        }
+    };
+}
+
+probes! {
+    PidFile "pid_file" "A pid file and the process it names.",
+    Port "port" "A TCP or Unix-socket listener.",
+    Memory "memory" "MemAvailable of the host.",
+    Oom "oom" "Kernel OOM kills.",
+    Sqlite "sqlite" "A SQLite database.",
+    Agent "agent" "The agent itself: blind probes, its own limits.",
+}
+
+impl fmt::Display for ProbeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ProbeKind {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == text).ok_or_else(|| format!("unknown probe {text:?}"))
+    }
+}
+
+/// One thing that is watched: the unit of a verdict.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SubjectKey {
+    /// The service, or [`ServiceName::host`].
+    pub service: ServiceName,
+    /// The kind of question.
+    pub probe: ProbeKind,
+    /// The path, address or name asked about; at most [`SUBJECT_BYTES_MAX`] bytes.
+    pub subject: String,
+}
+
+impl SubjectKey {
+    /// Joins the parts; the subject is clipped to its bound.
+    pub fn new(service: ServiceName, probe: ProbeKind, subject: &str) -> Self {
+        Self { service, probe, subject: clip(subject, SUBJECT_BYTES_MAX) }
+    }
+}
+
+impl fmt::Display for SubjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.service, self.probe, self.subject)
+    }
+}
+
+/// Identity of a finding within one agent.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct FindingKey {
+    /// What it is about.
+    #[serde(flatten)]
+    pub subject: SubjectKey,
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+impl FindingKey {
+    /// This key's share of an [`open_digest`]: the first eight bytes of SHA-256 over the length-prefixed parts.
+    pub fn digest_term(&self) -> u64 {
+        let mut hash = Sha256::new();
+        for part in
+            [self.subject.service.as_str(), self.subject.probe.as_str(), &self.subject.subject, self.reason.as_str()]
+        {
+            hash.update(u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        let bytes = hash.finalize();
+        let mut first = [0u8; 8];
+        first.copy_from_slice(&bytes[..8]);
+        u64::from_be_bytes(first)
+    }
+}
+
+impl fmt::Display for FindingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.subject, self.reason)
+    }
+}
+
+/// Digest of a set of open conditions: the XOR of their terms, so it can be kept up to date in O(1) and does not
+/// depend on order. The empty set is 0.
+pub fn open_digest<'a>(keys: impl IntoIterator<Item = &'a FindingKey>) -> u64 {
+    keys.into_iter().fold(0, |digest, key| digest ^ key.digest_term())
+}
+
+/// Something wrong, with its proof.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Identity.
+    pub key: FindingKey,
+    /// The agent's view; the coordinator's policy may differ.
+    pub severity: Severity,
+    /// How sure.
+    pub grade: Grade,
+    /// One sentence: what happened and why.
+    pub summary: String,
+    /// The proof.
+    pub evidence: Evidence,
+    /// What a person could do now, in order. Printed, never executed.
+    pub next_steps: Vec<String>,
+}
+
+impl Finding {
+    /// A confirmed finding of the reason's default severity, without evidence or steps yet.
+    pub fn new(key: FindingKey, summary: &str) -> Self {
+        let severity = key.reason.default_severity();
+        Self {
+            key,
+            severity,
+            grade: Grade::Confirmed,
+            summary: clip(summary, SUMMARY_BYTES_MAX),
+            evidence: Evidence::new(),
+            next_steps: Vec::new(),
+        }
+    }
+
+    /// Sets the evidence.
+    #[must_use]
+    pub fn evidence(mut self, evidence: Evidence) -> Self {
+        self.evidence = evidence;
+        self
+    }
+
+    /// Sets the severity.
+    #[must_use]
+    pub fn severity(mut self, severity: Severity) -> Self {
+        self.severity = severity;
+        self
+    }
+
+    /// Sets the grade.
+    #[must_use]
+    pub fn grade(mut self, grade: Grade) -> Self {
+        self.grade = grade;
+        self
+    }
+
+    /// Sets what to do next, clipped to the bounds.
+    #[must_use]
+    pub fn next_steps<S: AsRef<str>>(mut self, steps: impl IntoIterator<Item = S>) -> Self {
+        self.next_steps =
+            steps.into_iter().take(NEXT_STEPS_MAX).map(|step| clip(step.as_ref(), NEXT_STEP_BYTES_MAX)).collect();
+        self
+    }
+}
+
+/// One change in what an agent knows to be wrong. The body of a spool entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingEvent {
+    /// A condition became true.
+    Opened(Finding),
+    /// An open condition has new evidence, severity or wording.
+    Updated(Finding),
+    /// A condition is over, by this evidence of health.
+    Cleared {
+        /// Which.
+        key: FindingKey,
+        /// Why we believe so.
+        summary: String,
+        /// The proof.
+        evidence: Evidence,
+    },
+    /// Something happened at a point in time.
+    Occurred(Finding),
+}
+
+impl FindingEvent {
+    /// The finding's identity.
+    pub fn key(&self) -> &FindingKey {
+        match self {
+            Self::Opened(finding) | Self::Updated(finding) | Self::Occurred(finding) => &finding.key,
+            Self::Cleared { key, .. } => key,
+        }
+    }
+
+    /// The finding, unless it is a clear.
+    pub fn finding(&self) -> Option<&Finding> {
+        match self {
+            Self::Opened(finding) | Self::Updated(finding) | Self::Occurred(finding) => Some(finding),
+            Self::Cleared { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(subject: &str, reason: Reason) -> FindingKey {
+        FindingKey { subject: SubjectKey::new(ServiceName::host(), ProbeKind::Port, subject), reason }
+    }
+
+    #[test]
+    fn digest_ignores_order_and_sees_every_difference() {
+        let (a, b) = (key("1", Reason::PortClosed), key("2", Reason::PortClosed));
+        assert_eq!(open_digest([&a, &b]), open_digest([&b, &a]));
+        assert_ne!(open_digest([&a]), open_digest([&b]));
+        assert_ne!(open_digest([&a]), open_digest([&key("1", Reason::PortConflict)]));
+        assert_eq!(open_digest([]), 0);
+    }
+}

@@ -1,0 +1,451 @@
+//! What the journal is made of: facts (observed or done), deadlines (time that passed), conclusions (decided).
+//!
+//! Serialized as JSON; an entry's form is a compatibility promise to every journal ever written.
+
+use crate::page::{Page, PageId};
+use crate::policy::Policy;
+use muster_common::evidence::Grade;
+use muster_common::finding::{Finding, FindingEvent, SubjectKey};
+use muster_common::ids::{AgentName, BootId, CoordinatorId, Epoch, FleetName, SpoolId};
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::spool::Position;
+use muster_common::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One entry of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// 1 for the first; no gaps.
+    pub index: u64,
+    /// Log time (design, section 3.2); never goes back.
+    pub at: Timestamp,
+    /// Index of the fact or deadline that this followed from; its own index for those.
+    pub trace: u64,
+    /// What.
+    #[serde(flatten)]
+    pub body: EntryBody,
+}
+
+/// The three kinds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryBody {
+    /// Observed or done.
+    Fact(Fact),
+    /// A timer of State ran out. Not fed to a what-if replay: another policy has other timers.
+    Deadline(TimerKey),
+    /// Decided.
+    Conclusion(Conclusion),
+}
+
+/// Which timer. Ordered, because deadlines of one moment run in this order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimerKey {
+    /// The re-hear window after a start, a takeover or a pause is over.
+    RehearOver,
+    /// An incident's hold before its first page is over.
+    HoldOver {
+        /// Cause key.
+        cause: String,
+        /// Generation.
+        generation: u64,
+    },
+    /// An incident's evidence of health has held long enough.
+    StabilityOver {
+        /// Cause key.
+        cause: String,
+        /// Generation.
+        generation: u64,
+    },
+    /// Something in a window grows old.
+    WindowOver {
+        /// Which window.
+        window: String,
+    },
+}
+
+/// What an agent says of itself when it connects. Evidence, except what the certificate and the socket prove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentHello {
+    /// Host name.
+    pub host_name: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Operating system.
+    pub os_version: String,
+    /// Kernel.
+    pub kernel_version: String,
+    /// This boot.
+    pub boot_id: Option<BootId>,
+    /// Labels from its config.
+    pub labels: BTreeMap<String, String>,
+    /// Address the coordinator sees.
+    pub peer_address: String,
+    /// The spool it sends from.
+    pub spool: SpoolId,
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Disconnect {
+    /// The agent said goodbye because it is stopped.
+    Goodbye,
+    /// The agent said goodbye because its host goes down.
+    HostShutdown,
+    /// The connection was reset or closed without a word.
+    Reset,
+    /// The transport's keepalive got no answer.
+    Timeout,
+    /// The agent broke the protocol; the stream was closed with a code.
+    Refused,
+    /// Another stream of the same agent took its place.
+    Replaced,
+    /// The coordinator stopped.
+    Draining,
+}
+
+/// Why an agent counts as silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Silence {
+    /// It said goodbye.
+    Goodbye,
+    /// Its connection was reset and it did not come back.
+    Reset,
+    /// Nothing was heard on an open connection.
+    Nothing,
+    /// It did not come back within the re-hear window after this coordinator began to listen.
+    NotReheard,
+}
+
+/// The verdict on one subject, in a resync.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubjectState {
+    /// What.
+    pub subject: SubjectKey,
+    /// `Some(true)` ok, `Some(false)` problem, `None` unknown.
+    pub ok: Option<bool>,
+    /// Open conditions.
+    pub open: Vec<Finding>,
+}
+
+/// What a person did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperatorAction {
+    /// Took ownership.
+    Acknowledge {
+        /// May be empty.
+        note: String,
+    },
+    /// Closed by hand.
+    Resolve {
+        /// Why.
+        summary: String,
+    },
+    /// Wrote something down.
+    Note {
+        /// What.
+        text: String,
+    },
+}
+
+/// Observed or done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fact {
+    /// A coordinator process began to reign over this journal (first start or restart).
+    Started {
+        /// Who.
+        coordinator: CoordinatorId,
+        /// The fleet of its certificate.
+        fleet: FleetName,
+        /// Its version.
+        version: String,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// A standby became the primary.
+    TookOver {
+        /// The new epoch.
+        epoch: Epoch,
+        /// Whom it replaces.
+        from: Option<CoordinatorId>,
+        /// The operator.
+        by: String,
+        /// Why, in the operator's words.
+        reason: String,
+        /// Checks that were not met and overridden.
+        overridden: Vec<String>,
+    },
+    /// The coordinator itself stood still (suspend, SIGSTOP, VM snapshot).
+    Paused {
+        /// How long.
+        gap_ms: u64,
+    },
+    /// Thresholds and matrix from here on.
+    PolicyLoaded {
+        /// All of it.
+        policy: Box<Policy>,
+    },
+    /// An agent's stream began (reconnects within the confirmation interval are not journaled).
+    AgentConnected {
+        /// Who.
+        agent: AgentName,
+        /// What it said.
+        hello: AgentHello,
+    },
+    /// An agent's stream ended and it did not come back within the confirmation interval, or it said goodbye.
+    AgentDisconnected {
+        /// Who.
+        agent: AgentName,
+        /// How.
+        how: Disconnect,
+    },
+    /// More reconnects than a healthy agent makes.
+    AgentFlapping {
+        /// Who.
+        agent: AgentName,
+        /// Reconnects counted, not journaled.
+        reconnects: u64,
+    },
+    /// Nothing heard beyond the threshold.
+    AgentSilent {
+        /// Who.
+        agent: AgentName,
+        /// Last heard, log time.
+        last_heard: Timestamp,
+        /// Why it counts as silent.
+        silence: Silence,
+    },
+    /// Heard again after a silence.
+    AgentHeard {
+        /// Who.
+        agent: AgentName,
+    },
+    /// An entry of an agent's spool.
+    FindingReceived {
+        /// Who.
+        agent: AgentName,
+        /// Position after this entry.
+        position: Position,
+        /// Log time at which it was observed: now − age, clamped.
+        observed: Timestamp,
+        /// The age is an estimate by the wall clock (spooled across a reboot).
+        estimated: bool,
+        /// What.
+        event: FindingEvent,
+    },
+    /// Entries that the agent evicted before they were acknowledged.
+    FindingsLost {
+        /// Who.
+        agent: AgentName,
+        /// Position to go on from (the last lost entry; its hash is unknown: zero).
+        spool: SpoolId,
+        /// First lost sequence number.
+        first: u64,
+        /// Last lost sequence number.
+        last: u64,
+    },
+    /// The agent sends from another spool than before (new disk, reverted VM).
+    SpoolReplaced {
+        /// Who.
+        agent: AgentName,
+        /// What was known.
+        old: Option<Position>,
+        /// From now on.
+        new: SpoolId,
+    },
+    /// The digest of the agent's open conditions differs from ours at the same position: a resync was asked for.
+    DigestDiffers {
+        /// Who.
+        agent: AgentName,
+    },
+    /// The agent told all its verdicts and open conditions.
+    OpenSetReceived {
+        /// Who.
+        agent: AgentName,
+        /// Every watched subject.
+        subjects: Vec<SubjectState>,
+    },
+    /// A second living agent presented the same certificate and was refused.
+    IdentityConflict {
+        /// Which name.
+        agent: AgentName,
+        /// Address of the one that holds the stream.
+        holder: String,
+        /// Address of the refused one.
+        refused: String,
+    },
+    /// A person acted on an incident.
+    Operator {
+        /// Identity of the person's certificate, or `local:UID`.
+        by: String,
+        /// Cause key: an action names the cause and generation it was about, so that a replay can tell whether it still
+        /// applies.
+        cause: String,
+        /// Generation.
+        generation: u64,
+        /// What.
+        action: OperatorAction,
+    },
+    /// Delivery of a page is about to be tried for the first time: from here on it may have reached the receiver.
+    PageAttempted {
+        /// Which.
+        page: PageId,
+    },
+    /// The receiver accepted it.
+    PageDelivered {
+        /// Which.
+        page: PageId,
+    },
+    /// Given up: refused for good, or out of retries.
+    PageFailed {
+        /// Which.
+        page: PageId,
+        /// Why.
+        error: String,
+    },
+    /// A higher epoch exists; this coordinator stops.
+    EpochHeard {
+        /// It.
+        epoch: Epoch,
+        /// Who told.
+        from: String,
+    },
+    /// A rule panicked; what it would have concluded is missing.
+    DecidePanicked {
+        /// Index of the entry that was being decided.
+        entry: u64,
+        /// The panic's message.
+        message: String,
+    },
+}
+
+/// Which incident.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct IncidentKey {
+    /// Cause key, such as `host/web-1/service/spl`.
+    pub cause: String,
+    /// 1 for the first incident of this cause; rises when it comes back after the stability window.
+    pub generation: u64,
+}
+
+/// Why an incident is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    /// Evidence of health held for the stability window.
+    Evidence,
+    /// By hand.
+    Operator {
+        /// Who.
+        by: String,
+        /// In their words.
+        summary: String,
+    },
+    /// It was a symptom of this one.
+    FoldedInto {
+        /// The cause.
+        incident: IncidentKey,
+    },
+}
+
+/// Decided. Each carries its reason.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Conclusion {
+    /// A new incident.
+    IncidentOpened {
+        /// Which.
+        incident: IncidentKey,
+        /// `INC-YYYYMMDD-NNNN`.
+        number: String,
+        /// What.
+        reason: Reason,
+        /// How bad.
+        severity: Severity,
+        /// How sure.
+        grade: Grade,
+        /// One sentence.
+        title: String,
+        /// Rule, values, thresholds.
+        why: String,
+        /// When it began.
+        began: Timestamp,
+        /// What to do.
+        next_steps: Vec<String>,
+    },
+    /// A finding or an agent joined an incident.
+    IncidentJoined {
+        /// Which.
+        incident: IncidentKey,
+        /// `agent/service/probe/subject/reason`, or an agent's name for a silence.
+        member: String,
+        /// Why it belongs there.
+        why: String,
+    },
+    /// Worse than before, or worded better now that more is known.
+    IncidentChanged {
+        /// Which.
+        incident: IncidentKey,
+        /// New severity.
+        severity: Severity,
+        /// New reason (a cause found behind its symptoms).
+        reason: Reason,
+        /// New title.
+        title: String,
+        /// Why.
+        why: String,
+    },
+    /// Evidence of health is complete; the stability window runs.
+    IncidentRecovering {
+        /// Which.
+        incident: IncidentKey,
+        /// Why.
+        why: String,
+    },
+    /// Evidence of health is no longer complete.
+    IncidentRelapsed {
+        /// Which.
+        incident: IncidentKey,
+        /// Why.
+        why: String,
+    },
+    /// Over.
+    IncidentResolved {
+        /// Which.
+        incident: IncidentKey,
+        /// How.
+        resolution: Resolution,
+        /// Why.
+        why: String,
+    },
+    /// A message to a receiver. Pending until it has an outcome.
+    PageRequested {
+        /// Which incident.
+        incident: IncidentKey,
+        /// What.
+        page: Box<Page>,
+        /// Why now.
+        why: String,
+    },
+    /// Not needed any more and never tried.
+    PageCancelled {
+        /// Which.
+        page: PageId,
+        /// Why.
+        why: String,
+    },
+    /// Looked at and left alone; explains silence.
+    NotPaged {
+        /// Which incident.
+        incident: IncidentKey,
+        /// Why not.
+        why: String,
+    },
+}

@@ -1,0 +1,144 @@
+//! Thresholds, severity matrix, holds: everything that a person may tune, without secrets. It lives in State and
+//! changes by a `PolicyLoaded` fact, so that a replay knows which policy was in force when.
+
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Changes whenever a rule's meaning changes. Replay reproduces conclusions byte for byte only under equal versions.
+pub const RULES_VERSION: u32 = 1;
+
+/// One value per severity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PerSeverity<T> {
+    /// Complete outage.
+    pub sev0: T,
+    /// Data at risk.
+    pub sev1: T,
+    /// A service is down.
+    pub sev2: T,
+    /// Degraded.
+    pub sev3: T,
+    /// For the audit trail.
+    pub sev4: T,
+}
+
+impl<T> PerSeverity<T> {
+    /// The value of a severity.
+    pub const fn get(&self, severity: Severity) -> &T {
+        match severity {
+            Severity::Sev0 => &self.sev0,
+            Severity::Sev1 => &self.sev1,
+            Severity::Sev2 => &self.sev2,
+            Severity::Sev3 => &self.sev3,
+            Severity::Sev4 => &self.sev4,
+        }
+    }
+}
+
+/// When an agent counts as silent, and when many of them count as one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LivenessPolicy {
+    /// Interval that agents are told to beat at.
+    pub heartbeat: Duration,
+    /// Missed heartbeats until an agent is stale.
+    pub stale_after: u32,
+    /// At least this many agents silent within `mass_window` ...
+    pub mass_agents_min: u32,
+    /// ... and this share of those that were live make one `mass_stale`, ...
+    pub mass_share: f64,
+    /// ... or this many, whatever the share.
+    pub mass_agents: u32,
+    /// Silences this close together belong together.
+    pub mass_window: Duration,
+    /// Longest reconnect back-off of an agent plus its connect time-out: part of the re-hear window.
+    pub reconnect_max: Duration,
+}
+
+/// When restarts are a storm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartStormPolicy {
+    /// Restarts counted together, by the time they were observed.
+    pub window: Duration,
+    /// Restarts of one service on one host within `window`.
+    pub host_restarts: u32,
+    /// Hosts on which the same service restarted within `window`.
+    pub fleet_hosts: u32,
+}
+
+/// When contended locks are the fleet's matter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockContentionPolicy {
+    /// Hosts on which the same subject is contended at once.
+    pub fleet_hosts: u32,
+}
+
+/// Everything tunable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// [`RULES_VERSION`] of the binary that loaded it.
+    pub rules_version: u32,
+    /// Liveness of agents.
+    pub liveness: LivenessPolicy,
+    /// Restart storms.
+    pub restart_storm: RestartStormPolicy,
+    /// Lock contention.
+    pub lock_contention: LockContentionPolicy,
+    /// Severity by reason, where it differs from the default.
+    pub severities: BTreeMap<Reason, Severity>,
+    /// How long a new incident waits for its symptoms before it pages.
+    pub hold: PerSeverity<Duration>,
+    /// How long evidence of health must hold before an incident resolves.
+    pub stability: PerSeverity<Duration>,
+    /// Incidents less bad than this never page.
+    pub page_from: Severity,
+    /// Names of the receivers that every page goes to, in order.
+    pub receivers: Vec<String>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        const fn seconds(seconds: u64) -> Duration {
+            Duration::from_secs(seconds)
+        }
+        let quarter_hour = seconds(900);
+        Self {
+            rules_version: RULES_VERSION,
+            liveness: LivenessPolicy {
+                heartbeat: seconds(5),
+                stale_after: 3,
+                mass_agents_min: 3,
+                mass_share: 0.3,
+                mass_agents: 50,
+                mass_window: seconds(60),
+                reconnect_max: seconds(40),
+            },
+            restart_storm: RestartStormPolicy { window: seconds(600), host_restarts: 5, fleet_hosts: 3 },
+            lock_contention: LockContentionPolicy { fleet_hosts: 3 },
+            severities: BTreeMap::new(),
+            hold: PerSeverity {
+                sev0: seconds(0),
+                sev1: seconds(0),
+                sev2: seconds(10),
+                sev3: seconds(60),
+                sev4: seconds(60),
+            },
+            stability: PerSeverity {
+                sev0: quarter_hour,
+                sev1: quarter_hour,
+                sev2: quarter_hour,
+                sev3: quarter_hour,
+                sev4: quarter_hour,
+            },
+            page_from: Severity::Sev3,
+            receivers: Vec::new(),
+        }
+    }
+}

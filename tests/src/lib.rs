@@ -1,0 +1,1 @@
+//! Simulation, scenarios and suites; see the modules.
