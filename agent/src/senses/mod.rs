@@ -1,1 +1,26 @@
 //! One file per kind of probe: reads the host, thin, and leaves the judging to `muster-agent-core`.
+
+use std::path::{Path, PathBuf};
+
+/// The root under which `/proc`, `/run` and the files of services are read: `/` in production, a folder in tests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRoot(pub PathBuf);
+
+impl HostRoot {
+    /// The file that `path` (absolute, as the host knows it) names under this root.
+    pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        self.0.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// True for the real host: only then do kernel interfaces beside `/proc` (sockets, pidfds, signals) belong to it.
+    pub fn is_real(&self) -> bool {
+        self.0 == Path::new("/")
+    }
+}
+
+impl Default for HostRoot {
+    fn default() -> Self {
+        Self(PathBuf::from("/"))
+    }
+}
