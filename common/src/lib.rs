@@ -6,6 +6,7 @@
 
 pub mod chain;
 pub mod config;
+pub mod epoch_proof;
 pub mod evidence;
 pub mod finding;
 pub mod identity;

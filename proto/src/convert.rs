@@ -1,6 +1,7 @@
 //! Wire to domain and back. Beyond a limit: an error that names the field and the bound; never a clipped value.
 
 use crate::v1;
+use muster_common::epoch_proof::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, EpochProof, SIGNATURE_BYTES_MAX};
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::ids::{CoordinatorId, Epoch, NameError, ServiceName, SpoolId};
@@ -156,6 +157,34 @@ pub fn epoch(epoch: &v1::Epoch) -> Result<Epoch, WireError> {
 /// The wire form of an epoch.
 pub fn epoch_to_wire(epoch: &Epoch) -> v1::Epoch {
     v1::Epoch { number: epoch.number, coordinator_id: epoch.coordinator.to_string() }
+}
+
+/// An epoch with its proof. What it proves is for `muster_common::epoch_proof::verify` to say.
+pub fn epoch_proof(proof: &v1::EpochProof) -> Result<EpochProof, WireError> {
+    at_most("epoch_proof.certificate_chain", proof.certificate_chain.len(), CHAIN_CERTIFICATES_MAX)?;
+    let bytes = proof.certificate_chain.iter().map(|certificate| certificate.len()).sum::<usize>();
+    for (field, found, bound) in [
+        ("epoch_proof.certificate_chain", bytes, CHAIN_BYTES_MAX),
+        ("epoch_proof.signature", proof.signature.len(), SIGNATURE_BYTES_MAX),
+    ] {
+        if found > bound {
+            return Err(WireError::TooLarge { field, found, bound, unit: "bytes" });
+        }
+    }
+    Ok(EpochProof {
+        epoch: epoch(proof.epoch.as_ref().ok_or(WireError::Missing("epoch_proof.epoch"))?)?,
+        certificate_chain: proof.certificate_chain.iter().map(|certificate| certificate.to_vec()).collect(),
+        signature: proof.signature.to_vec(),
+    })
+}
+
+/// The wire form of an epoch with its proof.
+pub fn epoch_proof_to_wire(proof: &EpochProof) -> v1::EpochProof {
+    v1::EpochProof {
+        epoch: Some(epoch_to_wire(&proof.epoch)),
+        certificate_chain: proof.certificate_chain.iter().map(|certificate| certificate.clone().into()).collect(),
+        signature: proof.signature.clone().into(),
+    }
 }
 
 /// A spool position.
