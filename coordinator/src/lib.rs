@@ -1,1 +1,7 @@
-//! placeholder
+//! The fleet's one decider: journals what agents say, decides, pages, explains, hands over.
+//!
+//! Invariant: one loop ([`runtime`]) changes State; everything else asks it through [`runtime::Handle`].
+
+pub mod metrics;
+pub mod runtime;
+pub mod store;

@@ -1,0 +1,366 @@
+//! How everyone else talks to the loop: facts in, committed entries and answers out. Cheap to clone.
+
+use super::links::Links;
+use crate::metrics::Metrics;
+use crate::store::{Head, JournalStore, Snapshot, StoreError, StoredEntry};
+use muster_common::epoch_proof::EpochProof;
+use muster_common::ids::{CoordinatorId, Epoch, FleetName};
+use muster_common::time::Timestamp;
+use muster_coordinator_core::entry::{Entry, Fact};
+//CORE use muster_coordinator_core::liveness::Liveness;
+//CORE use muster_coordinator_core::state::State;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Inputs waiting for the loop. Overflow rule: senders wait, so a stream that sends too much slows itself down.
+/// Heartbeats do not pass through here.
+pub(super) const INBOX_INPUTS_MAX: usize = 4_096;
+/// Committed batches a watcher may be behind. Overflow rule: the slow watcher is ended and begins anew.
+pub(super) const WATCHER_BATCHES_MAX: usize = 1_024;
+
+/// What this coordinator is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CoordinatorRole {
+    /// Takes facts, decides, pages.
+    Primary,
+    /// Applies the primary's journal; decides nothing.
+    Standby,
+    /// Was primary, has heard a higher epoch, does nothing.
+    Fenced,
+}
+
+impl CoordinatorRole {
+    /// The word in the store, in metrics and in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+impl std::str::FromStr for CoordinatorRole {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Primary, Self::Standby, Self::Fenced]
+            .into_iter()
+            .find(|role| role.as_str() == text)
+            .ok_or_else(|| format!("unknown role {text:?}"))
+    }
+}
+
+/// Who this coordinator is and under which epoch it reigns, as far as it is durable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Standing {
+    /// The name in its certificate.
+    pub id: CoordinatorId,
+    /// The fleet of its certificate.
+    pub fleet: FleetName,
+    /// What it is.
+    pub role: CoordinatorRole,
+    /// Its own epoch, if it ever reigned, with the proof.
+    pub own: Option<EpochProof>,
+    /// The highest epoch it has heard, its own included, with the proof.
+    pub highest: Option<EpochProof>,
+}
+
+impl Standing {
+    /// Its own epoch.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.own.as_ref().map(|proof| proof.epoch.clone())
+    }
+
+    /// The highest epoch it has heard.
+    pub fn highest_epoch(&self) -> Option<Epoch> {
+        self.highest.as_ref().map(|proof| proof.epoch.clone())
+    }
+}
+
+/// Why the runtime did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Only a primary takes facts.
+    #[error("this coordinator is {}, not the primary: ask the primary{}", .role.as_str(), named(.primary))]
+    NotPrimary {
+        /// What it is.
+        role: CoordinatorRole,
+        /// The primary, as far as it is known.
+        primary: Option<String>,
+    },
+    /// Only a standby follows.
+    #[error("this coordinator is {}, not a standby: it follows nobody", .0.as_str())]
+    NotStandby(CoordinatorRole),
+    /// An epoch that is not higher than one heard before.
+    #[error("epoch {offered} is not above {highest}, the highest heard: take that one's number plus one")]
+    EpochTooLow {
+        /// What was offered.
+        offered: String,
+        /// What is known.
+        highest: String,
+    },
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// State did not take an entry or a snapshot.
+    #[error("{0}")]
+    State(String),
+    /// The coordinator is going down.
+    #[error("the coordinator is stopping: try again in a few seconds")]
+    Stopped,
+}
+
+/// The name callers of `submit` know.
+pub type SubmitError = RuntimeError;
+
+fn named(primary: &Option<String>) -> String {
+    primary.as_ref().map(|name| format!(" ({name})")).unwrap_or_default()
+}
+
+/// What a submission became.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Index of the first submitted fact: its trace id.
+    pub trace: u64,
+    /// The journal's end after the commit.
+    pub head: Head,
+    /// Log time of the commit.
+    pub at: Timestamp,
+}
+
+/// What one commit made durable.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// The entries, in order. Never empty.
+    pub entries: Arc<[Entry]>,
+    /// The journal's end after them.
+    pub head: Head,
+}
+
+/// What a reader sees: State as of the last commit, and what lives beside it.
+pub struct View<'a> {
+    //CORE /// Committed State.
+    //CORE pub state: &'a State,
+    //CORE /// The liveness table.
+    //CORE pub liveness: &'a Liveness,
+    /// Log time.
+    pub now: Timestamp,
+    /// The journal.
+    pub store: &'a dyn JournalStore,
+    /// Role and epoch.
+    pub standing: &'a Standing,
+    /// Log time at which this process began.
+    pub started: Timestamp,
+}
+
+impl std::fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("now", &self.now).field("standing", self.standing).finish_non_exhaustive()
+    }
+}
+
+type Reply<T> = oneshot::Sender<Result<T, RuntimeError>>;
+pub(super) type Read = Box<dyn FnOnce(&View<'_>) + Send>;
+
+/// One input of the loop.
+pub(super) enum Input {
+    Facts { facts: Vec<Fact>, reply: Option<Reply<Committed>> },
+    Read(Read),
+    AppendStored { entries: Vec<StoredEntry>, reply: Reply<Head> },
+    InstallSnapshot { snapshot: Snapshot, reply: Reply<Head> },
+    Promote { proof: EpochProof, fact: Box<Fact>, reply: Reply<Committed> },
+    HearEpoch { proof: EpochProof, reply: Reply<Standing> },
+}
+
+/// A standby, as its primary knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Follower {
+    /// Journal index it has made durable.
+    pub index: u64,
+    /// Log time of its last word.
+    pub last_heard: Timestamp,
+}
+
+/// The promise of an answer that is given after the commit.
+#[derive(Debug)]
+pub struct Waiting(oneshot::Receiver<Result<Committed, RuntimeError>>);
+
+impl Waiting {
+    /// The answer.
+    pub async fn done(self) -> Result<Committed, RuntimeError> {
+        self.0.await.unwrap_or(Err(RuntimeError::Stopped))
+    }
+}
+
+pub(super) struct Shared {
+    pub(super) inbox: mpsc::Sender<Input>,
+    pub(super) committed: broadcast::Sender<Batch>,
+    pub(super) standing: watch::Sender<Standing>,
+    pub(super) head: watch::Sender<Head>,
+    pub(super) replicated: watch::Sender<Option<u64>>,
+    pub(super) followers: Mutex<BTreeMap<CoordinatorId, Follower>>,
+    pub(super) links: Arc<Links>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Turns of the loop: a number that stands still means a loop that hangs.
+    pub(super) turns: AtomicU64,
+    pub(super) now_ms: AtomicU64,
+    pub(super) stop: CancellationToken,
+}
+
+/// The way to the loop.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("standing", &*self.shared.standing.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    /// Submits one fact and waits until it and what followed from it are durable.
+    pub async fn submit(&self, fact: Fact) -> Result<Committed, RuntimeError> {
+        self.submit_all(vec![fact]).await
+    }
+
+    /// Submits facts that belong together: one commit, in this order.
+    pub async fn submit_all(&self, facts: Vec<Fact>) -> Result<Committed, RuntimeError> {
+        self.enqueue(facts).await?.done().await
+    }
+
+    /// Puts facts into the inbox (waiting while it is full) and gives the promise of their commit.
+    pub async fn enqueue(&self, facts: Vec<Fact>) -> Result<Waiting, RuntimeError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Input::Facts { facts, reply: Some(reply) }).await?;
+        Ok(Waiting(answer))
+    }
+
+    /// Reads committed State, between two commits. `read` runs on the loop's thread: it looks and copies, nothing more.
+    pub async fn query<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&View<'_>) -> T + Send + 'static,
+    ) -> Result<T, RuntimeError> {
+        let (reply, answer) = oneshot::channel();
+        let read: Read = Box::new(move |view| {
+            // The asker may have gone; its answer then goes nowhere.
+            drop(reply.send(read(view)));
+        });
+        self.send(Input::Read(read)).await?;
+        answer.await.map_err(|_| RuntimeError::Stopped)
+    }
+
+    /// Every batch committed (or replicated) from now on. A receiver that lags has missed some and must begin anew.
+    pub fn subscribe(&self) -> broadcast::Receiver<Batch> {
+        self.shared.committed.subscribe()
+    }
+
+    /// The journal's end, as it moves.
+    pub fn head(&self) -> watch::Receiver<Head> {
+        self.shared.head.subscribe()
+    }
+
+    /// Role and epoch, as they change.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.shared.standing.subscribe()
+    }
+
+    /// What this coordinator is now.
+    pub fn role(&self) -> CoordinatorRole {
+        self.shared.standing.borrow().role
+    }
+
+    /// Log time as of the loop's last turn.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_unix_ms(i64::try_from(self.shared.now_ms.load(Ordering::Relaxed)).unwrap_or(i64::MAX))
+    }
+
+    /// Turns the loop has made. It turns at least twice a second while it is healthy.
+    pub fn turns(&self) -> u64 {
+        self.shared.turns.load(Ordering::Relaxed)
+    }
+
+    /// The agents' links: liveness atomics and ways to reach a connected agent.
+    pub fn links(&self) -> &Arc<Links> {
+        &self.shared.links
+    }
+
+    /// Counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    /// Cancelled when the coordinator is to stop.
+    pub fn stopping(&self) -> CancellationToken {
+        self.shared.stop.clone()
+    }
+
+    /// Standby: makes the primary's entries durable and applies them.
+    pub async fn append_replicated(&self, entries: Vec<StoredEntry>) -> Result<Head, RuntimeError> {
+        self.ask(|reply| Input::AppendStored { entries, reply }).await
+    }
+
+    /// Standby: replaces journal and State by the primary's snapshot.
+    pub async fn install_snapshot(&self, snapshot: Snapshot) -> Result<Head, RuntimeError> {
+        self.ask(|reply| Input::InstallSnapshot { snapshot, reply }).await
+    }
+
+    /// Becomes the primary under a new epoch. The epoch is durable before `fact` (a `TookOver`) is journaled.
+    pub async fn promote(&self, proof: EpochProof, fact: Fact) -> Result<Committed, RuntimeError> {
+        self.ask(|reply| Input::Promote { proof, fact: Box::new(fact), reply }).await
+    }
+
+    /// Tells of an epoch whose proof was verified. When it is above a primary's own, that primary is fenced at once.
+    pub async fn hear_epoch(&self, proof: EpochProof) -> Result<Standing, RuntimeError> {
+        self.ask(|reply| Input::HearEpoch { proof, reply }).await
+    }
+
+    /// Primary: notes how far a standby is.
+    pub fn follower_progress(&self, id: CoordinatorId, index: u64) {
+        let mut followers = lock(&self.shared.followers);
+        followers.insert(id, Follower { index, last_heard: self.now() });
+        let replicated = followers.values().map(|follower| follower.index).min();
+        self.shared.replicated.send_replace(replicated);
+    }
+
+    /// Primary: forgets a standby that is gone for good; entries then count as safe without it.
+    pub fn forget_follower(&self, id: &CoordinatorId) {
+        let mut followers = lock(&self.shared.followers);
+        followers.remove(id);
+        let replicated = followers.values().map(|follower| follower.index).min();
+        self.shared.replicated.send_replace(replicated);
+    }
+
+    /// Primary: its standbys.
+    pub fn followers(&self) -> BTreeMap<CoordinatorId, Follower> {
+        lock(&self.shared.followers).clone()
+    }
+
+    /// Journal index that every standby holds, as it moves; `None` where there is no standby.
+    pub fn replicated(&self) -> watch::Receiver<Option<u64>> {
+        self.shared.replicated.subscribe()
+    }
+
+    /// Asks the loop to commit what it has, take a snapshot and end. Everything that watches [`Handle::stopping`] ends too.
+    pub fn shutdown(&self) {
+        self.shared.stop.cancel();
+    }
+
+    async fn ask<T>(&self, input: impl FnOnce(Reply<T>) -> Input) -> Result<T, RuntimeError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(input(reply)).await?;
+        answer.await.unwrap_or(Err(RuntimeError::Stopped))
+    }
+
+    async fn send(&self, input: Input) -> Result<(), RuntimeError> {
+        self.shared.inbox.send(input).await.map_err(|_| RuntimeError::Stopped)
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,302 @@
+//! The journal in one SQLite file: WAL, `synchronous=FULL`, one writer.
+//!
+//! A lock file beside it keeps a second coordinator out; readers such as `check-store` are welcome at any time.
+
+use super::{Head, JournalHash, JournalStore, Snapshot, StoreError, StoredEntry};
+use muster_common::time::Timestamp;
+use muster_coordinator_core::entry::Entry;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = "
+CREATE TABLE journal (idx INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, hash BLOB NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE snapshot (idx INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, hash BLOB NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+";
+/// Entries kept behind the head: weeks of a busy fleet at about 1 KiB each. Older ones go when a snapshot is taken.
+const RETAINED_ENTRIES_MAX: u64 = 2_000_000;
+/// Snapshots kept: the newest, and the one before in case it does not decode.
+const SNAPSHOTS_KEPT: i64 = 2;
+/// WAL size at which SQLite checkpoints, in pages of 4 KiB.
+const CHECKPOINT_PAGES: i64 = 2_000;
+/// Meta key of the chain's value just before the oldest kept entry: index (8 bytes, big-endian) and hash.
+const META_BASE: &str = "base";
+
+/// The file of a `sqlite:PATH` URL.
+pub fn path_of(url: &str) -> Result<PathBuf, StoreError> {
+    match url.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() => Ok(PathBuf::from(path)),
+        _ => Err(StoreError::Url(muster_common::limits::clip(url, 200))),
+    }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
+    move |source| StoreError::Sqlite { action, source }
+}
+
+/// SQLite integers are signed; no journal reaches 2^63 entries.
+fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn from_sql(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+/// A journal in a SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    connection: Connection,
+    head: Head,
+    /// Held for as long as the store lives; absent when opened for reading only.
+    _lock: Option<File>,
+}
+
+impl SqliteStore {
+    /// Opens the journal for writing, creating it when there is none.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock_path = path.with_extension("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|source| StoreError::Open { path: lock_path.clone(), source })?;
+        lock.try_lock().map_err(|_| StoreError::InUse { path: lock_path })?;
+        let connection = Connection::open(path).map_err(failed("open"))?;
+        connection
+            .execute_batch(&format!(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES};
+                 PRAGMA foreign_keys=ON; PRAGMA busy_timeout=5000;"
+            ))
+            .map_err(failed("open"))?;
+        if version_of(&connection)? == 0 {
+            let create = format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;");
+            connection.execute_batch(&create).map_err(failed("create"))?;
+        }
+        Self::from_connection(connection, Some(lock))
+    }
+
+    /// Opens an existing journal for reading, also beside a running coordinator.
+    pub fn open_read_only(path: &Path) -> Result<Self, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(failed("open"))?;
+        Self::from_connection(connection, None)
+    }
+
+    fn from_connection(connection: Connection, lock: Option<File>) -> Result<Self, StoreError> {
+        let found = version_of(&connection)?;
+        if found != SCHEMA_VERSION {
+            return Err(StoreError::Schema { found, known: SCHEMA_VERSION });
+        }
+        let mut store = Self { connection, head: Head::default(), _lock: lock };
+        store.head = store.read_head()?;
+        Ok(store)
+    }
+
+    fn read_head(&self) -> Result<Head, StoreError> {
+        let last = "SELECT idx, hash, at_ms FROM journal UNION ALL SELECT idx, hash, at_ms FROM snapshot
+                    ORDER BY idx DESC LIMIT 1";
+        let row = self
+            .connection
+            .query_row(last, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, i64>(2)?)))
+            .optional()
+            .map_err(failed("read"))?;
+        let Some((index, hash, at_ms)) = row else { return Ok(Head::default()) };
+        Ok(Head { index: from_sql(index), hash: hash_of(from_sql(index), &hash)?, at: Timestamp::from_unix_ms(at_ms) })
+    }
+
+    /// The chain's value just before the oldest kept entry.
+    pub fn base(&self) -> Result<(u64, JournalHash), StoreError> {
+        let Some(bytes) = self.meta(META_BASE)? else { return Ok((0, JournalHash::ZERO)) };
+        let damaged = || StoreError::Damaged { index: 0, what: "the base of the chain is not readable".to_owned() };
+        let (index, hash) = bytes.split_first_chunk::<8>().ok_or_else(damaged)?;
+        Ok((u64::from_be_bytes(*index), JournalHash::from_slice(hash).ok_or_else(damaged)?))
+    }
+
+    /// SQLite's own check of the file; empty when it is sound.
+    pub fn quick_check(&self) -> Result<Vec<String>, StoreError> {
+        let mut statement = self.connection.prepare("PRAGMA quick_check(20)").map_err(failed("check"))?;
+        let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(failed("check"))?;
+        let lines: Vec<String> = rows.collect::<Result<_, _>>().map_err(failed("check"))?;
+        Ok(lines.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    fn insert(&mut self, rows: &[(StoredEntry, Timestamp)]) -> Result<Head, StoreError> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+            .map_err(failed("begin a write to"))?;
+        {
+            let mut insert = transaction
+                .prepare_cached("INSERT INTO journal (idx, at_ms, hash, body) VALUES (?1, ?2, ?3, ?4)")
+                .map_err(failed("write"))?;
+            for (row, at) in rows {
+                insert
+                    .execute(params![to_sql(row.index), at.unix_ms(), row.hash.0.as_slice(), row.body.as_slice()])
+                    .map_err(failed("write"))?;
+            }
+        }
+        transaction.commit().map_err(failed("commit"))?;
+        if let Some((row, at)) = rows.last() {
+            self.head = Head { index: row.index, hash: row.hash, at: *at };
+        }
+        Ok(self.head)
+    }
+}
+
+fn version_of(connection: &Connection) -> Result<i64, StoreError> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed("read"))
+}
+
+fn hash_of(index: u64, bytes: &[u8]) -> Result<JournalHash, StoreError> {
+    JournalHash::from_slice(bytes)
+        .ok_or_else(|| StoreError::Damaged { index, what: "its hash is not 32 bytes".to_owned() })
+}
+
+impl JournalStore for SqliteStore {
+    fn head(&self) -> Head {
+        self.head
+    }
+
+    fn append(&mut self, entries: &[Entry]) -> Result<Head, StoreError> {
+        let (mut index, mut hash) = (self.head.index, self.head.hash);
+        let mut rows = Vec::with_capacity(entries.len());
+        for entry in entries {
+            if entry.index != index + 1 {
+                return Err(StoreError::NotNext { found: entry.index, head: index });
+            }
+            let body = serde_json::to_vec(entry)?;
+            (index, hash) = (entry.index, hash.then(&body));
+            rows.push((StoredEntry { index, hash, body }, entry.at));
+        }
+        self.insert(&rows)
+    }
+
+    fn append_stored(&mut self, entries: &[StoredEntry]) -> Result<Head, StoreError> {
+        let (mut index, mut hash) = (self.head.index, self.head.hash);
+        let mut rows = Vec::with_capacity(entries.len());
+        for entry in entries {
+            if entry.index != index + 1 {
+                return Err(StoreError::NotNext { found: entry.index, head: index });
+            }
+            let decoded = entry.decode()?;
+            (index, hash) = (entry.index, hash.then(&entry.body));
+            if hash != entry.hash {
+                let what = "its hash does not continue the chain".to_owned();
+                return Err(StoreError::Damaged { index, what });
+            }
+            rows.push((entry.clone(), decoded.at));
+        }
+        self.insert(&rows)
+    }
+
+    fn entries_from(&self, index: u64, max: usize) -> Result<Vec<StoredEntry>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT idx, hash, body FROM journal WHERE idx >= ?1 ORDER BY idx LIMIT ?2")
+            .map_err(failed("read"))?;
+        let limit = i64::try_from(max).unwrap_or(i64::MAX);
+        let rows = statement
+            .query_map(params![to_sql(index), limit], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Vec<u8>>(2)?))
+            })
+            .map_err(failed("read"))?;
+        let mut entries = Vec::new();
+        for row in rows {
+            let (found, hash, body) = row.map_err(failed("read"))?;
+            let index = from_sql(found);
+            entries.push(StoredEntry { index, hash: hash_of(index, &hash)?, body });
+        }
+        Ok(entries)
+    }
+
+    fn oldest(&self) -> Result<u64, StoreError> {
+        let oldest: Option<i64> =
+            self.connection.query_row("SELECT min(idx) FROM journal", [], |row| row.get(0)).map_err(failed("read"))?;
+        Ok(oldest.map_or(self.head.index + 1, from_sql))
+    }
+
+    fn snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        let newest = "SELECT idx, at_ms, hash, body FROM snapshot ORDER BY idx DESC LIMIT 1";
+        let row = self
+            .connection
+            .query_row(newest, [], |row| {
+                let (index, at_ms): (i64, i64) = (row.get(0)?, row.get(1)?);
+                Ok((index, at_ms, row.get::<_, Vec<u8>>(2)?, row.get::<_, Vec<u8>>(3)?))
+            })
+            .optional()
+            .map_err(failed("read"))?;
+        let Some((index, at_ms, hash, body)) = row else { return Ok(None) };
+        let index = from_sql(index);
+        Ok(Some(Snapshot { index, hash: hash_of(index, &hash)?, at: Timestamp::from_unix_ms(at_ms), body }))
+    }
+
+    fn put_snapshot(&mut self, state: &[u8]) -> Result<(), StoreError> {
+        let head = self.head;
+        let keep_from = head.index.saturating_sub(RETAINED_ENTRIES_MAX);
+        let (base, _) = self.base()?;
+        let transaction = self.connection.transaction().map_err(failed("begin a write to"))?;
+        transaction
+            .execute(
+                "INSERT OR REPLACE INTO snapshot (idx, at_ms, hash, body) VALUES (?1, ?2, ?3, ?4)",
+                params![to_sql(head.index), head.at.unix_ms(), head.hash.0.as_slice(), state],
+            )
+            .map_err(failed("write a snapshot to"))?;
+        transaction
+            .execute(
+                "DELETE FROM snapshot WHERE idx NOT IN (SELECT idx FROM snapshot ORDER BY idx DESC LIMIT ?1)",
+                [SNAPSHOTS_KEPT],
+            )
+            .map_err(failed("write a snapshot to"))?;
+        if keep_from > base {
+            let hash: Vec<u8> = transaction
+                .query_row("SELECT hash FROM journal WHERE idx = ?1", [to_sql(keep_from)], |row| row.get(0))
+                .map_err(failed("prune"))?;
+            let value = [keep_from.to_be_bytes().as_slice(), &hash].concat();
+            put_meta(&transaction, META_BASE, &value)?;
+            transaction.execute("DELETE FROM journal WHERE idx <= ?1", [to_sql(keep_from)]).map_err(failed("prune"))?;
+        }
+        transaction.commit().map_err(failed("commit"))
+    }
+
+    fn replace(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction().map_err(failed("begin a write to"))?;
+        transaction.execute_batch("DELETE FROM journal; DELETE FROM snapshot;").map_err(failed("replace"))?;
+        transaction
+            .execute(
+                "INSERT INTO snapshot (idx, at_ms, hash, body) VALUES (?1, ?2, ?3, ?4)",
+                params![
+                    to_sql(snapshot.index),
+                    snapshot.at.unix_ms(),
+                    snapshot.hash.0.as_slice(),
+                    snapshot.body.as_slice()
+                ],
+            )
+            .map_err(failed("replace"))?;
+        let base = [snapshot.index.to_be_bytes().as_slice(), &snapshot.hash.0].concat();
+        put_meta(&transaction, META_BASE, &base)?;
+        transaction.commit().map_err(failed("commit"))?;
+        self.head = Head { index: snapshot.index, hash: snapshot.hash, at: snapshot.at };
+        Ok(())
+    }
+
+    fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.connection
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+            .optional()
+            .map_err(failed("read"))
+    }
+
+    fn set_meta(&mut self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        put_meta(&self.connection, key, value)
+    }
+}
+
+fn put_meta(connection: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
+    let put = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+    connection.execute(put, params![key, value]).map_err(failed("write"))?;
+    Ok(())
+}
