@@ -2,6 +2,7 @@
 
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::finding::{Finding, FindingKey, SubjectKey};
+use muster_common::ids::ServiceName;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,8 @@ pub struct Problem {
     pub next_steps: Vec<String>,
     /// `CLOCK_BOOTTIME` of what happened, where it is older than the run that found it (a kernel record).
     pub observed_boottime_ms: Option<u64>,
+    /// The service it concerns, where that is another than the probe's subject (the victim of an OOM kill).
+    pub service: Option<ServiceName>,
 }
 
 impl Problem {
@@ -59,6 +62,7 @@ impl Problem {
             evidence: Evidence::new(),
             next_steps: Vec::new(),
             observed_boottime_ms: None,
+            service: None,
         }
     }
 
@@ -90,9 +94,13 @@ impl Problem {
         self
     }
 
-    /// The finding about `subject`.
+    /// The finding about `subject`, under the service the problem names, if it names one.
     pub fn finding(&self, subject: &SubjectKey) -> Finding {
-        let key = FindingKey { subject: subject.clone(), reason: self.reason };
+        let mut subject = subject.clone();
+        if let Some(service) = &self.service {
+            subject.service = service.clone();
+        }
+        let key = FindingKey { subject, reason: self.reason };
         Finding::new(key, &self.summary)
             .severity(self.severity.unwrap_or(self.reason.default_severity()))
             .grade(self.grade)
