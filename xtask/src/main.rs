@@ -1,2 +1,65 @@
-//! placeholder
-fn main() {}
+//! The project's own tasks. `cargo xtask demo` and `cargo xtask test` are the two commands of the README.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+mod demo;
+mod drill;
+mod lab;
+mod suite;
+mod tidy;
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "Muster's own tasks", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// The main job on real input: two coordinators, three agents, real faults; checks itself
+    Demo(demo::Options),
+    /// Everything that must pass
+    Test(suite::Options),
+    /// What CI runs: formatting, lints, docs, tidy, then the tests and the demo
+    Ci(suite::Options),
+    /// House rules that no compiler checks
+    Tidy,
+    /// Long or violent exercises
+    Drill {
+        #[command(subcommand)]
+        drill: drill::Drill,
+    },
+    /// A small service for the demo to watch and to break
+    #[command(hide = true)]
+    DemoService(lab::service::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => suite::test(&options),
+        Task::Ci(options) => suite::ci(&options),
+        Task::Tidy => tidy::run(),
+        Task::Drill { drill } => drill::run(&drill),
+        Task::DemoService(options) => lab::service::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a line at once, also into a pipe; a closed pipe is not our problem.
+#[macro_export]
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let mut out = std::io::stdout().lock();
+        drop(writeln!(out, $($argument)*).and_then(|()| out.flush()));
+    }};
+}

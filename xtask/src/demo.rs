@@ -1,0 +1,235 @@
+//! `cargo xtask demo`: the main job on real input, checking itself.
+//!
+//! Two coordinators, three agents and a handful of small services run as real processes with their own state. Then
+//! things are broken for real, and each fault must be found and paged exactly once. What is not possible on this machine
+//! (a memory cgroup) is skipped, and told.
+
+mod faults;
+
+use crate::lab::receiver::Call;
+use crate::lab::{Lab, PAGERDUTY_PATH, WEBHOOK_PATH};
+use crate::say;
+use anyhow::{Result, bail, ensure};
+use clap::Args;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How to run it.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// Keeps everything up at the end and prints commands to try; Ctrl-C ends it
+    #[arg(long)]
+    stay: bool,
+    /// Leaves the temporary folder (logs, configs, journals) behind
+    #[arg(long)]
+    keep: bool,
+}
+
+/// How long a fault may take from its making to its page. Generous: a loaded machine is not what is tested.
+const PAGE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Holds and stability windows of the demo: seconds where production has minutes.
+const COORDINATOR_EXTRA: &str = "\
+[incidents]\n\
+hold = { sev0 = \"0s\", sev1 = \"0s\", sev2 = \"2s\", sev3 = \"4s\", sev4 = \"4s\" }\n\
+stability = { sev0 = \"5s\", sev1 = \"5s\", sev2 = \"5s\", sev3 = \"5s\", sev4 = \"5s\" }\n";
+
+/// One line of the closing table.
+struct Row {
+    fault: &'static str,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Paged { after: Duration, incident: String, severity: String, title: String },
+    Skipped(String),
+    Done { after: Duration, what: String },
+}
+
+/// Runs it. An error when anything was not found, was paged twice, or did not resolve.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut lab = Lab::new("demo", options.keep)?;
+    let outcome = play(&mut lab);
+    match &outcome {
+        Ok(rows) => print_table(rows),
+        Err(error) => say!("\nFAILED: {error:#}\nlogs: {} (kept only with --keep)", lab.path("log")),
+    }
+    if options.stay {
+        print_commands(&lab)?;
+        // Until Ctrl-C: the signal thread ends everything and the process.
+        loop {
+            std::thread::park();
+        }
+    }
+    outcome.map(|rows| say!("\ndemo passed: {} steps", rows.len()))
+}
+
+fn play(lab: &mut Lab) -> Result<Vec<Row>> {
+    start_fleet(lab)?;
+    let mut rows = Vec::new();
+    for fault in faults::ALL {
+        let row = Row { fault: fault.name, outcome: make_fault(lab, fault)? };
+        progress(&row);
+        rows.push(row);
+    }
+    rows.extend(lose_the_primary(lab)?);
+    check_each_paged_once(lab)?;
+    Ok(rows)
+}
+
+fn start_fleet(lab: &mut Lab) -> Result<()> {
+    say!("starting two coordinators, three agents and their services …");
+    lab.prepare_coordinators(&["coord-a", "coord-b"])?;
+    lab.write_coordinator_config("coord-a", None, COORDINATOR_EXTRA)?;
+    lab.write_coordinator_config("coord-b", Some("coord-a"), COORDINATOR_EXTRA)?;
+    lab.start_coordinator("coord-a")?;
+    lab.start_coordinator("coord-b")?;
+    faults::start_services(lab)?;
+    for host in faults::HOSTS {
+        lab.start_agent(host, &faults::services_config(lab, host))?;
+    }
+    let (_, took) = lab.wait("three agents live, a standby following", Duration::from_secs(60), || {
+        let status = lab.ctl("coord-a", &["status"])?;
+        let live = status["agents_live"].as_u64() == Some(3);
+        let standby = status["standbys"].as_array().is_some_and(|standbys| standbys.len() == 1);
+        Ok((live && standby).then_some(()))
+    })?;
+    say!("  ok    fleet up                    3 agents live, standby follows ({took:.1?})");
+    Ok(())
+}
+
+/// Makes one fault, waits for its page, mends it, waits for its resolve.
+fn make_fault(lab: &Lab, fault: &faults::Fault) -> Result<Outcome> {
+    let before = lab.receiver.calls(WEBHOOK_PATH).len();
+    let start = std::time::Instant::now();
+    if let Some(reason) = (fault.inject)(lab)? {
+        return Ok(Outcome::Skipped(reason));
+    }
+    let (page, _) = lab.wait(&format!("a page for: {}", fault.name), PAGE_LIMIT, || {
+        Ok(lab.receiver.calls(WEBHOOK_PATH).into_iter().skip(before).find(|call| fault.matches(call)))
+    })?;
+    let outcome = Outcome::Paged {
+        after: page.at.duration_since(start),
+        incident: page.text("/incident").to_owned(),
+        severity: page.text("/severity").to_owned(),
+        title: page.text("/title").to_owned(),
+    };
+    if let Some(mend) = fault.mend {
+        mend(lab)?;
+        let key = page.text("/dedup_key").to_owned();
+        lab.wait(&format!("the resolve of: {}", fault.name), PAGE_LIMIT, || {
+            let calls = lab.receiver.calls(WEBHOOK_PATH);
+            Ok(calls
+                .iter()
+                .any(|call| call.text("/dedup_key") == key && call.text("/action") == "resolve")
+                .then_some(()))
+        })?;
+    }
+    Ok(outcome)
+}
+
+/// Acknowledges an open incident, kills the primary, promotes the standby, and checks what carried over.
+fn lose_the_primary(lab: &mut Lab) -> Result<Vec<Row>> {
+    let open = lab.ctl("coord-a", &["incidents", "list"])?;
+    let Some(number) =
+        open["incidents"].as_array().and_then(|list| list.first()).map(|incident| incident["id"].clone())
+    else {
+        bail!("no incident is open to be carried over: {open}");
+    };
+    let number = number.as_str().unwrap_or_default().to_owned();
+    lab.ctl("coord-a", &["incidents", "ack", &number, "--note", "looking"])?;
+    lab.wait("the standby to hold the acknowledgement", PAGE_LIMIT, || {
+        Ok((lab.ctl("coord-b", &["incidents", "show", &number])?["owner"].as_str() != Some("")).then_some(()))
+    })?;
+    lab.kill("coord-a", nix::sys::signal::Signal::SIGKILL)?;
+    let start = std::time::Instant::now();
+    lab.ctl("coord-b", &["failover", "promote", "--old-primary", "coord-a", "--force", "--yes", "--reason", "demo"])?;
+    let (_, _) = lab.wait("agents to re-home to coord-b", PAGE_LIMIT, || {
+        // One of the three was stopped by a fault above and stays away.
+        Ok((lab.ctl("coord-b", &["status"])?["agents_live"].as_u64() >= Some(2)).then_some(()))
+    })?;
+    let rehomed = Row {
+        fault: "primary killed, standby promoted",
+        outcome: Outcome::Done { after: start.elapsed(), what: "agents re-homed".to_owned() },
+    };
+    progress(&rehomed);
+    let carried = lab.ctl("coord-b", &["incidents", "show", &number])?;
+    ensure!(carried["state"].as_str().is_some_and(|state| state.eq_ignore_ascii_case("acknowledged")), "{carried}");
+    let after = Row { fault: faults::AFTER_TAKEOVER.name, outcome: make_fault(lab, &faults::AFTER_TAKEOVER)? };
+    progress(&after);
+    Ok(vec![rehomed, after])
+}
+
+/// Over the whole run: one deduplication key per incident, no incident without its page at both receivers, and no two
+/// incidents open for one cause at a time.
+fn check_each_paged_once(lab: &Lab) -> Result<()> {
+    let triggers = |path: &str, action: &str, is: &str| -> Vec<Call> {
+        lab.receiver.calls(path).into_iter().filter(|call| call.text(action) == is).collect()
+    };
+    let hooks = triggers(WEBHOOK_PATH, "/action", "trigger");
+    let mut keys: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for call in &hooks {
+        keys.entry(call.text("/incident").to_owned()).or_default().insert(call.text("/dedup_key").to_owned());
+    }
+    for (incident, keys) in &keys {
+        ensure!(keys.len() == 1, "{incident} was paged under {} keys", keys.len());
+    }
+    let expected = faults::ALL.iter().chain([&faults::AFTER_TAKEOVER]);
+    for fault in expected {
+        let distinct: BTreeSet<String> =
+            hooks.iter().filter(|call| fault.matches(call)).map(|call| call.text("/dedup_key").to_owned()).collect();
+        ensure!(distinct.len() <= 1, "{} was paged {} times", fault.name, distinct.len());
+    }
+    let (_, _) = lab.wait("PagerDuty's stand-in has the same keys", PAGE_LIMIT, || {
+        let pagerduty: BTreeSet<String> = triggers(PAGERDUTY_PATH, "/event_action", "trigger")
+            .iter()
+            .map(|call| call.text("/dedup_key").to_owned())
+            .collect();
+        let webhook: BTreeSet<String> = keys.values().flatten().cloned().collect();
+        Ok(webhook.is_subset(&pagerduty).then_some(()))
+    })?;
+    let stray: Vec<String> = hooks
+        .iter()
+        .filter(|call| !faults::ALL.iter().chain([&faults::AFTER_TAKEOVER]).any(|fault| fault.matches(call)))
+        .map(|call| format!("{} {}", call.text("/reason"), call.text("/title")))
+        .collect();
+    ensure!(stray.is_empty(), "pages that no fault explains: {stray:#?}");
+    Ok(())
+}
+
+fn progress(row: &Row) {
+    match &row.outcome {
+        Outcome::Paged { after, severity, title, .. } => {
+            say!("  ok    {:<34} {severity} after {after:.1?}: {title}", row.fault);
+        }
+        Outcome::Skipped(why) => say!("  skip  {:<34} {why}", row.fault),
+        Outcome::Done { after, what } => say!("  ok    {:<34} {what} after {after:.1?}", row.fault),
+    }
+}
+
+fn print_table(rows: &[Row]) {
+    say!("\n{:<36} {:<10} {:<18} {:>9}", "what was broken", "result", "incident", "page after");
+    say!("{}", "-".repeat(78));
+    for row in rows {
+        let (result, incident, after) = match &row.outcome {
+            Outcome::Paged { after, incident, .. } => ("paged once", incident.as_str(), format!("{after:.1?}")),
+            Outcome::Skipped(_) => ("skipped", "", String::new()),
+            Outcome::Done { after, .. } => ("done", "", format!("{after:.1?}")),
+        };
+        say!("{:<36} {result:<10} {incident:<18} {after:>9}", row.fault);
+    }
+}
+
+fn print_commands(lab: &Lab) -> Result<()> {
+    let tls = lab.path("tls/alice");
+    let endpoint = lab.endpoint("coord-b")?;
+    let address = endpoint.trim_start_matches("https://");
+    let flags = format!("-cacert {tls}/ca.pem -cert {tls}/cert.pem -key {tls}/key.pem {address}");
+    say!("\nEverything stays up; Ctrl-C ends it. To try:");
+    say!("  grpcurl {flags} list");
+    say!("  grpcurl {flags} muster.v1.FleetService/GetFleetStatus");
+    say!("  grpcurl {flags} muster.v1.IncidentService/ListIncidents");
+    say!("  grpcurl -d '{{\"page_size\": 5}}' {flags} muster.v1.FindingService/ListFindings");
+    say!("  {} {} status", lab.binary("musterctl").display(), lab.ctl_arguments("coord-b")?.join(" "));
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! `cargo xtask test` and `cargo xtask ci`: named steps, one line each, with what was skipped told at the end.
+
+use crate::{demo, drill, say, tidy};
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// What to run besides.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Options {
+    /// Leave the demo out (it is the longest step)
+    #[arg(long)]
+    no_demo: bool,
+}
+
+/// Crash rounds that the quick suite runs; all hundred by `cargo xtask drill crash`.
+const CRASH_ROUNDS_QUICK: u32 = 8;
+
+/// The workspace's root folder.
+pub(crate) fn workspace() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Everything that must pass.
+pub(crate) fn test(options: &Options) -> Result<()> {
+    let mut skipped = Vec::new();
+    step("house rules (tidy)", tidy::run)?;
+    step("unit, integration and simulation tests", || {
+        skipped.extend(cargo_test()?);
+        Ok(())
+    })?;
+    step("crash drill (quick)", || drill::crash(CRASH_ROUNDS_QUICK))?;
+    if options.no_demo {
+        skipped.push("the demo, by --no-demo".to_owned());
+    } else {
+        step("demo", || demo::run(&demo::Options::default()))?;
+    }
+    report_skipped(&skipped);
+    Ok(())
+}
+
+/// What CI runs.
+pub(crate) fn ci(options: &Options) -> Result<()> {
+    step("formatting", || cargo(&["fmt", "--all", "--check"]))?;
+    step("lints", || cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    step("documentation", || {
+        let mut command = cargo_command(&["doc", "--quiet", "--workspace", "--no-deps"]);
+        command.env("RUSTDOCFLAGS", "-D warnings");
+        run(command)
+    })?;
+    step("the other crypto provider compiles", || {
+        let packages = ["--package", "muster-agent", "--package", "muster-coordinator", "--package", "musterctl"];
+        let mut arguments = vec!["check", "--quiet", "--no-default-features", "--features", "aws-lc-rs"];
+        arguments.extend(packages);
+        cargo(&arguments)
+    })?;
+    step("dependencies: licences, bans, sources, advisories", deny)?;
+    test(options)
+}
+
+fn step(name: &str, task: impl FnOnce() -> Result<()>) -> Result<()> {
+    say!("==> {name}");
+    let start = Instant::now();
+    task().with_context(|| format!("step failed: {name}"))?;
+    say!("<== {name}: passed in {:.0?}", start.elapsed());
+    Ok(())
+}
+
+fn cargo_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(workspace()).args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(mut command: Command) -> Result<()> {
+    let status = command.status()?;
+    ensure!(status.success(), "{command:?} failed: {status}");
+    Ok(())
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    run(cargo_command(arguments))
+}
+
+/// Runs `cargo deny` where it is installed. The advisory database needs a network: without it that check alone is left
+/// out, and told.
+fn deny() -> Result<()> {
+    let installed = Command::new("cargo-deny").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !installed {
+        say!("skipped: cargo-deny is not installed");
+        return Ok(());
+    }
+    cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"])?;
+    if !cargo_command(&["deny", "check", "advisories"]).output()?.status.success() {
+        let offline = cargo_command(&["deny", "fetch", "db"]).output()?;
+        ensure!(!offline.status.success(), "an advisory concerns this workspace: run cargo deny check advisories");
+        say!("skipped: advisories (the database cannot be fetched here)");
+    }
+    Ok(())
+}
+
+/// Runs the tests, prints their summaries, and returns what they said they skipped. All output is shown on failure.
+fn cargo_test() -> Result<Vec<String>> {
+    let mut command = cargo_command(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let output = child.stdout.take().context("no output")?;
+    let (mut all, mut skipped) = (Vec::new(), Vec::new());
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if line.starts_with("test result:") && !line.contains(" 0 passed; 0 failed") {
+            say!("{line}");
+        }
+        if let Some(what) = line.trim().strip_prefix("skipped: ") {
+            skipped.push(what.to_owned());
+        }
+        all.push(line);
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        all.iter().for_each(|line| say!("{line}"));
+        bail!("tests failed: {status}");
+    }
+    Ok(skipped)
+}
+
+fn report_skipped(skipped: &[String]) {
+    if skipped.is_empty() {
+        say!("nothing was skipped");
+        return;
+    }
+    say!("skipped here ({}):", skipped.len());
+    skipped.iter().for_each(|what| say!("  - {what}"));
+}
