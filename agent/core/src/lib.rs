@@ -3,5 +3,8 @@
 //! Invariant: no clock, no randomness, no I/O; the same input gives the same output. Time arrives as [`clock::Now`].
 
 pub mod clock;
+pub mod diagnose;
 pub mod judgement;
+pub mod ledger;
+pub mod schedule;
 pub mod services;
