@@ -2,6 +2,19 @@
 //!
 //! Invariant: no clock, no randomness, no I/O; the same entries give the same state and the same conclusions.
 
+pub mod apply;
+pub mod cause;
+pub mod decide;
 pub mod entry;
+pub mod invariants;
+pub mod liveness;
+pub mod machine;
 pub mod page;
 pub mod policy;
+pub mod replay;
+pub mod state;
+
+pub use apply::apply;
+pub use decide::decide;
+pub use machine::Machine;
+pub use state::{State, next_deadline};

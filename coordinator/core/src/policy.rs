@@ -57,6 +57,10 @@ pub struct LivenessPolicy {
     pub mass_window: Duration,
     /// Longest reconnect back-off of an agent plus its connect time-out: part of the re-hear window.
     pub reconnect_max: Duration,
+    /// How long an agent that said goodbye may be gone before that is an incident: a restart, an upgrade, a reboot.
+    pub goodbye_grace: Duration,
+    /// Agents admitted per second after a start or a takeover: stretches the re-hear window of a large fleet.
+    pub admission_per_s: u32,
 }
 
 /// When restarts are a storm.
@@ -119,6 +123,8 @@ impl Default for Policy {
                 mass_agents: 50,
                 mass_window: seconds(60),
                 reconnect_max: seconds(40),
+                goodbye_grace: seconds(600),
+                admission_per_s: 500,
             },
             restart_storm: RestartStormPolicy { window: seconds(600), host_restarts: 5, fleet_hosts: 3 },
             lock_contention: LockContentionPolicy { fleet_hosts: 3 },

@@ -1,0 +1,255 @@
+//! Who was heard when. Outside State: heartbeats are not journaled; what comes of them ([`Swept`]) is.
+//!
+//! Judged by the coordinator's own clock; what a host says about time has no place here.
+
+use crate::entry::{Disconnect, Silence};
+use crate::policy::LivenessPolicy;
+use crate::state::{Link, State};
+use muster_common::ids::AgentName;
+use muster_common::time::Timestamp;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Reconnects of one agent within [`FLAP_WINDOW`] that are not those of a healthy one.
+pub const FLAP_RECONNECTS: u64 = 10;
+/// Reconnects are counted over this long.
+pub const FLAP_WINDOW: Duration = Duration::from_secs(600);
+
+/// How one agent is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contact {
+    /// A stream is open.
+    Open,
+    /// Known from State; not heard by this process yet.
+    Awaited,
+    /// The stream ended.
+    Ended { how: Disconnect, at: Timestamp, reported: bool },
+    /// Reported silent.
+    Silent,
+}
+
+#[derive(Debug, Clone)]
+struct Row {
+    last_heard: Timestamp,
+    contact: Contact,
+    reconnects: u64,
+    reconnects_since: Timestamp,
+}
+
+/// What a sweep found; each becomes a fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Swept {
+    /// The agent is silent.
+    Silent {
+        /// Who.
+        agent: AgentName,
+        /// Last heard, log time.
+        last_heard: Timestamp,
+        /// Why it counts as silent.
+        silence: Silence,
+    },
+    /// The stream ended and the agent did not come back within the confirmation interval.
+    Disconnected {
+        /// Who.
+        agent: AgentName,
+        /// How.
+        how: Disconnect,
+    },
+    /// More reconnects than a healthy agent makes.
+    Flapping {
+        /// Who.
+        agent: AgentName,
+        /// How many.
+        reconnects: u64,
+    },
+}
+
+/// What a sign of life means for the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing new.
+    AsExpected,
+    /// It was silent, or not known to be alive: journal it (`AgentHeard`, or `AgentConnected` for a new stream).
+    Back,
+}
+
+/// The table.
+#[derive(Debug, Clone)]
+pub struct Liveness {
+    rows: BTreeMap<AgentName, Row>,
+    listening_until_sure: Timestamp,
+}
+
+impl Liveness {
+    /// Every agent of State is awaited; those that are silent or said goodbye stay what they are.
+    pub fn from_state(state: &State, now: Timestamp) -> Self {
+        let mut table = Self { rows: BTreeMap::new(), listening_until_sure: state.rehear_until().unwrap_or(now) };
+        for agent in state.agents() {
+            let (contact, last_heard) = match &agent.link {
+                Link::Silent { last_heard, .. } => (Contact::Silent, *last_heard),
+                Link::Disconnected { how, at } if planned(*how) => {
+                    (Contact::Ended { how: *how, at: *at, reported: true }, *at)
+                }
+                Link::Disconnected { at, .. } => (Contact::Awaited, *at),
+                Link::Heard | Link::NotReheard => (Contact::Awaited, agent.connected_at.unwrap_or(agent.first_seen)),
+            };
+            table.rows.insert(agent.name.clone(), Row::new(last_heard, contact));
+        }
+        table
+    }
+
+    /// Adds an agent that is known and awaited.
+    pub fn register(&mut self, agent: &AgentName, last_heard: Timestamp) {
+        self.rows.entry(agent.clone()).or_insert_with(|| Row::new(last_heard, Contact::Awaited));
+    }
+
+    /// A stream began. `Back` means that the connect is to be journaled; a reconnect inside the confirmation interval is
+    /// counted only.
+    pub fn connected(&mut self, agent: &AgentName, now: Timestamp) -> Heard {
+        let row = self.rows.entry(agent.clone()).or_insert_with(|| Row::new(now, Contact::Awaited));
+        let answer = match row.contact {
+            Contact::Open | Contact::Ended { reported: false, .. } => {
+                if now.since(row.reconnects_since) > FLAP_WINDOW {
+                    row.reconnects = 0;
+                    row.reconnects_since = now;
+                }
+                row.reconnects += 1;
+                Heard::AsExpected
+            }
+            Contact::Awaited | Contact::Silent | Contact::Ended { .. } => Heard::Back,
+        };
+        row.contact = Contact::Open;
+        row.last_heard = now;
+        answer
+    }
+
+    /// A message came on an open stream.
+    pub fn heard(&mut self, agent: &AgentName, now: Timestamp) -> Heard {
+        let Some(row) = self.rows.get_mut(agent) else { return Heard::AsExpected };
+        row.last_heard = row.last_heard.max(now);
+        match row.contact {
+            Contact::Silent | Contact::Awaited => {
+                row.contact = Contact::Open;
+                Heard::Back
+            }
+            Contact::Open | Contact::Ended { .. } => Heard::AsExpected,
+        }
+    }
+
+    /// A stream ended. True when that is to be journaled at once (a goodbye); the rest waits for confirmation.
+    pub fn disconnected(&mut self, agent: &AgentName, how: Disconnect, now: Timestamp) -> bool {
+        let Some(row) = self.rows.get_mut(agent) else { return false };
+        if how == Disconnect::Replaced || row.contact == Contact::Silent {
+            return false;
+        }
+        row.contact = Contact::Ended { how, at: now, reported: planned(how) };
+        planned(how)
+    }
+
+    /// Last time heard.
+    pub fn last_heard(&self, agent: &AgentName) -> Option<Timestamp> {
+        self.rows.get(agent).map(|row| row.last_heard)
+    }
+
+    /// True while a stream is open, as far as is known.
+    pub fn is_connected(&self, agent: &AgentName) -> bool {
+        self.rows.get(agent).is_some_and(|row| row.contact == Contact::Open)
+    }
+
+    /// Agents not heard since this process began to listen.
+    pub fn not_reheard(&self) -> impl Iterator<Item = &AgentName> {
+        self.rows.iter().filter(|(_, row)| row.contact == Contact::Awaited).map(|(agent, _)| agent)
+    }
+
+    /// This process stood still: what it did not hear meanwhile proves nothing. Every open stream is awaited again
+    /// until `rehear_until`.
+    pub fn paused(&mut self, rehear_until: Timestamp) {
+        self.listening_until_sure = rehear_until;
+        for row in self.rows.values_mut() {
+            match row.contact {
+                Contact::Open => row.contact = Contact::Awaited,
+                Contact::Ended { how, .. } if !planned(how) => row.contact = Contact::Awaited,
+                _ => {}
+            }
+        }
+    }
+
+    /// One pass over the table: who is silent now. In order of names.
+    pub fn sweep(&mut self, now: Timestamp, policy: &LivenessPolicy) -> Vec<Swept> {
+        let stale = policy.heartbeat * policy.stale_after;
+        let mut swept = Vec::new();
+        for (agent, row) in &mut self.rows {
+            row.sweep(agent, now, policy, stale, self.listening_until_sure, &mut swept);
+        }
+        swept
+    }
+}
+
+impl Row {
+    fn new(last_heard: Timestamp, contact: Contact) -> Self {
+        Self { last_heard, contact, reconnects: 0, reconnects_since: last_heard }
+    }
+
+    fn sweep(
+        &mut self,
+        agent: &AgentName,
+        now: Timestamp,
+        policy: &LivenessPolicy,
+        stale: Duration,
+        sure_from: Timestamp,
+        swept: &mut Vec<Swept>,
+    ) {
+        if self.reconnects >= FLAP_RECONNECTS {
+            swept.push(Swept::Flapping { agent: agent.clone(), reconnects: self.reconnects });
+            self.reconnects = 0;
+            self.reconnects_since = now;
+        }
+        if let Contact::Ended { how, at, reported: false } = self.contact
+            && now.since(at) >= policy.heartbeat
+        {
+            swept.push(Swept::Disconnected { agent: agent.clone(), how });
+            self.contact = Contact::Ended { how, at, reported: true };
+        }
+        let silence = match self.contact {
+            Contact::Open if now.since(self.last_heard) >= stale => Silence::Nothing,
+            Contact::Awaited if now >= sure_from => Silence::NotReheard,
+            Contact::Ended { how, at, .. } if planned(how) && now.since(at) >= policy.goodbye_grace => Silence::Goodbye,
+            Contact::Ended { how, .. } if !planned(how) && now.since(self.last_heard) >= stale => Silence::Reset,
+            _ => return,
+        };
+        self.contact = Contact::Silent;
+        swept.push(Swept::Silent { agent: agent.clone(), last_heard: self.last_heard, silence });
+    }
+}
+
+fn planned(how: Disconnect) -> bool {
+    matches!(how, Disconnect::Goodbye | Disconnect::HostShutdown)
+}
+
+/// Tells whether the process stood still between two ticks of its loop.
+#[derive(Debug, Clone, Copy)]
+pub struct PauseWatch {
+    last_tick: Timestamp,
+    tick: Duration,
+}
+
+impl PauseWatch {
+    /// Ticks come every `tick`.
+    pub fn new(now: Timestamp, tick: Duration) -> Self {
+        Self { last_tick: now, tick }
+    }
+
+    /// A tick came: the length of the gap when it is longer than `bound` beyond the expected one.
+    pub fn tick(&mut self, now: Timestamp, bound: Duration) -> Option<Duration> {
+        let passed = now.since(self.last_tick);
+        self.last_tick = now;
+        (passed > self.tick + bound).then_some(passed)
+    }
+}
+
+/// Length of the re-hear window: the longest reconnect back-off and connect, two heartbeats, and the time it takes to
+/// admit `n_agents`.
+pub fn rehear_window(policy: &LivenessPolicy, n_agents: u64) -> Duration {
+    let admission = Duration::from_secs(n_agents / u64::from(policy.admission_per_s.max(1)));
+    policy.reconnect_max + policy.heartbeat * 2 + admission
+}

@@ -1,0 +1,578 @@
+//! Everything the coordinator knows, as a fold over its journal. Read through accessors; changed by
+//! [`crate::apply::apply`] alone. Its JSON is the snapshot: ordered maps only, so equal states print equally.
+
+use crate::entry::{AgentHello, Disconnect, IncidentKey, Resolution, Silence, TimerKey};
+use crate::page::{Page, PageAction, PageId};
+use crate::policy::Policy;
+use muster_common::evidence::Grade;
+use muster_common::finding::{Finding, FindingKey};
+use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName, ServiceName};
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::spool::Position;
+use muster_common::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Occurrences kept for lists, over all agents; the oldest go first. The journal keeps them all.
+pub const RECENT_OCCURRENCES_MAX: usize = 2048;
+/// Resolved incidents kept for lists; the oldest go first. The journal keeps them all.
+pub const RESOLVED_INCIDENTS_MAX: usize = 1000;
+/// Lines of one incident's timeline: the first half of them is kept, then the newest.
+pub const TIMELINE_MAX: usize = 200;
+/// Members of one incident that are named; more are counted.
+pub const MEMBERS_MAX: usize = 4096;
+/// Occurrences of one cause kept for its pages.
+pub const CAUSE_OCCURRENCES_MAX: usize = 16;
+/// Restarts of one service on one host kept for the storm window.
+pub const HOST_RESTARTS_MAX: usize = 64;
+/// Restarts of one service over all hosts kept for the storm window.
+pub const FLEET_RESTARTS_MAX: usize = 512;
+/// Services with restarts remembered over all hosts; those without a recent one go first.
+pub const RESTARTED_SERVICES_MAX: usize = 4096;
+/// Pages with an outcome kept for lists.
+pub const PAST_PAGES_MAX: usize = 500;
+
+/// The fold over the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub(crate) head_index: u64,
+    pub(crate) last_at: Timestamp,
+    pub(crate) fleet: Option<FleetName>,
+    pub(crate) coordinator: Option<CoordinatorId>,
+    pub(crate) epoch: Option<Epoch>,
+    pub(crate) fenced_by: Option<Epoch>,
+    pub(crate) policy: Policy,
+    pub(crate) agents: BTreeMap<AgentName, AgentRecord>,
+    pub(crate) n_silent: u64,
+    pub(crate) causes: BTreeMap<String, Cause>,
+    pub(crate) incidents: BTreeMap<String, BTreeMap<u64, Incident>>,
+    pub(crate) numbers: BTreeMap<String, IncidentKey>,
+    pub(crate) number_day: u32,
+    pub(crate) number_next: u64,
+    pub(crate) resolved_order: VecDeque<IncidentKey>,
+    pub(crate) pages: BTreeMap<PageId, PageRecord>,
+    pub(crate) past_pages: VecDeque<PageRecord>,
+    pub(crate) occurrences: VecDeque<OccurrenceRecord>,
+    pub(crate) timers: BTreeSet<(Timestamp, TimerKey)>,
+    pub(crate) rehear_until: Option<Timestamp>,
+    pub(crate) service_restarts: BTreeMap<ServiceName, Vec<(Timestamp, AgentName)>>,
+    pub(crate) silences: VecDeque<(Timestamp, AgentName)>,
+    /// Cause keys that the entry applied last may have changed. Not part of what is known.
+    #[serde(skip)]
+    pub(crate) touched: BTreeSet<String>,
+}
+
+/// What is known of one agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentRecord {
+    /// Its name.
+    pub name: AgentName,
+    /// What it said of itself when it last connected.
+    pub hello: Option<AgentHello>,
+    /// First fact about it.
+    pub first_seen: Timestamp,
+    /// Last time it connected.
+    pub connected_at: Option<Timestamp>,
+    /// How it stands.
+    pub link: Link,
+    /// How far its spool has been read.
+    pub position: Option<Position>,
+    /// Open conditions.
+    #[serde(with = "pairs")]
+    pub open: BTreeMap<FindingKey, OpenFinding>,
+    /// [`muster_common::finding::open_digest`] of `open`.
+    pub digest: u64,
+    /// False from `DigestDiffers` until the next resync.
+    pub digest_matches: bool,
+    /// Conditions not kept because the agent has too many open.
+    pub suppressed: u64,
+    /// Spool entries that it evicted before they were acknowledged.
+    pub entries_lost: u64,
+    /// Reboots seen (another boot id than at the previous connect).
+    pub reboots: u64,
+    /// Reconnects counted, not journaled.
+    pub reconnects: u64,
+    /// Observed times of recent restarts by service, ascending.
+    pub restarts: BTreeMap<ServiceName, Vec<Timestamp>>,
+    /// When a process of a watched service was last OOM-killed, by observed time.
+    pub watched_oom_at: Option<Timestamp>,
+    /// Cause keys of unresolved incidents this agent takes part in.
+    pub incidents: BTreeSet<String>,
+}
+
+/// How an agent stands, as far as the journal knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// Heard.
+    Heard,
+    /// Known from before the coordinator began to listen; not heard since.
+    NotReheard,
+    /// Its stream ended; not silent for long enough yet.
+    Disconnected {
+        /// How.
+        how: Disconnect,
+        /// When.
+        at: Timestamp,
+    },
+    /// Silent.
+    Silent {
+        /// Log time of the fact.
+        since: Timestamp,
+        /// Last heard.
+        last_heard: Timestamp,
+        /// Why.
+        silence: Silence,
+    },
+}
+
+/// An open condition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenFinding {
+    /// As last told.
+    pub finding: Finding,
+    /// When it became true, by observed time.
+    pub opened: Timestamp,
+    /// When the coordinator first heard of it.
+    pub received: Timestamp,
+    /// Index of the entry that opened it (or made it worse).
+    pub event_index: u64,
+    /// The observed time is an estimate.
+    pub estimated: bool,
+}
+
+/// A point in time worth remembering.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OccurrenceRecord {
+    /// Index of the fact.
+    pub index: u64,
+    /// Whose.
+    pub agent: AgentName,
+    /// When it happened.
+    pub observed: Timestamp,
+    /// When the coordinator heard of it.
+    pub received: Timestamp,
+    /// What.
+    pub finding: Finding,
+}
+
+/// What feeds one cause key: open conditions, occurrences, a storm. Incidents are concluded from it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cause {
+    /// Open conditions, by member name.
+    pub members: BTreeMap<String, MemberRef>,
+    /// How many of them each agent has.
+    pub agents: BTreeMap<AgentName, u64>,
+    /// Occurrences since the last incident was resolved, oldest first, bounded.
+    pub occurrences: VecDeque<CauseOccurrence>,
+    /// A restart storm.
+    pub storm: Option<Storm>,
+    /// Conditions up to this entry were dismissed by hand.
+    pub dismissed_index: u64,
+    /// Generation of the newest incident; 0 before the first.
+    pub generation: u64,
+    /// That incident is not resolved, or pages of it are not settled.
+    pub active: bool,
+}
+
+/// A condition by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRef {
+    /// Whose.
+    pub agent: AgentName,
+    /// Which; none for the agent's own silence.
+    pub key: Option<FindingKey>,
+}
+
+/// An occurrence that counts for a cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CauseOccurrence {
+    /// Index of the fact.
+    pub index: u64,
+    /// Whose, if an agent's.
+    pub agent: Option<AgentName>,
+    /// Service concerned.
+    pub service: Option<ServiceName>,
+    /// What.
+    pub reason: Reason,
+    /// How bad, by whoever told.
+    pub severity: Severity,
+    /// How sure.
+    pub grade: Grade,
+    /// One sentence.
+    pub summary: String,
+    /// When it happened.
+    pub observed: Timestamp,
+    /// What to do.
+    pub next_steps: Vec<String>,
+}
+
+/// Restarts close together, by observed time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Storm {
+    /// First restart of the storm.
+    pub began: Timestamp,
+    /// Last restart of the storm.
+    pub last: Timestamp,
+    /// Restarts counted.
+    pub restarts: u64,
+    /// Hosts.
+    pub agents: BTreeSet<AgentName>,
+    /// The window after `last` is not over.
+    pub active: bool,
+    /// Index of the entry that counted last.
+    pub index: u64,
+}
+
+/// Where an incident stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IncidentStatus {
+    /// Something is wrong.
+    Open,
+    /// Evidence of health is complete; the stability window runs.
+    Recovering,
+    /// Over.
+    Resolved,
+}
+
+/// One incident.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Identity.
+    pub key: IncidentKey,
+    /// For people.
+    pub number: String,
+    /// Where it stands.
+    pub status: IncidentStatus,
+    /// What.
+    pub reason: Reason,
+    /// How bad.
+    pub severity: Severity,
+    /// How sure.
+    pub grade: Grade,
+    /// One sentence.
+    pub title: String,
+    /// Rule, values, thresholds.
+    pub why: String,
+    /// What to do.
+    pub next_steps: Vec<String>,
+    /// When it began, by observed time.
+    pub began: Timestamp,
+    /// When it was concluded.
+    pub opened: Timestamp,
+    /// Who took it.
+    pub owner: Option<String>,
+    /// When it was acknowledged.
+    pub acknowledged: Option<Timestamp>,
+    /// When it was resolved.
+    pub resolved: Option<Timestamp>,
+    /// How it was resolved.
+    pub resolution: Option<Resolution>,
+    /// Everything that ever joined, bounded by [`MEMBERS_MAX`].
+    pub members: BTreeSet<String>,
+    /// Members beyond the bound.
+    pub members_dropped: u64,
+    /// Hosts concerned, bounded like the members.
+    pub agents: BTreeSet<AgentName>,
+    /// What happened to it, oldest first, bounded by [`TIMELINE_MAX`].
+    pub timeline: Vec<TimelineLine>,
+    /// How often it relapsed.
+    pub relapses: u64,
+    /// How often it was paged again under a new key.
+    pub repages: u64,
+    /// Timer of the hold, while it runs.
+    pub hold_until: Option<Timestamp>,
+    /// The hold is over: it may page.
+    pub hold_over: bool,
+    /// The reason for not paging has been given.
+    pub explained: bool,
+    /// Keys under which it was paged.
+    pub page_keys: Vec<PageKey>,
+    /// Hosts concerned that are not heard, or whose open set is in doubt: the stability window stands still.
+    pub blind: BTreeSet<AgentName>,
+    /// What is left of the stability window, at `stability_from`.
+    pub stability_left_ms: u64,
+    /// Since when the window runs; none while it stands still.
+    pub stability_from: Option<Timestamp>,
+    /// The window has run out.
+    pub stability_over: bool,
+    /// An operator asked for it to be resolved.
+    pub resolve_wish: Option<(String, String)>,
+}
+
+impl Incident {
+    /// True until it is resolved.
+    pub fn is_unresolved(&self) -> bool {
+        self.status != IncidentStatus::Resolved
+    }
+
+    /// True once a trigger was requested.
+    pub fn has_paged(&self) -> bool {
+        !self.page_keys.is_empty()
+    }
+}
+
+/// One line of a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineLine {
+    /// When.
+    pub at: Timestamp,
+    /// Entry of the journal.
+    pub index: u64,
+    /// What, in words.
+    pub text: String,
+}
+
+/// What was sent to one receiver under one deduplication key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageKey {
+    /// To whom.
+    pub receiver: String,
+    /// Under which key.
+    pub dedup_key: String,
+    /// Severity told last.
+    pub severity: Severity,
+    /// Reason told last.
+    pub reason: Reason,
+    /// A page under this key was tried, so that the receiver may know of it.
+    pub attempted: bool,
+    /// Requested and without outcome.
+    pub pending: BTreeSet<PageId>,
+    /// An acknowledgement was requested.
+    pub acknowledged: bool,
+    /// A resolve was requested, or is not needed.
+    pub settled: bool,
+}
+
+/// How a page ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PageOutcome {
+    /// Accepted.
+    Delivered,
+    /// Given up.
+    Failed {
+        /// Why.
+        error: String,
+    },
+    /// Not needed any more and never tried.
+    Cancelled {
+        /// Why.
+        why: String,
+    },
+}
+
+/// A page and how it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRecord {
+    /// Which.
+    pub id: PageId,
+    /// About which incident.
+    pub incident: IncidentKey,
+    /// What.
+    pub page: Page,
+    /// It may have reached the receiver.
+    pub attempted: bool,
+    /// None while pending.
+    pub outcome: Option<PageOutcome>,
+}
+
+impl State {
+    /// Before the first entry.
+    pub fn genesis() -> Self {
+        Self {
+            head_index: 0,
+            last_at: Timestamp::UNIX_EPOCH,
+            fleet: None,
+            coordinator: None,
+            epoch: None,
+            fenced_by: None,
+            policy: Policy::default(),
+            agents: BTreeMap::new(),
+            n_silent: 0,
+            causes: BTreeMap::new(),
+            incidents: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            number_day: 0,
+            number_next: 1,
+            resolved_order: VecDeque::new(),
+            pages: BTreeMap::new(),
+            past_pages: VecDeque::new(),
+            occurrences: VecDeque::new(),
+            timers: BTreeSet::new(),
+            rehear_until: None,
+            service_restarts: BTreeMap::new(),
+            silences: VecDeque::new(),
+            touched: BTreeSet::new(),
+        }
+    }
+
+    /// Index of the last entry; 0 before the first.
+    pub fn head_index(&self) -> u64 {
+        self.head_index
+    }
+
+    /// Log time of the last entry.
+    pub fn last_at(&self) -> Timestamp {
+        self.last_at
+    }
+
+    /// The fleet, once a coordinator started.
+    pub fn fleet(&self) -> Option<&FleetName> {
+        self.fleet.as_ref()
+    }
+
+    /// Who started last, or took over.
+    pub fn coordinator(&self) -> Option<&CoordinatorId> {
+        self.coordinator.as_ref()
+    }
+
+    /// The current reign.
+    pub fn epoch(&self) -> Option<&Epoch> {
+        self.epoch.as_ref()
+    }
+
+    /// The higher epoch that ended this coordinator's reign: nothing more is concluded.
+    pub fn fenced_by(&self) -> Option<&Epoch> {
+        self.fenced_by.as_ref()
+    }
+
+    /// Thresholds and matrix.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Every known agent, by name.
+    pub fn agents(&self) -> impl Iterator<Item = &AgentRecord> {
+        self.agents.values()
+    }
+
+    /// How many agents are known.
+    pub fn n_agents(&self) -> usize {
+        self.agents.len()
+    }
+
+    /// How many of them are silent.
+    pub fn n_silent(&self) -> u64 {
+        self.n_silent
+    }
+
+    /// One agent.
+    pub fn agent(&self, name: &AgentName) -> Option<&AgentRecord> {
+        self.agents.get(name)
+    }
+
+    /// Open conditions of all agents, by agent and key.
+    pub fn open_findings(&self) -> impl Iterator<Item = (&AgentName, &OpenFinding)> {
+        self.agents.values().flat_map(|agent| agent.open.values().map(|open| (&agent.name, open)))
+    }
+
+    /// Recent occurrences, oldest first.
+    pub fn recent_occurrences(&self) -> impl DoubleEndedIterator<Item = &OccurrenceRecord> {
+        self.occurrences.iter()
+    }
+
+    /// Every incident that is kept, by cause and generation.
+    pub fn incidents(&self) -> impl Iterator<Item = &Incident> {
+        self.incidents.values().flat_map(BTreeMap::values)
+    }
+
+    /// One incident.
+    pub fn incident(&self, key: &IncidentKey) -> Option<&Incident> {
+        self.incidents.get(&key.cause)?.get(&key.generation)
+    }
+
+    /// One incident by its `INC-…` number.
+    pub fn incident_by_number(&self, number: &str) -> Option<&Incident> {
+        self.incident(self.numbers.get(number)?)
+    }
+
+    /// The newest incident of a cause key.
+    pub fn newest_incident(&self, cause: &str) -> Option<&Incident> {
+        self.incidents.get(cause)?.values().next_back()
+    }
+
+    /// What feeds a cause key.
+    pub fn cause(&self, cause: &str) -> Option<&Cause> {
+        self.causes.get(cause)
+    }
+
+    /// Pages without an outcome, oldest first.
+    pub fn pending_pages(&self) -> impl Iterator<Item = &PageRecord> {
+        self.pages.values()
+    }
+
+    /// Pending pages that may be sent now: for each receiver and key the oldest only, and no silence of an agent while
+    /// agents are still being re-heard.
+    pub fn sendable_pages(&self) -> Vec<&PageRecord> {
+        let mut seen = BTreeSet::new();
+        self.pages
+            .values()
+            .filter(|record| seen.insert((&record.page.receiver, &record.page.dedup_key)))
+            .filter(|record| {
+                let of_silence = matches!(record.page.reason, Reason::AgentStale | Reason::MassStale);
+                let trigger = record.page.action == PageAction::Trigger;
+                !(of_silence && trigger && !record.attempted && self.rehear_until.is_some())
+            })
+            .collect()
+    }
+
+    /// One page, pending or among the recent past.
+    pub fn page(&self, id: PageId) -> Option<&PageRecord> {
+        self.pages.get(&id).or_else(|| self.past_pages.iter().find(|record| record.id == id))
+    }
+
+    /// Recent pages with an outcome, oldest first.
+    pub fn past_pages(&self) -> impl DoubleEndedIterator<Item = &PageRecord> {
+        self.past_pages.iter()
+    }
+
+    /// End of the re-hear window, while it runs.
+    pub fn rehear_until(&self) -> Option<Timestamp> {
+        self.rehear_until
+    }
+
+    /// The timers, earliest first.
+    pub fn timers(&self) -> impl Iterator<Item = &(Timestamp, TimerKey)> {
+        self.timers.iter()
+    }
+
+    /// The unresolved incident of a cause key.
+    pub fn unresolved(&self, cause: &str) -> Option<&Incident> {
+        self.newest_incident(cause).filter(|incident| incident.is_unresolved())
+    }
+
+    /// Severity of a reason told with `told`, under the policy.
+    pub fn severity_of(&self, reason: Reason, told: Severity) -> Severity {
+        self.policy.severities.get(&reason).copied().unwrap_or(told)
+    }
+}
+
+/// The earliest timer.
+pub fn next_deadline(state: &State) -> Option<(Timestamp, TimerKey)> {
+    state.timers.first().cloned()
+}
+
+/// Maps whose keys are no strings, as lists of pairs.
+mod pairs {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::collections::BTreeMap;
+
+    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map.iter())
+    }
+
+    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
