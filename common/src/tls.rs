@@ -29,6 +29,8 @@ compile_error!("choose a crypto provider: feature `ring` or `aws-lc-rs`");
 
 /// What we speak above TLS: gRPC, so HTTP/2 and nothing else.
 const ALPN_H2: &[u8] = b"h2";
+/// Names the fleet in a CA certificate. Not `muster:`, so that it can never be taken for a member's identity.
+const CA_SCHEME: &str = "muster-ca://";
 /// Certificates in one file. A chain has two or three; more is a bundle of somebody else's roots.
 const CERTIFICATES_PER_FILE_MAX: usize = 16;
 /// Bytes of a PEM file, so that a path that points at a log or a device is refused and not read.
@@ -228,6 +230,17 @@ pub fn server_config(credentials: &Credentials) -> Result<Arc<ServerConfig>, Tls
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(config))
+}
+
+/// The URI by which a CA certificate names its fleet.
+pub fn ca_uri(fleet: &FleetName) -> String {
+    format!("{CA_SCHEME}{fleet}")
+}
+
+/// The fleet that a CA certificate was made for; `None` for a CA that is not Muster's.
+pub fn ca_fleet(ca: &CertificateDer<'_>) -> Option<FleetName> {
+    let ca = webpki::EndEntityCert::try_from(ca).ok()?;
+    ca.valid_uri_names().find_map(|uri| FleetName::new(uri.strip_prefix(CA_SCHEME)?).ok())
 }
 
 /// SHA-256 of a certificate as people compare it: `sha256:` and 64 hexadecimal digits.
