@@ -6,6 +6,7 @@ pub mod apply;
 pub mod cause;
 pub mod decide;
 pub mod entry;
+pub mod failover;
 pub mod invariants;
 pub mod liveness;
 pub mod machine;
