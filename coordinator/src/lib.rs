@@ -2,6 +2,8 @@
 //!
 //! Invariant: one loop ([`runtime`]) changes State; everything else asks it through [`runtime::Handle`].
 
+pub mod ca;
 pub mod metrics;
+pub mod pager;
 pub mod runtime;
 pub mod store;
