@@ -1,0 +1,179 @@
+//! Plain HTTP/1.1 calls over hyper, with TLS by rustls.
+//!
+//! Never follows a redirect, never reads more than a few kilobytes of an answer, never tries twice by itself.
+
+use super::receiver::{ReceiverError, Secret};
+use super::{ReceiverConfig, config::origin};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Uri, header};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use muster_common::chain::Chain;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use std::future::Future;
+use std::time::Duration;
+
+/// An answer's text is only read to explain a refusal.
+const ANSWER_BYTES_MAX: usize = 4096;
+/// A receiver may ask for patience up to this; more would turn a page into history.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+/// Kept connections are closed after this: receivers and the firewalls before them close idle ones without a word.
+const IDLE_MAX: Duration = Duration::from_secs(20);
+
+/// One call.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Where; shown by its origin only.
+    pub url: Uri,
+    /// `Authorization: Bearer`.
+    pub bearer: Option<Secret>,
+    /// JSON.
+    pub body: Bytes,
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// HTTP status.
+    pub status: u16,
+    /// `Retry-After`, bounded.
+    pub retry_after: Option<Duration>,
+    /// The beginning of the body.
+    pub text: String,
+}
+
+/// No answer came back. It may have arrived all the same.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no answer from {origin}: {why}")]
+pub struct TransportError {
+    /// Scheme, host, port.
+    pub origin: String,
+    /// The chain of causes.
+    pub why: String,
+}
+
+/// Makes calls. A test puts its own in place of the network.
+pub trait Transport: Send + Sync + 'static {
+    /// Posts the request. Cancel-safe: dropping the future ends the call.
+    fn post(&self, request: Request) -> impl Future<Output = Result<Response, TransportError>> + Send;
+}
+
+/// The real one; one per receiver, as each has its own trust.
+#[derive(Debug, Clone)]
+pub struct HttpClient {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl HttpClient {
+    /// A client that trusts the receiver's `ca`, or the public roots when it names none.
+    pub fn new(config: &ReceiverConfig) -> Result<Self, ReceiverError> {
+        let builder = hyper_rustls::HttpsConnectorBuilder::new();
+        let builder = match &config.ca {
+            None => builder
+                .with_provider_and_webpki_roots(muster_common::tls::provider())
+                .map_err(|error| error.to_string()),
+            Some(path) => private_roots(path).map(|tls| builder.with_tls_config(tls)),
+        };
+        let builder = builder.map_err(|why| ReceiverError::Ca {
+            name: config.name.clone(),
+            path: config.ca.clone().unwrap_or_default(),
+            why,
+        })?;
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(config.timeout));
+        let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_timer(TokioTimer::new())
+            .retry_canceled_requests(false)
+            .build(connector);
+        Ok(Self { client })
+    }
+}
+
+impl Transport for HttpClient {
+    async fn post(&self, request: Request) -> Result<Response, TransportError> {
+        let origin = origin(&request.url);
+        let failed = |why: String| TransportError { origin: origin.clone(), why };
+        let mut call = hyper::Request::builder()
+            .method(Method::POST)
+            .uri(request.url)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::USER_AGENT, concat!("muster/", env!("CARGO_PKG_VERSION")));
+        if let Some(token) = &request.bearer {
+            let value = header::HeaderValue::from_str(&format!("Bearer {}", token.expose()));
+            let mut value = value.map_err(|_| failed("the token cannot be sent in a header".to_owned()))?;
+            value.set_sensitive(true);
+            call = call.header(header::AUTHORIZATION, value);
+        }
+        let call = call.body(Full::new(request.body)).map_err(|error| failed(error.to_string()))?;
+        let answer = self.client.request(call).await.map_err(|error| failed(Chain(&error).to_string()))?;
+        let status = answer.status().as_u16();
+        let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.and_then(|text| parse_retry_after(text, jiff::Timestamp::now()));
+        Ok(Response { status, retry_after, text: beginning(answer.into_body()).await })
+    }
+}
+
+/// The body's first bytes as text. A body that breaks off explains less; the status has been said already.
+async fn beginning(mut body: hyper::body::Incoming) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() < ANSWER_BYTES_MAX {
+        let Some(Ok(frame)) = body.frame().await else { break };
+        if let Some(data) = frame.data_ref() {
+            let room = ANSWER_BYTES_MAX.saturating_sub(bytes.len());
+            bytes.extend(data.iter().take(room));
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Seconds, or a date in the form of mail headers.
+fn parse_retry_after(text: &str, now: jiff::Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+            Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
+        }
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+fn private_roots(path: &std::path::Path) -> Result<rustls::ClientConfig, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    if roots.is_empty() {
+        return Err("no certificate in it".to_owned());
+    }
+    let builder = rustls::ClientConfig::builder_with_provider(muster_common::tls::provider());
+    let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_and_bounded() {
+        let now: jiff::Timestamp = "2026-11-21T01:00:00Z".parse().unwrap();
+        let parse = |text| parse_retry_after(text, now);
+        assert_eq!(parse(" 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(parse("99999999"), Some(RETRY_AFTER_MAX));
+        assert_eq!(parse("Sat, 21 Nov 2026 01:00:30 GMT"), Some(Duration::from_secs(30)));
+        assert_eq!(parse("Sat, 21 Nov 2026 00:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(parse("soon"), None);
+        assert_eq!(parse("-1"), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! Pages leave the house here: an outbox worker per receiver.
+//!
+//! The outbox is no second truth: it is every `PageRequested` of the journal without an outcome, and the workers pull
+//! from it ([`Outbox::pending`]). A page is tried only after its attempt is committed, and forgotten only after its
+//! outcome is: delivery is at least once, always under the same deduplication key.
+//!
+//! Invariants:
+//! - one (receiver, deduplication key) is delivered in order, one page at a time;
+//! - a receiver that hangs, refuses or throttles delays no other receiver, and no other key beyond its share of calls;
+//! - a coordinator that is not the primary sends nothing: the role is asked again right before every single try;
+//! - secrets (routing keys, tokens, paths of URLs) appear in no log, no error and no `Debug`.
+
+pub mod config;
+pub mod http_client;
+pub mod pagerduty;
+mod rate;
+pub mod receiver;
+pub mod webhook;
+mod worker;
+
+pub use config::{ReceiverConfig, ReceiverKind, read_receivers};
+pub use receiver::{Receiver, ReceiverError};
+pub use worker::{Lane, run};
+
+use muster_coordinator_core::page::{Page, PageId};
+use std::future::Future;
+use std::sync::atomic::AtomicU64;
+
+/// A requested page without an outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Which.
+    pub id: PageId,
+    /// What.
+    pub page: Page,
+    /// It was tried before (by this process or an earlier one), so it may have reached the receiver already.
+    pub attempted: bool,
+}
+
+/// Which pending pages are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of<'a> {
+    /// Those of one receiver.
+    Receiver(&'a str),
+    /// Those of receivers that are not among these: nobody will ever deliver them.
+    NoneOf(&'a [String]),
+}
+
+impl Of<'_> {
+    /// True when a page to `receiver` is asked for.
+    pub fn matches(&self, receiver: &str) -> bool {
+        match self {
+            Self::Receiver(name) => *name == receiver,
+            Self::NoneOf(names) => !names.iter().any(|name| name == receiver),
+        }
+    }
+}
+
+/// How a page ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The receiver accepted it.
+    Delivered,
+    /// Given up, and why.
+    Failed(String),
+}
+
+/// The journal did not take a fact: this coordinator stops, is fenced or is overloaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the journal did not take the page's fact: {0}")]
+pub struct OutboxError(pub String);
+
+/// What the pager asks of the journal.
+pub trait Outbox: Send + Sync + 'static {
+    /// True while this coordinator is the primary: nobody else may page.
+    fn may_page(&self) -> bool;
+
+    /// Committed pages without an outcome, oldest first, at most `limit`.
+    fn pending(&self, of: Of<'_>, limit: usize) -> impl Future<Output = Result<Vec<Pending>, OutboxError>> + Send;
+
+    /// Commits that the page is about to be tried. `false`: it was cancelled or concluded meanwhile, drop it.
+    fn attempted(&self, page: PageId) -> impl Future<Output = Result<bool, OutboxError>> + Send;
+
+    /// Commits how it ended.
+    fn concluded(&self, page: PageId, outcome: Outcome) -> impl Future<Output = Result<(), OutboxError>> + Send;
+}
+
+/// Counters for `/metrics`.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Calls made to receivers.
+    pub calls: AtomicU64,
+    /// Calls that failed and will be repeated.
+    pub retries: AtomicU64,
+    /// Pages accepted.
+    pub delivered: AtomicU64,
+    /// Pages given up.
+    pub failed: AtomicU64,
+}

@@ -1,0 +1,292 @@
+//! The workers: one per receiver, pulling from the outbox whenever the journal grew.
+//!
+//! A key that waits for its next try holds no right to call; only the call itself does. So a page that the receiver
+//! refuses for now delays its own key and nobody else.
+
+use super::http_client::{Request, Response, Transport, TransportError};
+use super::rate::Bucket;
+use super::receiver::{Judgement, Receiver};
+use super::{Of, Outbox, Outcome, Pending, ReceiverKind, Stats};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use muster_common::limits::clip;
+use muster_coordinator_core::page::PageId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{Id, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Keys of one receiver that are in work or waiting for their next try. The rest waits in the journal.
+const KEYS_MAX: usize = 256;
+/// Calls to one receiver at the same time: one that hangs leaves room for the other keys.
+const CALLS_MAX: usize = 4;
+/// Pages looked at in one pull. Above [`KEYS_MAX`], so that a few keys with many pages do not hide the others.
+const PULL_MAX: usize = 4 * KEYS_MAX;
+/// Ceiling of the first wait between two tries, and of every later one.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_CAP: Duration = Duration::from_secs(60);
+/// A journal that does not take our facts is asked again after this.
+const OUTBOX_RETRY: Duration = Duration::from_secs(1);
+/// The outbox is looked at this often even if nobody says that it grew: the most that a lost wake-up can cost.
+const PULL_INTERVAL: Duration = Duration::from_secs(30);
+/// Bytes of an error in a `PageFailed` fact.
+const ERROR_BYTES_MAX: usize = 512;
+
+/// A receiver and its way out.
+#[derive(Debug)]
+pub struct Lane<T> {
+    /// Who.
+    pub receiver: Receiver,
+    /// How.
+    pub transport: T,
+}
+
+/// Delivers pages until `stop` is cancelled. `wake` changes whenever entries were committed; its value does not matter.
+pub async fn run<O: Outbox, T: Transport, W: Send + Sync + 'static>(
+    outbox: Arc<O>,
+    lanes: Vec<Lane<T>>,
+    wake: watch::Receiver<W>,
+    stats: Arc<Stats>,
+    stop: CancellationToken,
+) {
+    let names: Vec<String> = lanes.iter().map(|lane| lane.receiver.config.name.clone()).collect();
+    let mut workers = JoinSet::new();
+    for lane in lanes {
+        let worker = Worker::new(Arc::clone(&outbox), lane, Arc::clone(&stats));
+        workers.spawn(Arc::new(worker).work(wake.clone(), stop.clone()));
+    }
+    workers.spawn(fail_unknown_receivers(outbox, names, wake, stats, stop));
+    while let Some(ended) = workers.join_next().await {
+        if let Err(error) = ended {
+            // A panic in one worker must not end the others; the page it held is still pending in the journal.
+            warn!(%error, "a pager worker ended; restart the coordinator to page that receiver again");
+        }
+    }
+}
+
+/// What one receiver's tasks share.
+struct Worker<O, T> {
+    outbox: Arc<O>,
+    receiver: Receiver,
+    transport: T,
+    calls: Semaphore,
+    bucket: Option<Bucket>,
+    stats: Arc<Stats>,
+}
+
+impl<O: Outbox, T: Transport> Worker<O, T> {
+    fn new(outbox: Arc<O>, lane: Lane<T>, stats: Arc<Stats>) -> Self {
+        let is_pagerduty = matches!(lane.receiver.config.kind, ReceiverKind::PagerDuty { .. });
+        let Lane { receiver, transport } = lane;
+        let bucket = is_pagerduty.then(Bucket::new);
+        Self { outbox, receiver, transport, calls: Semaphore::new(CALLS_MAX), bucket, stats }
+    }
+
+    async fn work<W>(self: Arc<Self>, mut wake: watch::Receiver<W>, stop: CancellationToken) {
+        let mut tasks = JoinSet::new();
+        // The keys in work, by the task that works on them.
+        let mut keys: BTreeMap<String, Id> = BTreeMap::new();
+        loop {
+            for pending in self.pull().await {
+                let key = &pending.page.dedup_key;
+                // Older pages come first: whatever follows on a key in work waits for it.
+                if keys.len() < KEYS_MAX && !keys.contains_key(key) {
+                    let key = key.clone();
+                    let task = tasks.spawn(Arc::clone(&self).deliver(pending));
+                    keys.insert(key, task.id());
+                }
+            }
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                Some(ended) = tasks.join_next_with_id() => Some(ended),
+                changed = wake.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    None
+                }
+                () = sleep(PULL_INTERVAL) => None,
+            };
+            if let Some(ended) = ended {
+                let id = match &ended {
+                    Ok((id, ())) => *id,
+                    Err(error) => {
+                        warn!(receiver = self.name(), %error, "delivery of a page panicked");
+                        error.id()
+                    }
+                };
+                keys.retain(|_, task| *task != id);
+            }
+        }
+    }
+
+    async fn pull(&self) -> Vec<Pending> {
+        if !self.outbox.may_page() {
+            return Vec::new();
+        }
+        match self.outbox.pending(Of::Receiver(self.name()), PULL_MAX).await {
+            Ok(pending) => pending,
+            Err(error) => {
+                warn!(receiver = self.name(), %error, "cannot read the page outbox");
+                Vec::new()
+            }
+        }
+    }
+
+    /// One page from its first try to its outcome.
+    async fn deliver(self: Arc<Self>, pending: Pending) {
+        let id = pending.id;
+        if !pending.attempted {
+            match self.outbox.attempted(id).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    warn!(receiver = self.name(), page = id.0, %error, "cannot journal the attempt");
+                    sleep(OUTBOX_RETRY).await;
+                    return;
+                }
+            }
+        }
+        if let Some(outcome) = self.try_until_outcome(&pending).await {
+            match &outcome {
+                Outcome::Delivered => {
+                    count(&self.stats.delivered);
+                    info!(receiver = self.name(), page = id.0, incident = pending.page.incident, "page delivered");
+                }
+                Outcome::Failed(error) => {
+                    count(&self.stats.failed);
+                    warn!(
+                        receiver = self.name(),
+                        page = id.0,
+                        incident = pending.page.incident,
+                        error,
+                        "page given up"
+                    );
+                }
+            }
+            conclude(&*self.outbox, id, outcome).await;
+        }
+    }
+
+    /// `None`: this coordinator is no longer the one that pages.
+    async fn try_until_outcome(&self, pending: &Pending) -> Option<Outcome> {
+        let started = Instant::now();
+        let mut ceilings = ExponentialBuilder::default()
+            .with_min_delay(RETRY_FIRST)
+            .with_max_delay(RETRY_CAP)
+            .without_max_times()
+            .build();
+        let request = self.receiver.request(pending.id, &pending.page);
+        loop {
+            let (error, after) = match self.try_once(request.clone()).await? {
+                Judgement::Delivered => return Some(Outcome::Delivered),
+                Judgement::Refused(error) => return Some(Outcome::Failed(clip(&error, ERROR_BYTES_MAX))),
+                Judgement::Retry { error, after } => (error, after),
+            };
+            // Full jitter above what the receiver asked for, so that its waiters do not come back together.
+            let wait = after.unwrap_or_default() + jitter(ceilings.next().unwrap_or(RETRY_CAP));
+            let budget = self.receiver.config.retry_for;
+            if started.elapsed() + wait > budget {
+                let budget = muster_common::units::human_duration(budget);
+                return Some(Outcome::Failed(clip(&format!("not accepted within {budget}: {error}"), ERROR_BYTES_MAX)));
+            }
+            count(&self.stats.retries);
+            warn!(
+                receiver = self.name(),
+                page = pending.id.0,
+                error,
+                wait_ms = wait.as_millis(),
+                "page will be retried"
+            );
+            sleep(wait).await;
+        }
+    }
+
+    /// `None`: not the primary any more.
+    async fn try_once(&self, request: Request) -> Option<Judgement> {
+        let right_to_call = self.calls.acquire().await.ok()?;
+        if let Some(bucket) = &self.bucket {
+            bucket.acquire().await;
+        }
+        // The last moment: whatever was true when we began to wait may not be true now.
+        if !self.outbox.may_page() {
+            return None;
+        }
+        count(&self.stats.calls);
+        let longest = self.receiver.config.timeout;
+        let answer: Result<Response, TransportError> = match timeout(longest, self.transport.post(request)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let error = format!("no answer within {}", muster_common::units::human_duration(longest));
+                return Some(Judgement::Retry { error, after: None });
+            }
+        };
+        drop(right_to_call);
+        Some(match answer {
+            Ok(response) => self.receiver.judge(&response),
+            Err(error) => Judgement::Retry { error: error.to_string(), after: None },
+        })
+    }
+
+    fn name(&self) -> &str {
+        &self.receiver.config.name
+    }
+}
+
+/// Pages to a receiver that the config no longer has would stay pending for ever: they fail, and say why.
+async fn fail_unknown_receivers<O: Outbox, W>(
+    outbox: Arc<O>,
+    names: Vec<String>,
+    mut wake: watch::Receiver<W>,
+    stats: Arc<Stats>,
+    stop: CancellationToken,
+) {
+    loop {
+        let unknown = match outbox.may_page() {
+            true => outbox.pending(Of::NoneOf(&names), PULL_MAX).await.unwrap_or_default(),
+            false => Vec::new(),
+        };
+        for pending in unknown {
+            let error = format!("no receiver named {:?} is configured", clip(&pending.page.receiver, 64));
+            warn!(page = pending.id.0, error, "page given up");
+            count(&stats.failed);
+            conclude(&*outbox, pending.id, Outcome::Failed(error)).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = wake.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = sleep(PULL_INTERVAL) => {}
+        }
+    }
+}
+
+/// Journals the outcome. Repeats only the fact, not the call, while the journal is busy; a coordinator that lost its
+/// role stops trying, and its successor sends the page again under the same key.
+async fn conclude<O: Outbox>(outbox: &O, page: PageId, outcome: Outcome) {
+    while let Err(error) = outbox.concluded(page, outcome.clone()).await {
+        warn!(page = page.0, %error, "cannot journal the outcome of a page");
+        if !outbox.may_page() {
+            return;
+        }
+        sleep(OUTBOX_RETRY).await;
+    }
+}
+
+/// Uniform in `0..=ceiling`.
+fn jitter(ceiling: Duration) -> Duration {
+    let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
+    let ceiling_ms = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(random % ceiling_ms.saturating_add(1).max(1))
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

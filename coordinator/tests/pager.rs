@@ -1,0 +1,349 @@
+//! The pager's workers against a scripted receiver, on a clock that the test drives: order, retries, hangs, loss of the
+//! role, restarts.
+
+use hyper::Uri;
+use muster_common::evidence::Grade;
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::time::Timestamp;
+use muster_coordinator::pager::http_client::{Request, Response, Transport, TransportError};
+use muster_coordinator::pager::{
+    Lane, Of, Outbox, OutboxError, Outcome, Pending, Receiver, ReceiverConfig, ReceiverKind, Stats, run,
+};
+use muster_coordinator_core::page::{Page, PageAction, PageId};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// A journal in memory with the outbox's rules.
+#[derive(Default)]
+struct Journal {
+    pages: Mutex<BTreeMap<PageId, (Pending, Option<Outcome>)>>,
+    primary: AtomicBool,
+    /// Outcomes cannot be journaled (the process dies between the call and its outcome).
+    dead: AtomicBool,
+}
+
+impl Journal {
+    fn request(&self, id: u64, page: Page) {
+        let pending = Pending { id: PageId(id), page, attempted: false };
+        self.pages.lock().unwrap().insert(PageId(id), (pending, None));
+    }
+
+    fn outcome(&self, id: u64) -> Option<Outcome> {
+        self.pages.lock().unwrap()[&PageId(id)].1.clone()
+    }
+}
+
+impl Outbox for Journal {
+    fn may_page(&self) -> bool {
+        self.primary.load(Ordering::SeqCst)
+    }
+
+    async fn pending(&self, of: Of<'_>, limit: usize) -> Result<Vec<Pending>, OutboxError> {
+        let pages = self.pages.lock().unwrap();
+        let open = pages.values().filter(|(pending, outcome)| outcome.is_none() && of.matches(&pending.page.receiver));
+        Ok(open.take(limit).map(|(pending, _)| pending.clone()).collect())
+    }
+
+    async fn attempted(&self, page: PageId) -> Result<bool, OutboxError> {
+        let mut pages = self.pages.lock().unwrap();
+        let Some((pending, None)) = pages.get_mut(&page) else { return Ok(false) };
+        pending.attempted = true;
+        Ok(true)
+    }
+
+    async fn concluded(&self, page: PageId, outcome: Outcome) -> Result<(), OutboxError> {
+        if self.dead.load(Ordering::SeqCst) {
+            return Err(OutboxError("the process died".to_owned()));
+        }
+        self.pages.lock().unwrap().get_mut(&page).unwrap().1 = Some(outcome);
+        Ok(())
+    }
+}
+
+/// What the scripted receiver does with the n-th call of a key.
+#[derive(Clone)]
+enum Answer {
+    Status(u16),
+    Throttle(Duration),
+    Hang,
+    Drop,
+}
+
+type Script = Arc<dyn Fn(&str, usize) -> Answer + Send + Sync>;
+
+/// Records every call; answers by the script.
+#[derive(Clone)]
+struct Wire {
+    script: Script,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Call {
+    at: Duration,
+    page: u64,
+    key: String,
+    action: String,
+}
+
+impl Transport for Wire {
+    async fn post(&self, request: Request) -> Result<Response, TransportError> {
+        let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+        let key = body["dedup_key"].as_str().unwrap().to_owned();
+        let answer = {
+            let mut calls = self.calls.lock().unwrap();
+            let nth = calls.iter().filter(|call| call.key == key).count();
+            calls.push(Call {
+                at: START.with(|start| start.elapsed()),
+                page: body["page_id"].as_u64().unwrap(),
+                key: key.clone(),
+                action: body["action"].as_str().unwrap().to_owned(),
+            });
+            (self.script)(&key, nth)
+        };
+        let answered = |status, retry_after| Ok(Response { status, retry_after, text: "scripted".to_owned() });
+        match answer {
+            Answer::Status(status) => answered(status, None),
+            Answer::Throttle(after) => answered(429, Some(after)),
+            Answer::Hang => std::future::pending().await,
+            Answer::Drop => Err(TransportError { origin: "http://x".to_owned(), why: "reset".to_owned() }),
+        }
+    }
+}
+
+thread_local! {
+    // Each test runs on its own thread with its own paused clock.
+    static START: Instant = Instant::now();
+}
+
+fn page(receiver: &str, key: &str, action: PageAction) -> Page {
+    Page {
+        receiver: receiver.to_owned(),
+        action,
+        dedup_key: key.to_owned(),
+        incident: "INC-20261121-0001".to_owned(),
+        cause_key: "host/web-1/service/spl".to_owned(),
+        severity: Severity::Sev2,
+        reason: Reason::ProcessDown,
+        grade: Grade::Confirmed,
+        title: "spl on web-1 is down".to_owned(),
+        why: "process_down".to_owned(),
+        details: Vec::new(),
+        next_steps: Vec::new(),
+        agents: vec!["web-1".to_owned()],
+        n_agents: 1,
+        services: vec!["spl".to_owned()],
+        began: Timestamp::UNIX_EPOCH,
+        requested: Timestamp::UNIX_EPOCH,
+        late_by_ms: None,
+    }
+}
+
+fn receiver(name: &str) -> Receiver {
+    let config = ReceiverConfig {
+        name: name.to_owned(),
+        timeout: Duration::from_secs(10),
+        retry_for: Duration::from_secs(3600),
+        ca: None,
+        kind: ReceiverKind::Webhook { url: Uri::from_static("http://127.0.0.1:1/"), token_file: None },
+    };
+    Receiver::open(config, "prod").unwrap()
+}
+
+struct Bench {
+    journal: Arc<Journal>,
+    wake: watch::Sender<u64>,
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+    wire: Wire,
+}
+
+impl Bench {
+    fn start(
+        journal: Arc<Journal>,
+        receivers: &[&str],
+        script: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        START.with(|start| start.elapsed());
+        let wire = Wire { script: Arc::new(script), calls: Arc::default() };
+        let lanes = receivers.iter().map(|name| Lane { receiver: receiver(name), transport: wire.clone() }).collect();
+        let (wake, woken) = watch::channel(0);
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(Arc::clone(&journal), lanes, woken, Arc::new(Stats::default()), stop.clone()));
+        Self { journal, wake, stop, running, wire }
+    }
+
+    /// Time passes (at once: the clock is paused) until every page has an outcome.
+    async fn settle(&self) {
+        self.wake.send_modify(|n| *n += 1);
+        for _ in 0..1_000_000 {
+            if self.journal.pages.lock().unwrap().values().all(|(_, outcome)| outcome.is_some()) {
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        panic!("pages without an outcome: {:?}", self.calls());
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        self.wire.calls.lock().unwrap().clone()
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.unwrap();
+    }
+}
+
+fn primary() -> Arc<Journal> {
+    let journal = Journal::default();
+    journal.primary.store(true, Ordering::SeqCst);
+    Arc::new(journal)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_delivered_in_order_whatever_the_receiver_does() {
+    let journal = primary();
+    for id in 0..4u64 {
+        for (offset, action) in
+            [PageAction::Trigger, PageAction::Acknowledge, PageAction::Resolve].into_iter().enumerate()
+        {
+            journal.request(10 * (offset as u64 + 1) + id, page("ops", &format!("key-{id}"), action));
+        }
+    }
+    let bench = Bench::start(Arc::clone(&journal), &["ops"], |_, nth| match nth {
+        0 => Answer::Status(500),
+        1 => Answer::Drop,
+        2 => Answer::Hang,
+        3 => Answer::Throttle(Duration::from_secs(30)),
+        _ => Answer::Status(200),
+    });
+    bench.settle().await;
+    for id in 0..4 {
+        let of_key: Vec<_> = bench.calls().into_iter().filter(|call| call.key == format!("key-{id}")).collect();
+        let actions: Vec<_> = of_key.iter().map(|call| call.action.as_str()).collect();
+        assert_eq!(actions, ["trigger", "trigger", "trigger", "trigger", "trigger", "acknowledge", "resolve"]);
+        assert!(of_key[4].at >= of_key[3].at + Duration::from_secs(30), "Retry-After is honoured: {of_key:?}");
+        assert!(of_key[3].at >= of_key[2].at + Duration::from_secs(10), "the hanging call had its deadline");
+    }
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_receiver_delays_no_other_and_a_stuck_key_no_other_key() {
+    let journal = primary();
+    journal.request(1, page("hangs", "a", PageAction::Trigger));
+    journal.request(2, page("ops", "stuck", PageAction::Trigger));
+    for id in 3..200 {
+        journal.request(id, page("ops", &format!("key-{id}"), PageAction::Trigger));
+    }
+    let bench = Bench::start(Arc::clone(&journal), &["hangs", "ops"], |key, nth| match key {
+        "a" if nth < 50 => Answer::Hang,
+        "stuck" if nth < 50 => Answer::Status(503),
+        _ => Answer::Status(200),
+    });
+    bench.settle().await;
+    let last_other = bench.calls().into_iter().filter(|call| call.page >= 3).map(|call| call.at).max().unwrap();
+    assert!(last_other < Duration::from_secs(1), "{last_other:?}");
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_final_and_a_used_up_budget_too() {
+    let journal = primary();
+    journal.request(1, page("ops", "refused", PageAction::Trigger));
+    journal.request(2, page("ops", "down", PageAction::Trigger));
+    journal.request(3, page("gone", "x", PageAction::Trigger));
+    let bench = Bench::start(Arc::clone(&journal), &["ops"], |key, _| match key {
+        "refused" => Answer::Status(400),
+        _ => Answer::Status(503),
+    });
+    bench.settle().await;
+    let Some(Outcome::Failed(error)) = journal.outcome(1) else { panic!("delivered?") };
+    assert!(error.contains("400"), "{error}");
+    let Some(Outcome::Failed(error)) = journal.outcome(2) else { panic!("delivered?") };
+    assert!(error.contains("not accepted within 60 min") && error.contains("503"), "{error}");
+    let Some(Outcome::Failed(error)) = journal.outcome(3) else { panic!("delivered?") };
+    assert_eq!(error, "no receiver named \"gone\" is configured");
+    assert_eq!(bench.calls().iter().filter(|call| call.page == 1).count(), 1);
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_not_the_primary_pages_nothing_and_stops_between_tries() {
+    let journal = Arc::new(Journal::default());
+    journal.request(1, page("ops", "a", PageAction::Trigger));
+    let fence = Arc::clone(&journal);
+    let bench = Bench::start(Arc::clone(&journal), &["ops"], move |_, _| {
+        // A higher epoch is heard while the first call is under way.
+        fence.primary.store(false, Ordering::SeqCst);
+        Answer::Status(503)
+    });
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(bench.calls(), [], "a standby pages nothing");
+    journal.primary.store(true, Ordering::SeqCst);
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(bench.calls().len(), 1, "a fenced coordinator does not try again");
+    assert_eq!(journal.outcome(1), None, "the page is left to the successor");
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_between_call_and_outcome_sends_again_under_the_same_key() {
+    let journal = primary();
+    journal.request(1, page("ops", "a", PageAction::Trigger));
+    journal.dead.store(true, Ordering::SeqCst);
+    let first = Bench::start(Arc::clone(&journal), &["ops"], |_, _| Answer::Status(200));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(first.calls().len(), 1, "the fact is repeated, not the call");
+    first.stop().await;
+
+    // The next process, or the standby that took over, finds it attempted and without an outcome.
+    journal.dead.store(false, Ordering::SeqCst);
+    let second = Bench::start(Arc::clone(&journal), &["ops"], |_, _| Answer::Status(200));
+    second.settle().await;
+    let calls = second.calls();
+    assert_eq!((calls.len(), calls[0].page, calls[0].key.as_str()), (1, 1, "a"));
+    assert_eq!(journal.outcome(1), Some(Outcome::Delivered));
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_cancelled_before_its_first_try_is_dropped() {
+    /// Cancels every page at the moment its attempt is journaled.
+    struct Cancels(Arc<Journal>);
+    impl Outbox for Cancels {
+        fn may_page(&self) -> bool {
+            self.0.may_page()
+        }
+        async fn pending(&self, of: Of<'_>, limit: usize) -> Result<Vec<Pending>, OutboxError> {
+            self.0.pending(of, limit).await
+        }
+        async fn attempted(&self, page: PageId) -> Result<bool, OutboxError> {
+            self.0.pages.lock().unwrap().remove(&page);
+            Ok(false)
+        }
+        async fn concluded(&self, _: PageId, _: Outcome) -> Result<(), OutboxError> {
+            panic!("a cancelled page has no outcome")
+        }
+    }
+    let journal = primary();
+    journal.request(1, page("ops", "a", PageAction::Trigger));
+    let wire = Wire { script: Arc::new(|_, _| Answer::Status(200)), calls: Arc::default() };
+    let lanes = vec![Lane { receiver: receiver("ops"), transport: wire.clone() }];
+    let (_wake, woken) = watch::channel(0u64);
+    let stop = CancellationToken::new();
+    let outbox = Arc::new(Cancels(Arc::clone(&journal)));
+    let running = tokio::spawn(run(outbox, lanes, woken, Arc::new(Stats::default()), stop.clone()));
+    sleep(Duration::from_secs(120)).await;
+    assert!(wire.calls.lock().unwrap().is_empty());
+    stop.cancel();
+    running.await.unwrap();
+}
