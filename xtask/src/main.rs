@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 mod demo;
 mod drill;
+mod foreign;
 mod lab;
 mod suite;
 mod tidy;

@@ -1,6 +1,6 @@
 //! `cargo xtask test` and `cargo xtask ci`: named steps, one line each, with what was skipped told at the end.
 
-use crate::{demo, drill, say, tidy};
+use crate::{demo, drill, foreign, say, tidy};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use std::io::{BufRead, BufReader};
@@ -30,6 +30,10 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     step("house rules (tidy)", tidy::run)?;
     step("unit, integration and simulation tests", || {
         skipped.extend(cargo_test()?);
+        Ok(())
+    })?;
+    step("an independent gRPC client", || {
+        skipped.extend(foreign::check()?);
         Ok(())
     })?;
     step("crash drill (quick)", || drill::crash(CRASH_ROUNDS_QUICK))?;
