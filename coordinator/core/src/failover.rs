@@ -6,11 +6,12 @@
 use muster_common::ids::{CoordinatorId, Epoch};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::str::FromStr;
 
 /// What a coordinator is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ReignRole {
+pub enum CoordinatorRole {
     /// Takes facts, decides, pages.
     Primary,
     /// Applies the primary's journal; decides nothing.
@@ -19,13 +20,30 @@ pub enum ReignRole {
     Fenced,
 }
 
-impl fmt::Display for ReignRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl CoordinatorRole {
+    /// The word in the store, in metrics and in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Primary => "primary",
             Self::Standby => "standby",
             Self::Fenced => "fenced",
-        })
+        }
+    }
+}
+
+impl fmt::Display for CoordinatorRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for CoordinatorRole {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Primary, Self::Standby, Self::Fenced]
+            .into_iter()
+            .find(|role| role.as_str() == text)
+            .ok_or_else(|| format!("unknown role {text:?}"))
     }
 }
 
@@ -33,7 +51,7 @@ impl fmt::Display for ReignRole {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reign {
     /// What it is.
-    pub role: ReignRole,
+    pub role: CoordinatorRole,
     /// Its own epoch, if it ever reigned.
     pub own: Option<Epoch>,
     /// The highest epoch it has heard, its own included.
@@ -57,17 +75,17 @@ impl Reign {
     /// What the store remembers wins over the config: a promoted standby stays primary although its config still
     /// names whom it followed, and a standby never becomes primary because a line is missing.
     pub fn at_start(
-        remembered: Option<ReignRole>,
+        remembered: Option<CoordinatorRole>,
         own: Option<Epoch>,
         highest: Option<Epoch>,
         follows_somebody: bool,
     ) -> Self {
         let outdone = highest > own;
         let role = match (remembered, follows_somebody) {
-            (Some(ReignRole::Primary), _) if !outdone => ReignRole::Primary,
-            (None, false) if !outdone => ReignRole::Primary,
-            (Some(ReignRole::Primary | ReignRole::Fenced) | None, false) => ReignRole::Fenced,
-            (Some(ReignRole::Standby), false) | (_, true) => ReignRole::Standby,
+            (Some(CoordinatorRole::Primary), _) if !outdone => CoordinatorRole::Primary,
+            (None, false) if !outdone => CoordinatorRole::Primary,
+            (Some(CoordinatorRole::Primary | CoordinatorRole::Fenced) | None, false) => CoordinatorRole::Fenced,
+            (Some(CoordinatorRole::Standby), false) | (_, true) => CoordinatorRole::Standby,
         };
         let highest = highest.max(own.clone());
         Self { role, own, highest }
@@ -79,8 +97,8 @@ impl Reign {
             return Heard::Known;
         }
         self.highest = Some(epoch.clone());
-        if self.role == ReignRole::Primary && self.own.as_ref() != Some(epoch) {
-            self.role = ReignRole::Fenced;
+        if self.role == CoordinatorRole::Primary && self.own.as_ref() != Some(epoch) {
+            self.role = CoordinatorRole::Fenced;
             return Heard::Fences;
         }
         Heard::Higher
@@ -156,7 +174,7 @@ impl fmt::Display for Check {
 pub fn promotion_checks(facts: &PromotionFacts) -> Vec<Check> {
     let check = |what, problem, can_force| Check { what, problem, can_force };
     vec![
-        check("this coordinator is a standby", role_problem(facts), facts.reign.role == ReignRole::Fenced),
+        check("this coordinator is a standby", role_problem(facts), facts.reign.role == CoordinatorRole::Fenced),
         check("the named old primary is the one it followed", name_problem(facts), facts.reign.highest.is_none()),
         check("the old primary does not reign any more", reigns_problem(facts), true),
         check("it has everything the old primary had", lag_problem(facts), true),
@@ -167,9 +185,9 @@ pub fn promotion_checks(facts: &PromotionFacts) -> Vec<Check> {
 
 fn role_problem(facts: &PromotionFacts) -> Option<String> {
     match facts.reign.role {
-        ReignRole::Standby => None,
-        ReignRole::Primary => Some("it is the primary already".to_owned()),
-        ReignRole::Fenced => Some("it is fenced: let it follow the new primary first".to_owned()),
+        CoordinatorRole::Standby => None,
+        CoordinatorRole::Primary => Some("it is the primary already".to_owned()),
+        CoordinatorRole::Fenced => Some("it is fenced: let it follow the new primary first".to_owned()),
     }
 }
 
@@ -221,13 +239,13 @@ mod tests {
         Epoch { number, coordinator: id(name) }
     }
 
-    fn reign(role: ReignRole, own: Option<Epoch>, highest: Option<Epoch>) -> Reign {
+    fn reign(role: CoordinatorRole, own: Option<Epoch>, highest: Option<Epoch>) -> Reign {
         Reign { role, own, highest }
     }
 
     #[test]
     fn the_store_remembers_better_than_the_config() {
-        use ReignRole::{Fenced, Primary, Standby};
+        use CoordinatorRole::{Fenced, Primary, Standby};
         let start = |remembered, own, highest, follows| Reign::at_start(remembered, own, highest, follows).role;
         let (first, second) = (Some(epoch(1, "a")), Some(epoch(2, "b")));
         assert_eq!(start(None, None, None, false), Primary);
@@ -246,16 +264,16 @@ mod tests {
 
     #[test]
     fn a_higher_epoch_fences_and_nothing_lower_is_heard() {
-        let mut primary = reign(ReignRole::Primary, Some(epoch(3, "a")), Some(epoch(3, "a")));
+        let mut primary = reign(CoordinatorRole::Primary, Some(epoch(3, "a")), Some(epoch(3, "a")));
         assert_eq!(primary.hear(&epoch(2, "z")), Heard::Known);
         assert_eq!(primary.hear(&epoch(3, "a")), Heard::Known);
-        assert_eq!(primary.role, ReignRole::Primary);
+        assert_eq!(primary.role, CoordinatorRole::Primary);
         assert_eq!(primary.hear(&epoch(3, "b")), Heard::Fences);
-        assert_eq!(primary.role, ReignRole::Fenced);
+        assert_eq!(primary.role, CoordinatorRole::Fenced);
         assert_eq!(primary.next_epoch(&id("a")), Some(epoch(4, "a")));
-        let mut standby = reign(ReignRole::Standby, None, None);
+        let mut standby = reign(CoordinatorRole::Standby, None, None);
         assert_eq!(standby.hear(&epoch(7, "a")), Heard::Higher);
-        assert_eq!(standby.role, ReignRole::Standby);
+        assert_eq!(standby.role, CoordinatorRole::Standby);
         assert_eq!(standby.next_epoch(&id("b")), Some(epoch(8, "b")));
         standby.highest = Some(epoch(u64::MAX, "a"));
         assert_eq!(standby.next_epoch(&id("b")), None);
@@ -264,7 +282,7 @@ mod tests {
     fn ready() -> PromotionFacts {
         PromotionFacts {
             me: id("b"),
-            reign: reign(ReignRole::Standby, None, Some(epoch(1, "a"))),
+            reign: reign(CoordinatorRole::Standby, None, Some(epoch(1, "a"))),
             named: Some(id("a")),
             old_primary: OldPrimary::Gone("connection refused".into()),
             own_index: 9,
@@ -295,11 +313,15 @@ mod tests {
             (PromotionFacts { primary_index: Some(12), ..ready() }, "3 journal entries behind", true),
             (PromotionFacts { store_problem: Some("disk full".into()), ..ready() }, "disk full", true),
             (
-                PromotionFacts { reign: Reign { role: ReignRole::Primary, ..ready().reign }, ..ready() },
+                PromotionFacts { reign: Reign { role: CoordinatorRole::Primary, ..ready().reign }, ..ready() },
                 "already",
                 false,
             ),
-            (PromotionFacts { reign: Reign { role: ReignRole::Fenced, ..ready().reign }, ..ready() }, "fenced", true),
+            (
+                PromotionFacts { reign: Reign { role: CoordinatorRole::Fenced, ..ready().reign }, ..ready() },
+                "fenced",
+                true,
+            ),
         ];
         for (facts, problem, can_force) in cases {
             let unmet = unmet(&facts);
@@ -315,13 +337,13 @@ mod tests {
         #[test]
         fn epochs_only_rise(heard in proptest::collection::vec((0u64..5, "[a-c]"), 0..12)) {
             let own = epoch(2, "b");
-            let mut me = reign(ReignRole::Primary, Some(own.clone()), Some(own.clone()));
+            let mut me = reign(CoordinatorRole::Primary, Some(own.clone()), Some(own.clone()));
             let heard: Vec<_> = heard.into_iter().map(|(number, name)| epoch(number, &name)).collect();
             for one in &heard {
                 me.hear(one);
             }
             let outdone = heard.iter().any(|one| one > &own);
-            proptest::prop_assert_eq!(me.role == ReignRole::Fenced, outdone);
+            proptest::prop_assert_eq!(me.role == CoordinatorRole::Fenced, outdone);
             let next = me.next_epoch(&id("a")).unwrap();
             proptest::prop_assert!(heard.iter().all(|one| &next > one) && next > own);
         }

@@ -7,6 +7,7 @@ use muster_common::epoch_proof::EpochProof;
 use muster_common::ids::{CoordinatorId, Epoch, FleetName};
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{Entry, Fact};
+pub use muster_coordinator_core::failover::CoordinatorRole;
 //CORE use muster_coordinator_core::liveness::Liveness;
 //CORE use muster_coordinator_core::state::State;
 use std::collections::BTreeMap;
@@ -20,38 +21,6 @@ use tokio_util::sync::CancellationToken;
 pub(super) const INBOX_INPUTS_MAX: usize = 4_096;
 /// Committed batches a watcher may be behind. Overflow rule: the slow watcher is ended and begins anew.
 pub(super) const WATCHER_BATCHES_MAX: usize = 1_024;
-
-/// What this coordinator is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CoordinatorRole {
-    /// Takes facts, decides, pages.
-    Primary,
-    /// Applies the primary's journal; decides nothing.
-    Standby,
-    /// Was primary, has heard a higher epoch, does nothing.
-    Fenced,
-}
-
-impl CoordinatorRole {
-    /// The word in the store, in metrics and in answers.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Primary => "primary",
-            Self::Standby => "standby",
-            Self::Fenced => "fenced",
-        }
-    }
-}
-
-impl std::str::FromStr for CoordinatorRole {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Primary, Self::Standby, Self::Fenced]
-            .into_iter()
-            .find(|role| role.as_str() == text)
-            .ok_or_else(|| format!("unknown role {text:?}"))
-    }
-}
 
 /// Who this coordinator is and under which epoch it reigns, as far as it is durable.
 #[derive(Debug, Clone, PartialEq)]
