@@ -5,6 +5,10 @@
 pub mod clock;
 pub mod diagnose;
 pub mod judgement;
+pub mod kmsg;
 pub mod ledger;
+pub mod proc_locks;
 pub mod schedule;
 pub mod services;
+pub mod sqlite;
+pub mod session;
