@@ -3,7 +3,12 @@
 //! Invariant: one loop ([`runtime`]) changes State; everything else asks it through [`runtime::Handle`].
 
 pub mod ca;
+pub mod config;
+pub mod failover;
+pub mod http;
+pub mod listen;
 pub mod metrics;
 pub mod pager;
 pub mod runtime;
+pub mod service;
 pub mod store;

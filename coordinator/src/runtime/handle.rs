@@ -4,12 +4,13 @@ use super::links::Links;
 use crate::metrics::Metrics;
 use crate::store::{Head, JournalStore, Snapshot, StoreError, StoredEntry};
 use muster_common::epoch_proof::EpochProof;
-use muster_common::ids::{CoordinatorId, Epoch, FleetName};
+use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName};
+use muster_common::spool::Position;
 use muster_common::time::Timestamp;
-use muster_coordinator_core::entry::{Entry, Fact};
+use muster_coordinator_core::entry::{AgentHello, Disconnect, Entry, Fact};
 pub use muster_coordinator_core::failover::CoordinatorRole;
-//CORE use muster_coordinator_core::liveness::Liveness;
-//CORE use muster_coordinator_core::state::State;
+use muster_coordinator_core::liveness::Liveness;
+use muster_coordinator_core::state::State;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -100,6 +101,17 @@ pub struct Committed {
     pub at: Timestamp,
 }
 
+/// Where a newly connected agent goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    /// What is stored of its spool.
+    pub position: Position,
+    /// Journal index at which that was known.
+    pub index: u64,
+    /// How often it is to beat.
+    pub heartbeat: std::time::Duration,
+}
+
 /// What one commit made durable.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -111,10 +123,10 @@ pub struct Batch {
 
 /// What a reader sees: State as of the last commit, and what lives beside it.
 pub struct View<'a> {
-    //CORE /// Committed State.
-    //CORE pub state: &'a State,
-    //CORE /// The liveness table.
-    //CORE pub liveness: &'a Liveness,
+    /// Committed State.
+    pub state: &'a State,
+    /// The liveness table.
+    pub liveness: &'a Liveness,
     /// Log time.
     pub now: Timestamp,
     /// The journal.
@@ -136,12 +148,40 @@ pub(super) type Read = Box<dyn FnOnce(&View<'_>) + Send>;
 
 /// One input of the loop.
 pub(super) enum Input {
-    Facts { facts: Vec<Fact>, reply: Option<Reply<Committed>> },
+    Facts {
+        facts: Vec<Fact>,
+        reply: Option<Reply<Committed>>,
+    },
     Read(Read),
-    AppendStored { entries: Vec<StoredEntry>, reply: Reply<Head> },
-    InstallSnapshot { snapshot: Snapshot, reply: Reply<Head> },
-    Promote { proof: EpochProof, fact: Box<Fact>, reply: Reply<Committed> },
-    HearEpoch { proof: EpochProof, reply: Reply<Standing> },
+    /// A stream began; the answer comes after what it caused is durable.
+    Connected {
+        agent: AgentName,
+        hello: Box<AgentHello>,
+        reply: Reply<Resume>,
+    },
+    /// A stream ended.
+    Disconnected {
+        agent: AgentName,
+        number: u64,
+        how: Disconnect,
+    },
+    AppendStored {
+        entries: Vec<StoredEntry>,
+        reply: Reply<Head>,
+    },
+    InstallSnapshot {
+        snapshot: Snapshot,
+        reply: Reply<Head>,
+    },
+    Promote {
+        proof: EpochProof,
+        fact: Box<Fact>,
+        reply: Reply<Committed>,
+    },
+    HearEpoch {
+        proof: EpochProof,
+        reply: Reply<Standing>,
+    },
 }
 
 /// A standby, as its primary knows it.
@@ -176,7 +216,10 @@ pub(super) struct Shared {
     /// Turns of the loop: a number that stands still means a loop that hangs.
     pub(super) turns: AtomicU64,
     pub(super) now_ms: AtomicU64,
+    /// Everyone ends.
     pub(super) stop: CancellationToken,
+    /// The loop ends, after everyone.
+    pub(super) stop_loop: CancellationToken,
 }
 
 /// The way to the loop.
@@ -314,9 +357,20 @@ impl Handle {
         self.shared.replicated.subscribe()
     }
 
-    /// Asks the loop to commit what it has, take a snapshot and end. Everything that watches [`Handle::stopping`] ends too.
+    /// Tells everyone who watches [`Handle::stopping`] to end. The loop goes on until [`super::Runtime::finish`].
     pub fn shutdown(&self) {
         self.shared.stop.cancel();
+    }
+
+    /// An agent's stream began.
+    pub(crate) async fn connected(&self, agent: AgentName, hello: AgentHello) -> Result<Resume, RuntimeError> {
+        self.ask(|reply| Input::Connected { agent, hello: Box::new(hello), reply }).await
+    }
+
+    /// An agent's stream ended.
+    pub(crate) async fn disconnected(&self, agent: AgentName, number: u64, how: Disconnect) {
+        // A loop that has ended needs no news.
+        drop(self.send(Input::Disconnected { agent, number, how }).await);
     }
 
     async fn ask<T>(&self, input: impl FnOnce(Reply<T>) -> Input) -> Result<T, RuntimeError> {

@@ -3,7 +3,7 @@
 
 use super::handle::lock;
 use muster_common::ids::AgentName;
-use muster_proto::v1::ConnectResponse;
+use muster_proto::v1::{self, ConnectResponse};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,21 @@ use tokio_util::sync::CancellationToken;
 /// Messages waiting for one agent (acks, pings, resyncs). Overflow rule: the newest is not sent; every one of them is
 /// repeated or superseded by a later one.
 pub const LINK_OUTBOX_MESSAGES_MAX: usize = 16;
+
+/// What a heartbeat says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Newest {
+    /// Digest of the open conditions as of `head_sequence`.
+    pub digest: u64,
+    /// Head of the agent's spool.
+    pub head_sequence: u64,
+    /// MemAvailable.
+    pub memory_available_bytes: u64,
+    /// Entries evicted before they were acknowledged.
+    pub evicted_entries: u64,
+    /// Host's wall clock minus ours, in ms.
+    pub skew_ms: i64,
+}
 
 /// One living stream of an agent.
 #[derive(Debug)]
@@ -27,18 +42,14 @@ pub struct Link {
     pub outbox: mpsc::Sender<Result<ConnectResponse, tonic::Status>>,
     /// Log time in ms at which anything was last heard on this stream.
     pub last_heard_ms: AtomicI64,
-    /// Digest of the newest heartbeat.
-    pub digest: AtomicU64,
-    /// Head sequence of the newest heartbeat.
-    pub head_sequence: AtomicU64,
-    /// MemAvailable of the newest heartbeat.
-    pub memory_available_bytes: AtomicU64,
-    /// Evicted entries as of the newest heartbeat.
-    pub evicted_entries: AtomicU64,
-    /// Host's wall clock minus log time at the newest heartbeat, in ms.
-    pub skew_ms: AtomicI64,
-    /// Number of heartbeats heard.
-    pub heartbeats: AtomicU64,
+    /// The newest heartbeat; read as a whole, so that digest and head belong together.
+    pub newest: Mutex<Option<Newest>>,
+    /// Resync last asked for; 0 before the first.
+    pub resync_asked: AtomicU64,
+    /// Log time in ms of that.
+    pub resync_asked_ms: AtomicI64,
+    /// Highest ping sent.
+    pub pinged: AtomicU64,
     /// Highest ping answered.
     pub ponged: AtomicU64,
     /// Rings when a pong arrives.
@@ -59,15 +70,48 @@ impl Link {
             replaced: CancellationToken::new(),
             outbox,
             last_heard_ms: AtomicI64::new(now_ms),
-            digest: AtomicU64::new(0),
-            head_sequence: AtomicU64::new(0),
-            memory_available_bytes: AtomicU64::new(0),
-            evicted_entries: AtomicU64::new(0),
-            skew_ms: AtomicI64::new(0),
-            heartbeats: AtomicU64::new(0),
+            newest: Mutex::new(None),
+            resync_asked: AtomicU64::new(0),
+            resync_asked_ms: AtomicI64::new(i64::MIN),
+            pinged: AtomicU64::new(0),
             ponged: AtomicU64::new(0),
             pong: Notify::new(),
         }
+    }
+
+    /// A heartbeat came.
+    pub fn beat(&self, newest: Newest) {
+        *lock(&self.newest) = Some(newest);
+    }
+
+    /// The newest heartbeat, if any came.
+    pub fn newest(&self) -> Option<Newest> {
+        *lock(&self.newest)
+    }
+
+    /// Sends a ping and waits for its answer; how long it took, or `None`.
+    pub async fn ping(&self, patience: std::time::Duration) -> Option<std::time::Duration> {
+        let id = self.pinged.fetch_add(1, Ordering::Relaxed) + 1;
+        let message = v1::connect_response::Message::Ping(v1::Ping { id });
+        let begun = std::time::Instant::now();
+        self.outbox.try_send(Ok(ConnectResponse { message: Some(message) })).ok()?;
+        let answered = async {
+            loop {
+                let bell = self.pong.notified();
+                if self.ponged.load(Ordering::Acquire) >= id {
+                    return;
+                }
+                bell.await;
+            }
+        };
+        tokio::time::timeout(patience, answered).await.ok()?;
+        Some(begun.elapsed())
+    }
+
+    /// Notes the answer to a ping.
+    pub fn ponged(&self, id: u64) {
+        self.ponged.fetch_max(id.min(self.pinged.load(Ordering::Relaxed)), Ordering::Release);
+        self.pong.notify_waiters();
     }
 
     /// Notes that something was heard.
@@ -122,22 +166,5 @@ impl Links {
     /// All streams, in order of name.
     pub fn all(&self) -> Vec<(AgentName, Arc<Link>)> {
         lock(&self.by_agent).iter().map(|(name, link)| (name.clone(), Arc::clone(link))).collect()
-    }
-}
-
-/// Removes a stream from [`Links`] when its task ends, however it ends.
-#[derive(Debug)]
-pub struct LinkKeeper {
-    /// Where from.
-    pub links: Arc<Links>,
-    /// Whose.
-    pub agent: AgentName,
-    /// Which.
-    pub number: u64,
-}
-
-impl Drop for LinkKeeper {
-    fn drop(&mut self) {
-        self.links.remove(&self.agent, self.number);
     }
 }

@@ -5,11 +5,12 @@
 mod clock;
 mod handle;
 mod links;
-
+mod standing;
+mod turn;
 
 pub use clock::LogClock;
 pub use handle::{
-    Batch, Committed, CoordinatorRole, Follower, Handle, RuntimeError, Standing, SubmitError, View, Waiting,
+    Batch, Committed, CoordinatorRole, Follower, Handle, Resume, RuntimeError, Standing, SubmitError, View, Waiting,
 };
-pub use links::{Link, LinkKeeper, Links};
-
+pub use links::{LINK_OUTBOX_MESSAGES_MAX, Link, Links, Newest};
+pub use turn::{Runtime, Start, start};

@@ -1,1 +1,553 @@
-//! The loop itself.
+//! The loop's thread. One turn: drain the inbox, feed the facts, run what time brought, commit once, publish.
+//!
+//! Invariant: replies, watchers and readers see nothing before the commit of the turn that made it. A commit that
+//! fails, or a panic in `apply`, ends the loop, and with it the process.
+
+use super::clock::LogClock;
+use super::handle::{
+    Batch, Committed, CoordinatorRole, Handle, INBOX_INPUTS_MAX, Input, Resume, RuntimeError, Shared, Standing, View,
+    WATCHER_BATCHES_MAX,
+};
+use super::links::Links;
+use crate::metrics::{Metrics, RoleLabel};
+use crate::store::{Head, JournalStore, Snapshot, StoredEntry};
+use muster_common::epoch_proof::EpochProof;
+use muster_common::ids::AgentName;
+use muster_common::spool::Position;
+use muster_common::time::Timestamp;
+use muster_coordinator_core::entry::{AgentHello, Disconnect, Entry, EntryBody, Fact};
+use muster_coordinator_core::liveness::{Heard, Liveness, PauseWatch, Swept};
+use muster_coordinator_core::machine::Machine;
+use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::state::{State, next_deadline};
+use muster_proto::v1;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Inputs of one commit: enough that an fsync costs nothing per fact, few enough that a reply stays quick.
+const TURN_INPUTS_MAX: usize = 256;
+/// The loop turns at least this often.
+const TICK: Duration = Duration::from_millis(250);
+/// Entries between two snapshots: a start replays at most this many.
+const SNAPSHOT_ENTRIES: u64 = 20_000;
+/// Wait between two resync requests to one agent: a resync that goes astray is asked for again, but never in a storm.
+const RESYNC_INTERVAL_MS: i64 = 10_000;
+/// Shortest gap that counts as a pause; a busy machine hiccups below it.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Entries read at once when the journal is replayed at the start.
+const LOAD_BATCH_ENTRIES: usize = 2_000;
+
+/// What the loop begins with.
+pub struct Start {
+    /// The journal.
+    pub store: Box<dyn JournalStore>,
+    /// Role and epoch, as [`Standing::load`] gave them.
+    pub standing: Standing,
+    /// Thresholds of the config.
+    pub policy: Policy,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+impl std::fmt::Debug for Start {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Start").field("standing", &self.standing).finish_non_exhaustive()
+    }
+}
+
+/// The running loop, for whoever has to end it.
+#[derive(Debug)]
+pub struct Runtime {
+    stop_loop: CancellationToken,
+    ended: oneshot::Receiver<Result<(), RuntimeError>>,
+}
+
+impl Runtime {
+    /// Resolves when the loop has ended by itself, which is always a failure.
+    pub async fn failed(&mut self) -> RuntimeError {
+        match (&mut self.ended).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => RuntimeError::Stopped,
+            Err(_) => RuntimeError::State("the loop panicked; its last words are in the log".to_owned()),
+        }
+    }
+
+    /// Ends the loop: what is in the inbox is committed, a snapshot is taken.
+    pub async fn finish(self) -> Result<(), RuntimeError> {
+        self.stop_loop.cancel();
+        self.ended.await.unwrap_or(Err(RuntimeError::State("the loop panicked".to_owned())))
+    }
+}
+
+/// Loads State from the journal (verifying its chain) and starts the loop on a thread of its own.
+pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
+    let machine = Machine::new(load(start.store.as_ref())?);
+    let clock = LogClock::anchored(machine.state().last_at());
+    let (inbox, inputs) = mpsc::channel(INBOX_INPUTS_MAX);
+    let shared = Arc::new(Shared {
+        inbox,
+        committed: broadcast::channel(WATCHER_BATCHES_MAX).0,
+        standing: watch::channel(start.standing.clone()).0,
+        head: watch::channel(start.store.head()).0,
+        replicated: watch::channel(None).0,
+        followers: Mutex::new(BTreeMap::new()),
+        links: Arc::new(Links::default()),
+        metrics: start.metrics,
+        turns: AtomicU64::new(0),
+        now_ms: AtomicU64::new(0),
+        stop: CancellationToken::new(),
+        stop_loop: CancellationToken::new(),
+    });
+    let now = clock.now();
+    let mut turner = Turner {
+        liveness: Liveness::from_state(machine.state(), now),
+        machine,
+        snapshot_index: start.store.snapshot()?.map_or(0, |snapshot| snapshot.index),
+        store: start.store,
+        standing: start.standing,
+        policy: start.policy,
+        clock,
+        started: now,
+        pause: PauseWatch::new(now, TICK),
+        shared: Arc::clone(&shared),
+        entries: Vec::new(),
+        answers: Vec::new(),
+    };
+    turner.tell_time(now);
+    turner.reign_begins(now)?;
+    let stop_loop = shared.stop_loop.clone();
+    let (tell_end, ended) = oneshot::channel();
+    let waiting = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(|error| RuntimeError::State(format!("cannot start the loop: {error}")))?;
+    std::thread::Builder::new()
+        .name("loop".to_owned())
+        .spawn(move || {
+            let outcome = turner.run(&waiting, inputs);
+            drop(tell_end.send(outcome));
+        })
+        .map_err(|error| RuntimeError::State(format!("cannot start the loop's thread: {error}")))?;
+    Ok((Handle { shared }, Runtime { stop_loop, ended }))
+}
+
+/// State as the journal gives it: the newest snapshot, then every entry after it.
+pub(super) fn load(store: &dyn JournalStore) -> Result<State, RuntimeError> {
+    let (mut state, mut hash) = match store.snapshot()? {
+        Some(snapshot) => (decode_state(&snapshot)?, snapshot.hash),
+        None => (State::genesis(), crate::store::JournalHash::ZERO),
+    };
+    loop {
+        let entries = store.entries_from(state.head_index() + 1, LOAD_BATCH_ENTRIES)?;
+        if entries.is_empty() {
+            return Ok(state);
+        }
+        for stored in entries {
+            let damaged = |what: &str| crate::store::StoreError::Damaged { index: stored.index, what: what.to_owned() };
+            if stored.index != state.head_index() + 1 {
+                return Err(damaged("entries before it are missing").into());
+            }
+            hash = hash.then(&stored.body);
+            if hash != stored.hash {
+                return Err(damaged("its hash does not continue the chain").into());
+            }
+            muster_coordinator_core::apply(&mut state, &stored.decode()?);
+        }
+    }
+}
+
+fn decode_state(snapshot: &Snapshot) -> Result<State, RuntimeError> {
+    let state: State = serde_json::from_slice(&snapshot.body).map_err(|error| {
+        RuntimeError::State(format!("the snapshot of entry {} is unreadable: {error}", snapshot.index))
+    })?;
+    if state.head_index() == snapshot.index {
+        return Ok(state);
+    }
+    Err(RuntimeError::State(format!("the snapshot of entry {} holds entry {}", snapshot.index, state.head_index())))
+}
+
+type Answer = Box<dyn FnOnce(&Turner) + Send>;
+
+struct Turner {
+    machine: Machine,
+    liveness: Liveness,
+    store: Box<dyn JournalStore>,
+    standing: Standing,
+    policy: Policy,
+    clock: LogClock,
+    started: Timestamp,
+    pause: PauseWatch,
+    snapshot_index: u64,
+    shared: Arc<Shared>,
+    /// Applied and not committed.
+    entries: Vec<Entry>,
+    /// Given after the commit, in order.
+    answers: Vec<Answer>,
+}
+
+impl Turner {
+    fn run(mut self, waiting: &tokio::runtime::Runtime, mut inputs: mpsc::Receiver<Input>) -> Result<(), RuntimeError> {
+        let stop = self.shared.stop_loop.clone();
+        let mut drained = Vec::with_capacity(TURN_INPUTS_MAX);
+        loop {
+            let wait = self.next_wake();
+            let stopping = waiting.block_on(async {
+                tokio::select! {
+                    () = stop.cancelled() => true,
+                    _ = inputs.recv_many(&mut drained, TURN_INPUTS_MAX) => false,
+                    () = tokio::time::sleep(wait) => false,
+                }
+            });
+            if stopping {
+                inputs.close();
+                while let Ok(input) = inputs.try_recv() {
+                    drained.push(input);
+                }
+            }
+            self.shared.metrics.inbox_depth.set(i64::try_from(inputs.len()).unwrap_or(i64::MAX));
+            self.turn(&mut drained)?;
+            if stopping {
+                return self.snapshot();
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Duration {
+        let due = next_deadline(self.machine.state()).map(|(due, _)| due.since(self.clock.now()));
+        if self.standing.role == CoordinatorRole::Primary { due.unwrap_or(TICK).min(TICK) } else { TICK }
+    }
+
+    fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), RuntimeError> {
+        let now = self.clock.now();
+        self.tell_time(now);
+        self.watch_for_pause(now);
+        for input in inputs.drain(..) {
+            self.take(now, input)?;
+        }
+        if self.standing.role == CoordinatorRole::Primary {
+            self.sweep(now);
+            self.entries.extend(self.machine.run_deadlines(now));
+        }
+        self.commit()?;
+        if self.store.head().index >= self.snapshot_index + SNAPSHOT_ENTRIES {
+            self.snapshot()?;
+        }
+        self.shared.turns.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn tell_time(&self, now: Timestamp) {
+        self.shared.now_ms.store(u64::try_from(now.unix_ms()).unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    fn watch_for_pause(&mut self, now: Timestamp) {
+        let liveness = &self.machine.state().policy().liveness;
+        let bound = (liveness.heartbeat * liveness.stale_after / 2).max(PAUSE_MIN);
+        let Some(gap) = self.pause.tick(now, bound) else { return };
+        if self.standing.role != CoordinatorRole::Primary {
+            return;
+        }
+        tracing::warn!(gap_ms = gap.as_millis(), "this process stood still; agents get time to be heard again");
+        self.feed(now, Fact::Paused { gap_ms: u64::try_from(gap.as_millis()).unwrap_or(u64::MAX) });
+        self.liveness.paused(self.machine.state().rehear_until().unwrap_or(now));
+    }
+
+    /// Feeds one fact and gives its index.
+    fn feed(&mut self, now: Timestamp, fact: Fact) -> u64 {
+        let new = self.machine.feed(now, fact);
+        let is_fact = |entry: &&Entry| matches!(&entry.body, EntryBody::Fact(fact) if !matches!(fact, Fact::DecidePanicked { .. }));
+        let index = new.iter().find(is_fact).map_or(self.machine.state().head_index(), |entry| entry.index);
+        self.entries.extend(new);
+        index
+    }
+
+    fn take(&mut self, now: Timestamp, input: Input) -> Result<(), RuntimeError> {
+        match input {
+            Input::Facts { facts, reply } => {
+                let outcome = self.must_reign().map(|()| {
+                    let indexes: Vec<u64> = facts.into_iter().map(|fact| self.feed(now, fact)).collect();
+                    indexes.first().copied().unwrap_or(self.machine.state().head_index())
+                });
+                self.answer(move |turner| {
+                    let committed = |trace| Committed { trace, head: turner.store.head(), at: now };
+                    if let Some(reply) = reply {
+                        drop(reply.send(outcome.map(committed)));
+                    }
+                });
+            }
+            Input::Read(read) => self.answer(move |turner| read(&turner.view())),
+            Input::Connected { agent, hello, reply } => {
+                let outcome = self.must_reign().map(|()| self.connected(now, &agent, *hello));
+                self.answer(move |_| drop(reply.send(outcome)));
+            }
+            Input::Disconnected { agent, number, how } => self.disconnected(now, &agent, number, how),
+            Input::AppendStored { entries, reply } => {
+                self.commit()?;
+                drop(reply.send(self.append_stored(&entries)));
+            }
+            Input::InstallSnapshot { snapshot, reply } => {
+                self.commit()?;
+                drop(reply.send(self.install(&snapshot)));
+            }
+            Input::Promote { proof, fact, reply } => {
+                self.commit()?;
+                let outcome = self.promote(now, proof, *fact);
+                self.answer(move |turner| {
+                    let committed = |trace| Committed { trace, head: turner.store.head(), at: now };
+                    drop(reply.send(outcome.map(committed)));
+                });
+            }
+            Input::HearEpoch { proof, reply } => {
+                self.commit()?;
+                drop(reply.send(self.hear(proof)));
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: impl FnOnce(&Self) + Send + 'static) {
+        self.answers.push(Box::new(answer));
+    }
+
+    fn must_reign(&self) -> Result<(), RuntimeError> {
+        if self.standing.role == CoordinatorRole::Primary {
+            return Ok(());
+        }
+        let primary = self.standing.highest_epoch().map(|epoch| epoch.coordinator.to_string());
+        Err(RuntimeError::NotPrimary { role: self.standing.role, primary })
+    }
+
+    fn view(&self) -> View<'_> {
+        View {
+            state: self.machine.state(),
+            liveness: &self.liveness,
+            now: self.clock.now(),
+            store: self.store.as_ref(),
+            standing: &self.standing,
+            started: self.started,
+        }
+    }
+
+    /// Makes everything applied durable in one transaction, then tells everyone.
+    fn commit(&mut self) -> Result<(), RuntimeError> {
+        if !self.entries.is_empty() {
+            let begun = Instant::now();
+            let head = self.store.append(&self.entries)?;
+            let metrics = &self.shared.metrics;
+            metrics.commit_seconds.observe(begun.elapsed().as_secs_f64());
+            metrics.commits.inc();
+            metrics.entries.inc_by(u64::try_from(self.entries.len()).unwrap_or_default());
+            let entries: Arc<[Entry]> = std::mem::take(&mut self.entries).into();
+            self.publish(Batch { entries, head });
+        }
+        for answer in std::mem::take(&mut self.answers) {
+            answer(self);
+        }
+        Ok(())
+    }
+
+    fn publish(&self, batch: Batch) {
+        self.shared.metrics.journal_index.set(i64::try_from(batch.head.index).unwrap_or(i64::MAX));
+        self.shared.head.send_replace(batch.head);
+        // Nobody may be watching.
+        drop(self.shared.committed.send(batch));
+    }
+
+    fn snapshot(&mut self) -> Result<(), RuntimeError> {
+        let head = self.store.head();
+        if head.index > self.snapshot_index {
+            let state = serde_json::to_vec(self.machine.state())
+                .map_err(|error| RuntimeError::State(format!("cannot encode a snapshot: {error}")))?;
+            self.store.put_snapshot(&state)?;
+            self.snapshot_index = head.index;
+        }
+        Ok(())
+    }
+}
+
+/// Agents coming and going.
+impl Turner {
+    fn connected(&mut self, now: Timestamp, agent: &AgentName, hello: AgentHello) -> Resume {
+        let spool = hello.spool;
+        let heard = self.liveness.connected(agent, now);
+        let known = self.machine.state().agent(agent);
+        let stored = known.and_then(|record| record.position);
+        let changed = known.is_none_or(|record| record.hello.as_ref() != Some(&hello));
+        let other_spool = stored.is_some_and(|position| position.spool != spool);
+        if heard == Heard::Back || changed {
+            self.feed(now, Fact::AgentConnected { agent: agent.clone(), hello });
+        }
+        if other_spool {
+            self.feed(now, Fact::SpoolReplaced { agent: agent.clone(), old: stored, new: spool });
+        }
+        let position = stored.filter(|position| position.spool == spool).unwrap_or(Position::start(spool));
+        let state = self.machine.state();
+        Resume { position, index: state.head_index(), heartbeat: state.policy().liveness.heartbeat }
+    }
+
+    fn disconnected(&mut self, now: Timestamp, agent: &AgentName, number: u64, how: Disconnect) {
+        let superseded = self.shared.links.get(agent).is_some_and(|link| link.number != number);
+        if self.standing.role != CoordinatorRole::Primary || superseded {
+            return;
+        }
+        if self.liveness.disconnected(agent, how, now) {
+            self.feed(now, Fact::AgentDisconnected { agent: agent.clone(), how });
+        }
+    }
+
+    fn sweep(&mut self, now: Timestamp) {
+        for (agent, link) in self.shared.links.all() {
+            let last_heard = Timestamp::from_unix_ms(link.last_heard_ms.load(Ordering::Relaxed));
+            if now.since(last_heard) < self.stale_after() && self.liveness.heard(&agent, last_heard) == Heard::Back {
+                self.feed(now, Fact::AgentHeard { agent: agent.clone() });
+            }
+            self.compare_digest(now, &agent, &link);
+        }
+        let policy = self.machine.state().policy().liveness.clone();
+        for swept in self.liveness.sweep(now, &policy) {
+            let fact = match swept {
+                Swept::Silent { agent, last_heard, silence } => Fact::AgentSilent { agent, last_heard, silence },
+                Swept::Disconnected { agent, how } => Fact::AgentDisconnected { agent, how },
+                Swept::Flapping { agent, reconnects } => Fact::AgentFlapping { agent, reconnects },
+            };
+            self.feed(now, fact);
+        }
+    }
+
+    fn stale_after(&self) -> Duration {
+        let liveness = &self.machine.state().policy().liveness;
+        liveness.heartbeat * liveness.stale_after
+    }
+
+    /// Asks for a resync when agent and State disagree about what is open at the very same entry.
+    fn compare_digest(&mut self, now: Timestamp, agent: &AgentName, link: &super::links::Link) {
+        let Some(newest) = link.newest() else { return };
+        let Some(record) = self.machine.state().agent(agent) else { return };
+        let stored = record.position.map_or(0, |position| position.sequence);
+        let differs = newest.head_sequence == stored && newest.digest != record.digest;
+        if !differs && record.digest_matches {
+            return;
+        }
+        let asked_ms = link.resync_asked_ms.load(Ordering::Relaxed);
+        if now.unix_ms().saturating_sub(asked_ms) < RESYNC_INTERVAL_MS {
+            return;
+        }
+        let id = link.resync_asked.load(Ordering::Relaxed) + 1;
+        let message = v1::connect_response::Message::Resync(v1::ResyncRequest { id });
+        link.resync_asked_ms.store(now.unix_ms(), Ordering::Relaxed);
+        link.resync_asked.store(id, Ordering::Relaxed);
+        if link.outbox.try_send(Ok(v1::ConnectResponse { message: Some(message) })).is_ok() {
+            self.shared.metrics.resyncs.inc();
+        }
+        if record.digest_matches {
+            self.feed(now, Fact::DigestDiffers { agent: agent.clone() });
+        }
+    }
+}
+
+/// Reign.
+impl Turner {
+    /// At the start of a primary: `Started`, the policy of the config, and the first commit.
+    fn reign_begins(&mut self, now: Timestamp) -> Result<(), RuntimeError> {
+        self.tell_role();
+        let Some(epoch) = self.standing.epoch().filter(|_| self.standing.role == CoordinatorRole::Primary) else {
+            return Ok(());
+        };
+        let (coordinator, fleet) = (self.standing.id.clone(), self.standing.fleet.clone());
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        self.feed(now, Fact::Started { coordinator, fleet, version, epoch });
+        self.listen_anew(now);
+        self.commit()
+    }
+
+    /// The policy of the config, where it differs, and a table in which every known agent is awaited.
+    fn listen_anew(&mut self, now: Timestamp) {
+        if self.machine.state().policy() != &self.policy {
+            let policy = Box::new(self.policy.clone());
+            self.feed(now, Fact::PolicyLoaded { policy });
+        }
+        self.liveness = Liveness::from_state(self.machine.state(), now);
+    }
+
+    fn promote(&mut self, now: Timestamp, proof: EpochProof, fact: Fact) -> Result<u64, RuntimeError> {
+        if let Some(highest) = self.standing.highest_epoch().filter(|highest| *highest >= proof.epoch) {
+            let (offered, highest) = (proof.epoch.to_string(), highest.to_string());
+            return Err(RuntimeError::EpochTooLow { offered, highest });
+        }
+        let standing = Standing {
+            role: CoordinatorRole::Primary,
+            own: Some(proof.clone()),
+            highest: Some(proof),
+            ..self.standing.clone()
+        };
+        standing.save(self.store.as_mut())?;
+        self.standing = standing;
+        self.clock = LogClock::anchored(self.machine.state().last_at().max(now));
+        let now = self.clock.now();
+        let index = self.feed(now, fact);
+        self.listen_anew(now);
+        self.answer(|turner| turner.tell_role());
+        Ok(index)
+    }
+
+    fn hear(&mut self, proof: EpochProof) -> Result<Standing, RuntimeError> {
+        if self.standing.highest_epoch().is_some_and(|highest| highest >= proof.epoch) {
+            return Ok(self.standing.clone());
+        }
+        let mut standing = Standing { highest: Some(proof), ..self.standing.clone() };
+        if standing.role == CoordinatorRole::Primary {
+            standing.role = CoordinatorRole::Fenced;
+        }
+        standing.save(self.store.as_mut())?;
+        self.standing = standing;
+        self.tell_role();
+        Ok(self.standing.clone())
+    }
+
+    fn tell_role(&self) {
+        let metrics = &self.shared.metrics;
+        for role in [CoordinatorRole::Primary, CoordinatorRole::Standby, CoordinatorRole::Fenced] {
+            let label = RoleLabel { role: role.as_str().to_owned() };
+            metrics.role.get_or_create(&label).set(i64::from(role == self.standing.role));
+        }
+        let number = self.standing.epoch().map_or(0, |epoch| epoch.number);
+        metrics.epoch.set(i64::try_from(number).unwrap_or(i64::MAX));
+        self.shared.standing.send_replace(self.standing.clone());
+    }
+
+    fn must_follow(&self) -> Result<(), RuntimeError> {
+        match self.standing.role {
+            CoordinatorRole::Standby => Ok(()),
+            role => Err(RuntimeError::NotStandby(role)),
+        }
+    }
+
+    /// Standby: the primary's entries, durable first, then applied.
+    fn append_stored(&mut self, stored: &[StoredEntry]) -> Result<Head, RuntimeError> {
+        self.must_follow()?;
+        let entries: Vec<Entry> = stored.iter().map(StoredEntry::decode).collect::<Result<_, _>>()?;
+        let head = self.store.append_stored(stored)?;
+        for entry in &entries {
+            self.machine.apply_replicated(entry).map_err(|error| RuntimeError::State(error.to_string()))?;
+        }
+        if !entries.is_empty() {
+            self.publish(Batch { entries: entries.into(), head });
+        }
+        Ok(head)
+    }
+
+    /// Standby: another history than the primary's is thrown away for it.
+    fn install(&mut self, snapshot: &Snapshot) -> Result<Head, RuntimeError> {
+        self.must_follow()?;
+        let state = decode_state(snapshot)?;
+        self.store.replace(snapshot)?;
+        self.machine = Machine::new(state);
+        self.snapshot_index = snapshot.index;
+        self.shared.head.send_replace(self.store.head());
+        Ok(self.store.head())
+    }
+}

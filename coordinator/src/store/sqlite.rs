@@ -124,6 +124,23 @@ impl SqliteStore {
         Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
+    /// Copies a journal that is about to be replaced into a file beside it, named by its end: what only this
+    /// coordinator knew is not lost, and a person may look at it with `check-store` or `sqlite3`.
+    fn keep_aside(&self) -> Result<(), StoreError> {
+        let Some(path) = self.connection.path().filter(|path| !path.is_empty()) else { return Ok(()) };
+        if self.head.index == 0 {
+            return Ok(());
+        }
+        let name = format!("replaced-{}-{:.8}.db", self.head.index, self.head.hash.to_string());
+        let aside = Path::new(path).with_extension(name);
+        if aside.exists() {
+            return Ok(());
+        }
+        self.connection.execute("VACUUM INTO ?1", [aside.to_string_lossy()]).map_err(failed("copy"))?;
+        tracing::warn!(kept = %aside.display(), index = self.head.index, "kept the old journal aside before it is replaced");
+        Ok(())
+    }
+
     fn insert(&mut self, rows: &[(StoredEntry, Timestamp)]) -> Result<Head, StoreError> {
         let transaction = self
             .connection
@@ -263,6 +280,7 @@ impl JournalStore for SqliteStore {
     }
 
     fn replace(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.keep_aside()?;
         let transaction = self.connection.transaction().map_err(failed("begin a write to"))?;
         transaction.execute_batch("DELETE FROM journal; DELETE FROM snapshot;").map_err(failed("replace"))?;
         transaction

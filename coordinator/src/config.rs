@@ -1,0 +1,263 @@
+//! `coordinator.toml`: every key, its bounds and its default, in one walk. All mistakes come out at once.
+//!
+//! Never holds a secret: only the names of the files that do.
+
+use crate::pager::{ReceiverConfig, read_receivers};
+use crate::store::sqlite;
+use muster_common::config::{ConfigErrors, Reader, read};
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_coordinator_core::policy::{PerSeverity, Policy};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where the config is when the command line does not say.
+pub const DEFAULT_PATH: &str = "/etc/muster/coordinator.toml";
+/// Coordinators an agent may try, and peers to follow: two today, room for a few.
+const ENDPOINTS_MAX: usize = 8;
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// All of it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Listen,
+    /// Certificate, key and CA.
+    pub tls: TlsFiles,
+    /// `sqlite:PATH`.
+    pub store_url: String,
+    /// Thresholds and matrix.
+    pub policy: Policy,
+    /// Where pages go.
+    pub receivers: Vec<ReceiverConfig>,
+    /// Whom to follow.
+    pub failover: FailoverConfig,
+    /// What agents are told to try, in order of preference; empty: they keep to their own config.
+    pub advertise: Vec<String>,
+}
+
+/// `[listen]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// gRPC with mTLS.
+    pub grpc: SocketAddr,
+    /// Plain HTTP: health and metrics.
+    pub http: Option<SocketAddr>,
+    /// gRPC for people on this host.
+    pub unix: Option<PathBuf>,
+}
+
+/// `[tls]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The fleet's CA.
+    pub ca: PathBuf,
+    /// Our certificate.
+    pub cert: PathBuf,
+    /// Our key.
+    pub key: PathBuf,
+}
+
+/// `[failover]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FailoverConfig {
+    /// The primary that a standby follows at its first start; unset: this coordinator reigns at its first start.
+    /// Afterwards the store knows what it is.
+    pub follow: Option<String>,
+    /// The other coordinators: asked for a higher epoch before anything is done as primary.
+    pub peers: Vec<String>,
+}
+
+/// Parses `text`, the content of `file`.
+pub fn parse(file: &str, text: &str) -> Result<Config, ConfigErrors> {
+    let config = read(file, text, walk)?;
+    // A walk without a mistake has found every required key.
+    config.ok_or_else(|| ConfigErrors { file: file.to_owned(), text: text.to_owned(), mistakes: Vec::new() })
+}
+
+fn walk(root: &Reader<'_>) -> Option<Config> {
+    let listen = read_listen(root);
+    let tls = read_tls(root);
+    let store_url = read_store(root);
+    let receivers = read_receivers(root);
+    let mut policy = read_policy(root);
+    policy.receivers = receivers.iter().map(|receiver| receiver.name.clone()).collect();
+    let failover = read_failover(root);
+    let advertise = match root.table("advertise") {
+        Some(table) => read_endpoints(&table, "endpoints"),
+        None => Vec::new(),
+    };
+    Some(Config { listen: listen?, tls: tls?, store_url: store_url?, policy, receivers, failover, advertise })
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected an address with a port, such as \"0.0.0.0:7420\"".to_owned())
+}
+
+fn parse_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("expected an absolute path".to_owned()) }
+}
+
+fn parse_endpoint(text: &str) -> Result<String, String> {
+    let expected = || "expected \"https://HOST:PORT\", such as \"https://coord-a:7420\"".to_owned();
+    let rest = text.strip_prefix("https://").ok_or_else(expected)?;
+    let (host, port) = rest.rsplit_once(':').ok_or_else(expected)?;
+    if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+        return Err(expected());
+    }
+    Ok(text.to_owned())
+}
+
+fn read_endpoints(table: &Reader<'_>, key: &str) -> Vec<String> {
+    let endpoints = table.list(key, parse_endpoint);
+    if endpoints.len() > ENDPOINTS_MAX {
+        table.mistake(&format!("too many {key}"), &format!("expected at most {ENDPOINTS_MAX}"));
+    }
+    endpoints
+}
+
+fn read_listen(root: &Reader<'_>) -> Option<Listen> {
+    let Some(table) = root.table("listen") else {
+        return parse_address("0.0.0.0:7420").ok().map(|grpc| Listen {
+            grpc,
+            http: parse_address("127.0.0.1:7421").ok(),
+            unix: None,
+        });
+    };
+    let grpc = table.required("grpc").and_then(|value| value.parsed(parse_address));
+    let http = table.parsed("http", parse_address);
+    let unix = table.parsed("unix", parse_path);
+    Some(Listen { grpc: grpc?, http, unix })
+}
+
+fn read_tls(root: &Reader<'_>) -> Option<TlsFiles> {
+    let table = root.required("tls")?.table()?;
+    let file = |key: &str| table.required(key).and_then(|value| value.parsed(parse_path));
+    let (ca, cert, key) = (file("ca"), file("cert"), file("key"));
+    Some(TlsFiles { ca: ca?, cert: cert?, key: key? })
+}
+
+fn read_store(root: &Reader<'_>) -> Option<String> {
+    let table = root.required("store")?.table()?;
+    table.required("url")?.parsed(|text| {
+        let expected = || "expected \"sqlite:\" and an absolute path".to_owned();
+        let path = sqlite::path_of(text).map_err(|_| expected())?;
+        if path.is_absolute() { Ok(text.to_owned()) } else { Err(expected()) }
+    })
+}
+
+fn read_failover(root: &Reader<'_>) -> FailoverConfig {
+    let Some(table) = root.table("failover") else { return FailoverConfig::default() };
+    FailoverConfig { follow: table.parsed("follow", parse_endpoint), peers: read_endpoints(&table, "peers") }
+}
+
+fn read_policy(root: &Reader<'_>) -> Policy {
+    let mut policy = Policy::default();
+    read_liveness(root, &mut policy);
+    read_detectors(root, &mut policy);
+    if let Some(table) = root.table("incidents") {
+        for (key, values) in [("hold", &mut policy.hold), ("stability", &mut policy.stability)] {
+            if let Some(per_severity) = table.table(key) {
+                read_per_severity(&per_severity, values);
+            }
+        }
+        set(&mut policy.page_from, table.parsed("page_from", |text| text.parse::<Severity>()));
+    }
+    if let Some(table) = root.table("severity") {
+        for &reason in Reason::ALL {
+            if let Some(severity) = table.parsed(reason.as_str(), |text| text.parse::<Severity>()) {
+                policy.severities.insert(reason, severity);
+            }
+        }
+    }
+    policy
+}
+
+fn read_per_severity(table: &Reader<'_>, values: &mut PerSeverity<Duration>) {
+    let bounds = Duration::ZERO..=DAY;
+    set(&mut values.sev0, table.duration("sev0", bounds.clone()));
+    set(&mut values.sev1, table.duration("sev1", bounds.clone()));
+    set(&mut values.sev2, table.duration("sev2", bounds.clone()));
+    set(&mut values.sev3, table.duration("sev3", bounds.clone()));
+    set(&mut values.sev4, table.duration("sev4", bounds));
+}
+
+fn read_liveness(root: &Reader<'_>, policy: &mut Policy) {
+    let Some(table) = root.table("liveness") else { return };
+    let liveness = &mut policy.liveness;
+    let minute = Duration::from_secs(60);
+    set(&mut liveness.heartbeat, table.duration("heartbeat", Duration::from_millis(100)..=minute));
+    set(&mut liveness.stale_after, count(&table, "stale_after", 2..=100));
+    set(&mut liveness.mass_agents_min, count(&table, "mass_agents_min", 2..=100_000));
+    set(&mut liveness.mass_share, table.number("mass_share", 0.01..=1.0));
+    set(&mut liveness.mass_agents, count(&table, "mass_agents", 2..=100_000));
+    set(&mut liveness.mass_window, table.duration("mass_window", SECOND..=DAY));
+    set(&mut liveness.goodbye_grace, table.duration("goodbye_grace", SECOND..=DAY));
+    set(&mut liveness.admission_per_s, count(&table, "admission_per_s", 1..=100_000));
+    set(&mut liveness.reconnect_max, table.duration("reconnect_max", SECOND..=DAY));
+}
+
+fn read_detectors(root: &Reader<'_>, policy: &mut Policy) {
+    let Some(table) = root.table("detectors") else { return };
+    if let Some(storm) = table.table("restart_storm") {
+        set(&mut policy.restart_storm.window, storm.duration("window", SECOND..=DAY));
+        set(&mut policy.restart_storm.host_restarts, count(&storm, "host_restarts", 2..=100_000));
+        set(&mut policy.restart_storm.fleet_hosts, count(&storm, "fleet_hosts", 2..=100_000));
+    }
+    if let Some(locks) = table.table("lock_contention") {
+        set(&mut policy.lock_contention.fleet_hosts, count(&locks, "fleet_hosts", 2..=100_000));
+    }
+}
+
+fn count(table: &Reader<'_>, key: &str, bounds: std::ops::RangeInclusive<i64>) -> Option<u32> {
+    u32::try_from(table.integer(key, bounds)?).ok()
+}
+
+fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "[tls]\nca = \"/c\"\ncert = \"/d\"\nkey = \"/k\"\n[store]\nurl = \"sqlite:/var/lib/j.db\"\n";
+
+    #[test]
+    fn the_least_and_the_most() {
+        let config = parse("c.toml", MINIMAL).unwrap();
+        assert_eq!(config.listen.grpc.port(), 7420);
+        assert_eq!(config.policy, Policy::default());
+        let most = format!(
+            "{MINIMAL}[listen]\ngrpc = \"0.0.0.0:1\"\nunix = \"/run/s\"\n[liveness]\nheartbeat = \"2s\"\nstale_after = 4\n\
+             [incidents]\nhold = {{ sev2 = \"3s\" }}\n[detectors.restart_storm]\nhost_restarts = 9\n\
+             [severity]\nport_closed = \"sev1\"\n[failover]\nfollow = \"https://a:7420\"\npeers = [\"https://a:7420\"]\n\
+             [advertise]\nendpoints = [\"https://a:7420\"]\n[[receiver.webhook]]\nname = \"ops\"\nurl = \"http://127.0.0.1:9/\"\n"
+        );
+        let config = parse("c.toml", &most).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(config.policy.liveness.stale_after, 4);
+        assert_eq!(config.policy.hold.sev2, Duration::from_secs(3));
+        assert_eq!(config.policy.severities.get(&Reason::PortClosed), Some(&Severity::Sev1));
+        assert_eq!(config.policy.receivers, ["ops"]);
+        assert_eq!(config.failover.follow.as_deref(), Some("https://a:7420"));
+    }
+
+    #[test]
+    fn all_mistakes_at_once() {
+        let bad = "[tls]\nca = \"/c\"\ncert = \"d\"\n[listen]\ngrpcc = \"x\"\n[store]\nurl = \"mysql:x\"\n\
+                   [liveness]\nheartbeat = \"5\"\n[severity]\nport_close = \"sev1\"\n";
+        let errors = parse("c.toml", bad).unwrap_err();
+        let text = errors.to_string();
+        for part in
+            ["lacks the key \"key\"", "absolute path", "did you mean \"grpc\"", "sqlite:", "heartbeat", "port_closed"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(errors.mistakes.len() >= 6);
+    }
+}

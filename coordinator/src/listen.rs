@@ -1,0 +1,213 @@
+//! Ears: the mTLS port and the Unix socket, and the one gRPC server behind both.
+//!
+//! Each connection proves its identity before the first request; a slow or failing handshake harms nobody else.
+
+use crate::metrics::Metrics;
+use crate::service::caller::{Caller, Who};
+use muster_common::chain::Chain;
+use muster_common::tls::{Credentials, TlsError, peer_identity, server_config};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+/// A handshake takes milliseconds; who needs longer than this is broken or hostile.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once: 10 000 agents, operators, and room for the old connections of a reconnect storm. Overflow
+/// rule: a connection beyond it is closed before its handshake.
+const CONNECTIONS_MAX: usize = 20_000;
+/// Connections on the Unix socket; people, not fleets.
+const LOCAL_CONNECTIONS_MAX: usize = 64;
+/// Accepted connections on their way to the server.
+const ACCEPTED_MAX: usize = 256;
+/// Wait after a failed accept (EMFILE): trying again at once would spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Mode of the Unix socket: the coordinator's user and group.
+const SOCKET_MODE: u32 = 0o660;
+
+/// A connection with its proven caller.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    caller: Caller,
+    _permit: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tls(Box<TlsStream<TcpStream>>),
+    Unix(UnixStream),
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Where accepted connections go.
+pub type Accepted = mpsc::Receiver<io::Result<Connection>>;
+
+/// The door: listeners put connections in, the server takes them out.
+#[derive(Debug, Clone)]
+pub struct Door {
+    accepted: mpsc::Sender<io::Result<Connection>>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+}
+
+impl Door {
+    /// A door and its inner side.
+    pub fn new(metrics: Arc<Metrics>, stop: CancellationToken) -> (Self, Accepted) {
+        let (accepted, inside) = mpsc::channel(ACCEPTED_MAX);
+        (Self { accepted, metrics, stop }, inside)
+    }
+
+    /// Accepts mTLS connections until the coordinator stops.
+    pub async fn accept_tls(self, listener: TcpListener, credentials: Credentials) -> Result<(), TlsError> {
+        let acceptor = TlsAcceptor::from(server_config(&credentials)?);
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => return Ok(()),
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection; trying again");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&slots).try_acquire_owned() else {
+                self.metrics.handshakes_failed.inc();
+                continue;
+            };
+            let (door, acceptor, credentials) = (self.clone(), acceptor.clone(), credentials.clone());
+            tokio::spawn(async move {
+                match handshake(&acceptor, &credentials, stream).await {
+                    Ok((stream, who)) => {
+                        let caller = Caller { who, address: address.to_string() };
+                        let stream = Stream::Tls(Box::new(stream));
+                        door.enter(Connection { stream, caller, _permit: permit }).await;
+                    }
+                    Err(why) => {
+                        door.metrics.handshakes_failed.inc();
+                        tracing::debug!(%address, why, "connection refused");
+                    }
+                }
+            });
+        }
+    }
+
+    /// Accepts connections of root and of the coordinator's own user until the coordinator stops.
+    pub async fn accept_unix(self, listener: UnixListener) {
+        let own_uid = nix::unistd::Uid::effective().as_raw();
+        let slots = Arc::new(Semaphore::new(LOCAL_CONNECTIONS_MAX));
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            };
+            let Ok(uid) = stream.peer_cred().map(|credentials| credentials.uid()) else { continue };
+            if uid != 0 && uid != own_uid {
+                tracing::warn!(uid, "refused on the unix socket: only root and the coordinator's user may use it");
+                continue;
+            }
+            let Ok(permit) = Arc::clone(&slots).try_acquire_owned() else { continue };
+            let caller = Caller { who: Who::Local { uid }, address: "unix".to_owned() };
+            self.enter(Connection { stream: Stream::Unix(stream), caller, _permit: permit }).await;
+        }
+    }
+
+    async fn enter(&self, connection: Connection) {
+        // Closed only when the server has stopped; the connection then ends with it.
+        if self.accepted.send(Ok(connection)).await.is_err() {
+            tracing::debug!("a connection came after the server had stopped");
+        }
+    }
+}
+
+async fn handshake(
+    acceptor: &TlsAcceptor,
+    credentials: &Credentials,
+    stream: TcpStream,
+) -> Result<(TlsStream<TcpStream>, Who), String> {
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+        .await
+        .map_err(|_| "the handshake took too long".to_owned())?
+        .map_err(|error| Chain(&error).to_string())?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let identity = peer_identity(chain).map_err(|error| Chain(&error).to_string())?;
+    if &identity.fleet != credentials.fleet() {
+        return Err(format!("{identity} is of another fleet"));
+    }
+    Ok((stream, Who::Certificate(identity)))
+}
+
+/// Binds the Unix socket, replacing what a dead coordinator left behind.
+pub async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another coordinator answers on this socket"));
+    }
+    let stale = std::fs::symlink_metadata(path).is_ok_and(|found| {
+        use std::os::unix::fs::FileTypeExt;
+        found.file_type().is_socket()
+    });
+    if stale {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    Ok(listener)
+}

@@ -1,0 +1,69 @@
+//! Role and epoch as the store remembers them. Whatever is announced was written down before.
+
+use super::handle::{CoordinatorRole, RuntimeError, Standing};
+use crate::store::{JournalStore, META_HIGHEST_EPOCH, META_OWN_EPOCH, META_ROLE, StoreError};
+use muster_common::epoch_proof::{EpochProof, sign};
+use muster_common::ids::CoordinatorId;
+use muster_common::tls::Credentials;
+use muster_coordinator_core::failover::Reign;
+use muster_proto::{convert, v1};
+use prost::Message;
+
+impl Standing {
+    /// The role and the epochs to think with.
+    pub fn reign(&self) -> Reign {
+        Reign { role: self.role, own: self.epoch(), highest: self.highest_epoch() }
+    }
+
+    /// What the store remembers; at the very first start of a coordinator that follows nobody, epoch 1 is claimed.
+    pub fn load(
+        store: &mut dyn JournalStore,
+        credentials: &Credentials,
+        follows_somebody: bool,
+    ) -> Result<Self, RuntimeError> {
+        let id = CoordinatorId::new(credentials.identity().name.as_str())
+            .map_err(|error| RuntimeError::State(format!("the certificate's name is no coordinator id: {error}")))?;
+        let remembered = match store.meta(META_ROLE)? {
+            Some(bytes) => Some(parse_role(&bytes)?),
+            None => None,
+        };
+        let own = read_proof(store, META_OWN_EPOCH)?;
+        let highest = read_proof(store, META_HIGHEST_EPOCH)?.or_else(|| own.clone());
+        let epoch = |proof: &Option<EpochProof>| proof.as_ref().map(|proof| proof.epoch.clone());
+        let reign = Reign::at_start(remembered, epoch(&own), epoch(&highest), follows_somebody);
+        let fleet = credentials.fleet().clone();
+        let mut standing = Self { id, fleet, role: reign.role, own, highest };
+        if standing.role == CoordinatorRole::Primary && standing.own.is_none() {
+            let next = reign.next_epoch(&standing.id);
+            let next = next.ok_or_else(|| RuntimeError::State("the epoch numbers are used up".to_owned()))?;
+            let proof = sign(credentials, &next).map_err(|error| RuntimeError::State(error.to_string()))?;
+            standing.own = Some(proof.clone());
+            standing.highest = Some(proof);
+        }
+        standing.save(store)?;
+        Ok(standing)
+    }
+
+    /// Writes it down; the role last, so that a crash in between leaves the careful one.
+    pub(super) fn save(&self, store: &mut dyn JournalStore) -> Result<(), StoreError> {
+        for (key, proof) in [(META_HIGHEST_EPOCH, &self.highest), (META_OWN_EPOCH, &self.own)] {
+            if let Some(proof) = proof {
+                store.set_meta(key, &convert::epoch_proof_to_wire(proof).encode_to_vec())?;
+            }
+        }
+        store.set_meta(META_ROLE, self.role.as_str().as_bytes())
+    }
+}
+
+fn parse_role(bytes: &[u8]) -> Result<CoordinatorRole, RuntimeError> {
+    let text = String::from_utf8_lossy(bytes);
+    text.parse().map_err(|error| RuntimeError::State(format!("the store remembers no role: {error}")))
+}
+
+fn read_proof(store: &dyn JournalStore, key: &str) -> Result<Option<EpochProof>, RuntimeError> {
+    let Some(bytes) = store.meta(key)? else { return Ok(None) };
+    let wire = v1::EpochProof::decode(bytes.as_slice())
+        .map_err(|error| RuntimeError::State(format!("the store's {key} does not decode: {error}")))?;
+    let proof = convert::epoch_proof(&wire);
+    proof.map(Some).map_err(|error| RuntimeError::State(format!("the store's {key} is no epoch: {error}")))
+}

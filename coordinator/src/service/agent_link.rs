@@ -1,0 +1,493 @@
+//! The agents' streams: hello, heartbeats, entries, acknowledgements.
+//!
+//! One task per stream. Whatever is malformed ends that stream with a code and a message that says what to do, is
+//! counted, and harms nobody else. Invariant: nothing is acknowledged before it is committed.
+
+use super::admission::Admission;
+use super::caller::{Caller, allow};
+use super::spool_reader::SpoolReader;
+use crate::runtime::{CoordinatorRole, Handle, LINK_OUTBOX_MESSAGES_MAX, Link, Newest, Resume, Waiting};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use muster_common::epoch_proof::verify;
+use muster_common::identity::Role;
+use muster_common::ids::{AgentName, BootId, SpoolId};
+use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
+use muster_common::tls::Credentials;
+use muster_coordinator_core::entry::{AgentHello, Disconnect, Fact};
+use muster_proto::convert::{bounded, epoch_proof, epoch_proof_to_wire, position_to_wire, spool_id};
+use muster_proto::v1::agent_link_service_server::AgentLinkService;
+use muster_proto::v1::{self, ConnectRequest, ConnectResponse, connect_request, connect_response};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// The protocol that is spoken here.
+const PROTOCOL_VERSION: u32 = 1;
+/// An agent says hello at once; who does not is no agent.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the first stream of an identity may take to answer before the second one replaces it.
+const CONFLICT_PING: Duration = Duration::from_secs(2);
+/// Batches of one stream waiting for their commit. Overflow rule: the stream is not read meanwhile.
+const BATCHES_IN_FLIGHT_MAX: usize = 8;
+/// Stored batches remembered until the standby has them. Overflow rule: the oldest is forgotten; a later batch's
+/// acknowledgement covers it.
+const UNREPLICATED_MAX: usize = 1_024;
+
+type Messages = Pin<Box<dyn futures_util::Stream<Item = Result<ConnectResponse, Status>> + Send>>;
+type Commit = Pin<Box<dyn Future<Output = Result<(u64, u64), Status>> + Send>>;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct AgentLink {
+    handle: Handle,
+    credentials: Credentials,
+    endpoints: Arc<Vec<String>>,
+    admission: Arc<Admission>,
+}
+
+impl AgentLink {
+    /// Agents are told to try `endpoints`.
+    pub fn new(handle: Handle, credentials: Credentials, endpoints: Vec<String>) -> Self {
+        Self { handle, credentials, endpoints: Arc::new(endpoints), admission: Arc::default() }
+    }
+
+    /// Serves one stream from its hello to its end.
+    async fn serve(&self, caller: &Caller, requests: &mut Streaming<ConnectRequest>, outbox: &Outbox) -> Ended {
+        let opened = self.open(caller, requests, outbox).await;
+        let mut session = match opened {
+            Ok(session) => session,
+            Err(status) => return Ended::Refused(status),
+        };
+        let (agent, number) = (session.agent.clone(), session.link.number);
+        let ended = session.run(requests).await;
+        self.handle.links().remove(&agent, number);
+        self.handle.disconnected(agent, number, ended.how()).await;
+        ended
+    }
+
+    async fn open(
+        &self,
+        caller: &Caller,
+        requests: &mut Streaming<ConnectRequest>,
+        outbox: &Outbox,
+    ) -> Result<Session, Status> {
+        let agent = caller.agent().ok_or_else(|| Status::permission_denied("only agents may open an agent link"))?;
+        self.must_reign()?;
+        let per_s = self.handle.query(|view| view.state.policy().liveness.admission_per_s).await.map_err(status)?;
+        if !self.admission.admit(Instant::now(), per_s) {
+            return Err(Status::resource_exhausted("too many agents connect at once: come back in a few seconds"));
+        }
+        let hello = first_hello(requests).await?;
+        self.hear_epoch(&hello).await?;
+        let said = hello_of(&hello, &caller.address)?;
+        self.settle_conflict(&agent, &said).await?;
+        let links = self.handle.links();
+        let number = links.next_number();
+        let link = Link::new(caller.address.clone(), number, self.handle.now().unix_ms(), outbox.clone());
+        let link = Arc::new(link);
+        if let Some(before) = links.insert(&agent, Arc::clone(&link)) {
+            before.replaced.cancel();
+        }
+        let resume = match self.handle.connected(agent.clone(), said).await {
+            Ok(resume) => resume,
+            Err(error) => {
+                links.remove(&agent, number);
+                return Err(status(error));
+            }
+        };
+        let welcome = self.welcome(&resume);
+        if send(outbox, connect_response::Message::Welcome(welcome)).await.is_err() {
+            links.remove(&agent, number);
+            self.handle.disconnected(agent, number, Disconnect::Reset).await;
+            return Err(Status::cancelled("the agent is gone"));
+        }
+        Ok(Session::new(self.handle.clone(), agent, link, resume, outbox.clone()))
+    }
+
+    fn must_reign(&self) -> Result<(), Status> {
+        let standing = self.handle.standing().borrow().clone();
+        if standing.role == CoordinatorRole::Primary {
+            return Ok(());
+        }
+        let primary = standing.highest_epoch().map(|epoch| epoch.coordinator.to_string());
+        let known = primary.map_or("unknown here".to_owned(), |name| format!("{name:?}"));
+        let role = standing.role.as_str();
+        Err(Status::failed_precondition(format!("this coordinator is {role}; the primary is {known}: connect there")))
+    }
+
+    /// An agent may bring the news that somebody else reigns by now.
+    async fn hear_epoch(&self, hello: &v1::Hello) -> Result<(), Status> {
+        let Some(wire) = &hello.highest_epoch else { return Ok(()) };
+        let proof = epoch_proof(wire)?;
+        let now_ms = self.handle.now().unix_ms();
+        if let Err(error) = verify(&proof, self.credentials.roots(), self.credentials.fleet(), now_ms) {
+            tracing::warn!(%error, "an agent told of an epoch that nobody of this fleet claimed; not believed");
+            return Ok(());
+        }
+        self.handle.hear_epoch(proof).await.map_err(status)?;
+        self.must_reign()
+    }
+
+    /// A second stream of one identity: the first is asked whether it lives.
+    async fn settle_conflict(&self, agent: &AgentName, said: &AgentHello) -> Result<(), Status> {
+        let Some(first) = self.handle.links().get(agent) else { return Ok(()) };
+        if first.ping(CONFLICT_PING).await.is_none() {
+            return Ok(());
+        }
+        let (holder, refused) = (first.peer.clone(), said.peer_address.clone());
+        let fact = Fact::IdentityConflict { agent: agent.clone(), holder: holder.clone(), refused };
+        self.handle.submit(fact).await.map_err(status)?;
+        Err(Status::already_exists(format!(
+            "another living agent at {holder} uses the certificate of {agent:?}: issue this host its own",
+            agent = agent.as_str()
+        )))
+    }
+
+    fn welcome(&self, resume: &Resume) -> v1::Welcome {
+        let standing = self.handle.standing().borrow().clone();
+        v1::Welcome {
+            fleet: standing.fleet.to_string(),
+            coordinator_id: standing.id.to_string(),
+            epoch: standing.own.as_ref().map(epoch_proof_to_wire),
+            heartbeat_interval_ms: u64::try_from(resume.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            resume: Some(position_to_wire(resume.position)),
+            has_standby: self.handle.replicated().borrow().is_some(),
+            endpoints: self.endpoints.as_ref().clone(),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl AgentLinkService for AgentLink {
+    type ConnectStream = Messages;
+
+    async fn connect(&self, request: Request<Streaming<ConnectRequest>>) -> Result<Response<Messages>, Status> {
+        let caller = allow(&request, &[Role::Agent]).inspect_err(|status| {
+            self.handle.metrics().stream_refused(status.code());
+        })?;
+        let mut requests = request.into_inner();
+        let (outbox, messages) = mpsc::channel(LINK_OUTBOX_MESSAGES_MAX);
+        let service = self.clone();
+        tokio::spawn(async move {
+            if let Some(status) = service.serve(&caller, &mut requests, &outbox).await.status() {
+                service.handle.metrics().stream_refused(status.code());
+                tracing::info!(agent = caller.name(), code = ?status.code(), why = status.message(), "stream ended");
+                // An agent that does not read its last message learns nothing; its stream ends with the channel.
+                drop(outbox.try_send(Err(status)));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+}
+
+type Outbox = mpsc::Sender<Result<ConnectResponse, Status>>;
+
+async fn send(outbox: &Outbox, message: connect_response::Message) -> Result<(), ()> {
+    outbox.send(Ok(ConnectResponse { message: Some(message) })).await.map_err(|_| ())
+}
+
+fn status(error: crate::runtime::RuntimeError) -> Status {
+    super::status_of(&error)
+}
+
+/// How a stream ended.
+enum Ended {
+    /// The agent said goodbye.
+    Goodbye(Disconnect),
+    /// The transport ended.
+    Lost(Disconnect),
+    /// We ended it.
+    Refused(Status),
+    Replaced,
+    Draining,
+}
+
+impl Ended {
+    fn how(&self) -> Disconnect {
+        match self {
+            Self::Goodbye(how) | Self::Lost(how) => *how,
+            Self::Refused(_) => Disconnect::Refused,
+            Self::Replaced => Disconnect::Replaced,
+            Self::Draining => Disconnect::Draining,
+        }
+    }
+
+    fn status(self) -> Option<Status> {
+        match self {
+            Self::Goodbye(_) | Self::Lost(_) => None,
+            Self::Refused(status) => Some(status),
+            Self::Replaced => Some(Status::aborted("another stream of this agent has taken over")),
+            Self::Draining => Some(Status::unavailable("draining: this coordinator stops, connect again soon")),
+        }
+    }
+}
+
+async fn first_hello(requests: &mut Streaming<ConnectRequest>) -> Result<v1::Hello, Status> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, requests.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s: send it first"))?;
+    let message = first.map_err(|status| malformed(&status).unwrap_or(status))?.and_then(|first| first.message);
+    match message {
+        Some(connect_request::Message::Hello(hello)) => Ok(hello),
+        _ => Err(Status::invalid_argument("the first message must be a hello")),
+    }
+}
+
+/// What an agent says of itself, within its bounds.
+fn hello_of(hello: &v1::Hello, peer: &str) -> Result<AgentHello, Status> {
+    if hello.protocol_version != PROTOCOL_VERSION {
+        let found = hello.protocol_version;
+        let text =
+            format!("protocol version {found} is not spoken here, {PROTOCOL_VERSION} is: upgrade the older side");
+        return Err(Status::failed_precondition(text));
+    }
+    if hello.labels.len() > LABELS_MAX {
+        return Err(Status::invalid_argument(format!("labels has {} items, at most {LABELS_MAX}", hello.labels.len())));
+    }
+    let label = |(key, value): (&String, &String)| {
+        Ok((bounded("a label's key", key, LABEL_BYTES_MAX)?, bounded("a label's value", value, LABEL_BYTES_MAX)?))
+    };
+    let labels: Result<_, muster_proto::convert::WireError> = hello.labels.iter().map(label).collect();
+    let boot_id = match hello.boot_id.as_str() {
+        "" => None,
+        text => Some(BootId(uuid::Uuid::parse_str(text).map_err(|_| Status::invalid_argument("boot_id is no uuid"))?)),
+    };
+    // A port changes with every connection and says nothing about the host.
+    let peer_address = peer.parse::<std::net::SocketAddr>().map_or(peer.to_owned(), |peer| peer.ip().to_string());
+    Ok(AgentHello {
+        host_name: bounded("host_name", &hello.host_name, 4 * NAME_BYTES_MAX)?,
+        agent_version: bounded("agent_version", &hello.agent_version, NAME_BYTES_MAX)?,
+        os_version: bounded("os_version", &hello.os_version, 4 * NAME_BYTES_MAX)?,
+        kernel_version: bounded("kernel_version", &hello.kernel_version, 4 * NAME_BYTES_MAX)?,
+        boot_id,
+        labels: labels?,
+        peer_address,
+        spool: spool_id(&hello.spool_id)?,
+    })
+}
+
+/// The status of a message that does not decode or is too large; `None` for what the transport does.
+fn malformed(status: &Status) -> Option<Status> {
+    match status.code() {
+        Code::OutOfRange => Some(status.clone()),
+        Code::Internal if status.message().contains("decode") => {
+            Some(Status::invalid_argument(format!("malformed message: {}", status.message())))
+        }
+        _ => None,
+    }
+}
+
+/// Whether the keepalive found the transport dead, or it was closed.
+fn lost(status: &Status) -> Disconnect {
+    let text = muster_common::chain::Chain(status).to_string();
+    if text.contains("keep-alive timed out") || text.contains("keepalive") {
+        Disconnect::Timeout
+    } else {
+        Disconnect::Reset
+    }
+}
+
+/// One stream after its welcome.
+struct Session {
+    handle: Handle,
+    agent: AgentName,
+    link: Arc<Link>,
+    reader: SpoolReader,
+    outbox: Outbox,
+    in_flight: FuturesOrdered<Commit>,
+    /// (journal index, sequence), ascending: stored, and not known to be replicated.
+    unreplicated: VecDeque<(u64, u64)>,
+    stored: u64,
+    replicated: u64,
+    /// An acknowledgement is due.
+    owes_ack: bool,
+}
+
+impl Session {
+    fn new(handle: Handle, agent: AgentName, link: Arc<Link>, resume: Resume, outbox: Outbox) -> Self {
+        let sequence = resume.position.sequence;
+        Self {
+            reader: SpoolReader::new(agent.clone(), resume.position),
+            handle,
+            agent,
+            link,
+            outbox,
+            in_flight: FuturesOrdered::new(),
+            unreplicated: VecDeque::from([(resume.index, sequence)]),
+            stored: sequence,
+            replicated: 0,
+            owes_ack: sequence > 0,
+        }
+    }
+
+    async fn run(&mut self, requests: &mut Streaming<ConnectRequest>) -> Ended {
+        let stop = self.handle.stopping();
+        let replaced = self.link.replaced.clone();
+        let mut replicated = self.handle.replicated();
+        let mut standing = self.handle.standing();
+        let outbox = self.outbox.clone();
+        self.note_replicated(*replicated.borrow_and_update());
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ended::Draining,
+                () = replaced.cancelled() => return Ended::Replaced,
+                changed = standing.changed() => {
+                    let role = standing.borrow_and_update().role;
+                    if changed.is_err() || role != CoordinatorRole::Primary {
+                        let text = format!("this coordinator is {} now: connect to the primary", role.as_str());
+                        return Ended::Refused(Status::failed_precondition(text));
+                    }
+                }
+                changed = replicated.changed() => {
+                    if changed.is_err() {
+                        return Ended::Draining;
+                    }
+                    self.note_replicated(*replicated.borrow_and_update());
+                }
+                committed = self.in_flight.next(), if !self.in_flight.is_empty() => {
+                    match committed {
+                        Some(Ok((index, sequence))) => self.note_stored(index, sequence, *replicated.borrow()),
+                        Some(Err(status)) => return Ended::Refused(status),
+                        None => {}
+                    }
+                }
+                permit = outbox.reserve(), if self.owes_ack => {
+                    let Ok(permit) = permit else { return Ended::Lost(Disconnect::Reset) };
+                    let message = Some(connect_response::Message::Ack(self.ack()));
+                    permit.send(Ok(ConnectResponse { message }));
+                    self.owes_ack = false;
+                }
+                message = requests.message(), if self.in_flight.len() < BATCHES_IN_FLIGHT_MAX => {
+                    let message = match message {
+                        Ok(Some(ConnectRequest { message })) => message,
+                        Ok(None) => return Ended::Lost(Disconnect::Reset),
+                        Err(status) => return match malformed(&status) {
+                            Some(status) => Ended::Refused(status),
+                            None => Ended::Lost(lost(&status)),
+                        },
+                    };
+                    self.link.heard(self.handle.now().unix_ms());
+                    match self.take(message).await {
+                        Ok(None) => {}
+                        Ok(Some(ended)) => return ended,
+                        Err(status) => return Ended::Refused(status),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Option<connect_request::Message>) -> Result<Option<Ended>, Status> {
+        use connect_request::Message;
+        match message {
+            Some(Message::Heartbeat(heartbeat)) => self.heartbeat(&heartbeat),
+            Some(Message::Entries(batch)) => {
+                let read = self.reader.entries(&batch, self.handle.now())?;
+                self.handle.metrics().duplicates.inc_by(read.duplicates);
+                if read.duplicates > 0 {
+                    self.owes_ack = true;
+                }
+                self.enqueue(read.facts).await?;
+            }
+            Some(Message::Gap(gap)) => {
+                let facts = self.reader.gap(&gap)?;
+                self.enqueue(facts).await?;
+            }
+            Some(Message::OpenSet(set)) => {
+                let asked = self.link.resync_asked.load(Ordering::Relaxed);
+                if let Some(fact) = self.reader.open_set(&set, asked)? {
+                    self.enqueue(vec![fact]).await?;
+                }
+            }
+            Some(Message::Pong(pong)) => self.link.ponged(pong.id),
+            Some(Message::Goodbye(goodbye)) => return Ok(Some(Ended::Goodbye(goodbye_of(&goodbye)?))),
+            Some(Message::Hello(_)) => {
+                return Err(Status::invalid_argument("a second hello: open a new stream for it"));
+            }
+            None => return Err(Status::invalid_argument("an empty or unknown message: upgrade the older side")),
+        }
+        Ok(None)
+    }
+
+    fn heartbeat(&self, heartbeat: &v1::Heartbeat) {
+        let skew_ms = heartbeat.wall_unix_ms.saturating_sub(self.handle.now().unix_ms());
+        self.link.beat(Newest {
+            digest: heartbeat.open_digest,
+            head_sequence: heartbeat.head_sequence,
+            memory_available_bytes: heartbeat.memory_available_bytes,
+            evicted_entries: heartbeat.evicted_entries,
+            skew_ms,
+        });
+        self.handle.metrics().heartbeats.inc();
+    }
+
+    async fn enqueue(&mut self, facts: Vec<Fact>) -> Result<(), Status> {
+        if facts.is_empty() {
+            return Ok(());
+        }
+        let sequence = self.reader.position().sequence;
+        let waiting: Waiting = self.handle.enqueue(facts).await.map_err(status)?;
+        self.in_flight.push_back(Box::pin(async move {
+            let committed = waiting.done().await.map_err(status)?;
+            Ok((committed.head.index, sequence))
+        }));
+        Ok(())
+    }
+
+    fn note_stored(&mut self, index: u64, sequence: u64, replicated: Option<u64>) {
+        self.stored = sequence;
+        self.owes_ack = true;
+        if self.unreplicated.len() == UNREPLICATED_MAX {
+            self.unreplicated.pop_front();
+        }
+        self.unreplicated.push_back((index, sequence));
+        self.note_replicated(replicated);
+    }
+
+    /// Without a standby what is stored is as safe as it gets.
+    fn note_replicated(&mut self, index: Option<u64>) {
+        let mut replicated = self.replicated;
+        while let Some((at, sequence)) = self.unreplicated.front().copied()
+            && index.is_none_or(|index| index >= at)
+        {
+            replicated = replicated.max(sequence);
+            self.unreplicated.pop_front();
+        }
+        if replicated != self.replicated {
+            self.replicated = replicated;
+            self.owes_ack = true;
+        }
+    }
+
+    fn ack(&self) -> v1::Ack {
+        let SpoolId(spool) = self.reader.position().spool;
+        v1::Ack {
+            spool_id: spool.as_bytes().to_vec().into(),
+            stored_sequence: self.stored,
+            replicated_sequence: self.replicated.min(self.stored),
+        }
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("agent", &self.agent).finish_non_exhaustive()
+    }
+}
+
+fn goodbye_of(goodbye: &v1::Goodbye) -> Result<Disconnect, Status> {
+    use v1::goodbye::Reason;
+    match Reason::try_from(goodbye.reason) {
+        Ok(Reason::Shutdown) => Ok(Disconnect::Goodbye),
+        Ok(Reason::HostShutdown) => Ok(Disconnect::HostShutdown),
+        // It lives and goes elsewhere; whether it is well is not ours to say.
+        Ok(Reason::EpochRefused) => Ok(Disconnect::Reset),
+        _ => Err(Status::invalid_argument(format!("goodbye.reason has the unknown value {}", goodbye.reason))),
+    }
+}

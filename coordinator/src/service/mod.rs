@@ -1,0 +1,24 @@
+//! The gRPC services. Each translates between the wire and the loop; none keeps a truth of its own.
+
+mod admission;
+pub mod agent_link;
+pub mod caller;
+pub mod failover;
+pub mod replication;
+mod spool_reader;
+
+use crate::runtime::RuntimeError;
+use muster_common::chain::Chain;
+use tonic::Status;
+
+/// The canonical code of what the loop could not do.
+pub(crate) fn status_of(error: &RuntimeError) -> Status {
+    let text = Chain(error).to_string();
+    match error {
+        RuntimeError::NotPrimary { .. } | RuntimeError::NotStandby(_) | RuntimeError::EpochTooLow { .. } => {
+            Status::failed_precondition(text)
+        }
+        RuntimeError::Stopped => Status::unavailable(text),
+        RuntimeError::Store(_) | RuntimeError::State(_) => Status::internal(text),
+    }
+}
