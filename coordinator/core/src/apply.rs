@@ -1,11 +1,215 @@
-//! The one function that changes State.
+//! The one function that changes State. Total: it takes any entry a [`crate::machine::Machine`] wrote, on a primary, a
+//! standby and at start, and gives the same state each time.
+//!
+//! Facts feed agents and causes here and in [`findings`] and [`storms`]; conclusions shape incidents in [`incidents`].
 
-use crate::entry::Entry;
-use crate::state::State;
+mod findings;
+pub(crate) mod incidents;
+mod links;
+mod storms;
 
-/// Applies one entry. Total: never fails, never panics.
+use crate::cause;
+use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey};
+use crate::page::PageId;
+use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, PAST_PAGES_MAX, PageOutcome, State};
+use muster_common::evidence::Grade;
+use muster_common::ids::{AgentName, Epoch};
+use muster_common::reason::Reason;
+use muster_common::time::Timestamp;
+
+/// Where and when: what every step needs of the entry.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    index: u64,
+    at: Timestamp,
+}
+
+/// Applies one entry.
 pub fn apply(state: &mut State, entry: &Entry) {
     state.head_index = entry.index;
     state.last_at = state.last_at.max(entry.at);
     state.touched.clear();
+    let step = Step { index: entry.index, at: entry.at };
+    match &entry.body {
+        EntryBody::Fact(fact) => apply_fact(state, step, fact),
+        EntryBody::Deadline(timer) => apply_deadline(state, step, timer),
+        EntryBody::Conclusion(conclusion) => incidents::apply_conclusion(state, step, conclusion),
+    }
+}
+
+fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
+    match fact {
+        Fact::Started { coordinator, fleet, epoch, .. } => {
+            state.fleet = Some(fleet.clone());
+            state.coordinator = Some(coordinator.clone());
+            begin_reign(state, step, epoch);
+        }
+        Fact::TookOver { epoch, .. } => {
+            state.coordinator = Some(epoch.coordinator.clone());
+            skip_to_next_thousand(state);
+            begin_reign(state, step, epoch);
+        }
+        Fact::Paused { .. } => links::begin_rehear(state, step),
+        Fact::PolicyLoaded { policy } => load_policy(state, policy),
+        Fact::AgentConnected { agent, hello } => links::connected(state, step, agent, hello),
+        Fact::AgentDisconnected { agent, how } => links::disconnected(state, step, agent, *how),
+        Fact::AgentFlapping { agent, reconnects } => {
+            let record = links::record(state, step, agent);
+            record.reconnects = record.reconnects.saturating_add(*reconnects);
+        }
+        Fact::AgentSilent { agent, last_heard, silence } => links::silent(state, step, agent, *last_heard, *silence),
+        Fact::AgentHeard { agent } => links::heard(state, step, agent),
+        Fact::FindingReceived { agent, position, observed, estimated, event } => {
+            findings::received(state, step, agent, *position, (*observed).min(step.at), *estimated, event);
+        }
+        Fact::FindingsLost { agent, spool, first, last } => findings::lost(state, step, agent, *spool, *first, *last),
+        Fact::SpoolReplaced { agent, new, .. } => {
+            links::record(state, step, agent).position = Some(muster_common::spool::Position::start(*new));
+        }
+        Fact::DigestDiffers { agent } => links::digest(state, step, agent, false),
+        Fact::OpenSetReceived { agent, subjects } => findings::open_set(state, step, agent, subjects),
+        Fact::IdentityConflict { agent, holder, refused } => identity_conflict(state, step, agent, holder, refused),
+        Fact::Operator { by, cause, generation, action } => operator(state, step, by, cause, *generation, action),
+        Fact::PageAttempted { page } => incidents::page_attempted(state, *page),
+        Fact::PageDelivered { page } => page_ended(state, step, *page, PageOutcome::Delivered),
+        Fact::PageFailed { page, error } => {
+            page_ended(state, step, *page, PageOutcome::Failed { error: error.clone() });
+        }
+        Fact::EpochHeard { epoch, .. } => {
+            if state.epoch.as_ref().is_none_or(|mine| epoch > mine) {
+                state.fenced_by = Some(epoch.clone());
+            }
+        }
+        Fact::DecidePanicked { entry, message } => fault(state, step, *entry, message),
+    }
+}
+
+fn begin_reign(state: &mut State, step: Step, epoch: &Epoch) {
+    state.epoch = Some(epoch.clone());
+    if state.fenced_by.as_ref().is_some_and(|fence| epoch >= fence) {
+        state.fenced_by = None;
+    }
+    links::begin_rehear(state, step);
+}
+
+fn skip_to_next_thousand(state: &mut State) {
+    state.number_next = (state.number_next / 1000 + 1) * 1000;
+}
+
+/// Timers keep their times; rules look at the new thresholds from here on. What is unresolved is looked at again.
+fn load_policy(state: &mut State, policy: &crate::policy::Policy) {
+    state.policy = policy.clone();
+    let open = state.causes.iter().filter(|(_, cause)| cause.active || !cause.members.is_empty());
+    state.touched = open.map(|(key, _)| key.clone()).collect();
+}
+
+fn apply_deadline(state: &mut State, step: Step, timer: &TimerKey) {
+    let due: Vec<_> = state.timers.iter().take_while(|(due, _)| *due <= step.at).cloned().collect();
+    for entry in due.into_iter().filter(|(_, key)| key == timer) {
+        state.timers.remove(&entry);
+    }
+    match timer {
+        TimerKey::RehearOver => {
+            state.rehear_until = None;
+        }
+        TimerKey::HoldOver { cause, generation } => incidents::hold_over(state, step, cause, *generation),
+        TimerKey::StabilityOver { cause, generation } => incidents::stability_over(state, step, cause, *generation),
+        TimerKey::WindowOver { window } => storms::window_over(state, step, window),
+    }
+}
+
+fn operator(state: &mut State, step: Step, by: &str, cause: &str, generation: u64, action: &OperatorAction) {
+    let key = IncidentKey { cause: cause.to_owned(), generation };
+    let Some(incident) = incidents::get_mut(state, &key) else { return };
+    let unresolved = incident.is_unresolved();
+    let line = match action {
+        OperatorAction::Acknowledge { note } => {
+            if unresolved {
+                incident.owner = Some(by.to_owned());
+                incident.acknowledged = Some(step.at);
+            }
+            format!("acknowledged by {by}{}{note}", if note.is_empty() { "" } else { ": " })
+        }
+        OperatorAction::Resolve { summary } => {
+            if unresolved {
+                incident.resolve_wish = Some((by.to_owned(), summary.clone()));
+            }
+            format!("resolve asked for by {by}: {summary}")
+        }
+        OperatorAction::Note { text } => format!("note by {by}: {text}"),
+    };
+    incidents::note(incident, step, line);
+    state.touched.insert(cause.to_owned());
+}
+
+fn page_ended(state: &mut State, step: Step, id: PageId, outcome: PageOutcome) {
+    let Some(mut record) = state.pages.remove(&id) else { return };
+    incidents::page_ended(state, step, &record, &outcome);
+    record.outcome = Some(outcome);
+    state.past_pages.push_back(record);
+    if state.past_pages.len() > PAST_PAGES_MAX {
+        state.past_pages.pop_front();
+    }
+}
+
+fn identity_conflict(state: &mut State, step: Step, agent: &AgentName, holder: &str, refused: &str) {
+    let summary = format!(
+        "two living agents present the certificate of {agent}: {holder} holds the stream, {refused} was refused"
+    );
+    let steps = vec![
+        format!("find out which of {holder} and {refused} is {agent}"),
+        "give the other one a certificate of its own".to_owned(),
+    ];
+    let occurrence = CauseOccurrence {
+        index: step.index,
+        agent: Some(agent.clone()),
+        service: None,
+        reason: Reason::AgentIdentityConflict,
+        severity: Reason::AgentIdentityConflict.default_severity(),
+        grade: Grade::Confirmed,
+        summary,
+        observed: step.at,
+        received: step.at,
+        next_steps: steps,
+    };
+    add_occurrence(state, step, &cause::identity_conflict(agent), occurrence);
+}
+
+fn fault(state: &mut State, step: Step, entry: u64, message: &str) {
+    let occurrence = CauseOccurrence {
+        index: step.index,
+        agent: None,
+        service: None,
+        reason: Reason::CoordinatorFault,
+        severity: Reason::CoordinatorFault.default_severity(),
+        grade: Grade::Confirmed,
+        summary: format!("a rule panicked while deciding on journal entry {entry}: {message}"),
+        observed: step.at,
+        received: step.at,
+        next_steps: vec!["report the message and the journal around that entry".to_owned()],
+    };
+    add_occurrence(state, step, cause::COORDINATOR_FAULT, occurrence);
+}
+
+/// Notes an occurrence under a cause. While its incident recovers, the stability window begins anew.
+fn add_occurrence(state: &mut State, step: Step, key: &str, occurrence: CauseOccurrence) {
+    let cause = state.causes.entry(key.to_owned()).or_default();
+    cause.occurrences.push_back(occurrence);
+    if cause.occurrences.len() > CAUSE_OCCURRENCES_MAX {
+        cause.occurrences.pop_front();
+    }
+    incidents::restart_stability(state, step, key);
+    state.touched.insert(key.to_owned());
+}
+
+/// Forgets causes that hold nothing, so that State does not grow with what once was. Their generation is kept by the
+/// newest incident.
+fn drop_if_empty(state: &mut State, key: &str) {
+    let empty = |cause: &Cause| {
+        !cause.active && cause.members.is_empty() && cause.occurrences.is_empty() && cause.storm.is_none()
+    };
+    let remembered = state.incidents.contains_key(key);
+    if !remembered && state.causes.get(key).is_some_and(empty) {
+        state.causes.remove(key);
+    }
 }

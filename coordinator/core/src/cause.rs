@@ -1,1 +1,203 @@
-//! Which incident a finding belongs to.
+//! Which cause key a finding belongs to, and how telling a reason is among the members of one cause.
+//!
+//! Keys are part of the deduplication keys of pages: changing their form pages everything again.
+
+use muster_common::finding::FindingKey;
+use muster_common::ids::{AgentName, ServiceName};
+use muster_common::reason::Reason;
+
+/// Cause key of `mass_stale`.
+pub const MASS_STALE: &str = "fleet/mass_stale";
+/// Cause key of `coordinator_fault`.
+pub const COORDINATOR_FAULT: &str = "coordinator/fault";
+
+/// What a cause key is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CauseKind {
+    /// One subject, service or host.
+    Host,
+    /// An agent's silence.
+    AgentStale,
+    /// Many agents' silence.
+    MassStale,
+    /// A service restarting on many hosts.
+    FleetStorm,
+    /// A lock contended on many hosts.
+    FleetLock,
+}
+
+/// The kind of a key.
+pub fn kind_of(cause: &str) -> CauseKind {
+    if cause == MASS_STALE {
+        CauseKind::MassStale
+    } else if cause.starts_with("fleet/restart_storm/") {
+        CauseKind::FleetStorm
+    } else if cause.starts_with("fleet/lock/") {
+        CauseKind::FleetLock
+    } else if cause.starts_with("host/") && cause.ends_with("/agent") && cause.matches('/').count() == 2 {
+        CauseKind::AgentStale
+    } else {
+        CauseKind::Host
+    }
+}
+
+/// Cause key of an agent's silence.
+pub fn agent_stale(agent: &AgentName) -> String {
+    format!("host/{agent}/agent")
+}
+
+/// Cause key of two agents under one identity.
+pub fn identity_conflict(agent: &AgentName) -> String {
+    format!("host/{agent}/identity")
+}
+
+/// Cause key of a service's availability on one host.
+pub fn service(agent: &AgentName, service: &ServiceName) -> String {
+    format!("host/{agent}/service/{service}")
+}
+
+/// Cause key of a host's memory.
+pub fn memory(agent: &AgentName) -> String {
+    format!("host/{agent}/memory")
+}
+
+/// Cause key of a service restarting on many hosts.
+pub fn fleet_storm(service: &ServiceName) -> String {
+    format!("fleet/restart_storm/{service}")
+}
+
+/// Cause key of a finding on its own host.
+pub fn of_finding(agent: &AgentName, key: &FindingKey) -> String {
+    let (name, subject) = (&key.subject.service, &key.subject.subject);
+    match family(key.reason) {
+        Family::Availability => service(agent, name),
+        Family::Oom if name.is_host() => format!("host/{agent}/oom"),
+        Family::Oom => service(agent, name),
+        Family::Memory => memory(agent),
+        Family::Sqlite => format!("host/{agent}/sqlite/{name}/{subject}"),
+        Family::Lock => format!("host/{agent}/lock/{name}/{subject}"),
+        Family::Backup => format!("host/{agent}/backup/{name}/{subject}"),
+        Family::Other => format!("host/{agent}/{}/{name}/{subject}", key.reason),
+    }
+}
+
+/// Cause key of the same lock on all hosts: the service and the file's name, since paths differ between hosts.
+pub fn of_fleet_lock(key: &FindingKey) -> Option<String> {
+    if family(key.reason) != Family::Lock {
+        return None;
+    }
+    Some(format!("fleet/lock/{}/{}", key.subject.service, file_name(&key.subject.subject)))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Availability,
+    Oom,
+    Memory,
+    Sqlite,
+    Lock,
+    Backup,
+    Other,
+}
+
+fn family(reason: Reason) -> Family {
+    match reason {
+        Reason::ProcessDown
+        | Reason::ProcessZombie
+        | Reason::ProcessRestarted
+        | Reason::PidFileMissing
+        | Reason::PidFileStale
+        | Reason::PidFileMalformed
+        | Reason::PidFileOrphaned
+        | Reason::PortClosed
+        | Reason::PortUnresponsive
+        | Reason::PortConflict
+        | Reason::HealthCheckFailed
+        | Reason::UnitFailed
+        | Reason::RestartLoop
+        | Reason::RestartStorm => Family::Availability,
+        Reason::OomKill => Family::Oom,
+        Reason::MemoryApproaching | Reason::MemoryCritical => Family::Memory,
+        Reason::SqliteCorrupt
+        | Reason::SqliteNotADatabase
+        | Reason::SqliteMissing
+        | Reason::SqliteReplaced
+        | Reason::SqliteShrunk
+        | Reason::SqliteWalGrowth
+        | Reason::SqliteJournalHot => Family::Sqlite,
+        Reason::SqliteLockHeld | Reason::LockContention => Family::Lock,
+        Reason::BackupMissing | Reason::BackupStale | Reason::BackupShrunk | Reason::BackupCorrupt => Family::Backup,
+        _ => Family::Other,
+    }
+}
+
+/// The fleet-wide cause that a host's cause may be a symptom of, and the host. Whether it is one depends on State.
+pub fn fleet_cause_of(cause: &str) -> Option<(String, &str)> {
+    let (agent, rest) = cause.strip_prefix("host/")?.split_once('/')?;
+    if rest == "agent" {
+        return Some((MASS_STALE.to_owned(), agent));
+    }
+    if let Some(service) = rest.strip_prefix("service/") {
+        return Some((format!("fleet/restart_storm/{service}"), agent));
+    }
+    let (service, subject) = rest.strip_prefix("lock/")?.split_once('/')?;
+    Some((format!("fleet/lock/{service}/{}", file_name(subject)), agent))
+}
+
+fn file_name(subject: &str) -> &str {
+    subject.rsplit('/').next().filter(|file| !file.is_empty()).unwrap_or(subject)
+}
+
+/// How much a reason explains the other members of its cause: the highest names the incident.
+pub fn telling(reason: Reason) -> u8 {
+    match reason {
+        Reason::RestartStorm => 9,
+        Reason::OomKill => 8,
+        Reason::PortConflict | Reason::SqliteCorrupt | Reason::SqliteNotADatabase => 7,
+        Reason::RestartLoop | Reason::SqliteMissing | Reason::SqliteReplaced => 6,
+        Reason::ProcessDown | Reason::ProcessZombie | Reason::SqliteLockHeld => 5,
+        Reason::UnitFailed => 4,
+        Reason::PortUnresponsive | Reason::PortClosed | Reason::LockContention => 3,
+        Reason::HealthCheckFailed => 2,
+        _ => 1,
+    }
+}
+
+/// `agent/service/probe/subject/reason`: the name of a member.
+pub fn member_name(agent: &AgentName, key: &FindingKey) -> String {
+    format!("{agent}/{key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_common::finding::{ProbeKind, SubjectKey};
+
+    fn check(service: &str, probe: ProbeKind, subject: &str, reason: Reason, host: &str, fleet: Option<&str>) {
+        let agent = AgentName::new("web-1").unwrap();
+        let subject = SubjectKey::new(ServiceName::new(service).unwrap(), probe, subject);
+        let key = FindingKey { subject, reason };
+        assert_eq!(of_finding(&agent, &key), host);
+        assert_eq!(of_fleet_lock(&key).as_deref(), fleet);
+    }
+
+    #[test]
+    fn findings_of_one_cause_share_a_key() {
+        let spl = "host/web-1/service/spl";
+        check("spl", ProbeKind::PidFile, "/run/spl.pid", Reason::ProcessDown, spl, None);
+        check("spl", ProbeKind::Port, "127.0.0.1:1", Reason::PortClosed, spl, None);
+        check("spl", ProbeKind::Oom, "spl", Reason::OomKill, spl, None);
+        check("host", ProbeKind::Oom, "victim", Reason::OomKill, "host/web-1/oom", None);
+        check("host", ProbeKind::Memory, "host", Reason::MemoryCritical, "host/web-1/memory", None);
+        let (lock, fleet) = ("host/web-1/lock/spl//var/a.db", Some("fleet/lock/spl/a.db"));
+        check("spl", ProbeKind::Sqlite, "/var/a.db", Reason::SqliteLockHeld, lock, fleet);
+        check("spl", ProbeKind::Sqlite, "/var/a.db", Reason::SqliteCorrupt, "host/web-1/sqlite/spl//var/a.db", None);
+    }
+
+    #[test]
+    fn kinds_are_read_off_the_key() {
+        assert_eq!(kind_of("host/web-1/agent"), CauseKind::AgentStale);
+        assert_eq!(kind_of("host/web-1/service/agent"), CauseKind::Host);
+        assert_eq!(kind_of("fleet/lock/spl/a.db"), CauseKind::FleetLock);
+    }
+}

@@ -57,6 +57,8 @@ pub struct State {
     pub(crate) timers: BTreeSet<(Timestamp, TimerKey)>,
     pub(crate) rehear_until: Option<Timestamp>,
     pub(crate) service_restarts: BTreeMap<ServiceName, Vec<(Timestamp, AgentName)>>,
+    /// Highest generation of an incident that is no longer kept: new ones count on from there.
+    pub(crate) generation_floor: u64,
     pub(crate) silences: VecDeque<(Timestamp, AgentName)>,
     /// Cause keys that the entry applied last may have changed. Not part of what is known.
     #[serde(skip)]
@@ -124,6 +126,8 @@ pub enum Link {
         last_heard: Timestamp,
         /// Why.
         silence: Silence,
+        /// Index of the fact.
+        index: u64,
     },
 }
 
@@ -164,6 +168,8 @@ pub struct Cause {
     pub members: BTreeMap<String, MemberRef>,
     /// How many of them each agent has.
     pub agents: BTreeMap<AgentName, u64>,
+    /// Members that have not joined the unresolved incident yet.
+    pub unjoined: BTreeSet<String>,
     /// Occurrences since the last incident was resolved, oldest first, bounded.
     pub occurrences: VecDeque<CauseOccurrence>,
     /// A restart storm.
@@ -204,6 +210,8 @@ pub struct CauseOccurrence {
     pub summary: String,
     /// When it happened.
     pub observed: Timestamp,
+    /// When the coordinator heard of it.
+    pub received: Timestamp,
     /// What to do.
     pub next_steps: Vec<String>,
 }
@@ -219,6 +227,8 @@ pub struct Storm {
     pub restarts: u64,
     /// Hosts.
     pub agents: BTreeSet<AgentName>,
+    /// When the coordinator heard of the last one.
+    pub received: Timestamp,
     /// The window after `last` is not over.
     pub active: bool,
     /// Index of the entry that counted last.
@@ -404,6 +414,7 @@ impl State {
             timers: BTreeSet::new(),
             rehear_until: None,
             service_restarts: BTreeMap::new(),
+            generation_floor: 0,
             silences: VecDeque::new(),
             touched: BTreeSet::new(),
         }

@@ -1,0 +1,202 @@
+//! What agents report: the open set per agent, its digest, its position.
+
+use super::{Step, add_occurrence, incidents, links, storms};
+use crate::cause;
+use crate::entry::SubjectState;
+use crate::state::{CauseOccurrence, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State};
+use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind};
+use muster_common::ids::{AgentName, SpoolId};
+use muster_common::limits::OPEN_FINDINGS_PER_AGENT_MAX;
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::spool::{EntryHash, Position};
+use muster_common::time::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An entry of a spool. What is already known by its position is dropped.
+pub(super) fn received(
+    state: &mut State,
+    step: Step,
+    agent: &AgentName,
+    position: Position,
+    observed: Timestamp,
+    estimated: bool,
+    event: &FindingEvent,
+) {
+    let record = links::record(state, step, agent);
+    let known =
+        record.position.is_some_and(|known| known.spool == position.spool && known.sequence >= position.sequence);
+    if known {
+        return;
+    }
+    record.position = Some(position);
+    match event {
+        FindingEvent::Opened(finding) | FindingEvent::Updated(finding) => {
+            let news = matches!(event, FindingEvent::Opened(_));
+            open(state, step, agent, finding, observed, estimated, news);
+        }
+        FindingEvent::Cleared { key, .. } => clear(state, agent, key),
+        FindingEvent::Occurred(finding) => occurred(state, step, agent, finding, observed),
+    }
+}
+
+/// Opens or updates. An update counts as news only when it is worse than what was known.
+fn open(
+    state: &mut State,
+    step: Step,
+    agent: &AgentName,
+    finding: &Finding,
+    observed: Timestamp,
+    estimated: bool,
+    news: bool,
+) {
+    let record = links::record(state, step, agent);
+    if let Some(known) = record.open.get_mut(&finding.key) {
+        if news || finding.severity > known.finding.severity {
+            known.event_index = step.index;
+        }
+        known.finding = finding.clone();
+    } else if record.open.len() >= OPEN_FINDINGS_PER_AGENT_MAX {
+        record.suppressed = record.suppressed.saturating_add(1);
+        return;
+    } else {
+        record.digest ^= finding.key.digest_term();
+        let (finding, event_index) = (finding.clone(), step.index);
+        let open = OpenFinding { finding, opened: observed, received: step.at, event_index, estimated };
+        record.open.insert(open.finding.key.clone(), open);
+    }
+    let member = cause::member_name(agent, &finding.key);
+    for key in causes(agent, &finding.key) {
+        let cause = state.causes.entry(key.clone()).or_default();
+        let reference = MemberRef { agent: agent.clone(), key: Some(finding.key.clone()) };
+        if cause.members.insert(member.clone(), reference).is_none() {
+            *cause.agents.entry(agent.clone()).or_default() += 1;
+            cause.unjoined.insert(member.clone());
+        }
+        touch(state, key);
+    }
+}
+
+fn clear(state: &mut State, agent: &AgentName, key: &FindingKey) {
+    let Some(record) = state.agents.get_mut(agent) else { return };
+    if record.open.remove(key).is_none() {
+        return;
+    }
+    record.digest ^= key.digest_term();
+    let member = cause::member_name(agent, key);
+    for cause_key in causes(agent, key) {
+        if let Some(cause) = state.causes.get_mut(&cause_key)
+            && cause.members.remove(&member).is_some()
+            && let Some(count) = cause.agents.get_mut(agent)
+        {
+            cause.unjoined.remove(&member);
+            *count -= 1;
+            if *count == 0 {
+                cause.agents.remove(agent);
+            }
+        }
+        super::drop_if_empty(state, &cause_key);
+        touch(state, cause_key);
+    }
+}
+
+fn causes(agent: &AgentName, key: &FindingKey) -> impl Iterator<Item = String> {
+    std::iter::once(cause::of_finding(agent, key)).chain(cause::of_fleet_lock(key))
+}
+
+/// A fleet-wide lock is about its members too: whether they fold into it depends on how many there are.
+fn touch(state: &mut State, key: String) {
+    if cause::kind_of(&key) == cause::CauseKind::FleetLock {
+        let members = state.causes.get(&key).into_iter().flat_map(|cause| cause.members.values());
+        let few = usize::try_from(state.policy.lock_contention.fleet_hosts).unwrap_or(usize::MAX);
+        // Only around the threshold does one host change what the others fold into.
+        let near = state.causes.get(&key).is_some_and(|cause| cause.agents.len() <= few);
+        if near {
+            let keys: Vec<String> = members
+                .filter_map(|member| member.key.as_ref().map(|key| cause::of_finding(&member.agent, key)))
+                .collect();
+            state.touched.extend(keys);
+        }
+    }
+    state.touched.insert(key);
+}
+
+fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, observed: Timestamp) {
+    state.occurrences.push_back(OccurrenceRecord {
+        index: step.index,
+        agent: agent.clone(),
+        observed,
+        received: step.at,
+        finding: finding.clone(),
+    });
+    if state.occurrences.len() > RECENT_OCCURRENCES_MAX {
+        state.occurrences.pop_front();
+    }
+    let service = &finding.key.subject.service;
+    let reason = finding.key.reason;
+    if reason == Reason::ProcessRestarted {
+        storms::restarted(state, step, agent, service, observed);
+    }
+    if reason == Reason::OomKill && !service.is_host() {
+        let record = links::record(state, step, agent);
+        record.watched_oom_at = record.watched_oom_at.max(Some(observed));
+        state.touched.insert(cause::memory(agent));
+    }
+    if state.severity_of(reason, finding.severity) == Severity::Sev4 {
+        return;
+    }
+    let occurrence = CauseOccurrence {
+        index: step.index,
+        agent: Some(agent.clone()),
+        service: Some(service.clone()),
+        reason,
+        severity: finding.severity,
+        grade: finding.grade,
+        summary: finding.summary.clone(),
+        observed,
+        received: step.at,
+        next_steps: finding.next_steps.clone(),
+    };
+    add_occurrence(state, step, &cause::of_finding(agent, &finding.key), occurrence);
+}
+
+pub(super) fn lost(state: &mut State, step: Step, agent: &AgentName, spool: SpoolId, first: u64, last: u64) {
+    let record = links::record(state, step, agent);
+    let known = record.position.filter(|position| position.spool == spool).map_or(0, |position| position.sequence);
+    if last <= known {
+        return;
+    }
+    record.entries_lost =
+        record.entries_lost.saturating_add(last.saturating_sub(first.max(known + 1)).saturating_add(1));
+    record.position = Some(Position { spool, sequence: last, hash: EntryHash::ZERO });
+    links::digest(state, step, agent, false);
+}
+
+/// All verdicts of the agent. Opens what is missing; clears what it judged ok or no longer watches; what it could not
+/// judge stays (absence is not recovery).
+pub(super) fn open_set(state: &mut State, step: Step, agent: &AgentName, subjects: &[SubjectState]) {
+    let listed: BTreeMap<&FindingKey, &Finding> =
+        subjects.iter().flat_map(|subject| &subject.open).map(|finding| (&finding.key, finding)).collect();
+    // By probe and subject alone: a finding may name another service than the subject was configured under.
+    let unknown: BTreeSet<(ProbeKind, &str)> = subjects
+        .iter()
+        .filter(|subject| subject.ok.is_none())
+        .map(|subject| (subject.subject.probe, subject.subject.subject.as_str()))
+        .collect();
+    let record = links::record(state, step, agent);
+    let gone: Vec<FindingKey> = record
+        .open
+        .keys()
+        .filter(|key| !listed.contains_key(key))
+        .filter(|key| !unknown.contains(&(key.subject.probe, key.subject.subject.as_str())))
+        .cloned()
+        .collect();
+    for key in gone {
+        clear(state, agent, &key);
+    }
+    for finding in listed.values() {
+        open(state, step, agent, finding, step.at, false, false);
+    }
+    links::digest(state, step, agent, true);
+    incidents::sureness_changed(state, step, agent);
+}

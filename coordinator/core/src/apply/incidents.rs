@@ -1,0 +1,586 @@
+//! What conclusions, timers and outcomes of pages do to incidents.
+
+use super::{Step, links};
+use crate::cause::{self, CauseKind};
+use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
+use crate::page::{Page, PageAction, PageId};
+use crate::state::{
+    Incident, IncidentStatus, MEMBERS_MAX, PageKey, PageOutcome, PageRecord, RESOLVED_INCIDENTS_MAX, State,
+    TIMELINE_MAX, TimelineLine,
+};
+use muster_common::ids::AgentName;
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::time::Timestamp;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Relapses after which an incident pages without waiting for another hold: flapping is no recovery.
+pub(crate) const FLAPS_MAX: u64 = 3;
+
+pub(super) fn get_mut<'a>(state: &'a mut State, key: &IncidentKey) -> Option<&'a mut Incident> {
+    state.incidents.get_mut(&key.cause)?.get_mut(&key.generation)
+}
+
+/// From this severity on an incident that got worse is paged again under a new key: receivers keep quiet about a key
+/// that someone acknowledged.
+const REPAGE_FROM: Severity = Severity::Sev1;
+
+fn unresolved_mut<'a>(state: &'a mut State, cause: &str) -> Option<&'a mut Incident> {
+    state.incidents.get_mut(cause)?.values_mut().next_back().filter(|incident| incident.is_unresolved())
+}
+
+/// Adds a line to the timeline: of a full one the first half and the newest lines stay.
+pub(super) fn note(incident: &mut Incident, step: Step, text: String) {
+    if incident.timeline.len() >= TIMELINE_MAX {
+        incident.timeline.remove(TIMELINE_MAX / 2);
+    }
+    incident.timeline.push(TimelineLine { at: step.at, index: step.index, text });
+}
+
+pub(super) fn apply_conclusion(state: &mut State, step: Step, conclusion: &Conclusion) {
+    match conclusion {
+        Conclusion::IncidentOpened { incident, .. } => opened(state, step, incident, conclusion),
+        Conclusion::IncidentJoined { incident, member, why } => joined(state, step, incident, member, why),
+        Conclusion::IncidentChanged { incident, severity, reason, title, why } => {
+            changed(state, step, incident, (*severity, *reason), title, why);
+        }
+        Conclusion::IncidentRecovering { incident, why } => recovering(state, step, incident, why),
+        Conclusion::IncidentRelapsed { incident, why } => relapsed(state, step, incident, why),
+        Conclusion::IncidentResolved { incident, resolution, why } => resolved(state, step, incident, resolution, why),
+        Conclusion::PageRequested { incident, page, why } => page_requested(state, step, incident, page, why),
+        Conclusion::PageCancelled { page, why } => {
+            super::page_ended(state, step, *page, PageOutcome::Cancelled { why: why.clone() });
+        }
+        Conclusion::NotPaged { incident, why } => {
+            if let Some(known) = get_mut(state, incident) {
+                known.explained = true;
+                note(known, step, format!("not paged: {why}"));
+            }
+        }
+    }
+    if let Some(key) = conclusion_key(state, conclusion) {
+        state.touched.insert(key);
+    }
+}
+
+fn conclusion_key(state: &State, conclusion: &Conclusion) -> Option<String> {
+    match conclusion {
+        Conclusion::IncidentOpened { incident, .. }
+        | Conclusion::IncidentJoined { incident, .. }
+        | Conclusion::IncidentChanged { incident, .. }
+        | Conclusion::IncidentRecovering { incident, .. }
+        | Conclusion::IncidentRelapsed { incident, .. }
+        | Conclusion::IncidentResolved { incident, .. }
+        | Conclusion::PageRequested { incident, .. }
+        | Conclusion::NotPaged { incident, .. } => Some(incident.cause.clone()),
+        Conclusion::PageCancelled { page, .. } => state.page(*page).map(|record| record.incident.cause.clone()),
+    }
+}
+
+/// How long an incident waits before it pages. Silences come staggered by a heartbeat, so that the page about many of
+/// them waits for one, to count them all.
+fn hold_of(state: &State, reason: Reason, severity: Severity) -> Duration {
+    let hold = *state.policy.hold.get(severity);
+    if reason == Reason::MassStale { hold.max(state.policy.liveness.heartbeat) } else { hold }
+}
+
+fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclusion) {
+    let Conclusion::IncidentOpened { number, reason, severity, grade, title, why, began, next_steps, .. } = conclusion
+    else {
+        return;
+    };
+    count_number(state, step);
+    let cause = state.causes.entry(key.cause.clone()).or_default();
+    cause.generation = key.generation;
+    cause.active = true;
+    let names = cause.members.keys().chain(&cause.unjoined);
+    let members: BTreeSet<String> = names.take(MEMBERS_MAX).cloned().collect();
+    cause.unjoined.clear();
+    let mut agents: BTreeSet<AgentName> = cause.agents.keys().cloned().collect();
+    agents.extend(cause.occurrences.iter().filter_map(|occurrence| occurrence.agent.clone()));
+    agents.extend(cause.storm.iter().flat_map(|storm| storm.agents.iter().cloned()));
+    let mut incident = Incident {
+        key: key.clone(),
+        number: number.clone(),
+        status: IncidentStatus::Open,
+        reason: *reason,
+        severity: *severity,
+        grade: *grade,
+        title: title.clone(),
+        why: why.clone(),
+        next_steps: next_steps.clone(),
+        began: *began,
+        opened: step.at,
+        owner: None,
+        acknowledged: None,
+        resolved: None,
+        resolution: None,
+        members_dropped: (cause.members.len() - members.len().min(cause.members.len())) as u64,
+        members,
+        agents: BTreeSet::new(),
+        timeline: Vec::new(),
+        relapses: 0,
+        repages: 0,
+        hold_until: None,
+        hold_over: false,
+        explained: false,
+        page_keys: Vec::new(),
+        blind: BTreeSet::new(),
+        stability_left_ms: 0,
+        stability_from: None,
+        stability_over: false,
+        resolve_wish: None,
+    };
+    note(&mut incident, step, format!("opened: {title} ({why})"));
+    state.numbers.insert(number.clone(), key.clone());
+    state.incidents.entry(key.cause.clone()).or_default().insert(key.generation, incident);
+    agents_joined(state, &key.cause, &agents);
+    set_hold(state, step, &key.cause, step.at);
+    touch_symptoms(state, &key.cause);
+}
+
+fn count_number(state: &mut State, step: Step) {
+    let day = step.at.utc_day();
+    if state.number_day != day {
+        // A takeover's thousand holds on the day of the takeover; before the first incident of a day it is kept.
+        let fresh = if state.number_day == 0 { state.number_next } else { 1 };
+        state.number_day = day;
+        state.number_next = fresh;
+    }
+    state.number_next = state.number_next.saturating_add(1);
+}
+
+/// Hosts that take part from now on: whether they are heard decides on the incident's stability window.
+pub(super) fn agents_joined(state: &mut State, cause: &str, agents: &BTreeSet<AgentName>) {
+    let counts_blind = cause::kind_of(cause) != CauseKind::MassStale;
+    for agent in agents {
+        let sure = state.agents.get(agent).is_none_or(links::is_sure);
+        let Some(incident) = unresolved_mut(state, cause) else { return };
+        if incident.agents.len() < MEMBERS_MAX && incident.agents.insert(agent.clone()) {
+            if counts_blind && !sure {
+                incident.blind.insert(agent.clone());
+            }
+            if let Some(record) = state.agents.get_mut(agent) {
+                record.incidents.insert(cause.to_owned());
+            }
+        }
+    }
+}
+
+/// The causes that may fold into a fleet-wide one are looked at again.
+fn touch_symptoms(state: &mut State, cause: &str) {
+    let symptoms = symptoms(state, cause);
+    state.touched.extend(symptoms);
+}
+
+fn symptoms(state: &State, key: &str) -> Vec<String> {
+    let Some(cause) = state.causes.get(key) else { return Vec::new() };
+    match cause::kind_of(key) {
+        CauseKind::MassStale => cause.members.values().map(|member| cause::agent_stale(&member.agent)).collect(),
+        CauseKind::FleetLock => cause
+            .members
+            .values()
+            .filter_map(|member| member.key.as_ref().map(|key| cause::of_finding(&member.agent, key)))
+            .collect(),
+        CauseKind::FleetStorm => {
+            let service = key.strip_prefix("fleet/restart_storm/").unwrap_or_default();
+            let agents = cause.storm.iter().flat_map(|storm| &storm.agents);
+            agents.map(|agent| format!("host/{agent}/service/{service}")).collect()
+        }
+        CauseKind::Host | CauseKind::AgentStale => Vec::new(),
+    }
+}
+
+/// Starts the hold, counted from `from`; over at once when it is zero or past.
+fn set_hold(state: &mut State, step: Step, cause: &str, from: Timestamp) {
+    let Some(incident) = unresolved_mut(state, cause) else { return };
+    let (reason, severity, key) = (incident.reason, incident.severity, incident.key.clone());
+    let old = incident.hold_until.take();
+    let mut until = from + hold_of(state, reason, severity);
+    if matches!(reason, Reason::AgentStale | Reason::MassStale)
+        && let Some(rehear) = state.rehear_until
+    {
+        until = until.max(rehear);
+    }
+    let timer = TimerKey::HoldOver { cause: cause.to_owned(), generation: key.generation };
+    if let Some(old) = old {
+        state.timers.remove(&(old, timer.clone()));
+    }
+    let over = until <= step.at;
+    if !over {
+        state.timers.insert((until, timer));
+    }
+    if let Some(incident) = unresolved_mut(state, cause) {
+        incident.hold_until = (!over).then_some(until);
+        incident.hold_over = over;
+        incident.explained = false;
+    }
+}
+
+pub(super) fn hold_over(state: &mut State, step: Step, cause: &str, generation: u64) {
+    let key = IncidentKey { cause: cause.to_owned(), generation };
+    if let Some(incident) = get_mut(state, &key)
+        && incident.hold_until.is_some_and(|until| until <= step.at)
+    {
+        incident.hold_until = None;
+        incident.hold_over = true;
+    }
+    state.touched.insert(cause.to_owned());
+}
+
+/// While agents are being re-heard nobody is paged about their silence. One pass over unresolved incidents, at a start.
+pub(super) fn postpone_silences(state: &mut State, until: Timestamp) {
+    let mut moved = Vec::new();
+    for generations in state.incidents.values_mut() {
+        let Some(incident) = generations.values_mut().next_back().filter(|incident| incident.is_unresolved()) else {
+            continue;
+        };
+        let of_silence = matches!(incident.reason, Reason::AgentStale | Reason::MassStale);
+        if of_silence && !incident.has_paged() && incident.hold_until.is_none_or(|hold| hold < until) {
+            moved.push((incident.key.clone(), incident.hold_until.replace(until)));
+            incident.hold_over = false;
+        }
+    }
+    for (key, old) in moved {
+        let timer = TimerKey::HoldOver { cause: key.cause, generation: key.generation };
+        if let Some(old) = old {
+            state.timers.remove(&(old, timer.clone()));
+        }
+        state.timers.insert((until, timer));
+    }
+}
+
+fn joined(state: &mut State, step: Step, key: &IncidentKey, member: &str, why: &str) {
+    if let Some(cause) = state.causes.get_mut(&key.cause) {
+        cause.unjoined.remove(member);
+    }
+    // A whole cause that joins as a symptom has been told: what only happened there does not raise it again.
+    forget_occurrences(state, member);
+    let agents: BTreeSet<AgentName> = state
+        .causes
+        .get(&key.cause)
+        .and_then(|cause| cause.members.get(member))
+        .map(|m| m.agent.clone())
+        .into_iter()
+        .collect();
+    if let Some(incident) = get_mut(state, key) {
+        if incident.members.len() < MEMBERS_MAX {
+            incident.members.insert(member.to_owned());
+        } else {
+            incident.members_dropped = incident.members_dropped.saturating_add(1);
+        }
+        note(incident, step, format!("{member} joined: {why}"));
+    }
+    agents_joined(state, &key.cause, &agents);
+    if !agents.is_empty() {
+        let symptoms = agents.iter().filter(|_| cause::kind_of(&key.cause) == CauseKind::MassStale);
+        state.touched.extend(symptoms.map(cause::agent_stale).collect::<Vec<_>>());
+    }
+    restart_clock(state, step, &key.cause);
+}
+
+fn forget_occurrences(state: &mut State, key: &str) {
+    if let Some(cause) = state.causes.get_mut(key) {
+        cause.occurrences.clear();
+        if cause.storm.as_ref().is_some_and(|storm| !storm.active) {
+            cause.storm = None;
+        }
+    }
+}
+
+fn changed(
+    state: &mut State,
+    step: Step,
+    key: &IncidentKey,
+    (severity, reason): (Severity, Reason),
+    title: &str,
+    why: &str,
+) {
+    let Some(incident) = get_mut(state, key) else { return };
+    let worse = severity > incident.severity;
+    let told = incident.page_keys.iter().map(|page| page.severity).max();
+    if told.is_some_and(|told| told < REPAGE_FROM) && severity >= REPAGE_FROM {
+        incident.repages = incident.repages.saturating_add(1);
+    }
+    incident.severity = severity;
+    incident.reason = reason;
+    incident.title = title.to_owned();
+    incident.why = why.to_owned();
+    note(incident, step, format!("now {severity} {reason}: {title} ({why})"));
+    let (opened, waiting) = (incident.opened, incident.hold_until.is_some());
+    if worse && waiting {
+        set_hold(state, step, &key.cause, opened);
+    }
+}
+
+fn recovering(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
+    let Some(incident) = get_mut(state, key) else { return };
+    incident.status = IncidentStatus::Recovering;
+    note(incident, step, format!("recovering: {why}"));
+    restart_stability(state, step, &key.cause);
+    touch_symptoms(state, &key.cause);
+}
+
+fn relapsed(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
+    let Some(incident) = get_mut(state, key) else { return };
+    incident.status = IncidentStatus::Open;
+    incident.relapses = incident.relapses.saturating_add(1);
+    incident.stability_over = false;
+    note(incident, step, format!("relapsed: {why}"));
+    let hold_anew = !incident.has_paged() && incident.relapses < FLAPS_MAX && incident.acknowledged.is_none();
+    incident.explained = incident.explained && !hold_anew;
+    stop_clock(state, step, &key.cause);
+    if hold_anew {
+        set_hold(state, step, &key.cause, step.at);
+    }
+    touch_symptoms(state, &key.cause);
+}
+
+/// A new stability window for an incident that recovers.
+pub(super) fn restart_stability(state: &mut State, step: Step, cause: &str) {
+    let Some(incident) = unresolved_mut(state, cause).filter(|i| i.status == IncidentStatus::Recovering) else {
+        return;
+    };
+    let severity = incident.severity;
+    stop_clock(state, step, cause);
+    let window = *state.policy.stability.get(severity);
+    if let Some(incident) = unresolved_mut(state, cause) {
+        incident.stability_over = false;
+        incident.stability_left_ms = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+    }
+    restart_clock(state, step, cause);
+}
+
+/// Lets the window run if all hosts concerned are heard, and stand still otherwise.
+fn restart_clock(state: &mut State, step: Step, cause: &str) {
+    let Some(incident) = unresolved_mut(state, cause).filter(|i| i.status == IncidentStatus::Recovering) else {
+        return;
+    };
+    let should_run = incident.blind.is_empty() && !incident.stability_over;
+    if !should_run {
+        stop_clock(state, step, cause);
+    } else if incident.stability_from.is_none() {
+        incident.stability_from = Some(step.at);
+        let until = step.at + Duration::from_millis(incident.stability_left_ms);
+        incident.stability_over = until <= step.at;
+        let generation = incident.key.generation;
+        if until > step.at {
+            state.timers.insert((until, TimerKey::StabilityOver { cause: cause.to_owned(), generation }));
+        }
+        state.touched.insert(cause.to_owned());
+    }
+}
+
+fn stop_clock(state: &mut State, step: Step, cause: &str) {
+    let Some(incident) = unresolved_mut(state, cause) else { return };
+    let Some(from) = incident.stability_from.take() else { return };
+    let until = from + Duration::from_millis(incident.stability_left_ms);
+    let ran_ms = u64::try_from(step.at.since(from).as_millis()).unwrap_or(u64::MAX);
+    incident.stability_left_ms = incident.stability_left_ms.saturating_sub(ran_ms);
+    let generation = incident.key.generation;
+    state.timers.remove(&(until, TimerKey::StabilityOver { cause: cause.to_owned(), generation }));
+}
+
+pub(super) fn stability_over(state: &mut State, step: Step, cause: &str, generation: u64) {
+    let key = IncidentKey { cause: cause.to_owned(), generation };
+    if let Some(incident) = get_mut(state, &key)
+        && let Some(from) = incident.stability_from
+        && from + Duration::from_millis(incident.stability_left_ms) <= step.at
+    {
+        incident.stability_over = true;
+    }
+    state.touched.insert(cause.to_owned());
+}
+
+/// An agent is heard again, or not any more, or its open set is in doubt.
+pub(super) fn sureness_changed(state: &mut State, step: Step, agent: &AgentName) {
+    let Some(record) = state.agents.get(agent) else { return };
+    let sure = links::is_sure(record);
+    for cause in record.incidents.clone() {
+        if cause::kind_of(&cause) == CauseKind::MassStale {
+            continue;
+        }
+        if let Some(incident) = unresolved_mut(state, &cause) {
+            if sure {
+                incident.blind.remove(agent);
+            } else {
+                incident.blind.insert(agent.clone());
+            }
+        }
+        restart_clock(state, step, &cause);
+    }
+}
+
+fn resolved(state: &mut State, step: Step, key: &IncidentKey, resolution: &Resolution, why: &str) {
+    stop_clock(state, step, &key.cause);
+    let Some(incident) = get_mut(state, key) else { return };
+    incident.status = IncidentStatus::Resolved;
+    incident.resolved = Some(step.at);
+    incident.resolution = Some(resolution.clone());
+    note(incident, step, format!("resolved: {why}"));
+    let hold = incident.hold_until.take();
+    let (agents, owner, number) = (incident.agents.clone(), incident.owner.clone(), incident.number.clone());
+    if let Some(hold) = hold {
+        let (cause, generation) = (key.cause.clone(), key.generation);
+        state.timers.remove(&(hold, TimerKey::HoldOver { cause, generation }));
+    }
+    for agent in &agents {
+        if let Some(record) = state.agents.get_mut(agent) {
+            record.incidents.remove(&key.cause);
+        }
+    }
+    let symptoms = symptoms(state, &key.cause);
+    for symptom in &symptoms {
+        forget_occurrences(state, symptom);
+    }
+    if matches!(resolution, Resolution::Operator { .. }) {
+        for dismissed in symptoms.iter().chain([&key.cause]) {
+            if let Some(cause) = state.causes.get_mut(dismissed) {
+                cause.dismissed_index = step.index;
+            }
+        }
+    }
+    state.touched.extend(symptoms);
+    end_cause(state, key);
+    if let Resolution::FoldedInto { incident: target } = resolution {
+        fold(state, step, target, &key.cause, &agents, owner.as_deref(), &number);
+    }
+    state.resolved_order.push_back(key.clone());
+    drop_old_incidents(state);
+}
+
+fn end_cause(state: &mut State, key: &IncidentKey) {
+    forget_occurrences(state, &key.cause);
+    let settled = state.incident(key).is_none_or(|incident| incident.page_keys.iter().all(|page| page.settled));
+    if let Some(cause) = state.causes.get_mut(&key.cause) {
+        cause.active = !settled;
+        if cause::kind_of(&key.cause) == CauseKind::MassStale {
+            cause.members.clear();
+            cause.agents.clear();
+            cause.unjoined.clear();
+        }
+    }
+}
+
+fn fold(
+    state: &mut State,
+    step: Step,
+    target: &IncidentKey,
+    member: &str,
+    agents: &BTreeSet<AgentName>,
+    owner: Option<&str>,
+    number: &str,
+) {
+    if let Some(incident) = get_mut(state, target) {
+        if incident.members.len() < MEMBERS_MAX {
+            incident.members.insert(member.to_owned());
+        }
+        let owned = owner.map(|owner| format!(", owned by {owner}")).unwrap_or_default();
+        note(incident, step, format!("{number} ({member}{owned}) is a symptom of this"));
+        agents_joined(state, &target.cause, agents);
+    }
+}
+
+fn drop_old_incidents(state: &mut State) {
+    while state.resolved_order.len() > RESOLVED_INCIDENTS_MAX {
+        let Some(key) = state.resolved_order.front().cloned() else { return };
+        let settled =
+            |incident: &Incident| incident.page_keys.iter().all(|page| page.settled && page.pending.is_empty());
+        if !state.incident(&key).is_none_or(settled) {
+            return;
+        }
+        state.resolved_order.pop_front();
+        state.generation_floor = state.generation_floor.max(key.generation);
+        if let Some(generations) = state.incidents.get_mut(&key.cause) {
+            if let Some(incident) = generations.remove(&key.generation) {
+                state.numbers.remove(&incident.number);
+            }
+            if generations.is_empty() {
+                state.incidents.remove(&key.cause);
+                super::drop_if_empty(state, &key.cause);
+            }
+        }
+    }
+}
+
+fn page_requested(state: &mut State, step: Step, key: &IncidentKey, page: &Page, why: &str) {
+    let id = PageId(step.index);
+    let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
+    state.pages.insert(id, record);
+    let Some(incident) = get_mut(state, key) else { return };
+    note(incident, step, format!("page {} to {}: {why}", page.action.as_str(), page.receiver));
+    let known = incident
+        .page_keys
+        .iter_mut()
+        .find(|known| known.receiver == page.receiver && known.dedup_key == page.dedup_key);
+    match known {
+        Some(known) => {
+            known.severity = page.severity;
+            known.reason = page.reason;
+            known.acknowledged |= page.action == PageAction::Acknowledge;
+            known.settled |= page.action == PageAction::Resolve;
+            known.pending.insert(id);
+        }
+        None => incident.page_keys.push(PageKey {
+            receiver: page.receiver.clone(),
+            dedup_key: page.dedup_key.clone(),
+            severity: page.severity,
+            reason: page.reason,
+            attempted: false,
+            pending: BTreeSet::from([id]),
+            acknowledged: false,
+            settled: false,
+        }),
+    }
+    settle_cause(state, key);
+}
+
+fn settle_cause(state: &mut State, key: &IncidentKey) {
+    let over = state
+        .incident(key)
+        .is_some_and(|incident| !incident.is_unresolved() && incident.page_keys.iter().all(|page| page.settled));
+    let newest = state.newest_incident(&key.cause).is_some_and(|incident| incident.key == *key);
+    if over
+        && newest
+        && let Some(cause) = state.causes.get_mut(&key.cause)
+    {
+        cause.active = false;
+    }
+}
+
+pub(super) fn page_attempted(state: &mut State, id: PageId) {
+    let Some(record) = state.pages.get_mut(&id) else { return };
+    record.attempted = true;
+    let (key, page) = (record.incident.clone(), record.page.clone());
+    if let Some(known) = page_key_mut(state, &key, &page) {
+        known.attempted = true;
+    }
+}
+
+fn page_key_mut<'a>(state: &'a mut State, key: &IncidentKey, page: &Page) -> Option<&'a mut PageKey> {
+    let keys = &mut get_mut(state, key)?.page_keys;
+    keys.iter_mut().find(|known| known.receiver == page.receiver && known.dedup_key == page.dedup_key)
+}
+
+pub(super) fn page_ended(state: &mut State, step: Step, record: &PageRecord, outcome: &PageOutcome) {
+    let key = &record.incident;
+    let unresolved = state.incident(key).is_some_and(Incident::is_unresolved);
+    if let Some(known) = page_key_mut(state, key, &record.page) {
+        known.pending.remove(&record.id);
+        if known.pending.is_empty() && !known.attempted && !unresolved {
+            known.settled = true;
+        }
+    }
+    if let Some(incident) = get_mut(state, key) {
+        let (action, receiver) = (record.page.action.as_str(), &record.page.receiver);
+        let line = match outcome {
+            PageOutcome::Delivered => format!("page {action} accepted by {receiver}"),
+            PageOutcome::Failed { error } => format!("page {action} to {receiver} given up: {error}"),
+            PageOutcome::Cancelled { why } => format!("page {action} to {receiver} cancelled: {why}"),
+        };
+        note(incident, step, line);
+    }
+    settle_cause(state, key);
+    state.touched.insert(key.cause.clone());
+}

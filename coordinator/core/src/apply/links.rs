@@ -1,0 +1,176 @@
+//! How agents stand: connects, silences, re-hear windows, digests. Whatever makes an agent unheard, or its open set
+//! doubtful, stops the stability windows of the incidents it takes part in.
+
+use super::{Step, incidents};
+use crate::cause;
+use crate::entry::{AgentHello, Disconnect, Silence, TimerKey};
+use crate::liveness::rehear_window;
+use crate::state::{AgentRecord, Link, MemberRef, State};
+use muster_common::ids::AgentName;
+use muster_common::time::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Silences remembered for the mass window. The policy's largest absolute count is far below.
+const SILENCES_MAX: usize = 4096;
+
+/// The agent's record; a new one on its first fact.
+pub(super) fn record<'a>(state: &'a mut State, step: Step, agent: &AgentName) -> &'a mut AgentRecord {
+    state.agents.entry(agent.clone()).or_insert_with(|| AgentRecord {
+        name: agent.clone(),
+        hello: None,
+        first_seen: step.at,
+        connected_at: None,
+        link: Link::Heard,
+        position: None,
+        open: BTreeMap::new(),
+        digest: 0,
+        digest_matches: true,
+        suppressed: 0,
+        entries_lost: 0,
+        reboots: 0,
+        reconnects: 0,
+        restarts: BTreeMap::new(),
+        watched_oom_at: None,
+        incidents: BTreeSet::new(),
+    })
+}
+
+/// True when silence of this agent would be noticed and its open set is believed.
+pub(super) fn is_sure(record: &AgentRecord) -> bool {
+    record.link == Link::Heard && record.digest_matches
+}
+
+pub(super) fn connected(state: &mut State, step: Step, agent: &AgentName, hello: &AgentHello) {
+    let record = record(state, step, agent);
+    let old_boot = record.hello.as_ref().and_then(|hello| hello.boot_id);
+    if old_boot.is_some() && hello.boot_id.is_some() && old_boot != hello.boot_id {
+        record.reboots = record.reboots.saturating_add(1);
+    }
+    record.hello = Some(hello.clone());
+    record.connected_at = Some(step.at);
+    heard(state, step, agent);
+}
+
+pub(super) fn heard(state: &mut State, step: Step, agent: &AgentName) {
+    let record = record(state, step, agent);
+    let was_silent = matches!(record.link, Link::Silent { .. });
+    record.link = Link::Heard;
+    if was_silent {
+        state.n_silent = state.n_silent.saturating_sub(1);
+        remove_silence(state, &cause::agent_stale(agent), agent);
+        remove_silence(state, cause::MASS_STALE, agent);
+    }
+    incidents::sureness_changed(state, step, agent);
+}
+
+fn remove_silence(state: &mut State, key: &str, agent: &AgentName) {
+    if let Some(cause) = state.causes.get_mut(key)
+        && cause.members.remove(agent.as_str()).is_some()
+    {
+        cause.agents.remove(agent);
+        cause.unjoined.remove(agent.as_str());
+        state.touched.insert(key.to_owned());
+        super::drop_if_empty(state, key);
+    }
+}
+
+pub(super) fn disconnected(state: &mut State, step: Step, agent: &AgentName, how: Disconnect) {
+    let record = record(state, step, agent);
+    if !matches!(record.link, Link::Silent { .. }) {
+        record.link = Link::Disconnected { how, at: step.at };
+    }
+    incidents::sureness_changed(state, step, agent);
+}
+
+pub(super) fn silent(state: &mut State, step: Step, agent: &AgentName, last_heard: Timestamp, silence: Silence) {
+    let record = record(state, step, agent);
+    if matches!(record.link, Link::Silent { .. }) {
+        return;
+    }
+    record.link = Link::Silent { since: step.at, last_heard, silence, index: step.index };
+    state.n_silent = state.n_silent.saturating_add(1);
+    let member = MemberRef { agent: agent.clone(), key: None };
+    add_silence(state, &cause::agent_stale(agent), member.clone());
+    remember_silence(state, step, agent);
+    let mass_runs = state.unresolved(cause::MASS_STALE).is_some();
+    if mass_runs || mass_reached(state) {
+        let recent: Vec<AgentName> = match mass_runs {
+            true => vec![agent.clone()],
+            false => state.silences.iter().map(|(_, agent)| agent.clone()).collect(),
+        };
+        for agent in recent {
+            if matches!(state.agents.get(&agent).map(|record| &record.link), Some(Link::Silent { .. })) {
+                add_silence(state, cause::MASS_STALE, MemberRef { agent, key: None });
+            }
+        }
+    }
+    incidents::sureness_changed(state, step, agent);
+}
+
+fn add_silence(state: &mut State, key: &str, member: MemberRef) {
+    let cause = state.causes.entry(key.to_owned()).or_default();
+    cause.agents.insert(member.agent.clone(), 1);
+    state.touched.insert(cause::agent_stale(&member.agent));
+    cause.unjoined.insert(member.agent.to_string());
+    cause.members.insert(member.agent.to_string(), member);
+    state.touched.insert(key.to_owned());
+}
+
+fn remember_silence(state: &mut State, step: Step, agent: &AgentName) {
+    let oldest = step.at - state.policy.liveness.mass_window;
+    while state.silences.front().is_some_and(|(at, _)| *at < oldest) || state.silences.len() >= SILENCES_MAX {
+        state.silences.pop_front();
+    }
+    state.silences.push_back((step.at, agent.clone()));
+}
+
+/// Enough agents fell silent within the window. Those that came back meanwhile still count as live before.
+fn mass_reached(state: &State) -> bool {
+    let policy = &state.policy.liveness;
+    let silent_now =
+        |agent: &AgentName| matches!(state.agents.get(agent).map(|record| &record.link), Some(Link::Silent { .. }));
+    let mut fell: BTreeSet<&AgentName> = BTreeSet::new();
+    // The absolute count is the most that any rule asks for, so that a large fleet costs no more than that here.
+    let enough = usize::try_from(policy.mass_agents.max(policy.mass_agents_min)).unwrap_or(usize::MAX);
+    for (_, agent) in state.silences.iter().rev() {
+        if silent_now(agent) {
+            fell.insert(agent);
+        }
+        if fell.len() >= enough {
+            break;
+        }
+    }
+    let n_fell = fell.len() as u64;
+    let n_heard = (state.agents.len() as u64).saturating_sub(state.n_silent);
+    let n_live_before = n_heard + n_fell;
+    let share = n_fell as f64 / n_live_before.max(1) as f64;
+    n_fell >= u64::from(policy.mass_agents)
+        || (n_fell >= u64::from(policy.mass_agents_min) && share >= policy.mass_share)
+}
+
+pub(super) fn digest(state: &mut State, step: Step, agent: &AgentName, matches: bool) {
+    record(state, step, agent).digest_matches = matches;
+    incidents::sureness_changed(state, step, agent);
+}
+
+/// This coordinator begins to listen: nobody has been heard by it yet. One pass over the fleet, at a start only.
+pub(super) fn begin_rehear(state: &mut State, step: Step) {
+    if let Some(until) = state.rehear_until {
+        state.timers.remove(&(until, TimerKey::RehearOver));
+    }
+    let until = step.at + rehear_window(&state.policy.liveness, state.agents.len() as u64);
+    state.rehear_until = Some(until);
+    state.timers.insert((until, TimerKey::RehearOver));
+    let names: Vec<AgentName> = state.agents.keys().cloned().collect();
+    for name in names {
+        if let Some(record) = state.agents.get_mut(&name) {
+            let planned =
+                matches!(record.link, Link::Disconnected { how: Disconnect::Goodbye | Disconnect::HostShutdown, .. });
+            if !planned && !matches!(record.link, Link::Silent { .. }) {
+                record.link = Link::NotReheard;
+            }
+        }
+        incidents::sureness_changed(state, step, &name);
+    }
+    incidents::postpone_silences(state, until);
+}

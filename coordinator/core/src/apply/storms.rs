@@ -1,0 +1,138 @@
+//! Restarts close together, counted by the time they were observed: a backlog that arrives at once is not a storm, and
+//! a storm that arrives late is dated when it was.
+
+use super::{Step, incidents, links};
+use crate::cause;
+use crate::entry::TimerKey;
+use crate::state::{FLEET_RESTARTS_MAX, HOST_RESTARTS_MAX, RESTARTED_SERVICES_MAX, State, Storm};
+use muster_common::ids::{AgentName, ServiceName};
+use muster_common::limits::SUBJECTS_PER_AGENT_MAX;
+use muster_common::time::Timestamp;
+use std::collections::BTreeSet;
+
+pub(super) fn restarted(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName, observed: Timestamp) {
+    host(state, step, agent, service, observed);
+    fleet(state, step, agent, service, observed);
+}
+
+fn host(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName, observed: Timestamp) {
+    let policy = state.policy.restart_storm.clone();
+    let record = links::record(state, step, agent);
+    if record.restarts.len() >= SUBJECTS_PER_AGENT_MAX && !record.restarts.contains_key(service) {
+        record.restarts.pop_first();
+    }
+    let times = record.restarts.entry(service.clone()).or_default();
+    let place = times.partition_point(|time| *time <= observed);
+    times.insert(place, observed);
+    if times.len() > HOST_RESTARTS_MAX {
+        times.remove(0);
+    }
+    let around = around(times, |time| *time, observed, policy.window);
+    let needed = usize::try_from(policy.host_restarts.max(2)).unwrap_or(usize::MAX);
+    let storm = around
+        .windows(needed)
+        .filter(|times| times.last().copied().unwrap_or_default().since(times[0]) <= policy.window)
+        .map(|times| (times[0], times.last().copied().unwrap_or_default(), times.len() as u64))
+        .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1), a.2 + 1));
+    if let Some((began, last, restarts)) = storm {
+        note(state, step, &cause::service(agent, service), began, last, restarts, BTreeSet::from([agent.clone()]));
+    }
+}
+
+fn fleet(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName, observed: Timestamp) {
+    let policy = state.policy.restart_storm.clone();
+    if state.service_restarts.len() >= RESTARTED_SERVICES_MAX && !state.service_restarts.contains_key(service) {
+        state.service_restarts.pop_first();
+    }
+    let restarts = state.service_restarts.entry(service.clone()).or_default();
+    let place = restarts.partition_point(|(time, _)| *time <= observed);
+    restarts.insert(place, (observed, agent.clone()));
+    if restarts.len() > FLEET_RESTARTS_MAX {
+        restarts.remove(0);
+    }
+    let around = around(restarts, |(time, _)| *time, observed, policy.window);
+    let needed = usize::try_from(policy.fleet_hosts.max(2)).unwrap_or(usize::MAX);
+    let mut storm: Option<(Timestamp, Timestamp, BTreeSet<AgentName>, u64)> = None;
+    for (start, (first, _)) in around.iter().enumerate() {
+        let inside = around[start..].iter().take_while(|(time, _)| time.since(*first) <= policy.window);
+        let inside: Vec<_> = inside.collect();
+        let agents: BTreeSet<AgentName> = inside.iter().map(|(_, agent)| agent.clone()).collect();
+        if agents.len() >= needed {
+            let last = inside.last().map_or(*first, |(time, _)| *time);
+            storm = Some((*first, last, agents, inside.len() as u64));
+            break;
+        }
+    }
+    if let Some((began, last, agents, restarts)) = storm {
+        note(state, step, &cause::fleet_storm(service), began, last, restarts, agents);
+    }
+}
+
+/// The part of an ascending list that can share a window with `observed`.
+fn around<T>(list: &[T], time: impl Fn(&T) -> Timestamp, observed: Timestamp, window: std::time::Duration) -> &[T] {
+    let start = list.partition_point(|item| time(item) < observed - window);
+    let end = list.partition_point(|item| time(item) <= observed + window);
+    list.get(start..end).unwrap_or_default()
+}
+
+fn note(
+    state: &mut State,
+    step: Step,
+    key: &str,
+    began: Timestamp,
+    last: Timestamp,
+    restarts: u64,
+    agents: BTreeSet<AgentName>,
+) {
+    let window = state.policy.restart_storm.window;
+    let cause = state.causes.entry(key.to_owned()).or_default();
+    let known_agents = cause.storm.as_ref().map(|storm| storm.agents.clone()).unwrap_or_default();
+    let storm = match cause.storm.take() {
+        // The same storm goes on when the two are not further apart than a window.
+        Some(known) if began <= known.last + window && known.began <= last + window => Storm {
+            began: known.began.min(began),
+            last: known.last.max(last),
+            restarts: known.restarts.saturating_add(1),
+            agents: known.agents.union(&agents).cloned().collect(),
+            received: step.at,
+            active: false,
+            index: step.index,
+        },
+        _ => Storm { began, last, restarts, agents, received: step.at, active: false, index: step.index },
+    };
+    let ends = storm.last + window;
+    let active = ends > step.at;
+    let new_agents: BTreeSet<AgentName> = storm.agents.difference(&known_agents).cloned().collect();
+    cause.storm = Some(Storm { active, ..storm });
+    incidents::agents_joined(state, key, &new_agents);
+    if active {
+        state.timers.insert((ends, TimerKey::WindowOver { window: key.to_owned() }));
+    }
+    incidents::restart_stability(state, step, key);
+    touch(state, key, &new_agents);
+}
+
+fn touch(state: &mut State, key: &str, agents: &BTreeSet<AgentName>) {
+    state.touched.insert(key.to_owned());
+    if let Some(service) = key.strip_prefix("fleet/restart_storm/") {
+        state.touched.extend(agents.iter().map(|agent| format!("host/{agent}/service/{service}")));
+    }
+}
+
+/// The window after a storm's last restart is over, unless there was another one meanwhile.
+pub(super) fn window_over(state: &mut State, step: Step, key: &str) {
+    let window = state.policy.restart_storm.window;
+    let Some(storm) = state.causes.get_mut(key).and_then(|cause| cause.storm.as_mut()) else { return };
+    let ends = storm.last + window;
+    if ends > step.at {
+        state.timers.insert((ends, TimerKey::WindowOver { window: key.to_owned() }));
+        return;
+    }
+    storm.active = false;
+    let agents = storm.agents.clone();
+    let unresolved = state.unresolved(key).is_some();
+    if let Some(cause) = state.causes.get_mut(key).filter(|_| !unresolved) {
+        cause.storm = None;
+    }
+    touch(state, key, &agents);
+}

@@ -1,0 +1,184 @@
+//! Whether to page, and with what: once per incident and receiver, again only when it got worse or better explained.
+
+use super::assess::{Assessment, assess};
+use super::{flaps, human};
+use crate::cause;
+use crate::entry::{Conclusion, Resolution};
+use crate::page::{Page, PageAction};
+use crate::state::{Cause, Incident, IncidentStatus, PageKey, State};
+use muster_common::time::Timestamp;
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+
+/// Hosts named in a page; the whole count is told beside them.
+const AGENTS_NAMED_MAX: usize = 50;
+/// Later than this many heartbeats is worth telling.
+const LATE_HEARTBEATS: u32 = 3;
+
+/// The deduplication key: equal on every coordinator that knows the same incident.
+pub(super) fn dedup_key(fleet: &str, cause: &str, generation: u64, repages: u64) -> String {
+    let mut hash = Sha256::new();
+    for part in [fleet, cause] {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.update(generation.to_be_bytes());
+    hash.update(repages.to_be_bytes());
+    hash.finalize().iter().take(20).fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
+}
+
+fn current_key(state: &State, incident: &Incident) -> String {
+    let fleet = state.fleet().map(|fleet| fleet.as_str()).unwrap_or_default();
+    dedup_key(fleet, &incident.key.cause, incident.key.generation, incident.repages)
+}
+
+/// The next page about an unresolved incident, or the reason for none.
+pub(super) fn page(
+    state: &State,
+    now: Timestamp,
+    key: &str,
+    cause: &Cause,
+    incident: &Incident,
+    found: Option<&Assessment>,
+) -> Option<Conclusion> {
+    if !incident.hold_over {
+        return None;
+    }
+    if !incident.has_paged()
+        && let Some(why) = why_not(state, incident, found)
+    {
+        let incident_key = incident.key.clone();
+        return (!incident.explained).then_some(Conclusion::NotPaged { incident: incident_key, why });
+    }
+    let dedup = current_key(state, incident);
+    for receiver in &state.policy().receivers {
+        let known = incident.page_keys.iter().find(|page| page.receiver == *receiver && page.dedup_key == dedup);
+        let why = match known {
+            None => first_page(incident, found),
+            Some(known) if incident.severity > known.severity => format!("worse than told before: {}", incident.why),
+            Some(known) if incident.reason != known.reason => format!("better explained: {}", incident.why),
+            Some(_) => continue,
+        };
+        // Someone who joins the receivers later hears of what is open; of what recovers only those who were told.
+        if known.is_none() && incident.has_paged() && incident.status == IncidentStatus::Recovering {
+            continue;
+        }
+        let page = build(state, now, key, cause, incident, found, receiver, &dedup, PageAction::Trigger, &why);
+        return Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why });
+    }
+    let owner = incident.owner.as_ref().filter(|_| incident.acknowledged.is_some())?;
+    let page_key = incident.page_keys.iter().find(|page| !page.acknowledged && page.dedup_key == dedup)?;
+    let why = format!("{owner} acknowledged it");
+    let action = PageAction::Acknowledge;
+    let page = build(state, now, key, cause, incident, found, &page_key.receiver, &dedup, action, &why);
+    Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
+}
+
+fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Option<String> {
+    let policy = state.policy();
+    if incident.severity < policy.page_from {
+        return Some(format!(
+            "{} is less bad than {}, from which on pages go out",
+            incident.severity, policy.page_from
+        ));
+    }
+    if policy.receivers.is_empty() {
+        return Some("no receiver is configured".to_owned());
+    }
+    if let Some(owner) = incident.owner.as_ref().filter(|_| incident.acknowledged.is_some()) {
+        return Some(format!("{owner} acknowledged it before its hold was over"));
+    }
+    let happened = found.is_some_and(|found| found.happened);
+    if incident.status == IncidentStatus::Recovering && !happened && !flaps(incident) {
+        let hold = human(*policy.hold.get(incident.severity));
+        return Some(format!("it cleared within the hold of {hold}"));
+    }
+    None
+}
+
+fn first_page(incident: &Incident, found: Option<&Assessment>) -> String {
+    if flaps(incident) && incident.status == IncidentStatus::Recovering {
+        return format!("it came back {} times: {}", incident.relapses, incident.why);
+    }
+    match found.filter(|found| found.happened && !found.open) {
+        Some(found) => format!("it happened, although nothing is open now: {}", found.worst),
+        None => incident.why.clone(),
+    }
+}
+
+/// Settles what was paged about a resolved incident: cancels what was never tried, resolves what may have arrived.
+pub(super) fn settle(state: &State, now: Timestamp, incident: &Incident) -> Option<Conclusion> {
+    let open: Option<&PageKey> = incident.page_keys.iter().find(|page| !page.settled);
+    let page_key = open?;
+    let why = match &incident.resolution {
+        Some(Resolution::Evidence) | None => "it is over".to_owned(),
+        Some(Resolution::Operator { by, summary }) => format!("{by} closed it: {summary}"),
+        Some(Resolution::FoldedInto { incident }) => match state.incident(incident) {
+            Some(target) => format!("it is a symptom of {}", target.number),
+            None => format!("it is a symptom of {}", incident.cause),
+        },
+    };
+    let untried = page_key.pending.iter().find(|id| state.page(**id).is_some_and(|record| !record.attempted));
+    if let Some(page) = untried {
+        return Some(Conclusion::PageCancelled { page: *page, why: format!("{why}, and nobody has been told") });
+    }
+    let last = incident.timeline.iter().rev().find(|line| line.text.starts_with("resolved: "));
+    let why = last.map_or(why, |line| line.text.clone());
+    let key = &incident.key.cause;
+    let empty = Cause::default();
+    let cause = state.cause(key).unwrap_or(&empty);
+    let (receiver, dedup) = (&page_key.receiver, &page_key.dedup_key);
+    let found = assess(state, now, key, cause);
+    let page = build(state, now, key, cause, incident, found.as_ref(), receiver, dedup, PageAction::Resolve, &why);
+    Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
+}
+
+#[expect(clippy::too_many_arguments, reason = "a page is made of everything that is known, in one place")]
+fn build(
+    state: &State,
+    now: Timestamp,
+    key: &str,
+    cause: &Cause,
+    incident: &Incident,
+    found: Option<&Assessment>,
+    receiver: &str,
+    dedup: &str,
+    action: PageAction,
+    why: &str,
+) -> Page {
+    let wording = found.filter(|_| action == PageAction::Trigger).map(|found| found.wording(state, now, key, cause));
+    let (title, details, next_steps, services) = match wording {
+        // The title told first stays unless a better explanation was found: receivers compare them.
+        Some(words) if cause::kind_of(key) != cause::CauseKind::Host => {
+            (words.title, words.details, words.next_steps, words.services)
+        }
+        Some(words) => (incident.title.clone(), words.details, words.next_steps, words.services),
+        None => (incident.title.clone(), Vec::new(), Vec::new(), Vec::new()),
+    };
+    let late = found.map(|found| found.late).unwrap_or_default();
+    let worth_telling = late > state.policy().liveness.heartbeat * LATE_HEARTBEATS;
+    Page {
+        receiver: receiver.to_owned(),
+        action,
+        dedup_key: dedup.to_owned(),
+        incident: incident.number.clone(),
+        cause_key: key.to_owned(),
+        severity: incident.severity,
+        reason: incident.reason,
+        grade: incident.grade,
+        title,
+        why: why.to_owned(),
+        details,
+        next_steps,
+        agents: incident.agents.iter().take(AGENTS_NAMED_MAX).map(ToString::to_string).collect(),
+        n_agents: incident.agents.len() as u64,
+        services,
+        began: incident.began,
+        requested: now,
+        late_by_ms: worth_telling.then(|| u64::try_from(late.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
