@@ -97,7 +97,7 @@ fn deny() -> Result<()> {
         say!("skipped: cargo-deny is not installed");
         return Ok(());
     }
-    cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"])?;
+    cargo(&["deny", "check", "licenses", "bans", "sources"])?;
     if !cargo_command(&["deny", "check", "advisories"]).output()?.status.success() {
         let offline = cargo_command(&["deny", "fetch", "db"]).output()?;
         ensure!(!offline.status.success(), "an advisory concerns this workspace: run cargo deny check advisories");
