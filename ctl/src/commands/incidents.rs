@@ -1,0 +1,147 @@
+//! `incidents …`.
+
+use super::{PAGE_SIZE, all_pages, counted};
+use crate::error::CtlError;
+use crate::json;
+use crate::render::{Out, clean};
+use muster_proto::v1::incident_service_client::IncidentServiceClient;
+use muster_proto::v1::{
+    AcknowledgeIncidentRequest, AddNoteRequest, GetIncidentRequest, Incident, IncidentState, ListIncidentsRequest,
+    ResolveIncidentRequest,
+};
+use tonic::transport::Channel;
+
+pub(super) async fn list(
+    channel: Channel,
+    out: &mut Out,
+    all: bool,
+    agent: Option<String>,
+    service: Option<String>,
+) -> Result<(), CtlError> {
+    let client = IncidentServiceClient::new(channel);
+    let incidents = all_pages(usize::MAX, |page_token| {
+        let mut client = client.clone();
+        let request = ListIncidentsRequest {
+            page_size: PAGE_SIZE,
+            page_token,
+            state: IncidentState::Unspecified.into(),
+            include_resolved: all,
+            agent: agent.clone().unwrap_or_default(),
+            service: service.clone().unwrap_or_default(),
+        };
+        async move {
+            let answer = client.list_incidents(request).await?.into_inner();
+            Ok((answer.incidents, answer.next_page_token))
+        }
+    })
+    .await?;
+    if out.is_json() {
+        let incidents: Vec<_> = incidents.iter().map(json::incident).collect();
+        return Ok(out.json(&serde_json::json!({ "total_size": incidents.len(), "incidents": incidents }))?);
+    }
+    if incidents.is_empty() {
+        return Ok(out.line(if all { "no incidents" } else { "no open incidents" })?);
+    }
+    let row = |incident: &Incident| {
+        vec![
+            clean(&incident.id),
+            json::severity(incident.severity).to_owned(),
+            json::incident_state(incident.state).to_owned(),
+            clean(&incident.owner),
+            out.time(incident.opened.as_ref()),
+            clean(&incident.reason),
+            paged(incident),
+            clean(&incident.title),
+        ]
+    };
+    let rows = incidents.iter().map(row).collect();
+    out.table(&["incident", "sev", "state", "owner", "opened", "reason", "paged", "title"], rows)?;
+    Ok(out.line(&format!("\n{}", counted(incidents.len(), "incident")))?)
+}
+
+fn paged(incident: &Incident) -> String {
+    match (incident.paged.is_some(), incident.not_paged_because.as_str()) {
+        (true, _) => "yes".to_owned(),
+        (false, "") => "no".to_owned(),
+        (false, why) => format!("no: {}", clean(why)),
+    }
+}
+
+pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<(), CtlError> {
+    let incident = IncidentServiceClient::new(channel).get_incident(GetIncidentRequest { id }).await?.into_inner();
+    if out.is_json() {
+        return Ok(out.json(&json::incident(&incident))?);
+    }
+    let heading = format!("{} {} {}", clean(&incident.id), json::severity(incident.severity), clean(&incident.title));
+    out.line(&heading)?;
+    out.line("")?;
+    let began = if incident.began == incident.opened { String::new() } else { out.time(incident.began.as_ref()) };
+    let paged = match incident.paged.as_ref() {
+        Some(at) => format!("{}, {} in all", out.time(Some(at)), counted(count(incident.pages_sent), "page")),
+        None => paged(&incident),
+    };
+    let acknowledged = match incident.owner.as_str() {
+        "" => "by nobody".to_owned(),
+        owner => format!("by {} {}", clean(owner), out.time(incident.acknowledged.as_ref())),
+    };
+    out.fields(&[
+        ("state", json::incident_state(incident.state).to_owned()),
+        ("reason", format!("{} ({})", clean(&incident.reason), json::grade(incident.grade))),
+        ("why", clean(&incident.why)),
+        ("began", began),
+        ("opened", out.time(incident.opened.as_ref())),
+        ("resolved", out.time(incident.resolved.as_ref())),
+        ("resolution", clean(&incident.resolution)),
+        ("acknowledged", acknowledged),
+        ("paged", paged),
+        ("folded into", clean(&incident.folded_into)),
+        ("agents", clean(&incident.agents.join(", "))),
+        ("services", clean(&incident.services.join(", "))),
+        ("runbook", format!("docs/runbooks/{}.md", clean(&incident.reason))),
+    ])?;
+    bullets(out, "What to do", &incident.next_steps)?;
+    bullets(out, "Findings", &incident.findings)?;
+    if !incident.timeline.is_empty() {
+        out.line("\nTimeline")?;
+        let rows = incident.timeline.iter();
+        let rows = rows.map(|item| vec![out.time(item.at.as_ref()), clean(&item.kind), clean(&item.text)]).collect();
+        out.table(&["at", "kind", "what"], rows)?;
+    }
+    Ok(())
+}
+
+fn bullets(out: &mut Out, heading: &str, lines: &[String]) -> std::io::Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    out.line(&format!("\n{heading}"))?;
+    lines.iter().try_for_each(|line| out.line(&format!("  - {}", clean(line))))
+}
+
+fn count(n: u32) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+pub(super) async fn acknowledge(channel: Channel, out: &mut Out, id: String, note: String) -> Result<(), CtlError> {
+    let request = AcknowledgeIncidentRequest { id, note };
+    let incident = IncidentServiceClient::new(channel).acknowledge_incident(request).await?.into_inner();
+    done(out, &incident, &format!("acknowledged by {}", clean(&incident.owner)))
+}
+
+pub(super) async fn resolve(channel: Channel, out: &mut Out, id: String, summary: String) -> Result<(), CtlError> {
+    let request = ResolveIncidentRequest { id, summary };
+    let incident = IncidentServiceClient::new(channel).resolve_incident(request).await?.into_inner();
+    done(out, &incident, "resolved")
+}
+
+pub(super) async fn note(channel: Channel, out: &mut Out, id: String, text: String) -> Result<(), CtlError> {
+    let incident = IncidentServiceClient::new(channel).add_note(AddNoteRequest { id, text }).await?.into_inner();
+    done(out, &incident, "noted")
+}
+
+fn done(out: &mut Out, incident: &Incident, what: &str) -> Result<(), CtlError> {
+    if out.is_json() {
+        return Ok(out.json(&json::incident(incident))?);
+    }
+    Ok(out.line(&format!("{} {what}: {}", clean(&incident.id), clean(&incident.title)))?)
+}

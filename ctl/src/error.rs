@@ -1,0 +1,206 @@
+//! What can go wrong, and what to try then.
+
+use muster_common::chain::Chain;
+use muster_common::config::ConfigErrors;
+use muster_common::tls::TlsError;
+use std::error::Error;
+use std::path::PathBuf;
+use tonic::{Code, Status};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CtlError {
+    /// The config file has mistakes.
+    #[error("{0}")]
+    Config(ConfigErrors),
+    /// The config file cannot be read.
+    #[error("cannot read {path}", path = .path.display())]
+    ReadConfig {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something is missing or contradicts itself.
+    #[error("{0}")]
+    Usage(String),
+    /// Own certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// No connection.
+    #[error("cannot connect to {target}")]
+    Connect {
+        /// Where.
+        target: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The connection broke before the first call.
+    #[error("cannot speak HTTP/2 with {target}")]
+    Transport {
+        /// Where.
+        target: String,
+        /// Why.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// The coordinator said no, or the connection broke during the call.
+    #[error("{}", .0.message())]
+    Status(Box<Status>),
+    /// A list that does not end.
+    #[error("the coordinator's list does not end; narrow it with a filter")]
+    EndlessList,
+    /// Nothing was changed.
+    #[error("{0}")]
+    NotPromoted(String),
+    /// Cannot print.
+    #[error("cannot write the output")]
+    Output(#[from] std::io::Error),
+}
+
+impl From<Status> for CtlError {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+impl CtlError {
+    /// The process's exit status.
+    pub(crate) fn exit_status(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::ReadConfig { .. } | Self::Usage(_) => 2,
+            Self::NotPromoted(_) => crate::commands::NOT_PROMOTED,
+            _ => 1,
+        }
+    }
+
+    /// The error with its causes and what to try; safe to print on a terminal.
+    pub(crate) fn report(&self) -> String {
+        let said = match self {
+            // Its snippet has lines of its own.
+            Self::Config(errors) => return errors.to_string(),
+            Self::Status(status) => format!("{} ({})", status_text(status), code_name(status.code())),
+            other => Chain(other).to_string(),
+        };
+        let said = crate::render::clean(&said);
+        match self.advice() {
+            Some(advice) => format!("{said}\n  try: {advice}"),
+            None => said,
+        }
+    }
+
+    fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Connect { source, .. } => Some(connect_advice(source)),
+            Self::Transport { .. } => Some("is this the coordinator's gRPC port (7420), not its HTTP port (7421)?"),
+            Self::Status(status) => status_advice(status),
+            _ => None,
+        }
+    }
+}
+
+/// The message and its causes. (A [`Status`] displays its code and metadata too.)
+fn status_text(status: &Status) -> String {
+    match status.source() {
+        Some(source) => format!("{}: {}", status.message(), Chain(source)),
+        None => status.message().to_owned(),
+    }
+}
+
+fn connect_advice(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        return tls_advice(tls);
+    }
+    match error.kind() {
+        ErrorKind::ConnectionRefused => {
+            "is the coordinator running? systemctl status muster-coordinator on that host; its gRPC port is 7420"
+        }
+        ErrorKind::NotFound => "is the coordinator running on this host? otherwise give --endpoint https://HOST:7420",
+        ErrorKind::PermissionDenied => "run as a user of the group muster, or as root",
+        ErrorKind::TimedOut => "is a firewall between here and there? another coordinator may answer",
+        _ => "check the host name and the network",
+    }
+}
+
+fn tls_advice(error: &rustls::Error) -> &'static str {
+    use rustls::{CertificateError, Error};
+    match error {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "--ca is not the CA that signed the coordinator's certificate; use the fleet's ca.pem"
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "use a host name that is in the coordinator's certificate, or issue it again with --san HOST",
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "the coordinator's certificate has expired (or this host's clock is wrong); issue a new one"
+        }
+        Error::AlertReceived(_) => "the coordinator refuses your certificate; was it issued by this fleet's CA?",
+        _ => "check --ca, --cert and --key, and that this is the coordinator's gRPC port (7420)",
+    }
+}
+
+fn status_advice(status: &Status) -> Option<&'static str> {
+    let message = status.message();
+    match status.code() {
+        Code::PermissionDenied => Some("use a certificate with the role operator, or the local socket as root"),
+        Code::Unauthenticated => Some("give a certificate of this fleet by --cert and --key"),
+        Code::FailedPrecondition | Code::Unavailable if message.contains("not the primary") => {
+            Some("musterctl failover status shows the roles; give the primary's --endpoint")
+        }
+        Code::Unavailable | Code::Unknown if status.source().is_some() => {
+            Some("the connection broke; if it does so at once, the coordinator refused your certificate: see its log")
+        }
+        Code::DeadlineExceeded => Some("the coordinator is overloaded or hangs; see its /healthz"),
+        Code::Unimplemented => Some("the coordinator is older than this musterctl"),
+        _ => None,
+    }
+}
+
+/// The canonical name of a code.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_what_to_try() {
+        let error = CtlError::from(Status::permission_denied("viewers cannot acknowledge\u{1b}[2J"));
+        assert_eq!(
+            error.report(),
+            "viewers cannot acknowledge\\u{1b}[2J (PERMISSION_DENIED)\n  try: use a certificate with the role operator, \
+             or the local socket as root"
+        );
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = CtlError::Connect { target: "https://a:7420".to_owned(), source: refused };
+        assert!(
+            error
+                .report()
+                .starts_with("cannot connect to https://a:7420: connection refused\n  try: is the coordinator")
+        );
+        assert_eq!(error.exit_status(), 1);
+    }
+}

@@ -1,0 +1,229 @@
+//! Output: tables for people, JSON for programs.
+//!
+//! Invariant: no byte of a stranger reaches a terminal as a control character; colour is added after layout, by us.
+
+use crate::args::Format;
+use comfy_table::{ContentArrangement, Table, presets};
+use jiff::{SignedDuration, Timestamp};
+use muster_common::units::human_duration;
+use serde_json::Value;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// Narrower than this a table is unreadable whatever one does.
+const WIDTH_MIN: u16 = 60;
+
+/// Where to print and how.
+pub(crate) struct Out {
+    writer: Box<dyn Write>,
+    format: Format,
+    /// Columns of the terminal; `None`: not a terminal, so nothing is cut or wrapped.
+    width: Option<u16>,
+    colour: bool,
+    /// The moment that "3 min ago" counts from.
+    pub now: Timestamp,
+}
+
+impl Out {
+    /// Standard output, with the abilities of what is behind it.
+    pub(crate) fn stdout(format: Format) -> Self {
+        let stdout = std::io::stdout();
+        let is_terminal = stdout.is_terminal();
+        let size = is_terminal.then(|| rustix::termios::tcgetwinsize(&stdout).ok()).flatten();
+        let wants_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self {
+            writer: Box::new(stdout),
+            format,
+            width: size.map(|size| size.ws_col).filter(|columns| *columns > 0),
+            colour: is_terminal && !wants_none && !is_dumb,
+            now: Timestamp::now(),
+        }
+    }
+
+    /// True when JSON was asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Prints JSON.
+    pub(crate) fn json(&mut self, value: &Value) -> std::io::Result<()> {
+        let text = escape_json(&format!("{value:#}"));
+        writeln!(self.writer, "{text}")
+    }
+
+    /// Prints one line. `text` must be clean already.
+    pub(crate) fn line(&mut self, text: &str) -> std::io::Result<()> {
+        let text = if self.colour { colour_words(text) } else { text.to_owned() };
+        writeln!(self.writer, "{text}")
+    }
+
+    /// Prints rows under headers.
+    pub(crate) fn table(&mut self, headers: &[&str], rows: Vec<Vec<String>>) -> std::io::Result<()> {
+        let text = table(headers, rows, self.width);
+        self.line(&text)
+    }
+
+    /// Prints name and value per line; empty values are left out.
+    pub(crate) fn fields(&mut self, fields: &[(&str, String)]) -> std::io::Result<()> {
+        let widest = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+            self.line(&format!("{name:widest$}  {value}"))?;
+        }
+        Ok(())
+    }
+
+    /// `2026-11-21 03:04:05Z (3 min ago)`; empty when unset.
+    pub(crate) fn time(&self, at: Option<&prost_types::Timestamp>) -> String {
+        time(at, self.now)
+    }
+}
+
+/// Text of a stranger, safe for a terminal: control characters and those that reorder text are shown as escapes.
+pub(crate) fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let reorders =
+            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}');
+        if c.is_control() || reorders {
+            out.extend(c.escape_unicode_or_short());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+trait EscapeShort {
+    fn escape_unicode_or_short(self) -> Vec<char>;
+}
+
+impl EscapeShort for char {
+    /// `\n` and `\t` by their usual names, everything else by number.
+    fn escape_unicode_or_short(self) -> Vec<char> {
+        match self {
+            '\n' | '\t' | '\r' => self.escape_default().collect(),
+            other => other.escape_unicode().collect(),
+        }
+    }
+}
+
+/// Rows under headers, two spaces between columns, no trailing blanks.
+fn table(headers: &[&str], rows: Vec<Vec<String>>, width: Option<u16>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(headers.iter().map(|header| header.to_uppercase()));
+    match width {
+        Some(width) => {
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(WIDTH_MIN));
+        }
+        None => {
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+    }
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+fn time(at: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+    let Some(at) = at.and_then(to_jiff) else { return String::new() };
+    let absolute = at.strftime("%Y-%m-%d %H:%M:%SZ");
+    let ago = now.duration_since(at);
+    let length = human_duration(ago.unsigned_abs());
+    match ago {
+        ago if ago.abs() < SignedDuration::from_secs(1) => format!("{absolute} (now)"),
+        ago if ago.is_positive() => format!("{absolute} ({length} ago)"),
+        _ => format!("{absolute} (in {length})"),
+    }
+}
+
+/// The wire's point in time; `None` when it is out of every calendar.
+pub(crate) fn to_jiff(at: &prost_types::Timestamp) -> Option<Timestamp> {
+    Timestamp::new(at.seconds, at.nanos).ok()
+}
+
+/// A wire duration as people read it; negative ones with a sign.
+pub(crate) fn duration(length: Option<&prost_types::Duration>) -> String {
+    let Some(length) = length else { return String::new() };
+    let sign = if length.seconds < 0 || length.nanos < 0 { "-" } else { "" };
+    let whole = Duration::new(length.seconds.unsigned_abs(), length.nanos.unsigned_abs().min(999_999_999));
+    format!("{sign}{}", human_duration(whole))
+}
+
+/// JSON escapes only what JSON must; terminals also obey DEL and the C1 controls, which can stand in strings alone.
+fn escape_json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match u32::from(c) {
+            code @ 0x7f..=0x9f => out.push_str(&format!("\\u{code:04x}")),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// Colours the words that call for attention. The text is laid out already, so widths stay right.
+fn colour_words(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 64);
+    for piece in text.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+        let word = piece.trim_end_matches(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let code = match word {
+            "sev0" | "sev1" | "fenced" => "1;31",
+            "sev2" | "stale" => "31",
+            "sev3" | "not_yet_reheard" => "33",
+            _ => {
+                out.push_str(piece);
+                continue;
+            }
+        };
+        out.push_str(&format!("\u{1b}[{code}m{word}\u{1b}[0m{}", &piece[word.len()..]));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_cannot_steer_the_terminal() {
+        assert_eq!(clean("a\u{1b}[2Jb\u{9b}c\n\u{202e}d"), "a\\u{1b}[2Jb\\u{9b}c\\n\\u{202e}d");
+        assert_eq!(clean("größer ✓"), "größer ✓");
+        assert_eq!(escape_json("\"a\u{7f}\u{85}b\""), "\"a\\u007f\\u0085b\"");
+    }
+
+    #[test]
+    fn tables_are_plain_and_fit() {
+        let rows = vec![
+            vec!["web-1".to_owned(), "live".to_owned(), "all is well".to_owned()],
+            vec!["db-10".to_owned(), "stale".to_owned(), "nothing heard for 40 s, connection still open".to_owned()],
+        ];
+        let golden = "\
+AGENT  STATE  WHY
+web-1  live   all is well
+db-10  stale  nothing heard for 40 s, connection still open";
+        assert_eq!(table(&["agent", "state", "why"], rows.clone(), None), golden);
+        let narrow =
+            table(&["agent", "state", "why"], vec![vec!["a".into(), "b".into(), "word ".repeat(40)]], Some(60));
+        assert!(narrow.lines().all(|line| line.len() <= 60), "{narrow}");
+    }
+
+    #[test]
+    fn times_are_relative_and_absolute() {
+        let now: Timestamp = "2026-11-21T03:04:05Z".parse().unwrap();
+        let at = |seconds| prost_types::Timestamp { seconds: now.as_second() + seconds, nanos: 0 };
+        assert_eq!(time(Some(&at(-180)), now), "2026-11-21 03:01:05Z (3 min ago)");
+        assert_eq!(time(Some(&at(0)), now), "2026-11-21 03:04:05Z (now)");
+        assert_eq!(time(Some(&at(20)), now), "2026-11-21 03:04:25Z (in 20 s)");
+        assert_eq!(time(None, now), "");
+        assert_eq!(time(Some(&prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }), now), "");
+    }
+
+    #[test]
+    fn colour_touches_whole_words_only() {
+        assert_eq!(colour_words("sev1 stale x-stales"), "\u{1b}[1;31msev1\u{1b}[0m \u{1b}[31mstale\u{1b}[0m x-stales");
+    }
+}

@@ -1,0 +1,275 @@
+//! The command as operators run it, against a coordinator that is played by a tonic server on a Unix socket: output,
+//! pages of lists, errors, exit statuses.
+
+use muster_proto::v1::failover_service_server::{FailoverService, FailoverServiceServer};
+use muster_proto::v1::fleet_service_server::{FleetService, FleetServiceServer};
+use muster_proto::v1::incident_service_server::{IncidentService, IncidentServiceServer};
+use muster_proto::v1::*;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Command, Output, Stdio};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+#[derive(Clone, Default)]
+struct Played;
+
+fn agent(number: usize) -> Agent {
+    let state = if number == 7 { AgentState::Stale } else { AgentState::Live };
+    let state_reason = if number == 7 { "nothing heard\u{1b}[2J for 40 s" } else { "" };
+    Agent {
+        id: format!("web-{number}"),
+        state: state.into(),
+        state_reason: state_reason.to_owned(),
+        agent_version: "0.1.0".to_owned(),
+        ..Agent::default()
+    }
+}
+
+#[tonic::async_trait]
+impl FleetService for Played {
+    async fn get_fleet_status(&self, _: Request<GetFleetStatusRequest>) -> Answer<GetFleetStatusResponse> {
+        Ok(Response::new(GetFleetStatusResponse {
+            fleet: "prod".to_owned(),
+            coordinator_id: "coord-a".to_owned(),
+            role: "primary".to_owned(),
+            epoch: Some(Epoch { number: 3, coordinator_id: "coord-a".to_owned() }),
+            version: "0.1.0".to_owned(),
+            agents_live: 11,
+            agents_stale: 1,
+            journal_index: 42,
+            ..GetFleetStatusResponse::default()
+        }))
+    }
+
+    /// Twelve agents, five to a page.
+    async fn list_agents(&self, request: Request<ListAgentsRequest>) -> Answer<ListAgentsResponse> {
+        let from: usize = request.get_ref().page_token.parse().unwrap_or(0);
+        let agents: Vec<_> = (from..12).take(5).map(agent).collect();
+        let next = from + agents.len();
+        let next_page_token = if next < 12 { next.to_string() } else { String::new() };
+        Ok(Response::new(ListAgentsResponse { agents, next_page_token, total_size: 12 }))
+    }
+
+    async fn get_agent(&self, request: Request<GetAgentRequest>) -> Answer<Agent> {
+        match request.get_ref().id.as_str() {
+            "web-1" => Ok(Response::new(agent(1))),
+            other => Err(Status::not_found(format!("no agent is named {other:?}: see musterctl agents list"))),
+        }
+    }
+
+    type WatchAgentsStream = Stream<WatchAgentsResponse>;
+    async fn watch_agents(&self, _: Request<WatchAgentsRequest>) -> Answer<Self::WatchAgentsStream> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn ping_agent(&self, _: Request<PingAgentRequest>) -> Answer<PingAgentResponse> {
+        let round_trip = Some(prost_types::Duration { seconds: 0, nanos: 12_000_000 });
+        Ok(Response::new(PingAgentResponse { round_trip }))
+    }
+}
+
+#[tonic::async_trait]
+impl IncidentService for Played {
+    async fn list_incidents(&self, _: Request<ListIncidentsRequest>) -> Answer<ListIncidentsResponse> {
+        Ok(Response::new(ListIncidentsResponse::default()))
+    }
+
+    async fn get_incident(&self, request: Request<GetIncidentRequest>) -> Answer<Incident> {
+        Ok(Response::new(Incident {
+            id: request.into_inner().id,
+            severity: Severity::Sev2.into(),
+            state: IncidentState::Open.into(),
+            reason: "process_down".to_owned(),
+            title: "spl on web-1 is down".to_owned(),
+            next_steps: vec!["systemctl status spl".to_owned()],
+            timeline: vec![TimelineItem {
+                kind: "page".to_owned(),
+                text: "paged oncall".to_owned(),
+                ..Default::default()
+            }],
+            ..Incident::default()
+        }))
+    }
+
+    type WatchIncidentsStream = Stream<WatchIncidentsResponse>;
+    async fn watch_incidents(&self, _: Request<WatchIncidentsRequest>) -> Answer<Self::WatchIncidentsStream> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn acknowledge_incident(&self, request: Request<AcknowledgeIncidentRequest>) -> Answer<Incident> {
+        let AcknowledgeIncidentRequest { id, note } = request.into_inner();
+        assert_eq!(note, "on it");
+        Ok(Response::new(Incident {
+            id,
+            owner: "ada".to_owned(),
+            title: "spl is down".to_owned(),
+            ..Default::default()
+        }))
+    }
+
+    async fn resolve_incident(&self, _: Request<ResolveIncidentRequest>) -> Answer<Incident> {
+        Err(Status::permission_denied("a viewer cannot resolve incidents"))
+    }
+
+    async fn add_note(&self, _: Request<AddNoteRequest>) -> Answer<Incident> {
+        Err(Status::failed_precondition("this coordinator is standby, not the primary: ask the primary (coord-a)"))
+    }
+}
+
+#[tonic::async_trait]
+impl FailoverService for Played {
+    async fn get_failover_status(&self, _: Request<GetFailoverStatusRequest>) -> Answer<GetFailoverStatusResponse> {
+        Ok(Response::new(GetFailoverStatusResponse {
+            role: CoordinatorRole::Primary.into(),
+            coordinator_id: "coord-b".to_owned(),
+            epoch: Some(Epoch { number: 4, coordinator_id: "coord-b".to_owned() }),
+            standbys: vec![Standby { coordinator_id: "attached".to_owned(), journal_index: 40, last_heard: None }],
+            journal_index: 42,
+            ..GetFailoverStatusResponse::default()
+        }))
+    }
+
+    async fn promote(&self, request: Request<PromoteRequest>) -> Answer<PromoteResponse> {
+        if request.get_ref().old_primary == "wrong" {
+            return Err(Status::failed_precondition("this standby followed \"coord-a\", not \"wrong\""));
+        }
+        let epoch = Some(Epoch { number: 4, coordinator_id: "coord-b".to_owned() });
+        Ok(Response::new(PromoteResponse { epoch, journal_index: 42, agents_known: 12, ..Default::default() }))
+    }
+}
+
+/// Serves on a socket in a fresh directory, on its own thread, until the test ends.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("coordinator.sock");
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = UnixListener::bind(path).unwrap();
+                ready.send(()).unwrap();
+                let server = tonic::transport::Server::builder()
+                    .add_service(FleetServiceServer::new(Played))
+                    .add_service(IncidentServiceServer::new(Played))
+                    .add_service(FailoverServiceServer::new(Played));
+                server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
+            });
+        });
+        is_ready.recv().unwrap();
+        Self { dir }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("coordinator.sock")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        musterctl(&self.socket(), arguments)
+    }
+}
+
+fn musterctl(socket: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_musterctl"))
+        .env_clear()
+        .arg("--socket")
+        .arg(socket)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn refused(output: &Output, status: i32) -> String {
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn lists_follow_their_pages_and_strangers_are_escaped() {
+    let bench = Bench::start();
+    let text = stdout(&bench.run(&["agents", "list"]));
+    assert!(text.contains("\n12 agents\n"), "{text}");
+    let second = text.lines().nth(1).unwrap();
+    assert!(second.starts_with("web-7  ") && second.contains("stale"), "trouble comes first: {text}");
+    assert!(text.contains("nothing heard\\u{1b}[2J for 40 s") && !text.contains('\u{1b}'), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&bench.run(&["--format", "json", "agents", "list"]))).unwrap();
+    assert_eq!(json["agents"].as_array().unwrap().len(), 12);
+    assert_eq!(json["agents"][7]["state"], "stale");
+}
+
+#[test]
+fn status_show_and_ping_are_readable() {
+    let bench = Bench::start();
+    let text = stdout(&bench.run(&["status"]));
+    for expected in ["fleet        prod", "coord-a (primary, version 0.1.0)", "3@coord-a", "11 live, 1 stale"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let status: serde_json::Value = serde_json::from_str(&stdout(&bench.run(&["status", "--format=json"]))).unwrap();
+    assert_eq!((status["epoch"]["number"].as_u64(), status["journal_index"].as_u64()), (Some(3), Some(42)));
+    assert_eq!(stdout(&bench.run(&["agents", "ping", "web-1"])), "web-1 answered after 12 ms\n");
+    assert_eq!(stdout(&bench.run(&["incidents", "list"])), "no open incidents\n");
+    let incident = stdout(&bench.run(&["incidents", "show", "INC-20261121-0001"]));
+    for expected in ["INC-20261121-0001 sev2 spl on web-1 is down", "  - systemctl status spl", "paged oncall"] {
+        assert!(incident.contains(expected), "{expected}: {incident}");
+    }
+    let acknowledged = stdout(&bench.run(&["incidents", "ack", "INC-20261121-0001", "--note", "on it"]));
+    assert_eq!(acknowledged, "INC-20261121-0001 acknowledged by ada: spl is down\n");
+}
+
+#[test]
+fn errors_say_what_to_try() {
+    let bench = Bench::start();
+    let text = refused(&bench.run(&["agents", "show", "web-99"]), 1);
+    assert_eq!(text, "musterctl: no agent is named \"web-99\": see musterctl agents list (NOT_FOUND)\n");
+    let text = refused(&bench.run(&["incidents", "resolve", "INC-1", "--summary", "x"]), 1);
+    assert!(text.contains("(PERMISSION_DENIED)\n  try: use a certificate with the role operator"), "{text}");
+    let text = refused(&bench.run(&["incidents", "note", "INC-1", "x"]), 1);
+    assert!(text.contains("try: musterctl failover status"), "{text}");
+    let text = refused(&musterctl(&bench.dir.path().join("none.sock"), &["status"]), 1);
+    assert!(text.contains("none.sock: No such file") && text.contains("try: is the coordinator running"), "{text}");
+    let text = refused(&bench.run(&["agents", "lst"]), 2);
+    assert!(text.contains("list"), "{text}");
+    let endpoint = Command::new(env!("CARGO_BIN_EXE_musterctl"))
+        .env_clear()
+        .args(["--endpoint", "https://127.0.0.1:1", "status"])
+        .output();
+    let text = refused(&endpoint.unwrap(), 2);
+    assert!(text.contains("give --ca"), "{text}");
+}
+
+#[test]
+fn a_promotion_tells_how_it_went_by_its_exit_status() {
+    let bench = Bench::start();
+    let promote = |old: &str, wait: &str| bench.run(&["failover", "promote", "--old-primary", old, "--wait", wait]);
+    let text = stdout(&promote("attached", "10s"));
+    assert!(
+        text.contains("promoted: epoch 4@coord-b") && text.contains("attached has attached as a standby"),
+        "{text}"
+    );
+    let text = refused(&promote("wrong", "0s"), 18);
+    assert!(text.contains("nothing was changed: this standby followed \"coord-a\", not \"wrong\""), "{text}");
+    let gone = promote("gone", "1ms");
+    assert_eq!(gone.status.code(), Some(22), "{gone:?}");
+    assert!(String::from_utf8(gone.stdout).unwrap().contains("gone has not attached as a standby (exit status 22)"));
+    assert!(stdout(&promote("gone", "0s")).contains("promoted"), "nobody was looked for");
+    let unreachable = musterctl(&bench.dir.path().join("none.sock"), &["failover", "promote", "--old-primary", "a"]);
+    assert!(refused(&unreachable, 18).contains("nothing was changed"));
+    let text = stdout(&bench.run(&["failover", "status"]));
+    assert!(text.contains("attached: 2 entries behind"), "{text}");
+}
