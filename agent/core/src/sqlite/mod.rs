@@ -1,0 +1,7 @@
+//! What can be said about a SQLite database without opening it: headers, the state that decides how it may be looked
+//! at, who locks it without progress, and what SQLite's own words about damage mean.
+
+pub mod damage;
+pub mod header;
+pub mod lock_watch;
+pub mod state;
