@@ -1,1 +1,5 @@
-//! Simulation, scenarios and suites; see the modules.
+//! What the tests of the whole share: scripted scenarios over the coordinator's machine, and a seeded world.
+
+pub mod rng;
+pub mod scenario;
+pub mod world;

@@ -1,0 +1,363 @@
+//! Scenarios as data: a script of what happens, a list of what must follow, one `check`.
+//!
+//! ```text
+//! SECONDS COMMAND
+//!   connect A...            stream begins               goodbye A / gone A     stream ends
+//!   silent A HOW            goodbye|reset|nothing|not_reheard                  heard A
+//!   open A SERVICE SUBJECT REASON [sevN]                clear A SERVICE SUBJECT REASON
+//!   occur A SERVICE REASON AGO_SECONDS                  differs A / resync A SERVICE SUBJECT ok|unknown
+//!   ack CAUSE / resolve CAUSE / note CAUSE              restart / takeover / pause / fence
+//!   pager down|up           end
+//! ```
+//!
+//! What follows is told as `SECONDS opened|page|cancelled|quiet|recovering|relapsed|resolved|folded|changed ...`.
+//! After the script the journal is applied from genesis and its facts are replayed: both must agree with what ran.
+
+use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
+use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName, ServiceName, SpoolId};
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::spool::{EntryHash, Position};
+use muster_common::time::Timestamp;
+use muster_coordinator_core::entry::{
+    AgentHello, Conclusion, Disconnect, Entry, EntryBody, Fact, OperatorAction, Resolution, Silence, SubjectState,
+};
+use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::{Machine, State, apply, invariants, next_deadline, replay};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Second 0 of every script.
+pub const START_UNIX_MS: i64 = 1_795_220_000_000;
+
+/// A machine, its journal and what the script needs.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The rules.
+    pub machine: Machine,
+    /// Everything written.
+    pub journal: Vec<Entry>,
+    /// Now.
+    pub now: Timestamp,
+    sequences: BTreeMap<AgentName, u64>,
+    pager_up: bool,
+}
+
+/// The name, or a panic that shows it: scripts are written by us.
+pub fn agent(name: &str) -> AgentName {
+    AgentName::new(name).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn coordinator(name: &str) -> CoordinatorId {
+    CoordinatorId::new(name).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Which probe finds a reason, near enough for a script.
+fn probe_of(reason: Reason) -> ProbeKind {
+    let code = reason.as_str();
+    match () {
+        () if code.starts_with("port") || code.starts_with("health") => ProbeKind::Port,
+        () if code.starts_with("memory") => ProbeKind::Memory,
+        () if code.starts_with("oom") => ProbeKind::Oom,
+        () if code.starts_with("sqlite") || code.starts_with("lock") => ProbeKind::Sqlite,
+        () => ProbeKind::PidFile,
+    }
+}
+
+/// Identity of a finding.
+pub fn key(service: &str, subject: &str, reason: Reason) -> FindingKey {
+    let service = ServiceName::new(service).unwrap_or_else(|error| panic!("{service}: {error}"));
+    FindingKey { subject: SubjectKey::new(service, probe_of(reason), subject), reason }
+}
+
+/// What an agent says when it connects.
+pub fn hello(name: &str) -> AgentHello {
+    AgentHello {
+        host_name: name.to_owned(),
+        agent_version: "0.1.0".to_owned(),
+        os_version: "test".to_owned(),
+        kernel_version: "6.0".to_owned(),
+        boot_id: None,
+        labels: BTreeMap::new(),
+        peer_address: "127.0.0.1:1".to_owned(),
+        spool: SpoolId::default_of(name),
+    }
+}
+
+/// Spool ids made from names.
+trait DefaultOf {
+    fn default_of(name: &str) -> Self;
+}
+
+impl DefaultOf for SpoolId {
+    fn default_of(name: &str) -> Self {
+        let mut bytes = [7u8; 16];
+        for (slot, byte) in bytes.iter_mut().zip(name.bytes()) {
+            *slot = byte;
+        }
+        serde_json::from_value(serde_json::Value::String(
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+        ))
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+}
+
+/// The policy of the scripts: the default with one receiver.
+pub fn policy() -> Policy {
+    Policy { receivers: vec!["ops".to_owned()], ..Policy::default() }
+}
+
+impl Fleet {
+    /// A coordinator that has just started, its re-hear window over at second 0.
+    pub fn new(policy: Policy) -> Self {
+        let start = Timestamp::from_unix_ms(START_UNIX_MS) - Duration::from_secs(3600);
+        let mut fleet = Self {
+            machine: Machine::new(State::genesis()),
+            journal: Vec::new(),
+            now: start,
+            sequences: BTreeMap::new(),
+            pager_up: true,
+        };
+        let epoch = Epoch { number: 1, coordinator: coordinator("coord-a") };
+        let name = FleetName::new("test").unwrap_or_else(|error| panic!("{error}"));
+        let id = coordinator("coord-a");
+        fleet.feed(Fact::Started { coordinator: id, fleet: name, version: "0.1.0".to_owned(), epoch });
+        fleet.feed(Fact::PolicyLoaded { policy: Box::new(policy) });
+        fleet.advance(Timestamp::from_unix_ms(START_UNIX_MS));
+        fleet
+    }
+
+    /// Feeds a fact now, and lets the pager work.
+    pub fn feed(&mut self, fact: Fact) {
+        let entries = self.machine.feed(self.now, fact);
+        self.journal.extend(entries);
+        self.inspect();
+        self.deliver();
+    }
+
+    /// Lets time pass; each deadline runs at its time.
+    pub fn advance(&mut self, to: Timestamp) {
+        while let Some((due, _)) = next_deadline(self.machine.state()).filter(|(due, _)| *due <= to) {
+            self.now = self.now.max(due);
+            let entries = self.machine.run_deadlines(self.now);
+            assert!(!entries.is_empty() || self.machine.state().fenced_by().is_some(), "a deadline did not run");
+            if entries.is_empty() {
+                break;
+            }
+            self.journal.extend(entries);
+            self.inspect();
+            self.deliver();
+        }
+        self.now = self.now.max(to);
+    }
+
+    fn inspect(&self) {
+        let found = invariants::check(self.machine.state());
+        assert!(found.is_empty(), "{found:#?}\n{}", self.log());
+    }
+
+    fn deliver(&mut self) {
+        while self.pager_up {
+            let ids: Vec<_> = self.machine.state().sendable_pages().iter().map(|record| record.id).collect();
+            let Some(page) = ids.first().copied() else { break };
+            for fact in [Fact::PageAttempted { page }, Fact::PageDelivered { page }] {
+                let entries = self.machine.feed(self.now, fact);
+                self.journal.extend(entries);
+            }
+            self.inspect();
+        }
+    }
+
+    /// An event of an agent, observed `ago` before now.
+    pub fn event(&mut self, name: &AgentName, event: FindingEvent, ago: Duration) {
+        let sequence = self.sequences.entry(name.clone()).or_default();
+        *sequence += 1;
+        let position =
+            Position { spool: SpoolId::default_of(name.as_str()), sequence: *sequence, hash: EntryHash([1; 16]) };
+        let observed = self.now - ago;
+        self.feed(Fact::FindingReceived { agent: name.clone(), position, observed, estimated: false, event });
+    }
+
+    /// Runs one line of a script.
+    pub fn run_line(&mut self, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (second, rest) = words.split_first().unwrap_or_else(|| panic!("empty line"));
+        let second: u64 = second.parse().unwrap_or_else(|_| panic!("no second in {line:?}"));
+        self.advance(Timestamp::from_unix_ms(START_UNIX_MS) + Duration::from_secs(second));
+        self.command(rest, line);
+    }
+
+    fn command(&mut self, words: &[&str], line: &str) {
+        match words {
+            ["connect", names @ ..] => {
+                for name in names {
+                    self.feed(Fact::AgentConnected { agent: agent(name), hello: hello(name) });
+                }
+            }
+            ["goodbye", name] => self.feed(Fact::AgentDisconnected { agent: agent(name), how: Disconnect::Goodbye }),
+            ["gone", name] => self.feed(Fact::AgentDisconnected { agent: agent(name), how: Disconnect::Reset }),
+            ["silent", name, how] => {
+                let silence: Silence = parse(how);
+                let last_heard = self.now - Duration::from_secs(15);
+                self.feed(Fact::AgentSilent { agent: agent(name), last_heard, silence });
+            }
+            ["heard", name] => self.feed(Fact::AgentHeard { agent: agent(name) }),
+            ["open", name, service, subject, reason, more @ ..] => {
+                let finding = finding(service, subject, reason, more.first().copied());
+                self.event(&agent(name), FindingEvent::Opened(finding), Duration::ZERO);
+            }
+            ["clear", name, service, subject, reason] => {
+                let key = key(service, subject, parse(reason));
+                let event = FindingEvent::Cleared { key, summary: "well".to_owned(), evidence: Default::default() };
+                self.event(&agent(name), event, Duration::ZERO);
+            }
+            ["occur", name, service, reason, ago] => {
+                let ago = Duration::from_secs(ago.parse().unwrap_or_else(|_| panic!("no number in {line:?}")));
+                self.event(&agent(name), FindingEvent::Occurred(finding(service, "it", reason, None)), ago);
+            }
+            ["differs", name] => self.feed(Fact::DigestDiffers { agent: agent(name) }),
+            ["resync", name, service, subject, probe, verdict] => {
+                let probe: ProbeKind = parse(probe);
+                let service = ServiceName::new(*service).unwrap_or_else(|error| panic!("{line}: {error}"));
+                let subject = SubjectKey::new(service, probe, subject);
+                let subjects = vec![SubjectState { subject, ok: (*verdict == "ok").then_some(true), open: Vec::new() }];
+                self.feed(Fact::OpenSetReceived { agent: agent(name), subjects });
+            }
+            [verb @ ("ack" | "resolve" | "note"), cause] => self.operator(verb, cause),
+            _ => self.own_life(words, line),
+        }
+    }
+
+    fn own_life(&mut self, words: &[&str], line: &str) {
+        let epoch = |number: u64, name: &str| Epoch { number, coordinator: coordinator(name) };
+        match words {
+            ["restart"] => self.feed(Fact::Started {
+                coordinator: coordinator("coord-a"),
+                fleet: FleetName::new("test").unwrap_or_else(|error| panic!("{error}")),
+                version: "0.1.0".to_owned(),
+                epoch: epoch(1, "coord-a"),
+            }),
+            ["takeover"] => self.feed(Fact::TookOver {
+                epoch: epoch(2, "coord-b"),
+                from: Some(coordinator("coord-a")),
+                by: "ops".to_owned(),
+                reason: "drill".to_owned(),
+                overridden: Vec::new(),
+            }),
+            ["pause"] => self.feed(Fact::Paused { gap_ms: 60_000 }),
+            ["fence"] => self.feed(Fact::EpochHeard { epoch: epoch(9, "coord-z"), from: "test".to_owned() }),
+            ["pager", "down"] => self.pager_up = false,
+            ["pager", "up"] => {
+                self.pager_up = true;
+                self.deliver();
+            }
+            ["conflict", name] => self.feed(Fact::IdentityConflict {
+                agent: agent(name),
+                holder: "10.0.0.1:1".to_owned(),
+                refused: "10.0.0.2:1".to_owned(),
+            }),
+            ["end"] => {}
+            _ => panic!("unknown command {line:?}"),
+        }
+    }
+
+    fn operator(&mut self, verb: &str, cause: &str) {
+        let generation = self.machine.state().newest_incident(cause).map_or(0, |incident| incident.key.generation);
+        let action = match verb {
+            "ack" => OperatorAction::Acknowledge { note: String::new() },
+            "resolve" => OperatorAction::Resolve { summary: "done".to_owned() },
+            _ => OperatorAction::Note { text: "noted".to_owned() },
+        };
+        self.feed(Fact::Operator { by: "ann".to_owned(), cause: cause.to_owned(), generation, action });
+    }
+
+    /// What followed, one line each.
+    pub fn log(&self) -> String {
+        let mut lines = Vec::new();
+        let start = Timestamp::from_unix_ms(START_UNIX_MS);
+        for entry in &self.journal {
+            if let EntryBody::Conclusion(conclusion) = &entry.body
+                && let Some(words) = told(conclusion)
+            {
+                lines.push(format!("{} {words}", entry.at.since(start).as_secs()));
+            }
+        }
+        lines.join("\n")
+    }
+
+    /// The journal applied from genesis, and its facts replayed, agree with what ran.
+    pub fn check_journal(&self) {
+        let mut fresh = State::genesis();
+        for entry in &self.journal {
+            apply(&mut fresh, entry);
+        }
+        assert_eq!(json(&fresh), json(self.machine.state()), "the journal gives another state");
+        let replayed = replay::verify(State::genesis(), &self.journal);
+        let replayed = replayed.unwrap_or_else(|divergence| panic!("the replay diverges: {divergence:#?}"));
+        assert_eq!(json(&replayed), json(self.machine.state()), "the replay gives another state");
+    }
+}
+
+/// A state as its snapshot.
+pub fn json(state: &State) -> String {
+    serde_json::to_string(state).unwrap_or_else(|error| panic!("a state does not serialize: {error}"))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(word: &str) -> T {
+    serde_json::from_value(serde_json::Value::String(word.to_owned())).unwrap_or_else(|error| panic!("{word}: {error}"))
+}
+
+fn finding(service: &str, subject: &str, reason: &str, severity: Option<&str>) -> Finding {
+    let reason: Reason = parse(reason);
+    let finding = Finding::new(key(service, subject, reason), &format!("{service}: {reason} of {subject}"));
+    match severity {
+        Some(severity) => finding.severity(severity.parse::<Severity>().unwrap_or_else(|error| panic!("{error}"))),
+        None => finding,
+    }
+}
+
+fn told(conclusion: &Conclusion) -> Option<String> {
+    Some(match conclusion {
+        Conclusion::IncidentOpened { incident, severity, reason, .. } => {
+            format!("opened {severity} {reason} {}#{}", incident.cause, incident.generation)
+        }
+        Conclusion::IncidentJoined { .. } => return None,
+        Conclusion::IncidentChanged { incident, severity, reason, .. } => {
+            format!("changed {severity} {reason} {}", incident.cause)
+        }
+        Conclusion::IncidentRecovering { incident, .. } => format!("recovering {}", incident.cause),
+        Conclusion::IncidentRelapsed { incident, .. } => format!("relapsed {}", incident.cause),
+        Conclusion::IncidentResolved { incident, resolution, .. } => match resolution {
+            Resolution::FoldedInto { incident: target } => format!("folded {} into {}", incident.cause, target.cause),
+            Resolution::Operator { by, .. } => format!("resolved {} by {by}", incident.cause),
+            Resolution::Evidence => format!("resolved {}", incident.cause),
+        },
+        Conclusion::PageRequested { page, .. } => {
+            let late = page.late_by_ms.map(|ms| format!(" late {}", ms / 1000)).unwrap_or_default();
+            format!("page {} {} {} {}{late}", page.action.as_str(), page.severity, page.reason, page.cause_key)
+        }
+        Conclusion::PageCancelled { .. } => "cancelled".to_owned(),
+        Conclusion::NotPaged { incident, why } => format!("quiet {}: {why}", incident.cause),
+    })
+}
+
+/// Runs `script` under `policy` and compares everything that followed with `expected`.
+pub fn check_under(policy: Policy, script: &str, expected: &str) -> Fleet {
+    let mut fleet = Fleet::new(policy);
+    for line in lines(script) {
+        fleet.run_line(&line);
+    }
+    let (found, expected) = (fleet.log(), lines(expected).join("\n"));
+    assert_eq!(found, expected, "\nfound:\n{found}\n\nexpected:\n{expected}\n");
+    fleet.check_journal();
+    fleet
+}
+
+/// [`check_under`] the scripts' policy.
+pub fn check(script: &str, expected: &str) -> Fleet {
+    check_under(policy(), script, expected)
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
