@@ -2,5 +2,8 @@
 
 pub mod clock;
 pub mod probe;
+pub mod sandbox;
 pub mod seccomp;
 pub mod senses;
+pub mod spool;
+pub mod uplink;
