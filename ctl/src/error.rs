@@ -119,7 +119,7 @@ fn connect_advice(error: &std::io::Error) -> &'static str {
             "is the coordinator running? systemctl status muster-coordinator on that host; its gRPC port is 7420"
         }
         ErrorKind::NotFound => "is the coordinator running on this host? otherwise give --endpoint https://HOST:7420",
-        ErrorKind::PermissionDenied => "run as a user of the group muster, or as root",
+        ErrorKind::PermissionDenied => "the local socket is for root and the coordinator's own user: use sudo, or --endpoint with a certificate",
         ErrorKind::TimedOut => "is a firewall between here and there? another coordinator may answer",
         _ => "check the host name and the network",
     }
