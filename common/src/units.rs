@@ -81,8 +81,8 @@ pub fn human_duration(length: Duration) -> String {
     let seconds = length.as_secs();
     match seconds {
         0 => format!("{} ms", length.as_millis()),
-        1..=9 if length.subsec_millis() >= 100 => format!("{}.{} s", seconds, length.subsec_millis() / 100),
-        0..=119 => format!("{seconds} s"),
+        _ if seconds < 10 && length.subsec_millis() >= 100 => format!("{seconds}.{} s", length.subsec_millis() / 100),
+        1..=119 => format!("{seconds} s"),
         120..=7_199 => format!("{} min", seconds / 60),
         7_200..=172_799 => with_rest(seconds / 3_600, "h", seconds % 3_600 / 60, "min"),
         _ => with_rest(seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
