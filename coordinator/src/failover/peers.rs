@@ -71,16 +71,21 @@ fn believe(status: &v1::GetFailoverStatusResponse, credentials: &Credentials) ->
     Ok(Some(proof))
 }
 
-/// Asks and tells while this coordinator reigns. Never returns.
+/// Asks and tells while this coordinator reigns; ends only where there is nobody to talk to.
 pub(super) async fn run(failover: &Failover) {
     let endpoints = endpoints(failover.config());
+    if endpoints.is_empty() {
+        return;
+    }
     let mut standing = failover.handle().standing();
     loop {
         if standing.wait_for(|standing| standing.role == CoordinatorRole::Primary).await.is_err() {
             return;
         }
         join_all(endpoints.iter().map(|endpoint| ask_and_tell(failover, endpoint))).await;
-        tokio::time::sleep(ROUND).await;
+        failover.handle().peers_asked();
+        // Whoever stood still (suspended, stopped) asks at once, and pages nobody until it has.
+        drop(tokio::time::timeout(ROUND, failover.handle().peers_to_ask()).await);
     }
 }
 

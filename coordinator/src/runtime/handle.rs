@@ -12,9 +12,9 @@ pub use muster_coordinator_core::failover::CoordinatorRole;
 use muster_coordinator_core::liveness::Liveness;
 use muster_coordinator_core::state::State;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Inputs waiting for the loop. Overflow rule: senders wait, so a stream that sends too much slows itself down.
@@ -22,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 pub(super) const INBOX_INPUTS_MAX: usize = 4_096;
 /// Committed batches a watcher may be behind. Overflow rule: the slow watcher is ended and begins anew.
 pub(super) const WATCHER_BATCHES_MAX: usize = 1_024;
+/// A loop that has not turned for this long may have stood still together with everything else here. It turns at
+/// least four times a second.
+pub(super) const STOOD_STILL_MS: u64 = 1_000;
 
 /// Who this coordinator is and under which epoch it reigns, as far as it is durable.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,6 +207,27 @@ impl Waiting {
     }
 }
 
+/// Whether the other coordinators are to be asked for a higher epoch before anyone is paged. After this process stood
+/// still, somebody else may reign.
+#[derive(Debug, Default)]
+pub(super) struct PeerQuestion {
+    /// Somebody asks when told to.
+    pub(super) asker: AtomicBool,
+    /// The question is open.
+    pub(super) open: AtomicBool,
+    pub(super) ask: Notify,
+}
+
+impl PeerQuestion {
+    /// Opens the question, if there is somebody who asks it.
+    pub(super) fn raise(&self) {
+        if self.asker.load(Ordering::Acquire) {
+            self.open.store(true, Ordering::Release);
+            self.ask.notify_one();
+        }
+    }
+}
+
 pub(super) struct Shared {
     pub(super) inbox: mpsc::Sender<Input>,
     pub(super) committed: broadcast::Sender<Batch>,
@@ -216,6 +240,9 @@ pub(super) struct Shared {
     /// Turns of the loop: a number that stands still means a loop that hangs.
     pub(super) turns: AtomicU64,
     pub(super) now_ms: AtomicU64,
+    /// Time since boot, in ms, at the loop's last turn.
+    pub(super) turned_at_ms: AtomicU64,
+    pub(super) peers: PeerQuestion,
     /// Everyone ends.
     pub(super) stop: CancellationToken,
     /// The loop ends, after everyone.
@@ -294,6 +321,28 @@ impl Handle {
     /// Turns the loop has made. It turns at least twice a second while it is healthy.
     pub fn turns(&self) -> u64 {
         self.shared.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether pages may leave now: this is the primary, its loop turned a moment ago, and if it had stood still, the
+    /// other coordinators have been asked since.
+    pub fn may_page(&self) -> bool {
+        let turned_at_ms = self.shared.turned_at_ms.load(Ordering::Acquire);
+        let stood_still_ms = boot_ms().saturating_sub(turned_at_ms);
+        self.role() == CoordinatorRole::Primary
+            && !self.shared.stop.is_cancelled()
+            && stood_still_ms < STOOD_STILL_MS
+            && !self.shared.peers.open.load(Ordering::Acquire)
+    }
+
+    /// For the one who asks the other coordinators: waits until that is due because this process stood still.
+    pub(crate) async fn peers_to_ask(&self) {
+        self.shared.peers.asker.store(true, Ordering::Release);
+        self.shared.peers.ask.notified().await;
+    }
+
+    /// They have been asked, or do not answer.
+    pub(crate) fn peers_asked(&self) {
+        self.shared.peers.open.store(false, Ordering::Release);
     }
 
     /// The agents' links: liveness atomics and ways to reach a connected agent.
@@ -382,6 +431,11 @@ impl Handle {
     async fn send(&self, input: Input) -> Result<(), RuntimeError> {
         self.shared.inbox.send(input).await.map_err(|_| RuntimeError::Stopped)
     }
+}
+
+/// Time since boot in ms, suspend included.
+pub(super) fn boot_ms() -> u64 {
+    u64::try_from(super::clock::since_boot().as_millis()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

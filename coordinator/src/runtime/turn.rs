@@ -5,8 +5,8 @@
 
 use super::clock::LogClock;
 use super::handle::{
-    Batch, Committed, CoordinatorRole, Handle, INBOX_INPUTS_MAX, Input, Resume, RuntimeError, Shared, Standing, View,
-    WATCHER_BATCHES_MAX,
+    Batch, Committed, CoordinatorRole, Handle, INBOX_INPUTS_MAX, Input, PeerQuestion, Resume, RuntimeError,
+    STOOD_STILL_MS, Shared, Standing, View, WATCHER_BATCHES_MAX, boot_ms,
 };
 use super::links::Links;
 use crate::metrics::{Metrics, RoleLabel};
@@ -99,6 +99,8 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         metrics: start.metrics,
         turns: AtomicU64::new(0),
         now_ms: AtomicU64::new(0),
+        turned_at_ms: AtomicU64::new(0),
+        peers: PeerQuestion::default(),
         stop: CancellationToken::new(),
         stop_loop: CancellationToken::new(),
     });
@@ -223,8 +225,8 @@ impl Turner {
 
     fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), RuntimeError> {
         let now = self.clock.now();
-        self.tell_time(now);
         self.watch_for_pause(now);
+        self.tell_time(now);
         for input in inputs.drain(..) {
             self.take(now, input)?;
         }
@@ -241,13 +243,18 @@ impl Turner {
     }
 
     fn tell_time(&self, now: Timestamp) {
+        self.shared.turned_at_ms.store(boot_ms(), Ordering::Release);
         self.shared.now_ms.store(u64::try_from(now.unix_ms()).unwrap_or_default(), Ordering::Relaxed);
     }
 
     fn watch_for_pause(&mut self, now: Timestamp) {
         let liveness = &self.machine.state().policy().liveness;
         let bound = (liveness.heartbeat * liveness.stale_after / 2).max(PAUSE_MIN);
-        let Some(gap) = self.pause.tick(now, bound) else { return };
+        let gap = self.pause.tick(now, bound);
+        if gap.is_some() || boot_ms().saturating_sub(self.shared.turned_at_ms.load(Ordering::Acquire)) >= STOOD_STILL_MS {
+            self.shared.peers.raise();
+        }
+        let Some(gap) = gap else { return };
         if self.standing.role != CoordinatorRole::Primary {
             return;
         }
@@ -303,7 +310,13 @@ impl Turner {
             }
             Input::HearEpoch { proof, reply } => {
                 self.commit()?;
-                drop(reply.send(self.hear(proof)));
+                let heard = self.hear(proof);
+                // An epoch that cannot be remembered must not be forgotten by going on.
+                if let Err(error) = &heard {
+                    tracing::error!(%error, "cannot write down a higher epoch; this coordinator stops");
+                    return heard.map(drop);
+                }
+                drop(reply.send(heard));
             }
         }
         Ok(())
