@@ -1,0 +1,367 @@
+//! Runs SQLite's own checks on a connection that can change nothing, each within a bound.
+//!
+//! Invariant: no call into SQLite that reads the database runs outside [`bounded`]; a hostile file costs time up to
+//! the bound, never a hang. Busy is never damage, and an unknown module or function is not damage either.
+
+use muster_agent_core::sqlite::damage::{Damage, MESSAGES_MAX, Roots, SchemaEntry};
+use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// An interrupt that falls between two statements is lost, so it is repeated this often.
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(2);
+/// Longest row or blob that a check loads. Beyond it the table counts as not covered.
+const ROW_BYTES_MAX: i32 = 64 << 20;
+/// Page cache of a checking connection.
+const CACHE_KIB: i32 = 1024;
+/// Tables whose names are kept.
+const TABLES_MAX: usize = 10_000;
+/// `SQLITE_READONLY_ROLLBACK`.
+const READONLY_ROLLBACK: i32 = 776;
+
+/// How a database is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// `mode=ro`, with SQLite's locks.
+    ReadOnly,
+    /// `immutable=1`: no locks; whoever asks proves that nothing changed meanwhile.
+    Immutable,
+    /// A copy of our own, which SQLite may recover.
+    OwnCopy,
+}
+
+/// Why a check ended without an answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Trouble {
+    #[error("another process holds a lock")]
+    Busy,
+    #[error("a journal waits to be rolled back")]
+    HotJournal,
+    #[error("it took longer than its bound")]
+    OutOfTime,
+    #[error("SQLite cannot look at it without writing: {0}")]
+    WouldWrite(String),
+    #[error("SQLite cannot check it: {0}")]
+    Cannot(String),
+}
+
+/// Which tables have been checked, over as many runs as it takes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rotation {
+    /// Checked in this round.
+    pub(super) done: BTreeSet<String>,
+    /// Larger than a run's bound: they wait for the deep check.
+    pub(super) too_large: BTreeSet<String>,
+    /// Cannot be checked (an unknown function in a constraint, a row beyond the bound), with SQLite's words.
+    pub(super) uncheckable: Vec<(String, String)>,
+    /// A file of this size did not fit as a whole, so the next run does not try.
+    pub(super) too_large_whole_bytes: Option<u64>,
+}
+
+/// What one pass found.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pass {
+    /// What is damaged.
+    pub(super) damage: Damage,
+    /// Every page was covered by `quick_check`.
+    pub(super) whole: bool,
+    /// Every table was covered by now, though not the pages between them.
+    pub(super) all_tables: bool,
+    /// Some tables wait for the next runs.
+    pub(super) more: bool,
+    /// Tables covered so far in this round.
+    pub(super) tables_done: usize,
+    /// All tables.
+    pub(super) tables: usize,
+    /// `integrity_check` ran to its end as well.
+    pub(super) integrity: bool,
+    /// What was left out and why; empty when nothing was.
+    pub(super) not_covered: String,
+}
+
+/// What a pass is asked to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Task {
+    /// Size of the file, to decide whether to try the whole.
+    pub(super) size_bytes: u64,
+    /// `integrity_check` too.
+    pub(super) integrity: bool,
+    /// The whole pass ends after this.
+    pub(super) bound: Duration,
+}
+
+/// Opens `path` and checks it.
+pub(super) fn check(path: &Path, access: Access, task: Task, rotation: &mut Rotation) -> Result<Pass, Trouble> {
+    let start = Instant::now();
+    let connection = open(path, access)?;
+    bounded(&connection, task.bound, |connection| {
+        match harden(connection).and_then(|()| connection.execute_batch("BEGIN")) {
+            Ok(()) => pass(connection, task, start + task.bound, rotation),
+            Err(error) => match sort(&error) {
+                Sorted::Damage(message) => Ok(Pass { damage: Damage::of_file(&message), ..Pass::default() }),
+                Sorted::Trouble(trouble) => Err(trouble),
+            },
+        }
+    })
+}
+
+/// Opens a connection that cannot write (unless it is our own copy). Reads nothing yet.
+pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Trouble> {
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => uri.push(char::from(*byte)),
+            other => {
+                let _never_fails = write!(uri, "%{other:02X}");
+            }
+        }
+    }
+    uri.push_str(match access {
+        Access::ReadOnly => "?mode=ro&readonly_shm=1",
+        Access::Immutable => "?mode=ro&immutable=1",
+        Access::OwnCopy => "?mode=rw",
+    });
+    let write =
+        if access == Access::OwnCopy { OpenFlags::SQLITE_OPEN_READ_WRITE } else { OpenFlags::SQLITE_OPEN_READ_ONLY };
+    let connection = Connection::open_with_flags(uri, write | OpenFlags::SQLITE_OPEN_URI)
+        .map_err(|error| Trouble::Cannot(error.to_string()))?;
+    Ok(connection)
+}
+
+/// Takes away what a hostile schema could use. Part of it reads the database: call it inside [`bounded`].
+pub(super) fn harden(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, ROW_BYTES_MAX)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_WORKER_THREADS, 0)?;
+    connection
+        .execute_batch("PRAGMA query_only=1; PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0; PRAGMA cell_size_check=1")?;
+    connection.execute_batch(&format!("PRAGMA cache_size=-{CACHE_KIB}"))
+}
+
+/// Runs `work` and interrupts the connection, again and again, from `bound` on.
+pub(super) fn bounded<T>(connection: &Connection, bound: Duration, work: impl FnOnce(&Connection) -> T) -> T {
+    let handle = connection.get_interrupt_handle();
+    let (done, waiting) = channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut wait = bound;
+            while waiting.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                handle.interrupt();
+                wait = INTERRUPT_AGAIN;
+            }
+        });
+        let result = work(connection);
+        drop(done);
+        result
+    })
+}
+
+/// What an error of SQLite means.
+pub(super) enum Sorted {
+    /// The database is damaged.
+    Damage(String),
+    /// Anything else.
+    Trouble(Trouble),
+}
+
+/// Sorts an error: damage only where SQLite says so by its code.
+pub(super) fn sort(error: &rusqlite::Error) -> Sorted {
+    let message = error.to_string();
+    let Some(code) = error.sqlite_error() else { return Sorted::Trouble(Trouble::Cannot(message)) };
+    if code.extended_code == READONLY_ROLLBACK {
+        return Sorted::Trouble(Trouble::HotJournal);
+    }
+    match code.code {
+        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Sorted::Damage(message),
+        _ if code.extended_code == ffi::SQLITE_IOERR_CORRUPTFS => Sorted::Damage(message),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Sorted::Trouble(Trouble::Busy),
+        ErrorCode::OperationInterrupted => Sorted::Trouble(Trouble::OutOfTime),
+        ErrorCode::ReadOnly | ErrorCode::CannotOpen => Sorted::Trouble(Trouble::WouldWrite(message)),
+        _ => Sorted::Trouble(Trouble::Cannot(message)),
+    }
+}
+
+fn pass(connection: &Connection, task: Task, deadline: Instant, rotation: &mut Rotation) -> Result<Pass, Trouble> {
+    let mut found = Pass::default();
+    if rotation.too_large_whole_bytes.is_none_or(|bytes| task.size_bytes < bytes / 2) {
+        match run(connection, "quick_check", None) {
+            Ok(rows) => {
+                found.damage = Damage::read(rows.iter().map(String::as_str), &roots(connection));
+                found.whole = true;
+                *rotation = Rotation::default();
+                if found.damage.is_empty() && task.integrity {
+                    integrity(connection, &mut found)?;
+                }
+                return Ok(found);
+            }
+            Err(error) => match sort(&error) {
+                Sorted::Damage(message) => found.damage = Damage::of_file(&message),
+                Sorted::Trouble(Trouble::OutOfTime) => {
+                    *rotation = Rotation { too_large_whole_bytes: Some(task.size_bytes), ..Rotation::default() };
+                    return by_out_of_time(found);
+                }
+                Sorted::Trouble(Trouble::Cannot(why)) => found.not_covered = why,
+                Sorted::Trouble(other) => return Err(other),
+            },
+        }
+    }
+    by_table(connection, deadline, rotation, &mut found)?;
+    Ok(found)
+}
+
+/// The whole did not fit: said, and left to the rotation of the next runs.
+fn by_out_of_time(mut found: Pass) -> Result<Pass, Trouble> {
+    found.more = true;
+    found.not_covered = "larger than one run's bound; its tables are checked one by one over the next runs".to_owned();
+    Ok(found)
+}
+
+fn integrity(connection: &Connection, found: &mut Pass) -> Result<(), Trouble> {
+    match run(connection, "integrity_check", None) {
+        Ok(rows) => {
+            found.damage = Damage::read(rows.iter().map(String::as_str), &roots(connection));
+            found.integrity = true;
+        }
+        Err(error) => match sort(&error) {
+            Sorted::Damage(message) => found.damage = Damage::of_file(&message),
+            Sorted::Trouble(trouble) => found.not_covered = format!("integrity_check: {trouble}"),
+        },
+    }
+    Ok(())
+}
+
+/// Goes on with the rotation until the bound.
+fn by_table(
+    connection: &Connection,
+    deadline: Instant,
+    rotation: &mut Rotation,
+    found: &mut Pass,
+) -> Result<(), Trouble> {
+    let tables = match tables(connection) {
+        Ok(tables) => tables,
+        Err(error) => match sort(&error) {
+            Sorted::Damage(message) => {
+                found.damage.merge(Damage::of_file(&message));
+                return Ok(());
+            }
+            Sorted::Trouble(trouble) => return Err(trouble),
+        },
+    };
+    found.tables = tables.len();
+    let mut first = true;
+    for table in &tables {
+        if rotation.done.contains(table) || rotation.too_large.contains(table) {
+            continue;
+        }
+        match run(connection, "quick_check", Some(table)) {
+            Ok(rows) => found.damage.merge(Damage::read(rows.iter().map(String::as_str), &roots(connection))),
+            Err(error) => match sort(&error) {
+                Sorted::Damage(message) => found.damage.merge(Damage::of_table(table, &message)),
+                Sorted::Trouble(Trouble::OutOfTime) => {
+                    if first {
+                        rotation.too_large.insert(table.clone());
+                    }
+                    break;
+                }
+                Sorted::Trouble(Trouble::Cannot(why)) => rotation.uncheckable.push((table.clone(), why)),
+                Sorted::Trouble(other) => return Err(other),
+            },
+        }
+        first = false;
+        rotation.done.insert(table.clone());
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    finish_round(&tables, rotation, found);
+    Ok(())
+}
+
+fn finish_round(tables: &[String], rotation: &mut Rotation, found: &mut Pass) {
+    found.tables_done = tables.iter().filter(|table| rotation.done.contains(*table)).count();
+    let left = tables.iter().filter(|table| !rotation.done.contains(*table) && !rotation.too_large.contains(*table));
+    let left = left.count();
+    let mut not_covered = Vec::new();
+    if left > 0 {
+        not_covered.push(format!("{left} tables in later runs"));
+    }
+    for table in rotation.too_large.iter().take(3) {
+        not_covered.push(format!("table {table:?} is larger than one run's bound and waits for the deep check"));
+    }
+    for (table, why) in rotation.uncheckable.iter().take(3) {
+        not_covered.push(format!("table {table:?}: {why}"));
+    }
+    found.all_tables = not_covered.is_empty();
+    found.more = left > 0;
+    if left == 0 {
+        // A new round begins with the next run; what is too large stays known.
+        let too_large = std::mem::take(&mut rotation.too_large);
+        let too_large_whole_bytes = rotation.too_large_whole_bytes;
+        *rotation = Rotation { too_large, too_large_whole_bytes, ..Rotation::default() };
+    }
+    found.not_covered = not_covered.join("; ");
+}
+
+/// The rows of a check. What was found before an interrupt counts: "ok" is only ever said at the end.
+fn run(connection: &Connection, pragma: &str, table: Option<&str>) -> rusqlite::Result<Vec<String>> {
+    let mut rows = Vec::new();
+    let mut note = |row: &rusqlite::Row<'_>| {
+        let text = row.get_ref(0)?.as_bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        if let (Ok(text), true) = (text, rows.len() < MESSAGES_MAX) {
+            rows.push(text);
+        }
+        Ok(())
+    };
+    let ended = match table {
+        Some(table) => connection.pragma(None, pragma, table, &mut note),
+        None => connection.pragma(None, pragma, i64::try_from(MESSAGES_MAX).unwrap_or(1), &mut note),
+    };
+    if rows.is_empty() {
+        ended?;
+    }
+    Ok(rows)
+}
+
+fn tables(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT ?1")?;
+    let limit = i64::try_from(TABLES_MAX).unwrap_or(i64::MAX);
+    let names = statement.query_map([limit], |row| row.get::<_, String>(0))?;
+    let mut tables = names.collect::<rusqlite::Result<Vec<_>>>()?;
+    tables.push("sqlite_schema".to_owned());
+    tables.sort();
+    tables.dedup();
+    Ok(tables)
+}
+
+/// Root pages of tables and indexes, where the schema can be read.
+fn roots(connection: &Connection) -> Roots {
+    let read = || -> rusqlite::Result<Roots> {
+        let mut statement = connection
+            .prepare("SELECT rootpage, name, type, tbl_name FROM sqlite_schema WHERE rootpage > 0 LIMIT ?1")?;
+        let limit = i64::try_from(TABLES_MAX).unwrap_or(i64::MAX);
+        let rows = statement.query_map([limit], |row| {
+            let root = row.get::<_, i64>(0)?;
+            let entry =
+                SchemaEntry { name: row.get(1)?, index: row.get::<_, String>(2)? == "index", table: row.get(3)? };
+            Ok((u64::try_from(root).unwrap_or(0), entry))
+        })?;
+        // One unreadable row must not cost the names of the others.
+        Ok(rows.filter_map(Result::ok).collect())
+    };
+    let mut roots = read().unwrap_or_default();
+    let schema = SchemaEntry { name: "sqlite_schema".to_owned(), index: false, table: "sqlite_schema".to_owned() };
+    roots.insert(1, schema);
+    roots
+}

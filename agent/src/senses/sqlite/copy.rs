@@ -1,0 +1,178 @@
+//! Private copies in the agent's own scratch folder: for a -wal without its index, and for the deep check.
+//!
+//! Invariant: a copy is always deleted, and is never made of a file that changed while it was copied.
+
+use super::check::{self, Access, Pass, Rotation, Sorted, Task, Trouble};
+use super::files::{self, Claim, Obstacle};
+use muster_agent_core::sqlite::state::State;
+use rusqlite::Connection;
+use rusqlite::backup::{Backup, StepResult};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Pages per step of a backup: the time limit is looked at between steps.
+const BACKUP_STEP_PAGES: i32 = 2048;
+/// Room that must stay free beside the copy.
+const FREE_BYTES_MIN: u64 = 64 << 20;
+
+/// Why there is no copy, or no answer from it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CopyError {
+    #[error("it is larger than the limit of {0}")]
+    TooLarge(String),
+    #[error("the scratch folder has too little room")]
+    NoRoom,
+    #[error("the scratch folder cannot be used: {0}")]
+    Scratch(String),
+    #[error("the database changed while it was copied")]
+    Changed,
+    #[error("copying took too long")]
+    OutOfTime,
+    #[error(transparent)]
+    Obstacle(#[from] Obstacle),
+    #[error(transparent)]
+    Trouble(#[from] Trouble),
+}
+
+/// Bounds of a copy and of the check on it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) bytes_max: u64,
+    pub(super) time_max: Duration,
+    pub(super) integrity: bool,
+}
+
+/// A folder of our own, gone with all it holds when it is dropped.
+#[derive(Debug)]
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one below `parent`, readable by nobody else.
+    pub(super) fn new(parent: &Path) -> Result<Self, CopyError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("muster-scratch-{}-{number}", std::process::id()));
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|error| CopyError::Scratch(error.to_string()))?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure here; the next start sweeps.
+        let _swept_later = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Deletes what a killed agent left below `parent`.
+pub(super) fn sweep(parent: &Path) {
+    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("muster-scratch-")?.split_once('-'));
+        let Some(pid) = pid.and_then(|(pid, _)| pid.parse::<u32>().ok()) else { continue };
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            let _left_for_the_next_start = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Copies the database at `path` into `scratch` and checks the copy.
+pub(super) fn check_copy(path: &Path, scratch: &Path, limits: Limits) -> Result<Pass, CopyError> {
+    let deadline = Instant::now() + limits.time_max;
+    let scratch = Scratch::new(scratch)?;
+    let copy = scratch.path().join("copy.db");
+    let access = {
+        let claim = Claim::take(path)?;
+        let before = files::look(path, &claim)?.snapshot;
+        let size_bytes = before.database.size_bytes + before.wal.map_or(0, |wal| wal.size_bytes);
+        room_for(size_bytes, &scratch, limits)?;
+        match before.state() {
+            State::LiveWal => {
+                backup(path, &copy, deadline)?;
+                Access::Immutable
+            }
+            State::AtRest | State::WalWithoutIndex => {
+                plain(path, &copy)?;
+                if before.wal.is_some() {
+                    plain(&files::sibling(path, "-wal"), &files::sibling(&copy, "-wal"))?;
+                }
+                let after = files::look(path, &claim)?.snapshot;
+                if !before.undisturbed(&after) || before.state() != after.state() {
+                    return Err(CopyError::Changed);
+                }
+                Access::OwnCopy
+            }
+            State::HotJournal => return Err(Trouble::HotJournal.into()),
+            _ => return Err(Trouble::Busy.into()),
+        }
+    };
+    let bound = deadline.saturating_duration_since(Instant::now());
+    let size_bytes = std::fs::metadata(&copy).map_or(0, |metadata| metadata.len());
+    let task = Task { size_bytes, integrity: limits.integrity, bound };
+    Ok(check::check(&copy, access, task, &mut Rotation::default())?)
+}
+
+fn room_for(size_bytes: u64, scratch: &Scratch, limits: Limits) -> Result<(), CopyError> {
+    if size_bytes > limits.bytes_max {
+        return Err(CopyError::TooLarge(muster_common::units::human_bytes(limits.bytes_max)));
+    }
+    let room = rustix::fs::statvfs(scratch.path()).map_err(|error| CopyError::Scratch(error.to_string()))?;
+    let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+    if free_bytes < size_bytes.saturating_add(FREE_BYTES_MIN) { Err(CopyError::NoRoom) } else { Ok(()) }
+}
+
+/// A reflink where the file system can, else the bytes. The source is opened for reading only.
+fn plain(from: &Path, to: &Path) -> Result<(), CopyError> {
+    let mut source = files::open_regular(from)?;
+    let mut target = new_file(to)?;
+    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+        return Ok(());
+    }
+    let copied = std::io::copy(&mut source, &mut target);
+    copied.map(|_bytes| ()).map_err(|error| CopyError::Scratch(error.to_string()))
+}
+
+fn new_file(path: &Path) -> Result<File, CopyError> {
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    opened.map_err(|error| CopyError::Scratch(error.to_string()))
+}
+
+/// One snapshot by SQLite's backup: the open read transaction keeps writers from restarting it.
+fn backup(from: &Path, to: &Path, deadline: Instant) -> Result<(), CopyError> {
+    drop(new_file(to)?);
+    let source = check::open(from, Access::ReadOnly)?;
+    let mut target = check::open(to, Access::OwnCopy)?;
+    let bound = deadline.saturating_duration_since(Instant::now());
+    check::bounded(&source, bound, |source| steps(source, &mut target, deadline))
+}
+
+fn steps(source: &Connection, target: &mut Connection, deadline: Instant) -> Result<(), CopyError> {
+    let sorted = |error: rusqlite::Error| match check::sort(&error) {
+        Sorted::Damage(message) => CopyError::Trouble(Trouble::Cannot(message)),
+        Sorted::Trouble(trouble) => CopyError::Trouble(trouble),
+    };
+    check::harden(source).map_err(sorted)?;
+    // A commit of the copy need not reach the disk.
+    target.execute_batch("PRAGMA synchronous=OFF; PRAGMA journal_mode=OFF").map_err(sorted)?;
+    source.execute_batch("BEGIN").map_err(sorted)?;
+    source.query_row("SELECT count(*) FROM sqlite_schema", [], |_row| Ok(())).map_err(sorted)?;
+    let backup = Backup::new(source, target).map_err(sorted)?;
+    loop {
+        match backup.step(BACKUP_STEP_PAGES).map_err(sorted)? {
+            StepResult::Done => return Ok(()),
+            StepResult::More if Instant::now() < deadline => {}
+            StepResult::More => return Err(CopyError::OutOfTime),
+            _ => return Err(CopyError::Trouble(Trouble::Busy)),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Looks at a database and its siblings without SQLite: kind, size, first bytes, locks.
+//!
+//! Invariant: closing *any* descriptor of a file drops all POSIX locks this process holds on it, SQLite's too. So
+//! whoever opens a database, its -wal or its -shm holds the [`Claim`] of its inode, here and while SQLite has it open.
+
+use muster_agent_core::proc_locks;
+use muster_agent_core::sqlite::header::{
+    HEADER_BYTES, Header, JOURNAL_HEADER_BYTES, JournalHeader, WAL_INDEX_HEADER_BYTES, WalIndex,
+};
+use muster_agent_core::sqlite::state::{FileFacts, LockFacts, Snapshot};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::{FileType, Mode, OFlags};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Where SQLite's lock bytes begin.
+const PENDING_BYTE: u64 = 0x4000_0000;
+/// Bytes of the shared range, after PENDING and RESERVED.
+const SHARED_BYTES: u64 = 510;
+/// The write lock of WAL mode, in the -shm.
+const WAL_WRITE_BYTE: u64 = 120;
+/// How long a run waits for another probe of this process to be done with the same file.
+const CLAIM_WAIT: Duration = Duration::from_secs(1);
+
+/// Why a database could not be looked at.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Obstacle {
+    #[error("it does not exist")]
+    Missing,
+    #[error("it is a {0}")]
+    NotAFile(&'static str),
+    #[error("the agent may not read {0}")]
+    Denied(String),
+    #[error("{0} cannot be read: {1}")]
+    Failed(String, String),
+    #[error("the file was exchanged while it was looked at")]
+    Exchanged,
+    #[error("another probe of this agent is reading it")]
+    Claimed,
+}
+
+static CLAIMS: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+static RELEASED: Condvar = Condvar::new();
+
+/// The right to open one inode (and the -wal and -shm that belong to it) in this process.
+#[derive(Debug)]
+pub(super) struct Claim(u64, u64);
+
+impl Claim {
+    /// Waits a bounded time for it.
+    pub(super) fn take(path: &Path) -> Result<Self, Obstacle> {
+        let stat = rustix::fs::stat(path).map_err(|error| obstacle(path, error.into()))?;
+        let key = (stat.st_dev, stat.st_ino);
+        let claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut claims, waited) = RELEASED
+            .wait_timeout_while(claims, CLAIM_WAIT, |claims| claims.contains(&key))
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(Obstacle::Claimed);
+        }
+        claims.insert(key);
+        Ok(Self(key.0, key.1))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMS.lock().unwrap_or_else(PoisonError::into_inner).remove(&(self.0, self.1));
+        RELEASED.notify_all();
+    }
+}
+
+/// What was seen, with what only this look knows.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    /// The facts.
+    pub(super) snapshot: Snapshot,
+    /// The devices under which `/proc/locks` may show the file.
+    pub(super) devices: Vec<(u32, u32)>,
+}
+
+/// The path with `suffix` appended to its name.
+pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Looks at the database at `path` (canonical). Needs its claim.
+pub(super) fn look(path: &Path, claim: &Claim) -> Result<Look, Obstacle> {
+    // The journal is read before and after the locks: a writer holds RESERVED from before it creates the journal until
+    // after it is gone, so the same journal twice with no lock in between is one that nobody is writing.
+    let (_, journal_before) = journal(path)?;
+    let file = open_regular(path)?;
+    let database = facts(path, &file)?;
+    if (database.device, database.inode) != (claim.0, claim.1) {
+        return Err(Obstacle::Exchanged);
+    }
+    let header_bytes = first_bytes(path, &file, HEADER_BYTES)?;
+    let wal = optional(&sibling(path, "-wal"))?.map(|(facts, _)| facts);
+    let shm = optional(&sibling(path, "-shm"))?;
+    let shm_path = sibling(path, "-shm");
+    let wal_index = match &shm {
+        Some((_, shm)) => WalIndex::parse(&first_bytes(&shm_path, shm, WAL_INDEX_HEADER_BYTES)?),
+        None => None,
+    };
+    let locks = locks(&file, shm.as_ref().map(|(_, file)| file)).map_err(|error| failed(path, &error.into()))?;
+    let (journal, journal_after) = journal(path)?;
+    let snapshot = Snapshot {
+        database,
+        header: Header::parse(&header_bytes),
+        header_bytes,
+        journal,
+        journal_header: journal_after.filter(|after| Some(*after) == journal_before),
+        wal,
+        shm: shm.as_ref().map(|(facts, _)| *facts),
+        wal_index,
+        locks,
+    };
+    Ok(Look { snapshot, devices: devices(&file, database.device) })
+}
+
+/// Opens a regular file for reading, and nothing else: a FIFO is never opened, a lease never waited for.
+pub(super) fn open_regular(path: &Path) -> Result<File, Obstacle> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let found: OwnedFd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| obstacle(path, error.into()))?;
+    let stat = rustix::fs::fstat(&found).map_err(|error| failed(path, &error.into()))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(Obstacle::NotAFile("directory")),
+        FileType::Fifo => return Err(Obstacle::NotAFile("FIFO")),
+        FileType::Socket => return Err(Obstacle::NotAFile("socket")),
+        FileType::Symlink => return Err(Obstacle::Exchanged),
+        _ => return Err(Obstacle::NotAFile("device")),
+    }
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = rustix::fs::open(again, flags, Mode::empty()).map_err(|error| obstacle(path, error.into()))?;
+    Ok(File::from(opened))
+}
+
+/// True when this process could write the database or create files beside it, were it not restricted. A read-only mount
+/// counts: the kernel refuses there.
+pub(super) fn could_write(path: &Path) -> bool {
+    let may = |path: &Path| {
+        let access = rustix::fs::Access::WRITE_OK;
+        rustix::fs::accessat(rustix::fs::CWD, path, access, rustix::fs::AtFlags::EACCESS).is_ok()
+    };
+    may(path) || path.parent().is_none_or(may) || may(&sibling(path, "-shm")) || may(&sibling(path, "-wal"))
+}
+
+/// One process that holds a lock on the database or its -shm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) pid: u32,
+    pub(super) comm: String,
+    pub(super) write: bool,
+}
+
+/// Everyone in `/proc/locks` who holds SQLite's lock bytes; at most a few, writers first.
+pub(super) fn holders(look: &Look) -> Vec<Holder> {
+    const HOLDERS_MAX: usize = 16;
+    let Ok(text) = std::fs::read_to_string("/proc/locks") else { return Vec::new() };
+    let table = proc_locks::parse(&text);
+    let inodes = [Some(look.snapshot.database), look.snapshot.shm];
+    let mut found: Vec<Holder> = Vec::new();
+    for inode in inodes.into_iter().flatten().map(|file| file.inode) {
+        for lock in table.on(&look.devices, inode).filter(|lock| !lock.waits) {
+            let Some(pid) = lock.pid.filter(|pid| *pid != std::process::id()) else { continue };
+            if let Some(holder) = found.iter_mut().find(|holder| holder.pid == pid) {
+                holder.write |= lock.write;
+            } else if found.len() < HOLDERS_MAX {
+                found.push(Holder { pid, comm: comm(pid), write: lock.write });
+            }
+        }
+    }
+    found.sort_by_key(|holder| (!holder.write, holder.pid));
+    found
+}
+
+/// The name of a process, or `?` when it is gone or hidden.
+pub(super) fn comm(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".to_owned(), |comm| comm.trim().to_owned())
+}
+
+fn journal(path: &Path) -> Result<(Option<FileFacts>, Option<JournalHeader>), Obstacle> {
+    let path = sibling(path, "-journal");
+    let Some((facts, file)) = optional(&path)? else { return Ok((None, None)) };
+    let header = JournalHeader::parse(&first_bytes(&path, &file, JOURNAL_HEADER_BYTES)?);
+    Ok((Some(facts), header))
+}
+
+fn optional(path: &Path) -> Result<Option<(FileFacts, File)>, Obstacle> {
+    match open_regular(path) {
+        Ok(file) => Ok(Some((facts(path, &file)?, file))),
+        Err(Obstacle::Missing) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+fn facts(path: &Path, file: &File) -> Result<FileFacts, Obstacle> {
+    let stat = rustix::fs::fstat(file).map_err(|error| failed(path, &error.into()))?;
+    Ok(FileFacts {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+        modified_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+    })
+}
+
+fn first_bytes(path: &Path, file: &File, bytes_max: usize) -> Result<Vec<u8>, Obstacle> {
+    let mut bytes = vec![0; bytes_max];
+    let mut filled = 0;
+    while let Some(room) = bytes.get_mut(filled..).filter(|room| !room.is_empty()) {
+        match file.read_at(room, filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(path, &error)),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// Asks the kernel which of SQLite's bytes others hold. Takes no lock; works whatever device `/proc/locks` shows.
+fn locks(database: &File, shm: Option<&File>) -> nix::Result<LockFacts> {
+    let reserved = conflict(database, libc::F_WRLCK, PENDING_BYTE + 1, 1)?;
+    // A reader takes a read lock on this byte for a moment: only a writer's counts.
+    let pending = conflict(database, libc::F_RDLCK, PENDING_BYTE, 1)?;
+    let range = conflict(database, libc::F_WRLCK, PENDING_BYTE + 2, SHARED_BYTES)?;
+    let wal_write = match shm {
+        Some(shm) => conflict(shm, libc::F_WRLCK, WAL_WRITE_BYTE, 1)?,
+        None => None,
+    };
+    let holder = |found: Option<(bool, Option<u32>)>| found.map(|(_, pid)| pid);
+    Ok(LockFacts {
+        shared: holder(range.filter(|(write, _)| !write)),
+        exclusive: holder(range.filter(|(write, _)| *write)),
+        reserved: holder(reserved),
+        pending: holder(pending),
+        wal_write: holder(wal_write),
+    })
+}
+
+/// The lock of another process that would keep us from taking one: is it a write lock, and whose.
+fn conflict(file: impl AsFd, kind: i32, start: u64, bytes: u64) -> nix::Result<Option<(bool, Option<u32>)>> {
+    let narrow = |number: i32| libc::c_short::try_from(number).map_err(|_| nix::errno::Errno::EINVAL);
+    let mut lock = libc::flock {
+        l_type: narrow(kind)?,
+        l_whence: narrow(libc::SEEK_SET)?,
+        l_start: libc::off_t::try_from(start).map_err(|_| nix::errno::Errno::EINVAL)?,
+        l_len: libc::off_t::try_from(bytes).map_err(|_| nix::errno::Errno::EINVAL)?,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
+    if i32::from(lock.l_type) == libc::F_UNLCK {
+        return Ok(None);
+    }
+    let pid = u32::try_from(lock.l_pid).ok().filter(|pid| *pid > 0);
+    Ok(Some((i32::from(lock.l_type) == libc::F_WRLCK, pid)))
+}
+
+/// On overlayfs and btrfs `/proc/locks` shows the device of the mount, not that of `stat`.
+fn devices(file: &File, device: u64) -> Vec<(u32, u32)> {
+    let mut devices = vec![(rustix::fs::major(device), rustix::fs::minor(device))];
+    let fdinfo = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
+    let mount = fdinfo.ok().and_then(|text| proc_locks::mount_id(&text));
+    if let (Some(mount), Ok(mountinfo)) = (mount, std::fs::read_to_string("/proc/self/mountinfo")) {
+        devices.extend(proc_locks::mount_device(&mountinfo, mount).filter(|device| !devices.contains(device)));
+    }
+    devices
+}
+
+/// Sorts an I/O error on `path`.
+pub(super) fn obstacle(path: &Path, error: std::io::Error) -> Obstacle {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Obstacle::Missing,
+        ErrorKind::PermissionDenied => Obstacle::Denied(path.display().to_string()),
+        _ => failed(path, &error),
+    }
+}
+
+fn failed(path: &Path, error: &std::io::Error) -> Obstacle {
+    Obstacle::Failed(path.display().to_string(), error.to_string())
+}

@@ -1,0 +1,216 @@
+//! The sentences, evidence and next steps of the SQLite probe.
+
+use super::files::{Holder, Look, Obstacle, comm};
+use muster_agent_core::judgement::Problem;
+use muster_agent_core::sqlite::damage::Damage;
+use muster_agent_core::sqlite::lock_watch::Held;
+use muster_common::evidence::{Evidence, Grade};
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::units::{human_bytes, human_duration};
+use std::path::Path;
+
+const COPY_FIRST: &str =
+    "copy the database with its -wal, -shm and -journal (all of them, before anything else touches it)";
+const KEEP_BACKUPS: &str = "pin the newest good backups so that rotation does not overwrite them with the damaged file";
+const NO_RESTART: &str = "do not restart the service yet: what it still holds in memory may be all there is";
+
+/// The path names nothing.
+pub(super) fn missing(path: &Path) -> Problem {
+    Problem::new(Reason::SqliteMissing, format!("the database {} does not exist", path.display()))
+        .evidence(Evidence::new().text("path", path.display().to_string()))
+        .next_steps([
+            "find out whether the service still has the deleted file open: ls -l /proc/PID/fd | grep deleted"
+                .to_owned(),
+            "if it has, copy /proc/PID/fd/N away before the process ends".to_owned(),
+            format!("else restore {} from the newest good backup", path.display()),
+        ])
+}
+
+/// The path names a directory, a FIFO, a socket or a device.
+pub(super) fn not_a_file(path: &Path, kind: &str) -> Problem {
+    Problem::new(Reason::SqliteNotADatabase, format!("{} is a {kind}, not a database", path.display()))
+        .evidence(Evidence::new().text("path", path.display().to_string()).text("kind", kind))
+        .next_steps(["check the path in the agent's and in the service's configuration"])
+}
+
+/// The file does not begin like a database.
+pub(super) fn not_a_database(path: &Path, look: &Look) -> Problem {
+    let first: String = look.snapshot.header_bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let evidence = Evidence::new()
+        .text("path", path.display().to_string())
+        .bytes("size_bytes", look.snapshot.database.size_bytes)
+        .text("first_bytes_hex", first);
+    let summary = format!("{} does not begin like a SQLite database", path.display());
+    Problem::new(Reason::SqliteNotADatabase, summary).evidence(evidence).next_steps([
+        COPY_FIRST,
+        "if the database is encrypted (SQLCipher, SEE), take it out of the agent's configuration: it cannot be checked",
+        KEEP_BACKUPS,
+        NO_RESTART,
+        "else restore the newest good backup",
+    ])
+}
+
+/// SQLite says that it is damaged.
+pub(super) fn corrupt(path: &Path, damage: &Damage, missing_bytes: Option<u64>) -> Problem {
+    let names = damage.names();
+    let first = damage.messages.first().map_or("", String::as_str);
+    let shown = path.display();
+    let summary = match (names.is_empty(), missing_bytes) {
+        (_, Some(bytes)) => format!("the database {shown} is truncated by {} and damaged: {first}", human_bytes(bytes)),
+        (true, None) => format!("the database {shown} is damaged: {first}"),
+        (false, None) => format!("the database {shown} is damaged in {names}: {first}"),
+    };
+    let mut evidence = Evidence::new()
+        .text("path", shown.to_string())
+        .text("damaged", if names.is_empty() { "could not be told" } else { &names })
+        .count("messages_count", damage.messages.len() as u64)
+        .flag("only_indexes", damage.only_indexes());
+    for (index, message) in damage.messages.iter().take(8).enumerate() {
+        evidence = evidence.text(&format!("message_{}", index + 1), message);
+    }
+    if let Some(bytes) = missing_bytes {
+        evidence = evidence.bytes("missing_bytes", bytes);
+    }
+    let mend = if damage.only_indexes() {
+        "only indexes are damaged: stop the writers, run REINDEX on the copy, check it, then on the database"
+    } else {
+        "recover the copy: sqlite3 COPY \".recover\" | sqlite3 NEW, then compare with the newest good backup"
+    };
+    let problem = Problem::new(Reason::SqliteCorrupt, summary).evidence(evidence);
+    let problem = if damage.content_only {
+        // A row that a constraint forbids is not a broken page: somebody may have switched the constraint off.
+        problem.grade(Grade::Likely).severity(Severity::Sev3)
+    } else if first.starts_with("malformed database schema") {
+        // A schema written by a newer SQLite looks the same to an older one.
+        problem.grade(Grade::Likely)
+    } else {
+        problem
+    };
+    problem.next_steps([
+        COPY_FIRST,
+        KEEP_BACKUPS,
+        NO_RESTART,
+        mend,
+        "look for its cause: dmesg for I/O errors, full disks, a second writer",
+    ])
+}
+
+/// The file is shorter than its header says, or lost all its content.
+pub(super) fn shrunk(path: &Path, size_bytes: u64, missing_bytes: Option<u64>) -> Problem {
+    let shown = path.display();
+    let summary = match missing_bytes {
+        Some(bytes) => {
+            format!("the database {shown} is truncated: {} are missing by its own header", human_bytes(bytes))
+        }
+        None => format!("the database {shown} is empty and was not before"),
+    };
+    let mut evidence = Evidence::new().text("path", shown.to_string()).bytes("size_bytes", size_bytes);
+    if let Some(bytes) = missing_bytes {
+        evidence = evidence.bytes("missing_bytes", bytes).bytes("expected_bytes", size_bytes.saturating_add(bytes));
+    }
+    Problem::new(Reason::SqliteShrunk, summary).evidence(evidence).next_steps([
+        COPY_FIRST,
+        KEEP_BACKUPS,
+        NO_RESTART,
+        "find out who truncated or recreated it: deploy scripts, a restore, a full disk",
+        "compare with the newest good backup",
+    ])
+}
+
+/// The path names another file than before.
+pub(super) fn replaced(path: &Path, old_inode: u64, new_inode: u64) -> Problem {
+    let summary = format!("{} is another file (inode {new_inode}) than before (inode {old_inode})", path.display());
+    let evidence = Evidence::new()
+        .text("path", path.display().to_string())
+        .count("old_inode", old_inode)
+        .count("new_inode", new_inode);
+    Problem::new(Reason::SqliteReplaced, summary).evidence(evidence).next_steps([
+        "if nobody restored or deployed it on purpose: find out who moved a file over it",
+        "a process that opened the old file still writes there: ls -l /proc/PID/fd | grep deleted, then restart it",
+        "this clears by itself some time after the new file has passed a check",
+    ])
+}
+
+/// A journal that nobody is writing.
+pub(super) fn journal_hot(path: &Path, journal_bytes: u64) -> Problem {
+    let shown = path.display();
+    let summary = format!("{shown} has a rollback journal that nobody is writing: a writer died in mid-transaction");
+    let evidence = Evidence::new()
+        .text("path", shown.to_string())
+        .text("journal", format!("{shown}-journal"))
+        .bytes("journal_bytes", journal_bytes);
+    Problem::new(Reason::SqliteJournalHot, summary).evidence(evidence).next_steps([
+        "never delete or move the -journal: without it the database is damaged",
+        "copy the database and its -journal together before anything opens it",
+        "start the service: the next writer rolls the transaction back by itself",
+    ])
+}
+
+/// A lock that has not moved.
+pub(super) fn lock_held(path: &Path, held: &Held, holders: &[Holder]) -> Problem {
+    let by = held.pid.map_or_else(
+        || "a process that is hidden from the agent".to_owned(),
+        |pid| format!("{} (pid {pid})", comm(pid)),
+    );
+    let summary = format!(
+        "{by} holds the {} lock of {} without progress for at least {}",
+        held.name.as_str(),
+        path.display(),
+        human_duration(held.held)
+    );
+    let mut evidence = Evidence::new()
+        .text("path", path.display().to_string())
+        .text("lock", held.name.as_str())
+        .duration("held_ms", held.held);
+    if let Some(pid) = held.pid {
+        evidence = evidence.count("holder_pid", pid).text("holder_comm", comm(pid));
+    }
+    let others: Vec<String> = holders
+        .iter()
+        .filter(|holder| Some(holder.pid) != held.pid)
+        .map(|holder| format!("{} ({}, {})", holder.pid, holder.comm, if holder.write { "write" } else { "read" }))
+        .collect();
+    if !others.is_empty() {
+        evidence = evidence.text("other_holders", others.join(", "));
+    }
+    Problem::new(Reason::SqliteLockHeld, summary).evidence(evidence).next_steps([
+        "look what the holder does: cat /proc/PID/stack /proc/PID/wchan, its log, a debugger",
+        "a transaction that was begun and never ended is the usual cause; so is PRAGMA locking_mode=EXCLUSIVE on purpose",
+        "ending the holder rolls its transaction back; never delete -journal, -wal or -shm to free a lock",
+    ])
+}
+
+/// Why nothing could be seen, and the way out.
+pub(super) fn blind(obstacle: &Obstacle) -> (String, Option<String>) {
+    let way_out = match obstacle {
+        Obstacle::Denied(path) => Some(format!(
+            "let the agent read {path}: add its user to the file's group, or give the unit CAP_DAC_READ_SEARCH; \
+             with PrivateTmp= or ProtectHome= in the unit, a drop-in with BindReadOnlyPaths="
+        )),
+        _ => None,
+    };
+    (format!("the database could not be looked at: {obstacle}"), way_out)
+}
+
+/// What `ok` and the clears rest on.
+pub(super) fn seen(look: &Look) -> Evidence {
+    let snapshot = &look.snapshot;
+    let mut seen = Evidence::new()
+        .text("state", snapshot.state().as_str())
+        .bytes("size_bytes", snapshot.database.size_bytes)
+        .count("inode", snapshot.database.inode);
+    if let Some(header) = &snapshot.header {
+        seen = seen.text("journal_mode", if header.is_wal() { "wal" } else { "rollback" });
+    }
+    if let Some(wal) = &snapshot.wal {
+        seen = seen.bytes("wal_bytes", wal.size_bytes);
+    }
+    if let Some((name, pid)) = snapshot.locks.strongest() {
+        seen = seen.text("lock", name.as_str());
+        if let Some(pid) = pid {
+            seen = seen.count("lock_holder_pid", pid);
+        }
+    }
+    seen
+}
