@@ -3,12 +3,15 @@
 //! Invariant: one loop ([`runtime`]) changes State; everything else asks it through [`runtime::Handle`].
 
 pub mod ca;
+pub mod cli;
 pub mod config;
 pub mod failover;
 pub mod http;
 pub mod listen;
 pub mod metrics;
+pub mod outbox;
 pub mod pager;
 pub mod runtime;
+pub mod serve;
 pub mod service;
 pub mod store;

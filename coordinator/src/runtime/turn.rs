@@ -251,7 +251,8 @@ impl Turner {
         let liveness = &self.machine.state().policy().liveness;
         let bound = (liveness.heartbeat * liveness.stale_after / 2).max(PAUSE_MIN);
         let gap = self.pause.tick(now, bound);
-        if gap.is_some() || boot_ms().saturating_sub(self.shared.turned_at_ms.load(Ordering::Acquire)) >= STOOD_STILL_MS {
+        if gap.is_some() || boot_ms().saturating_sub(self.shared.turned_at_ms.load(Ordering::Acquire)) >= STOOD_STILL_MS
+        {
             self.shared.peers.raise();
         }
         let Some(gap) = gap else { return };

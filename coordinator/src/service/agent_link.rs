@@ -6,16 +6,15 @@
 use super::admission::Admission;
 use super::caller::{Caller, allow};
 use super::spool_reader::SpoolReader;
+use crate::failover::{Failover, HearError, not_primary};
 use crate::runtime::{CoordinatorRole, Handle, LINK_OUTBOX_MESSAGES_MAX, Link, Newest, Resume, Waiting};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use muster_common::epoch_proof::verify;
 use muster_common::identity::Role;
 use muster_common::ids::{AgentName, BootId, SpoolId};
 use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
-use muster_common::tls::Credentials;
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Fact};
-use muster_proto::convert::{bounded, epoch_proof, epoch_proof_to_wire, position_to_wire, spool_id};
+use muster_proto::convert::{bounded, epoch_proof_to_wire, position_to_wire, spool_id};
 use muster_proto::v1::agent_link_service_server::AgentLinkService;
 use muster_proto::v1::{self, ConnectRequest, ConnectResponse, connect_request, connect_response};
 use std::collections::VecDeque;
@@ -47,15 +46,16 @@ type Commit = Pin<Box<dyn Future<Output = Result<(u64, u64), Status>> + Send>>;
 #[derive(Debug, Clone)]
 pub struct AgentLink {
     handle: Handle,
-    credentials: Credentials,
+    failover: Failover,
     endpoints: Arc<Vec<String>>,
     admission: Arc<Admission>,
 }
 
 impl AgentLink {
     /// Agents are told to try `endpoints`.
-    pub fn new(handle: Handle, credentials: Credentials, endpoints: Vec<String>) -> Self {
-        Self { handle, credentials, endpoints: Arc::new(endpoints), admission: Arc::default() }
+    pub fn new(failover: Failover, endpoints: Vec<String>) -> Self {
+        let handle = failover.handle().clone();
+        Self { handle, failover, endpoints: Arc::new(endpoints), admission: Arc::default() }
     }
 
     /// Serves one stream from its hello to its end.
@@ -85,7 +85,7 @@ impl AgentLink {
             return Err(Status::resource_exhausted("too many agents connect at once: come back in a few seconds"));
         }
         let hello = first_hello(requests).await?;
-        self.hear_epoch(&hello).await?;
+        self.hear_epoch(&hello, &agent).await?;
         let said = hello_of(&hello, &caller.address)?;
         self.settle_conflict(&agent, &said).await?;
         let links = self.handle.links();
@@ -116,23 +116,20 @@ impl AgentLink {
         if standing.role == CoordinatorRole::Primary {
             return Ok(());
         }
-        let primary = standing.highest_epoch().map(|epoch| epoch.coordinator.to_string());
-        let known = primary.map_or("unknown here".to_owned(), |name| format!("{name:?}"));
-        let role = standing.role.as_str();
-        Err(Status::failed_precondition(format!("this coordinator is {role}; the primary is {known}: connect there")))
+        Err(not_primary(&standing, self.failover.config()))
     }
 
-    /// An agent may bring the news that somebody else reigns by now.
-    async fn hear_epoch(&self, hello: &v1::Hello) -> Result<(), Status> {
-        let Some(wire) = &hello.highest_epoch else { return Ok(()) };
-        let proof = epoch_proof(wire)?;
-        let now_ms = self.handle.now().unix_ms();
-        if let Err(error) = verify(&proof, self.credentials.roots(), self.credentials.fleet(), now_ms) {
-            tracing::warn!(%error, "an agent told of an epoch that nobody of this fleet claimed; not believed");
-            return Ok(());
+    /// An agent may bring the news that somebody else reigns by now. News that nobody can prove are not believed, but
+    /// the agent is welcome all the same.
+    async fn hear_epoch(&self, hello: &v1::Hello, from: &AgentName) -> Result<(), Status> {
+        match self.failover.hear(hello.highest_epoch.as_ref(), from.as_str()).await {
+            Ok(_) => self.must_reign(),
+            Err(HearError::Proof(error)) => {
+                tracing::warn!(agent = from.as_str(), %error, "an agent told of an epoch without proof");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
         }
-        self.handle.hear_epoch(proof).await.map_err(status)?;
-        self.must_reign()
     }
 
     /// A second stream of one identity: the first is asked whether it lives.

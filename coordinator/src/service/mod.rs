@@ -3,9 +3,15 @@
 mod admission;
 pub mod agent_link;
 pub mod caller;
+mod events;
 pub mod failover;
+pub mod finding;
+pub mod fleet;
+pub mod incident;
+mod paging;
 pub mod replication;
 mod spool_reader;
+mod watch;
 
 use crate::runtime::RuntimeError;
 use muster_common::chain::Chain;

@@ -1,9 +1,15 @@
 //! Verifies a journal from end to end: SQLite's own check, the hash chain, every entry's decoding.
 
 use super::{JournalStore, StoreError, sqlite::SqliteStore};
+use muster_coordinator_core::entry::Entry;
+use muster_coordinator_core::replay::verify;
+use muster_coordinator_core::state::State;
 
 /// Entries read at once: bounds memory, not the check.
 const CHECK_BATCH_ENTRIES: usize = 1_000;
+
+/// Entries replayed from the very beginning; a longer journal is replayed from its newest snapshot.
+const REPLAY_ENTRIES_MAX: u64 = 200_000;
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,6 +20,8 @@ pub struct CheckReport {
     pub oldest: u64,
     /// Last entry.
     pub newest: u64,
+    /// Entries whose conclusions the rules reproduced.
+    pub replayed: u64,
     /// What is wrong, in order of position; empty when the journal is sound.
     pub problems: Vec<String>,
 }
@@ -49,7 +57,32 @@ pub fn check_store(store: &SqliteStore) -> Result<CheckReport, StoreError> {
     {
         report.problems.push(format!("the snapshot of entry {index} carries another hash than the entry"));
     }
+    if report.problems.is_empty() {
+        replay(store, &mut report)?;
+    }
     Ok(report)
+}
+
+/// Feeds the facts since the newest snapshot (or since the beginning, where that is kept) to the rules again. Only where
+/// the rules are those that wrote the journal can they be expected to agree.
+fn replay(store: &SqliteStore, report: &mut CheckReport) -> Result<(), StoreError> {
+    let from_genesis = report.oldest == 1 && report.entries <= REPLAY_ENTRIES_MAX;
+    let state = match store.snapshot()? {
+        Some(snapshot) if !from_genesis => serde_json::from_slice(&snapshot.body)?,
+        _ if from_genesis => State::genesis(),
+        _ => return Ok(()),
+    };
+    let stored =
+        store.entries_from(state.head_index() + 1, usize::try_from(REPLAY_ENTRIES_MAX).unwrap_or(usize::MAX))?;
+    let entries: Vec<Entry> = stored.iter().map(super::StoredEntry::decode).collect::<Result<_, _>>()?;
+    match verify(state, &entries) {
+        Ok(_) => report.replayed = u64::try_from(entries.len()).unwrap_or(u64::MAX),
+        Err(divergence) => report.problems.push(format!(
+            "entry {}: the rules of this version conclude something else than what is recorded",
+            divergence.index
+        )),
+    }
+    Ok(())
 }
 
 fn follows(index: u64, hash: super::JournalHash, entry: &super::StoredEntry) -> Result<(), String> {

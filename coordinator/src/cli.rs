@@ -1,0 +1,189 @@
+//! The command line.
+
+use crate::ca::CaCommand;
+use crate::config::{Config, DEFAULT_PATH, parse};
+use crate::runtime::RuntimeError;
+use crate::serve::Coordinator;
+use crate::store::check::check_store;
+use crate::store::sqlite::{SqliteStore, path_of};
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use muster_common::chain::Chain;
+use muster_common::config::ConfigErrors;
+use muster_common::tls::Credentials;
+use sd_notify::NotifyState;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Exit status of a config or usage mistake.
+const EXIT_USAGE: u8 = 2;
+/// A loop that does not turn within this part of the watchdog's time gets no more help against it.
+const WATCHDOG_PARTS: u32 = 3;
+
+/// The fleet's coordinator: journals what agents report, decides, pages.
+#[derive(Debug, Parser)]
+#[command(name = "muster-coordinator", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the coordinator
+    Run(ConfigPath),
+    /// Report every mistake of the config at once; exit status 0 or 2
+    CheckConfig(ConfigPath),
+    /// Verify the journal: file, hash chain, entries, and that the rules reproduce the recorded conclusions
+    CheckStore(ConfigPath),
+    /// The built-in certificate authority
+    #[command(subcommand)]
+    Ca(CaCommand),
+}
+
+#[derive(Debug, Args)]
+struct ConfigPath {
+    /// The config file
+    #[arg(long, default_value = DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+/// Why a command failed.
+enum Failure {
+    /// Mistakes in the config.
+    Config(Box<ConfigErrors>),
+    /// Everything else.
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// Runs the command line and gives the exit status.
+pub fn main(cli: Cli) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    let mut err = std::io::stderr();
+    let outcome = match cli.command {
+        Command::Run(path) => run(&path.config),
+        Command::CheckConfig(path) => check_config(&path.config, &mut out),
+        Command::CheckStore(path) => check(&path.config, &mut out),
+        Command::Ca(command) => crate::ca::run(&command, &mut out).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
+    };
+    // Where nobody reads what is said there is nobody to tell.
+    match outcome {
+        Ok(code) => code,
+        Err(Failure::Config(errors)) => {
+            let colour = std::io::IsTerminal::is_terminal(&err);
+            drop(writeln!(err, "{}", errors.render(colour)));
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(Failure::Other(error)) => {
+            drop(writeln!(err, "muster-coordinator: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Config, Failure> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read {}: name the config with --config", path.display()))?;
+    parse(&path.display().to_string(), &text).map_err(|errors| Failure::Config(Box::new(errors)))
+}
+
+fn check_config(path: &Path, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+    match read(path) {
+        Ok(_) => {
+            writeln!(out, "{}: ok", path.display())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(Failure::Other(error)) => {
+            writeln!(out, "{error:#}")?;
+            Ok(ExitCode::from(EXIT_USAGE))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+fn check(path: &Path, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+    let config = read(path)?;
+    let store = SqliteStore::open_read_only(&path_of(&config.store_url)?)?;
+    let report = check_store(&store)?;
+    let (entries, oldest, newest) = (report.entries, report.oldest, report.newest);
+    for problem in &report.problems {
+        writeln!(out, "problem: {problem}")?;
+    }
+    let verdict =
+        if report.problems.is_empty() { "sound" } else { "DAMAGED: restore a backup, or promote the standby" };
+    writeln!(out, "{entries} entries checked ({oldest} to {newest}), {} replayed: {verdict}", report.replayed)?;
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run(path: &Path) -> Result<ExitCode, Failure> {
+    start_log();
+    let config = read(path)?;
+    let credentials = Credentials::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start tokio")?;
+    runtime.block_on(run_until_told(config, credentials))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_until_told(config: Config, credentials: Credentials) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut coordinator = Coordinator::start(config, credentials).await?;
+    tracing::info!(grpc = %coordinator.grpc_address(), http = ?coordinator.http_address(), "listening");
+    notify(&[NotifyState::Ready]);
+    let watchdog = tokio::spawn(feed_watchdog(coordinator.handle().clone()));
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        error = coordinator.failed() => Some(error),
+    };
+    watchdog.abort();
+    notify(&[NotifyState::Stopping]);
+    if let Some(error) = failure {
+        tracing::error!(error = format!("{error:#}"), "going down");
+        // No clean stop: what is in memory may be ahead of the journal.
+        return Err(error);
+    }
+    tracing::info!("stopping");
+    match coordinator.stop().await {
+        Ok(()) | Err(RuntimeError::Stopped) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells the service manager that the loop turns, for as long as it does.
+async fn feed_watchdog(handle: crate::runtime::Handle) {
+    let Some(patience) = sd_notify::watchdog_enabled() else { return };
+    let mut interval = tokio::time::interval((patience / WATCHDOG_PARTS).max(Duration::from_millis(10)));
+    let mut turns = handle.turns();
+    loop {
+        interval.tick().await;
+        let now = handle.turns();
+        if now != turns {
+            turns = now;
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(error = %Chain(&error), "the service manager was not told");
+    }
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MUSTER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A second call in one process changes nothing.
+    drop(log.try_init());
+}

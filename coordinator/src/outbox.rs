@@ -1,0 +1,70 @@
+//! The pages' outbox as the pagers see it: a view of the journal, not a second truth.
+
+use crate::pager::{Of, Outbox, OutboxError, Outcome, Pending};
+use crate::runtime::{Handle, RuntimeError};
+use muster_common::chain::Chain;
+use muster_coordinator_core::entry::Fact;
+use muster_coordinator_core::page::PageId;
+
+/// The journal's pages without an outcome.
+#[derive(Debug, Clone)]
+pub struct JournalOutbox {
+    handle: Handle,
+}
+
+impl JournalOutbox {
+    /// Asks the loop behind `handle`.
+    pub fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+
+    async fn is_pending(&self, page: PageId) -> Result<bool, OutboxError> {
+        let pending =
+            move |view: &crate::runtime::View<'_>| view.state.page(page).is_some_and(|record| record.outcome.is_none());
+        self.handle.query(pending).await.map_err(refused)
+    }
+}
+
+fn refused(error: RuntimeError) -> OutboxError {
+    OutboxError(Chain(&error).to_string())
+}
+
+impl Outbox for JournalOutbox {
+    fn may_page(&self) -> bool {
+        self.handle.may_page()
+    }
+
+    async fn pending(&self, of: Of<'_>, limit: usize) -> Result<Vec<Pending>, OutboxError> {
+        let pages = self.handle.query(|view| {
+            let pending = |record: &muster_coordinator_core::state::PageRecord| Pending {
+                id: record.id,
+                page: record.page.clone(),
+                attempted: record.attempted,
+            };
+            view.state.sendable_pages().into_iter().map(pending).collect::<Vec<_>>()
+        });
+        let mut pages = pages.await.map_err(refused)?;
+        pages.retain(|pending| of.matches(&pending.page.receiver));
+        pages.truncate(limit);
+        Ok(pages)
+    }
+
+    async fn attempted(&self, page: PageId) -> Result<bool, OutboxError> {
+        if !self.is_pending(page).await? {
+            return Ok(false);
+        }
+        self.handle.submit(Fact::PageAttempted { page }).await.map_err(refused)?;
+        // A cancellation may have come in between; from here on there is none.
+        self.is_pending(page).await
+    }
+
+    async fn concluded(&self, page: PageId, outcome: Outcome) -> Result<(), OutboxError> {
+        let (word, fact) = match outcome {
+            Outcome::Delivered => ("delivered", Fact::PageDelivered { page }),
+            Outcome::Failed(error) => ("failed", Fact::PageFailed { page, error }),
+        };
+        self.handle.submit(fact).await.map_err(refused)?;
+        self.handle.metrics().page(word);
+        Ok(())
+    }
+}

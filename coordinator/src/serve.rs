@@ -1,0 +1,214 @@
+//! Puts the coordinator together: store, loop, ears, services, pagers, failover; and takes it apart in that order.
+
+use crate::config::Config;
+use crate::failover::{Failover, stand_up};
+use crate::listen::{Accepted, Door, bind_unix};
+use crate::metrics::Metrics;
+use crate::outbox::JournalOutbox;
+use crate::pager::http_client::HttpClient;
+use crate::pager::{self, Lane, Receiver};
+use crate::runtime::{CoordinatorRole, Handle, Runtime, RuntimeError, Start, start};
+use crate::service::agent_link::AgentLink;
+use crate::service::failover::FailoverApi;
+use crate::service::finding::FindingApi;
+use crate::service::fleet::FleetApi;
+use crate::service::incident::IncidentApi;
+use crate::service::replication::Replication;
+use anyhow::Context;
+use muster_common::limits::LINK_MESSAGE_BYTES_MAX;
+use muster_common::tls::{Credentials, server_config};
+use muster_proto::FILE_DESCRIPTOR_SET;
+use muster_proto::v1::agent_link_service_server::AgentLinkServiceServer;
+use muster_proto::v1::failover_service_server::FailoverServiceServer;
+use muster_proto::v1::finding_service_server::FindingServiceServer;
+use muster_proto::v1::fleet_service_server::FleetServiceServer;
+use muster_proto::v1::incident_service_server::IncidentServiceServer;
+use muster_proto::v1::replication_service_server::ReplicationServiceServer;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+/// Streams on one connection: an agent has one, an operator's tool a handful of watches.
+const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+/// Bytes of one request's headers.
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Bytes of one request of an operator.
+const REQUEST_BYTES_MAX: usize = 256 * 1024;
+/// How long tasks may take to end before the process ends without them.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A coordinator that runs.
+#[derive(Debug)]
+pub struct Coordinator {
+    handle: Handle,
+    runtime: Runtime,
+    tasks: JoinSet<anyhow::Result<()>>,
+    grpc: SocketAddr,
+    http: Option<SocketAddr>,
+}
+
+impl Coordinator {
+    /// Starts everything; when this returns, every listener is open.
+    pub async fn start(config: Config, credentials: Credentials) -> anyhow::Result<Self> {
+        server_config(&credentials).context("the certificate cannot serve")?;
+        let receivers = open_receivers(&config, &credentials)?;
+        let grpc_listener = TcpListener::bind(config.listen.grpc)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.listen.grpc))?;
+        let http_listener = match config.listen.http {
+            Some(address) => {
+                Some(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?)
+            }
+            None => None,
+        };
+        let unix_listener = match &config.listen.unix {
+            Some(path) => Some(bind_unix(path).await.with_context(|| format!("cannot listen on {}", path.display()))?),
+            None => None,
+        };
+        let mut store = crate::store::open(&config.store_url)?;
+        let standing = stand_up(store.as_mut(), &credentials, &config.failover).await?;
+        tracing::info!(id = %standing.id, fleet = %standing.fleet, role = %standing.role, "starting");
+        let metrics = Arc::new(Metrics::default());
+        let policy = config.policy.clone();
+        let stale = policy.liveness.heartbeat * policy.liveness.stale_after;
+        let begin = Start { store, standing, policy, metrics: Arc::clone(&metrics) };
+        let (handle, runtime) = tokio::task::spawn_blocking(move || start(begin)).await??;
+
+        let (grpc, http) =
+            (grpc_listener.local_addr()?, http_listener.as_ref().map(TcpListener::local_addr).transpose()?);
+        let mut tasks = JoinSet::new();
+        let failover = Failover::new(handle.clone(), credentials.clone(), config.failover.clone());
+        let (door, accepted) = Door::new(metrics, handle.stopping());
+        {
+            let (door, credentials) = (door.clone(), credentials.clone());
+            tasks.spawn(async move { Ok(door.accept_tls(grpc_listener, credentials).await?) });
+        }
+        if let Some(listener) = unix_listener {
+            tasks.spawn(async move {
+                door.accept_unix(listener).await;
+                Ok(())
+            });
+        }
+        let agents = AgentLink::new(failover.clone(), config.advertise.clone());
+        tasks.spawn(serve_grpc(accepted, handle.clone(), failover.clone(), agents, stale));
+        if let Some(listener) = http_listener {
+            let handle = handle.clone();
+            tasks.spawn(async move { Ok(crate::http::serve(listener, handle).await?) });
+        }
+        let (outbox, wake, stop) = (JournalOutbox::new(handle.clone()), handle.head(), handle.stopping());
+        tasks.spawn(async move {
+            pager::run(Arc::new(outbox), receivers, wake, Arc::default(), stop).await;
+            Ok(())
+        });
+        tasks.spawn(async move {
+            failover.run().await;
+            Ok(())
+        });
+        Ok(Self { handle, runtime, tasks, grpc, http })
+    }
+
+    /// The way to the loop.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Where gRPC is served.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// Where HTTP is served.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// Resolves when something that must run has ended by itself.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        tokio::select! {
+            error = self.runtime.failed() => anyhow::Error::new(error).context("the loop ended"),
+            Some(ended) = self.tasks.join_next() => match ended {
+                Ok(Ok(())) => anyhow::anyhow!("a task ended before its time"),
+                Ok(Err(error)) => error,
+                Err(error) => anyhow::Error::new(error).context("a task panicked"),
+            },
+        }
+    }
+
+    /// Ends streams, servers and pagers, then the loop, which takes a snapshot.
+    pub async fn stop(mut self) -> Result<(), RuntimeError> {
+        self.handle.shutdown();
+        let drained = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            tracing::warn!("some connections did not end in time; going on without them");
+            self.tasks.abort_all();
+        }
+        self.runtime.finish().await
+    }
+}
+
+fn open_receivers(config: &Config, credentials: &Credentials) -> anyhow::Result<Vec<Lane<HttpClient>>> {
+    let open = |config: &crate::pager::ReceiverConfig| {
+        let transport = HttpClient::new(config)?;
+        Ok(Lane { receiver: Receiver::open(config.clone(), credentials.fleet().as_str())?, transport })
+    };
+    config.receivers.iter().map(open).collect()
+}
+
+async fn serve_grpc(
+    accepted: Accepted,
+    handle: Handle,
+    failover: Failover,
+    agents: AgentLink,
+    stale: Duration,
+) -> anyhow::Result<()> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reporting = tokio::spawn(report_health(reporter, handle.clone()));
+    let bounded = REQUEST_BYTES_MAX;
+    // Both sides ping: an agent that vanished without a word is noticed well before it counts as stale.
+    let keepalive = Some((stale / 4).max(Duration::from_secs(1)));
+    let served = Server::builder()
+        .http2_keepalive_interval(keepalive)
+        .http2_keepalive_timeout(keepalive)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(AgentLinkServiceServer::new(agents).max_decoding_message_size(LINK_MESSAGE_BYTES_MAX))
+        .add_service(FleetServiceServer::new(FleetApi::new(handle.clone())).max_decoding_message_size(bounded))
+        .add_service(FindingServiceServer::new(FindingApi::new(handle.clone())).max_decoding_message_size(bounded))
+        .add_service(IncidentServiceServer::new(IncidentApi::new(handle.clone())).max_decoding_message_size(bounded))
+        .add_service(FailoverServiceServer::new(FailoverApi::new(failover.clone())).max_decoding_message_size(bounded))
+        .add_service(ReplicationServiceServer::new(Replication::new(failover)).max_decoding_message_size(bounded))
+        .serve_with_incoming_shutdown(ReceiverStream::new(accepted), handle.stopping().cancelled_owned())
+        .await;
+    reporting.abort();
+    Ok(served?)
+}
+
+/// The server as a whole serves; the agents' link serves on a primary only.
+async fn report_health(reporter: HealthReporter, handle: Handle) {
+    let mut standing = handle.standing();
+    loop {
+        let primary = standing.borrow_and_update().role == CoordinatorRole::Primary;
+        let link = if primary { ServingStatus::Serving } else { ServingStatus::NotServing };
+        reporter.set_service_status("muster.v1.AgentLinkService", link).await;
+        for service in ["FleetService", "FindingService", "IncidentService", "FailoverService", "ReplicationService"] {
+            reporter.set_service_status(format!("muster.v1.{service}"), ServingStatus::Serving).await;
+        }
+        if standing.changed().await.is_err() {
+            return;
+        }
+    }
+}

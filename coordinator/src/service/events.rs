@@ -1,0 +1,83 @@
+//! Journal entries for people: name, agent, incident and one sentence, taken from the entry's own JSON.
+
+use crate::store::StoredEntry;
+use muster_common::time::Timestamp;
+use muster_coordinator_core::entry::{Entry, EntryBody, Fact, IncidentKey};
+use muster_coordinator_core::state::State;
+use muster_proto::convert::timestamp_to_wire;
+use muster_proto::v1;
+use serde_json::Value;
+
+/// Fields that make a sentence, best first.
+const SENTENCES: [&str; 7] = ["title", "why", "summary", "message", "reason", "text", "error"];
+
+/// The wire form of an entry; `None` when it does not decode, which the store would have refused.
+pub(super) fn event(state: &State, stored: &StoredEntry) -> Option<v1::JournalEvent> {
+    let entry = stored.decode().ok()?;
+    let json: Value = serde_json::from_slice(&stored.body).ok()?;
+    let kind = match &entry.body {
+        EntryBody::Fact(_) => "fact",
+        EntryBody::Deadline(_) => "deadline",
+        EntryBody::Conclusion(_) => "conclusion",
+    };
+    let (name, inner) = named(json.get(kind)?);
+    let incident = incident_of(state, &entry).and_then(|key| state.incident(&key));
+    Some(v1::JournalEvent {
+        index: entry.index,
+        at: Some(timestamp_to_wire(entry.at)),
+        kind: kind.to_owned(),
+        agent: inner.get("agent").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        incident: incident.map(|incident| incident.number.clone()).unwrap_or_default(),
+        summary: sentence(inner).unwrap_or_else(|| name.replace('_', " ")),
+        name,
+        body_json: String::from_utf8_lossy(&stored.body).into_owned(),
+        trace_id: entry.trace.to_string(),
+    })
+}
+
+/// Serde writes a variant as its name, or as an object with its name as the only key.
+fn named(value: &Value) -> (String, &Value) {
+    match value {
+        Value::Object(map) => map.iter().next().map_or((String::new(), value), |(name, inner)| (name.clone(), inner)),
+        other => (other.as_str().unwrap_or_default().to_owned(), other),
+    }
+}
+
+fn sentence(inner: &Value) -> Option<String> {
+    if let Some(event) = inner.get("event") {
+        let (change, finding) = named(event);
+        return Some(format!("{change}: {}", finding.get("summary")?.as_str()?));
+    }
+    SENTENCES.iter().find_map(|key| inner.get(key)?.as_str()).map(str::to_owned)
+}
+
+/// The incident an entry is about.
+pub(super) fn incident_of(state: &State, entry: &Entry) -> Option<IncidentKey> {
+    use muster_coordinator_core::entry::Conclusion as C;
+    let page = |id| state.page(id).map(|record| record.incident.clone());
+    match &entry.body {
+        EntryBody::Fact(Fact::Operator { cause, generation, .. }) => {
+            Some(IncidentKey { cause: cause.clone(), generation: *generation })
+        }
+        EntryBody::Fact(
+            Fact::PageAttempted { page: id } | Fact::PageDelivered { page: id } | Fact::PageFailed { page: id, .. },
+        ) => page(*id),
+        EntryBody::Conclusion(conclusion) => match conclusion {
+            C::IncidentOpened { incident, .. }
+            | C::IncidentJoined { incident, .. }
+            | C::IncidentChanged { incident, .. }
+            | C::IncidentRecovering { incident, .. }
+            | C::IncidentRelapsed { incident, .. }
+            | C::IncidentResolved { incident, .. }
+            | C::PageRequested { incident, .. }
+            | C::NotPaged { incident, .. } => Some(incident.clone()),
+            C::PageCancelled { page: id, .. } => page(*id),
+        },
+        _ => None,
+    }
+}
+
+/// An optional point in time on the wire.
+pub(super) fn maybe(time: Option<Timestamp>) -> Option<prost_types::Timestamp> {
+    time.map(timestamp_to_wire)
+}

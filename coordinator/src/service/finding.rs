@@ -1,0 +1,270 @@
+//! `FindingService`: what is wrong now, and the journal.
+
+use super::caller::{READERS, allow};
+use super::events::event;
+use super::paging::{PageRequest, encode};
+use super::status_of;
+use super::watch::{Watched, Watchers};
+use crate::runtime::{Batch, Handle, View};
+use muster_common::finding::{Finding, FindingEvent};
+use muster_common::ids::AgentName;
+use muster_common::reason::ReasonKind;
+use muster_common::severity::Severity;
+use muster_common::time::Timestamp;
+use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
+use muster_proto::convert::{finding_to_wire, severity, timestamp_to_wire};
+use muster_proto::v1;
+use muster_proto::v1::finding_service_server::FindingService;
+use std::collections::BTreeMap;
+use tonic::{Request, Response, Status};
+
+/// Journal entries looked at for one page of a filtered list. Overflow rule: the page may be short, its token goes on.
+const EVENTS_SCANNED_MAX: u64 = 5_000;
+/// Entries read from the store at once.
+const EVENTS_READ: u64 = 500;
+/// Entries of one trace.
+const TRACE_ENTRIES_MAX: usize = 2_000;
+
+/// Serves operators.
+#[derive(Debug, Clone)]
+pub struct FindingApi {
+    handle: Handle,
+    watchers: Watchers,
+}
+
+impl FindingApi {
+    /// Asks the loop behind `handle`.
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, watchers: Watchers::default() }
+    }
+}
+
+/// Which findings are asked for.
+#[derive(Debug, Clone)]
+struct Filter {
+    agent: String,
+    service: String,
+    reason: String,
+    min_severity: Option<Severity>,
+}
+
+impl Filter {
+    fn new(agent: String, service: String, reason: String, min_severity: i32) -> Result<Self, Status> {
+        if !reason.is_empty() {
+            reason
+                .parse::<muster_common::reason::Reason>()
+                .map_err(|error| Status::invalid_argument(format!("reason: {error}")))?;
+        }
+        let min_severity = if min_severity == 0 { None } else { Some(severity(min_severity)?) };
+        Ok(Self { agent, service, reason, min_severity })
+    }
+
+    fn matches(&self, agent: &AgentName, finding: &Finding) -> bool {
+        let or_any = |wanted: &str, found: &str| wanted.is_empty() || wanted == found;
+        or_any(&self.agent, agent.as_str())
+            && or_any(&self.service, finding.key.subject.service.as_str())
+            && or_any(&self.reason, finding.key.reason.as_str())
+            && self.min_severity.is_none_or(|least| finding.severity >= least)
+    }
+}
+
+/// A finding with its circumstances.
+struct Row<'a> {
+    agent: &'a AgentName,
+    finding: &'a Finding,
+    observed: Timestamp,
+    received: Timestamp,
+    estimated: bool,
+    index: u64,
+}
+
+impl Row<'_> {
+    fn id(&self) -> String {
+        format!("{}/{}", self.agent, self.finding.key)
+    }
+
+    fn wire(&self, view: &View<'_>) -> v1::Finding {
+        let id = self.id();
+        let of = |incident: &&muster_coordinator_core::state::Incident| incident.members.contains(&id);
+        let record = view.state.agent(self.agent);
+        let causes = record.into_iter().flat_map(|record| &record.incidents);
+        let incident = causes.filter_map(|cause| view.state.unresolved(cause)).find(of);
+        let kind = match self.finding.key.reason.kind() {
+            ReasonKind::Occurrence => "occurrence",
+            _ => "condition",
+        };
+        v1::Finding {
+            agent: self.agent.to_string(),
+            detail: Some(finding_to_wire(self.finding)),
+            kind: kind.to_owned(),
+            observed: Some(timestamp_to_wire(self.observed)),
+            received: Some(timestamp_to_wire(self.received)),
+            observed_estimated: self.estimated,
+            incident: incident.map(|incident| incident.number.clone()).unwrap_or_default(),
+            trace_id: self.index.to_string(),
+            id,
+        }
+    }
+}
+
+fn list(view: &View<'_>, filter: &Filter, occurrences: bool, wanted: &PageRequest) -> v1::ListFindingsResponse {
+    let open = view.state.open_findings().map(|(agent, open)| Row {
+        agent,
+        finding: &open.finding,
+        observed: open.opened,
+        received: open.received,
+        estimated: open.estimated,
+        index: open.event_index,
+    });
+    let recent = view.state.recent_occurrences().filter(|_| occurrences).map(|occurrence| Row {
+        agent: &occurrence.agent,
+        finding: &occurrence.finding,
+        observed: occurrence.observed,
+        received: occurrence.received,
+        estimated: false,
+        index: occurrence.index,
+    });
+    // Worst first, then by name; the index tells occurrences of one name apart.
+    let key = |row: &Row<'_>| format!("{}/{}/{:020}", row.finding.severity.level(), row.id(), row.index);
+    let rows: BTreeMap<String, Row<'_>> =
+        open.chain(recent).filter(|row| filter.matches(row.agent, row.finding)).map(|row| (key(&row), row)).collect();
+    let page = wanted.cut(&rows, |row| row.wire(view));
+    v1::ListFindingsResponse { findings: page.items, next_page_token: page.next_token, total_size: page.total }
+}
+
+/// Newest first, from below `before`.
+fn events(
+    view: &View<'_>,
+    before: u64,
+    size: usize,
+    agent: &str,
+    incident: &str,
+) -> Result<v1::ListEventsResponse, crate::store::StoreError> {
+    let mut events = Vec::new();
+    let oldest = view.store.oldest()?;
+    let floor = before.saturating_sub(EVENTS_SCANNED_MAX).max(oldest);
+    let mut next = before;
+    while next > floor && events.len() < size {
+        let from = next.saturating_sub(EVENTS_READ).max(floor);
+        let count = usize::try_from(next - from).unwrap_or(usize::MAX);
+        for stored in view.store.entries_from(from, count)?.iter().rev() {
+            if events.len() == size {
+                break;
+            }
+            next = stored.index;
+            let found = event(view.state, stored).filter(|event| {
+                (agent.is_empty() || event.agent == agent) && (incident.is_empty() || event.incident == incident)
+            });
+            events.extend(found);
+        }
+        if events.len() < size {
+            next = from;
+        }
+    }
+    let next_page_token = if next > oldest { encode(&next.to_string()) } else { String::new() };
+    Ok(v1::ListEventsResponse { events, next_page_token })
+}
+
+#[tonic::async_trait]
+impl FindingService for FindingApi {
+    type WatchFindingsStream = Watched<v1::WatchFindingsResponse>;
+
+    async fn list_findings(
+        &self,
+        request: Request<v1::ListFindingsRequest>,
+    ) -> Result<Response<v1::ListFindingsResponse>, Status> {
+        allow(&request, READERS)?;
+        let request = request.into_inner();
+        let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+        let filter = Filter::new(request.agent, request.service, request.reason, request.min_severity)?;
+        let occurrences = request.include_occurrences;
+        let read = move |view: &View<'_>| list(view, &filter, occurrences, &wanted);
+        self.handle.query(read).await.map(Response::new).map_err(|error| status_of(&error))
+    }
+
+    async fn watch_findings(
+        &self,
+        request: Request<v1::WatchFindingsRequest>,
+    ) -> Result<Response<Self::WatchFindingsStream>, Status> {
+        allow(&request, READERS)?;
+        let request = request.into_inner();
+        let filter = Filter::new(request.agent, request.service, request.reason, request.min_severity)?;
+        let handle = self.handle.clone();
+        let stream = self.watchers.watch(
+            &self.handle,
+            || async { Ok(Vec::new()) },
+            move |batch: Batch| {
+                let (handle, filter) = (handle.clone(), filter.clone());
+                async move {
+                    let read = move |view: &View<'_>| {
+                        batch.entries.iter().filter_map(|entry| change(view, &filter, entry)).collect::<Vec<_>>()
+                    };
+                    handle.query(read).await.map_err(|error| status_of(&error))
+                }
+            },
+        )?;
+        Ok(Response::new(stream))
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<v1::ListEventsRequest>,
+    ) -> Result<Response<v1::ListEventsResponse>, Status> {
+        allow(&request, READERS)?;
+        let request = request.into_inner();
+        let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+        let bad =
+            |_| Status::invalid_argument("page_token is not one of ours: use next_page_token of the answer before");
+        let before = wanted.after().map(str::parse::<u64>).transpose().map_err(bad)?;
+        let read = move |view: &View<'_>| {
+            let end = view.state.head_index() + 1;
+            events(view, before.unwrap_or(end).min(end), wanted.size(), &request.agent, &request.incident)
+        };
+        let found = self.handle.query(read).await.map_err(|error| status_of(&error))?;
+        found.map(Response::new).map_err(|error| Status::internal(muster_common::chain::Chain(&error).to_string()))
+    }
+
+    async fn get_trace(&self, request: Request<v1::GetTraceRequest>) -> Result<Response<v1::GetTraceResponse>, Status> {
+        allow(&request, READERS)?;
+        let trace_id = request.into_inner().trace_id;
+        let trace: u64 = trace_id
+            .parse()
+            .map_err(|_| Status::invalid_argument("trace_id is a journal index: take one from ListEvents"))?;
+        let read = move |view: &View<'_>| {
+            let entries = view.store.entries_from(trace, TRACE_ENTRIES_MAX)?;
+            let events = entries.iter().filter_map(|stored| event(view.state, stored));
+            Ok::<_, crate::store::StoreError>(events.take_while(|event| event.trace_id == trace_id).collect::<Vec<_>>())
+        };
+        let found = self.handle.query(read).await.map_err(|error| status_of(&error))?;
+        let events = found.map_err(|error| Status::internal(muster_common::chain::Chain(&error).to_string()))?;
+        if events.is_empty() {
+            return Err(Status::not_found(format!("entry {trace} begins no trace: take a trace_id from ListEvents")));
+        }
+        Ok(Response::new(v1::GetTraceResponse { events }))
+    }
+}
+
+fn change(view: &View<'_>, filter: &Filter, entry: &Entry) -> Option<v1::WatchFindingsResponse> {
+    let EntryBody::Fact(Fact::FindingReceived { agent, observed, estimated, event, .. }) = &entry.body else {
+        return None;
+    };
+    let change = match event {
+        FindingEvent::Opened(_) => "opened",
+        FindingEvent::Updated(_) => "updated",
+        FindingEvent::Cleared { .. } => "cleared",
+        FindingEvent::Occurred(_) => "occurred",
+    };
+    let cleared;
+    let finding = match event {
+        FindingEvent::Opened(finding) | FindingEvent::Updated(finding) | FindingEvent::Occurred(finding) => finding,
+        FindingEvent::Cleared { key, summary, evidence } => {
+            cleared = Finding::new(key.clone(), summary).evidence(evidence.clone());
+            &cleared
+        }
+    };
+    filter.matches(agent, finding).then(|| {
+        let (observed, received) = (*observed, entry.at);
+        let row = Row { agent, finding, observed, received, estimated: *estimated, index: entry.index };
+        v1::WatchFindingsResponse { change: change.to_owned(), finding: Some(row.wire(view)) }
+    })
+}

@@ -1,0 +1,293 @@
+//! `FleetService`: who is there, and how the coordinator itself stands.
+
+use super::caller::{READERS, allow};
+use super::events::maybe;
+use super::paging::PageRequest;
+use super::status_of;
+use super::watch::{Watched, Watchers};
+use crate::runtime::{Batch, Handle, Link, View};
+use muster_common::ids::AgentName;
+use muster_coordinator_core::entry::{Disconnect, Entry, EntryBody, Fact, Silence};
+use muster_coordinator_core::state::{AgentRecord, Link as Standing};
+use muster_proto::convert::{duration_to_wire, epoch_to_wire, severity_to_wire, timestamp_to_wire};
+use muster_proto::v1::fleet_service_server::FleetService;
+use muster_proto::v1::{self, AgentState};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// An agent on the other side of the world answers well within this.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves operators.
+#[derive(Debug, Clone)]
+pub struct FleetApi {
+    handle: Handle,
+    watchers: Watchers,
+}
+
+impl FleetApi {
+    /// Asks the loop behind `handle`.
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, watchers: Watchers::default() }
+    }
+
+    async fn agents(&self, filter: Filter, only: Option<BTreeSet<AgentName>>) -> Result<Vec<v1::Agent>, Status> {
+        let links = self.links();
+        let read = move |view: &View<'_>| {
+            let wanted = |record: &&AgentRecord| only.as_ref().is_none_or(|only| only.contains(&record.name));
+            let wire = |record: &AgentRecord| agent(view, record, links.get(&record.name).map(Arc::as_ref));
+            view.state.agents().filter(wanted).map(wire).filter(|agent| filter.matches(agent)).collect()
+        };
+        self.handle.query(read).await.map_err(|error| status_of(&error))
+    }
+
+    fn links(&self) -> BTreeMap<AgentName, Arc<Link>> {
+        self.handle.links().all().into_iter().collect()
+    }
+}
+
+/// Which agents are asked for.
+#[derive(Debug, Clone)]
+struct Filter {
+    state: AgentState,
+    labels: HashMap<String, String>,
+}
+
+impl Filter {
+    fn new(state: i32, labels: HashMap<String, String>) -> Result<Self, Status> {
+        let state = AgentState::try_from(state)
+            .map_err(|_| Status::invalid_argument(format!("state has the unknown value {state}")))?;
+        Ok(Self { state, labels })
+    }
+
+    fn matches(&self, agent: &v1::Agent) -> bool {
+        let state = self.state == AgentState::Unspecified || agent.state == i32::from(self.state);
+        state && self.labels.iter().all(|(key, value)| agent.labels.get(key) == Some(value))
+    }
+}
+
+#[tonic::async_trait]
+impl FleetService for FleetApi {
+    type WatchAgentsStream = Watched<v1::WatchAgentsResponse>;
+
+    async fn get_fleet_status(
+        &self,
+        request: Request<v1::GetFleetStatusRequest>,
+    ) -> Result<Response<v1::GetFleetStatusResponse>, Status> {
+        allow(&request, READERS)?;
+        let standbys = self.handle.followers().keys().map(ToString::to_string).collect();
+        let mut status = self.handle.query(fleet_status).await.map_err(|error| status_of(&error))?;
+        status.standbys = standbys;
+        Ok(Response::new(status))
+    }
+
+    async fn list_agents(
+        &self,
+        request: Request<v1::ListAgentsRequest>,
+    ) -> Result<Response<v1::ListAgentsResponse>, Status> {
+        allow(&request, READERS)?;
+        let request = request.into_inner();
+        let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+        let filter = Filter::new(request.state, request.labels)?;
+        let agents = self.agents(filter, None).await?;
+        let agents: BTreeMap<String, v1::Agent> = agents.into_iter().map(|agent| (agent.id.clone(), agent)).collect();
+        let page = wanted.cut(&agents, v1::Agent::clone);
+        Ok(Response::new(v1::ListAgentsResponse {
+            agents: page.items,
+            next_page_token: page.next_token,
+            total_size: page.total,
+        }))
+    }
+
+    async fn get_agent(&self, request: Request<v1::GetAgentRequest>) -> Result<Response<v1::Agent>, Status> {
+        allow(&request, READERS)?;
+        let name = agent_name(&request.into_inner().id)?;
+        let filter = Filter { state: AgentState::Unspecified, labels: HashMap::new() };
+        let mut found = self.agents(filter, Some(BTreeSet::from([name.clone()]))).await?;
+        found.pop().map(Response::new).ok_or_else(|| unknown(&name))
+    }
+
+    async fn watch_agents(
+        &self,
+        request: Request<v1::WatchAgentsRequest>,
+    ) -> Result<Response<Self::WatchAgentsStream>, Status> {
+        allow(&request, READERS)?;
+        let request = request.into_inner();
+        let filter = Filter::new(request.state, request.labels)?;
+        let wrap = |agents: Vec<v1::Agent>| {
+            agents.into_iter().map(|agent| v1::WatchAgentsResponse { agent: Some(agent) }).collect::<Vec<_>>()
+        };
+        let (first, first_filter) = (self.clone(), filter.clone());
+        let (then, then_filter) = (self.clone(), filter);
+        let stream = self.watchers.watch(
+            &self.handle,
+            move || async move { first.agents(first_filter, None).await.map(wrap) },
+            move |batch: Batch| {
+                let (then, filter) = (then.clone(), then_filter.clone());
+                async move {
+                    let changed: BTreeSet<AgentName> = batch.entries.iter().filter_map(agent_of).cloned().collect();
+                    if changed.is_empty() {
+                        return Ok(Vec::new());
+                    }
+                    then.agents(filter, Some(changed)).await.map(wrap)
+                }
+            },
+        )?;
+        Ok(Response::new(stream))
+    }
+
+    async fn ping_agent(
+        &self,
+        request: Request<v1::PingAgentRequest>,
+    ) -> Result<Response<v1::PingAgentResponse>, Status> {
+        allow(&request, READERS)?;
+        let name = agent_name(&request.into_inner().id)?;
+        let known = name.clone();
+        let known = self.handle.query(move |view| view.state.agent(&known).is_some()).await;
+        if !known.map_err(|error| status_of(&error))? {
+            return Err(unknown(&name));
+        }
+        let Some(link) = self.handle.links().get(&name) else {
+            return Err(Status::unavailable(format!("{name} is not connected: see GetAgent for its last_heard")));
+        };
+        let Some(round_trip) = link.ping(PING_TIMEOUT).await else {
+            return Err(Status::deadline_exceeded(format!("{name} is connected and does not answer")));
+        };
+        Ok(Response::new(v1::PingAgentResponse { round_trip: Some(duration_to_wire(round_trip)) }))
+    }
+}
+
+fn agent_name(id: &str) -> Result<AgentName, Status> {
+    AgentName::new(id).map_err(|error| Status::invalid_argument(format!("id: {error}")))
+}
+
+fn unknown(name: &AgentName) -> Status {
+    Status::not_found(format!("no agent {:?}: see ListAgents for those that are known", name.as_str()))
+}
+
+fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
+    let state = view.state;
+    let mut by_state: BTreeMap<i32, u32> = BTreeMap::new();
+    for record in state.agents() {
+        *by_state.entry(state_of(record).0.into()).or_default() += 1;
+    }
+    let count = |state: AgentState| by_state.get(&i32::from(state)).copied().unwrap_or_default();
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let open: Vec<_> = state.incidents().filter(|incident| incident.is_unresolved()).collect();
+    v1::GetFleetStatusResponse {
+        fleet: view.standing.fleet.to_string(),
+        coordinator_id: view.standing.id.to_string(),
+        role: view.standing.role.as_str().to_owned(),
+        epoch: view.standing.epoch().as_ref().map(epoch_to_wire),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started: Some(timestamp_to_wire(view.started)),
+        now: Some(timestamp_to_wire(view.now)),
+        agents_live: count(AgentState::Live),
+        agents_stale: count(AgentState::Stale),
+        agents_stopped: count(AgentState::Stopped),
+        agents_not_yet_reheard: count(AgentState::NotYetReheard),
+        open_findings: number(state.open_findings().count()),
+        open_incidents: number(open.len()),
+        unacknowledged_incidents: number(open.iter().filter(|incident| incident.owner.is_none()).count()),
+        pages_pending: number(state.pending_pages().count()),
+        journal_index: state.head_index(),
+        rehear_until: maybe(state.rehear_until()),
+        standbys: Vec::new(),
+    }
+}
+
+fn state_of(record: &AgentRecord) -> (AgentState, String) {
+    match &record.link {
+        Standing::Heard => (AgentState::Live, "heard within the threshold".to_owned()),
+        Standing::NotReheard => {
+            (AgentState::NotYetReheard, "not heard since this coordinator began to listen".to_owned())
+        }
+        Standing::Disconnected { how: how @ (Disconnect::Goodbye | Disconnect::HostShutdown), at } => {
+            (AgentState::Stopped, format!("said goodbye ({}) at {at}", words(how)))
+        }
+        Standing::Disconnected { how, at } => {
+            (AgentState::Live, format!("disconnected ({}) at {at}, not silent for long enough yet", words(how)))
+        }
+        Standing::Silent { silence: Silence::Goodbye, last_heard, .. } => {
+            (AgentState::Stopped, format!("said goodbye and did not come back; last heard at {last_heard}"))
+        }
+        Standing::Silent { silence, last_heard, .. } => {
+            let why = match silence {
+                Silence::Reset => "its connection was reset and it did not come back",
+                Silence::NotReheard => "it was not heard after this coordinator began to listen",
+                Silence::Nothing | Silence::Goodbye => "nothing is heard on its connection",
+            };
+            (AgentState::Stale, format!("{why}; last heard at {last_heard}"))
+        }
+    }
+}
+
+fn words(how: &Disconnect) -> &'static str {
+    match how {
+        Disconnect::Goodbye => "stopped",
+        Disconnect::HostShutdown => "host goes down",
+        Disconnect::Reset => "connection reset",
+        Disconnect::Timeout => "keepalive without answer",
+        Disconnect::Refused => "broke the protocol",
+        Disconnect::Replaced => "replaced by a newer stream",
+        Disconnect::Draining => "the coordinator stopped",
+    }
+}
+
+fn agent(view: &View<'_>, record: &AgentRecord, link: Option<&Link>) -> v1::Agent {
+    let (state, state_reason) = state_of(record);
+    let hello = record.hello.as_ref();
+    let text = |get: fn(&muster_coordinator_core::entry::AgentHello) -> &String| hello.map(get).cloned();
+    let newest = link.and_then(Link::newest);
+    let heard_on_link = link.map(|link| {
+        muster_common::time::Timestamp::from_unix_ms(link.last_heard_ms.load(std::sync::atomic::Ordering::Relaxed))
+    });
+    let worst = record.open.values().map(|open| open.finding.severity).max();
+    v1::Agent {
+        id: record.name.to_string(),
+        state: state.into(),
+        state_reason,
+        host_name: text(|hello| &hello.host_name).unwrap_or_default(),
+        agent_version: text(|hello| &hello.agent_version).unwrap_or_default(),
+        os_version: text(|hello| &hello.os_version).unwrap_or_default(),
+        kernel_version: text(|hello| &hello.kernel_version).unwrap_or_default(),
+        boot_id: hello.and_then(|hello| hello.boot_id).map(|boot| boot.to_string()).unwrap_or_default(),
+        labels: hello.map(|hello| hello.labels.clone().into_iter().collect()).unwrap_or_default(),
+        last_heard: maybe(heard_on_link.max(view.liveness.last_heard(&record.name))),
+        first_seen: Some(timestamp_to_wire(record.first_seen)),
+        connected: link.is_some(),
+        peer_address: text(|hello| &hello.peer_address).unwrap_or_default(),
+        open_findings: u32::try_from(record.open.len()).unwrap_or(u32::MAX),
+        worst_severity: worst.map(severity_to_wire).unwrap_or_default(),
+        stored_sequence: record.position.map_or(0, |position| position.sequence),
+        lost_entries: record.entries_lost,
+        memory_available_bytes: newest.map_or(0, |newest| newest.memory_available_bytes),
+        clock_skew: newest.map(|newest| signed_duration(newest.skew_ms)),
+    }
+}
+
+fn signed_duration(ms: i64) -> prost_types::Duration {
+    let nanos = i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
+    prost_types::Duration { seconds: ms / 1000, nanos }
+}
+
+/// The agent a fact is about.
+fn agent_of(entry: &Entry) -> Option<&AgentName> {
+    let EntryBody::Fact(fact) = &entry.body else { return None };
+    match fact {
+        Fact::AgentConnected { agent, .. }
+        | Fact::AgentDisconnected { agent, .. }
+        | Fact::AgentFlapping { agent, .. }
+        | Fact::AgentSilent { agent, .. }
+        | Fact::AgentHeard { agent }
+        | Fact::FindingReceived { agent, .. }
+        | Fact::FindingsLost { agent, .. }
+        | Fact::SpoolReplaced { agent, .. }
+        | Fact::DigestDiffers { agent }
+        | Fact::OpenSetReceived { agent, .. }
+        | Fact::IdentityConflict { agent, .. } => Some(agent),
+        _ => None,
+    }
+}

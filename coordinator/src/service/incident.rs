@@ -1,0 +1,274 @@
+//! `IncidentService`: what people are woken for, and what they do about it.
+
+use super::caller::{ACTORS, READERS, allow};
+use super::events::{incident_of, maybe};
+use super::paging::PageRequest;
+use super::status_of;
+use super::watch::{Watched, Watchers};
+use crate::runtime::{Batch, Handle, View};
+use muster_common::limits::{NOTE_BYTES_MAX, clip};
+use muster_coordinator_core::entry::{Fact, IncidentKey, OperatorAction, Resolution};
+use muster_coordinator_core::state::{Incident, IncidentStatus, PageOutcome, PageRecord};
+use muster_proto::convert::{bounded, grade_to_wire, severity_to_wire, timestamp_to_wire};
+use muster_proto::v1::incident_service_server::IncidentService;
+use muster_proto::v1::{self, IncidentState};
+use std::collections::{BTreeMap, BTreeSet};
+use tonic::{Request, Response, Status};
+
+/// Serves operators.
+#[derive(Debug, Clone)]
+pub struct IncidentApi {
+    handle: Handle,
+    watchers: Watchers,
+}
+
+impl IncidentApi {
+    /// Asks the loop behind `handle`.
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, watchers: Watchers::default() }
+    }
+
+    async fn get(&self, number: &str) -> Result<v1::Incident, Status> {
+        let id = number.to_owned();
+        let read = move |view: &View<'_>| view.state.incident_by_number(&id).map(|found| wire(view, found, true));
+        let found = self.handle.query(read).await.map_err(|error| status_of(&error))?;
+        found.ok_or_else(|| unknown(number))
+    }
+
+    /// Journals what a person did about an incident that is `open_only` not resolved yet.
+    async fn act(
+        &self,
+        by: String,
+        number: &str,
+        open_only: bool,
+        action: OperatorAction,
+    ) -> Result<Response<v1::Incident>, Status> {
+        let id = number.to_owned();
+        let read = move |view: &View<'_>| {
+            view.state.incident_by_number(&id).map(|incident| (incident.key.clone(), incident.is_unresolved()))
+        };
+        let found = self.handle.query(read).await.map_err(|error| status_of(&error))?;
+        let (IncidentKey { cause, generation }, unresolved) = found.ok_or_else(|| unknown(number))?;
+        if open_only && !unresolved {
+            let text = format!("{number} is resolved: nothing is left to do; add a note if there is more to say");
+            return Err(Status::failed_precondition(text));
+        }
+        let fact = Fact::Operator { by, cause, generation, action };
+        self.handle.submit(fact).await.map_err(|error| status_of(&error))?;
+        self.get(number).await.map(Response::new)
+    }
+
+    async fn changed(&self, keys: BTreeSet<IncidentKey>, resolved: bool) -> Result<Vec<v1::Incident>, Status> {
+        let read = move |view: &View<'_>| {
+            let found = keys.iter().filter_map(|key| view.state.incident(key));
+            // A change to resolved is news to those who watch the open ones, too.
+            let wanted = |incident: &&Incident| resolved || incident.is_unresolved() || incident.resolved.is_some();
+            found.filter(wanted).map(|incident| wire(view, incident, false)).collect()
+        };
+        self.handle.query(read).await.map_err(|error| status_of(&error))
+    }
+}
+
+fn unknown(number: &str) -> Status {
+    let number = clip(number, 64);
+    Status::not_found(format!(
+        "no incident {number:?}: see ListIncidents with include_resolved for those that are kept"
+    ))
+}
+
+#[tonic::async_trait]
+impl IncidentService for IncidentApi {
+    type WatchIncidentsStream = Watched<v1::WatchIncidentsResponse>;
+
+    async fn list_incidents(
+        &self,
+        request: Request<v1::ListIncidentsRequest>,
+    ) -> Result<Response<v1::ListIncidentsResponse>, Status> {
+        allow(&request, READERS)?;
+        let request = request.into_inner();
+        let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+        let state = IncidentState::try_from(request.state)
+            .map_err(|_| Status::invalid_argument(format!("state has the unknown value {}", request.state)))?;
+        let read = move |view: &View<'_>| {
+            let matching = view.state.incidents().filter(|incident| {
+                let by_state = match state {
+                    IncidentState::Unspecified => request.include_resolved || incident.is_unresolved(),
+                    state => state_of(incident) == state,
+                };
+                let agent = &request.agent;
+                by_state
+                    && (agent.is_empty() || incident.agents.iter().any(|name| name.as_str() == agent))
+                    && (request.service.is_empty() || services(incident).contains(&request.service))
+            });
+            // Newest first; the number tells those of one moment apart.
+            let key = |incident: &Incident| {
+                let age = i64::MAX - incident.opened.unix_ms();
+                format!("{age:020}/{}", incident.number)
+            };
+            let incidents: BTreeMap<String, &Incident> = matching.map(|incident| (key(incident), incident)).collect();
+            wanted.cut(&incidents, |incident| wire(view, incident, false))
+        };
+        let page = self.handle.query(read).await.map_err(|error| status_of(&error))?;
+        Ok(Response::new(v1::ListIncidentsResponse {
+            incidents: page.items,
+            next_page_token: page.next_token,
+            total_size: page.total,
+        }))
+    }
+
+    async fn get_incident(&self, request: Request<v1::GetIncidentRequest>) -> Result<Response<v1::Incident>, Status> {
+        allow(&request, READERS)?;
+        self.get(&request.into_inner().id).await.map(Response::new)
+    }
+
+    async fn watch_incidents(
+        &self,
+        request: Request<v1::WatchIncidentsRequest>,
+    ) -> Result<Response<Self::WatchIncidentsStream>, Status> {
+        allow(&request, READERS)?;
+        let resolved = request.into_inner().include_resolved;
+        let wrap = |incidents: Vec<v1::Incident>| {
+            let response = |incident| v1::WatchIncidentsResponse { incident: Some(incident) };
+            incidents.into_iter().map(response).collect::<Vec<_>>()
+        };
+        let (first, then) = (self.handle.clone(), self.clone());
+        let stream = self.watchers.watch(
+            &self.handle,
+            move || async move {
+                let read = move |view: &View<'_>| {
+                    let wanted = view.state.incidents().filter(|incident| resolved || incident.is_unresolved());
+                    wanted.map(|incident| wire(view, incident, false)).collect()
+                };
+                first.query(read).await.map(wrap).map_err(|error| status_of(&error))
+            },
+            move |batch: Batch| {
+                let then = then.clone();
+                async move {
+                    let read = move |view: &View<'_>| {
+                        batch.entries.iter().filter_map(|entry| incident_of(view.state, entry)).collect()
+                    };
+                    let keys: BTreeSet<IncidentKey> =
+                        then.handle.query(read).await.map_err(|error| status_of(&error))?;
+                    if keys.is_empty() {
+                        return Ok(Vec::new());
+                    }
+                    then.changed(keys, resolved).await.map(wrap)
+                }
+            },
+        )?;
+        Ok(Response::new(stream))
+    }
+
+    async fn acknowledge_incident(
+        &self,
+        request: Request<v1::AcknowledgeIncidentRequest>,
+    ) -> Result<Response<v1::Incident>, Status> {
+        let by = allow(&request, ACTORS)?.name();
+        let request = request.into_inner();
+        let note = bounded("note", &request.note, NOTE_BYTES_MAX)?;
+        self.act(by, &request.id, true, OperatorAction::Acknowledge { note }).await
+    }
+
+    async fn resolve_incident(
+        &self,
+        request: Request<v1::ResolveIncidentRequest>,
+    ) -> Result<Response<v1::Incident>, Status> {
+        let by = allow(&request, ACTORS)?.name();
+        let request = request.into_inner();
+        let summary = bounded("summary", &request.summary, NOTE_BYTES_MAX)?;
+        self.act(by, &request.id, true, OperatorAction::Resolve { summary }).await
+    }
+
+    async fn add_note(&self, request: Request<v1::AddNoteRequest>) -> Result<Response<v1::Incident>, Status> {
+        let by = allow(&request, ACTORS)?.name();
+        let request = request.into_inner();
+        let text = bounded("text", &request.text, NOTE_BYTES_MAX)?;
+        if text.trim().is_empty() {
+            return Err(Status::invalid_argument("text is empty: say something"));
+        }
+        self.act(by, &request.id, false, OperatorAction::Note { text }).await
+    }
+}
+
+fn state_of(incident: &Incident) -> IncidentState {
+    match incident.status {
+        IncidentStatus::Resolved => IncidentState::Resolved,
+        _ if incident.owner.is_some() => IncidentState::Acknowledged,
+        _ => IncidentState::Open,
+    }
+}
+
+/// Members are named `agent/service/probe/subject/reason`.
+fn services(incident: &Incident) -> BTreeSet<String> {
+    incident.members.iter().filter_map(|member| member.split('/').nth(1)).map(str::to_owned).collect()
+}
+
+fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incident {
+    let ours = |record: &&PageRecord| record.incident == incident.key;
+    let pages: Vec<&PageRecord> =
+        view.state.pending_pages().filter(ours).chain(view.state.past_pages().filter(ours)).collect();
+    let delivered = pages.iter().filter(|record| record.outcome == Some(PageOutcome::Delivered)).count();
+    let timeline = incident.timeline.iter().filter(|_| with_timeline).map(|line| v1::TimelineItem {
+        at: Some(timestamp_to_wire(line.at)),
+        kind: "decision".to_owned(),
+        text: line.text.clone(),
+        journal_index: line.index,
+    });
+    let (resolution, folded_into) = resolution(view, incident);
+    v1::Incident {
+        id: incident.number.clone(),
+        cause_key: incident.key.cause.clone(),
+        generation: incident.key.generation,
+        dedup_key: incident.page_keys.last().map(|key| key.dedup_key.clone()).unwrap_or_default(),
+        state: state_of(incident).into(),
+        severity: severity_to_wire(incident.severity),
+        reason: incident.reason.to_string(),
+        title: incident.title.clone(),
+        why: incident.why.clone(),
+        grade: grade_to_wire(incident.grade),
+        opened: Some(timestamp_to_wire(incident.opened)),
+        began: Some(timestamp_to_wire(incident.began)),
+        resolved: maybe(incident.resolved),
+        resolution,
+        owner: incident.owner.clone().unwrap_or_default(),
+        acknowledged: maybe(incident.acknowledged),
+        agents: incident.agents.iter().map(ToString::to_string).collect(),
+        services: services(incident).into_iter().collect(),
+        findings: incident.members.iter().filter(|member| member.contains('/')).cloned().collect(),
+        next_steps: incident.next_steps.clone(),
+        paged: maybe(pages.iter().map(|record| record.page.requested).min()),
+        pages_sent: u32::try_from(delivered).unwrap_or(u32::MAX),
+        folded_into,
+        timeline: timeline.collect(),
+        not_paged_because: not_paged_because(view, incident),
+    }
+}
+
+fn resolution(view: &View<'_>, incident: &Incident) -> (String, String) {
+    match &incident.resolution {
+        None => Default::default(),
+        Some(Resolution::Evidence) => ("evidence of health held for the stability window".to_owned(), String::new()),
+        Some(Resolution::Operator { by, summary }) => (format!("by {by}: {summary}"), String::new()),
+        Some(Resolution::FoldedInto { incident }) => {
+            let number = view.state.incident(incident).map(|into| into.number.clone()).unwrap_or_default();
+            (format!("a symptom of {number}"), number)
+        }
+    }
+}
+
+fn not_paged_because(view: &View<'_>, incident: &Incident) -> String {
+    if incident.has_paged() {
+        return String::new();
+    }
+    if let Some(until) = incident.hold_until {
+        return format!("on hold until {until}, so that its symptoms can gather");
+    }
+    let policy = view.state.policy();
+    if incident.severity < policy.page_from {
+        return format!("{} is less bad than {}, from which on incidents page", incident.severity, policy.page_from);
+    }
+    if policy.receivers.is_empty() {
+        return "no receiver is configured".to_owned();
+    }
+    String::new()
+}
