@@ -70,10 +70,12 @@ fn next_number(state: &State, now: Timestamp) -> String {
     format!("INC-{day:08}-{number:04}")
 }
 
-/// The open fleet-wide incident that this cause is a symptom of.
+/// The fleet-wide incident that this cause is a symptom of: while it is open, and for a lock until it is resolved, since
+/// its last hosts are no news. Who is still silent or down when the others are back is.
 fn folds_into<'a>(state: &'a State, key: &str) -> Option<&'a Incident> {
     let (fleet, agent) = cause::fleet_cause_of(key)?;
-    let target = state.unresolved(&fleet).filter(|incident| incident.status == IncidentStatus::Open)?;
+    let lasting = cause::kind_of(&fleet) == CauseKind::FleetLock;
+    let target = state.unresolved(&fleet).filter(|incident| lasting || incident.status == IncidentStatus::Open)?;
     let agent = AgentName::new(agent).ok()?;
     let cause = state.cause(&fleet)?;
     let inside = match cause::kind_of(&fleet) {

@@ -3,7 +3,7 @@
 
 use crate::cause::{self, CauseKind};
 use crate::entry::Silence;
-use crate::state::{Cause, Link, State};
+use crate::state::{Cause, CauseOccurrence, Link, State};
 use muster_common::evidence::Grade;
 use muster_common::ids::AgentName;
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
@@ -106,7 +106,7 @@ fn items<'a>(state: &'a State, now: Timestamp, cause: &'a Cause) -> Vec<Item<'a>
     });
     let occurrences = cause.occurrences.iter().map(|occurrence| Item {
         reason: occurrence.reason,
-        severity: state.severity_of(occurrence.reason, occurrence.severity),
+        severity: occurrence_severity(state, occurrence),
         grade: occurrence.grade,
         observed: occurrence.observed,
         received: occurrence.received,
@@ -115,6 +115,16 @@ fn items<'a>(state: &'a State, now: Timestamp, cause: &'a Cause) -> Vec<Item<'a>
         next_steps: &occurrence.next_steps,
     });
     conditions.chain(occurrences).collect()
+}
+
+/// An OOM kill of a watched service is an outage, whoever told it with what.
+fn occurrence_severity(state: &State, occurrence: &CauseOccurrence) -> Severity {
+    let watched = occurrence.service.as_ref().is_some_and(|service| !service.is_host());
+    let told = match occurrence.reason {
+        Reason::OomKill if watched => occurrence.severity.max(Severity::Sev2),
+        _ => occurrence.severity,
+    };
+    state.severity_of(occurrence.reason, told)
 }
 
 fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Assessment> {

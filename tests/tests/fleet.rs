@@ -1,0 +1,300 @@
+//! What many hosts mean together: silences, storms, locks; starts and takeovers.
+
+use muster_coordinator_core::entry::{EntryBody, TimerKey};
+use muster_tests::scenario::{START_UNIX_MS, check};
+
+#[test]
+fn staggered_silences_page_once() {
+    check(
+        "0 connect a b c d e
+         100 silent a nothing
+         103 silent b nothing
+         107 silent c reset
+         108 silent d reset
+         200 end",
+        "100 opened sev3 agent_stale host/a/agent#1
+         103 opened sev3 agent_stale host/b/agent#1
+         107 opened sev1 mass_stale fleet/mass_stale#1
+         107 folded host/a/agent into fleet/mass_stale
+         107 folded host/b/agent into fleet/mass_stale
+         112 page trigger sev1 mass_stale fleet/mass_stale",
+    );
+}
+
+#[test]
+fn a_mass_silence_ends_with_a_summary_and_names_who_is_left() {
+    let fleet = check(
+        "0 connect a b c d e f g h i j k l
+         100 silent a nothing
+         100 silent b nothing
+         100 silent c nothing
+         100 silent d nothing
+         100 silent e nothing
+         100 silent f nothing
+         100 silent g nothing
+         100 silent h nothing
+         100 silent i nothing
+         100 silent j nothing
+         100 silent k nothing
+         200 heard a
+         200 heard b
+         200 heard c
+         200 heard d
+         200 heard e
+         200 heard f
+         200 heard g
+         200 heard h
+         200 heard i
+         200 heard j
+         2000 end",
+        "100 opened sev3 agent_stale host/a/agent#1
+         100 opened sev3 agent_stale host/b/agent#1
+         100 opened sev3 agent_stale host/c/agent#1
+         100 opened sev1 mass_stale fleet/mass_stale#1
+         100 folded host/a/agent into fleet/mass_stale
+         100 folded host/b/agent into fleet/mass_stale
+         100 folded host/c/agent into fleet/mass_stale
+         105 page trigger sev1 mass_stale fleet/mass_stale
+         200 recovering fleet/mass_stale
+         200 opened sev3 agent_stale host/k/agent#1
+         260 page trigger sev3 agent_stale host/k/agent
+         1100 resolved fleet/mass_stale
+         1100 page resolve sev1 mass_stale fleet/mass_stale",
+    );
+    let incident = fleet.machine.state().newest_incident("fleet/mass_stale").unwrap();
+    let last = &incident.timeline.iter().rev().find(|line| line.text.starts_with("resolved")).unwrap().text;
+    assert!(last.contains("10 of 11 agents are back; still silent: k"), "{last}");
+}
+
+#[test]
+fn closing_a_mass_silence_by_hand_does_not_page_each_host() {
+    check(
+        "0 connect a b c
+         100 silent a nothing
+         100 silent b nothing
+         100 silent c nothing
+         110 resolve fleet/mass_stale
+         2000 end",
+        "100 opened sev3 agent_stale host/a/agent#1
+         100 opened sev3 agent_stale host/b/agent#1
+         100 opened sev1 mass_stale fleet/mass_stale#1
+         100 folded host/a/agent into fleet/mass_stale
+         100 folded host/b/agent into fleet/mass_stale
+         105 page trigger sev1 mass_stale fleet/mass_stale
+         110 resolved fleet/mass_stale by ann
+         110 page resolve sev1 mass_stale fleet/mass_stale",
+    );
+}
+
+#[test]
+fn silence_while_agents_are_reheard_pages_nobody() {
+    check(
+        "0 connect a b c d e f g h
+         100 silent a nothing
+         110 restart
+         112 connect b c d e f g h
+         115 heard a
+         300 end",
+        "100 opened sev3 agent_stale host/a/agent#1
+         115 recovering host/a/agent
+         160 quiet host/a/agent: it cleared within the hold of 60 s",
+    );
+}
+
+#[test]
+fn who_died_during_the_gap_still_gets_an_incident() {
+    check(
+        "0 connect a b c d e f g h
+         110 takeover
+         112 connect b c d e f g h
+         161 silent a not_reheard
+         300 end",
+        "161 opened sev3 agent_stale host/a/agent#1
+         221 page trigger sev3 agent_stale host/a/agent",
+    );
+}
+
+#[test]
+fn a_takeover_keeps_owner_and_keys_and_skips_numbers() {
+    let fleet = check(
+        "0 connect a
+         0 open a spl x port_closed
+         20 ack host/a/service/spl
+         110 takeover
+         112 connect a
+         120 open a dba x port_closed
+         200 clear a spl x port_closed
+         1200 end",
+        "0 opened sev2 port_closed host/a/service/spl#1
+         10 page trigger sev2 port_closed host/a/service/spl
+         20 page acknowledge sev2 port_closed host/a/service/spl
+         120 opened sev2 port_closed host/a/service/dba#1
+         130 page trigger sev2 port_closed host/a/service/dba
+         200 recovering host/a/service/spl
+         1100 resolved host/a/service/spl
+         1100 page resolve sev2 port_closed host/a/service/spl",
+    );
+    let state = fleet.machine.state();
+    let (first, second) =
+        (state.newest_incident("host/a/service/spl").unwrap(), state.newest_incident("host/a/service/dba").unwrap());
+    assert!(first.number.ends_with("-0001"), "{}", first.number);
+    assert!(second.number.ends_with("-1000"), "{}", second.number);
+    assert_eq!(first.owner.as_deref(), Some("ann"));
+    let mut keys: Vec<_> = state.past_pages().map(|record| record.page.dedup_key.as_str()).collect();
+    assert!(keys.iter().all(|key| key.len() == 40));
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), 2);
+}
+
+#[test]
+fn restarts_on_one_host_become_a_storm_of_the_same_incident() {
+    check(
+        "0 connect a
+         0 occur a spl process_restarted 0
+         30 occur a spl process_restarted 0
+         60 occur a spl process_restarted 0
+         70 open a spl x process_down
+         90 occur a spl process_restarted 0
+         120 occur a spl process_restarted 0
+         130 clear a spl x process_down
+         2000 end",
+        "70 opened sev2 process_down host/a/service/spl#1
+         80 page trigger sev2 process_down host/a/service/spl
+         120 changed sev2 restart_storm host/a/service/spl
+         120 page trigger sev2 restart_storm host/a/service/spl
+         720 recovering host/a/service/spl
+         1620 resolved host/a/service/spl
+         1620 page resolve sev2 restart_storm host/a/service/spl",
+    );
+}
+
+#[test]
+fn an_old_backlog_is_no_storm() {
+    check(
+        "0 connect a b c
+         10 occur a spl process_restarted 36000
+         10 occur a spl process_restarted 28000
+         10 occur a spl process_restarted 20000
+         10 occur a spl process_restarted 12000
+         10 occur a spl process_restarted 4000
+         10 occur b spl process_restarted 34000
+         10 occur c spl process_restarted 26000
+         2000 end",
+        "",
+    );
+}
+
+#[test]
+fn a_storm_of_hours_ago_is_dated_when_it_was() {
+    let fleet = check(
+        "0 connect a
+         10 occur a spl process_restarted 7200
+         10 occur a spl process_restarted 7170
+         10 occur a spl process_restarted 7140
+         10 occur a spl process_restarted 7110
+         10 occur a spl process_restarted 7080
+         10 occur a spl process_restarted 7050
+         2000 end",
+        "10 opened sev2 restart_storm host/a/service/spl#1
+         10 recovering host/a/service/spl
+         20 page trigger sev2 restart_storm host/a/service/spl late 7050
+         910 resolved host/a/service/spl
+         910 page resolve sev2 restart_storm host/a/service/spl",
+    );
+    let incident = fleet.machine.state().newest_incident("host/a/service/spl").unwrap();
+    assert_eq!(incident.began.unix_ms(), START_UNIX_MS + 10_000 - 7_200_000);
+}
+
+#[test]
+fn an_old_oom_kill_pages_once_and_says_so() {
+    check(
+        "0 connect a
+         10 occur a spl oom_kill 7200
+         10 occur a spl oom_kill 7100
+         10 occur a spl oom_kill 4000
+         30 end",
+        "10 opened sev2 oom_kill host/a/service/spl#1
+         10 recovering host/a/service/spl
+         20 page trigger sev2 oom_kill host/a/service/spl late 4000",
+    );
+}
+
+#[test]
+fn the_same_service_restarting_on_many_hosts_is_one_storm() {
+    check(
+        "0 connect a b c d
+         0 open a spl x process_down
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 open c spl x process_down
+         23 occur c spl process_restarted 0
+         24 open d spl x process_down
+         25 occur d spl process_restarted 0
+         40 clear a spl x process_down
+         50 clear c spl x process_down
+         60 clear d spl x process_down
+         2000 end",
+        "0 opened sev2 process_down host/a/service/spl#1
+         10 page trigger sev2 process_down host/a/service/spl
+         22 opened sev2 process_down host/c/service/spl#1
+         23 opened sev2 restart_storm fleet/restart_storm/spl#1
+         23 folded host/a/service/spl into fleet/restart_storm/spl
+         23 page resolve sev2 process_down host/a/service/spl
+         23 folded host/c/service/spl into fleet/restart_storm/spl
+         24 opened sev2 process_down host/d/service/spl#1
+         25 folded host/d/service/spl into fleet/restart_storm/spl
+         33 page trigger sev2 restart_storm fleet/restart_storm/spl
+         625 recovering fleet/restart_storm/spl
+         1525 resolved fleet/restart_storm/spl
+         1525 page resolve sev2 restart_storm fleet/restart_storm/spl",
+    );
+}
+
+#[test]
+fn a_lock_contended_on_many_hosts_is_one_incident() {
+    check(
+        "0 connect a b c d
+         0 open a spl /v1/a.db sqlite_lock_held
+         10 open b spl /v2/a.db sqlite_lock_held
+         20 open d spl /v2/other.db sqlite_lock_held
+         30 open c spl /v3/a.db lock_contention
+         100 clear b spl /v2/a.db sqlite_lock_held
+         200 clear a spl /v1/a.db sqlite_lock_held
+         200 clear c spl /v3/a.db lock_contention
+         210 clear d spl /v2/other.db sqlite_lock_held
+         3000 end",
+        "0 opened sev3 sqlite_lock_held host/a/lock/spl//v1/a.db#1
+         10 opened sev3 sqlite_lock_held host/b/lock/spl//v2/a.db#1
+         20 opened sev3 sqlite_lock_held host/d/lock/spl//v2/other.db#1
+         30 opened sev3 lock_contention_fleet fleet/lock/spl/a.db#1
+         30 folded host/a/lock/spl//v1/a.db into fleet/lock/spl/a.db
+         30 folded host/b/lock/spl//v2/a.db into fleet/lock/spl/a.db
+         80 page trigger sev3 sqlite_lock_held host/d/lock/spl//v2/other.db
+         90 page trigger sev3 lock_contention_fleet fleet/lock/spl/a.db
+         100 recovering fleet/lock/spl/a.db
+         210 recovering host/d/lock/spl//v2/other.db
+         1000 resolved fleet/lock/spl/a.db
+         1000 page resolve sev3 lock_contention_fleet fleet/lock/spl/a.db
+         1110 resolved host/d/lock/spl//v2/other.db
+         1110 page resolve sev3 sqlite_lock_held host/d/lock/spl//v2/other.db",
+    );
+}
+
+#[test]
+fn no_timer_is_left_behind() {
+    let fleet = check(
+        "0 connect a
+         0 open a spl x port_closed
+         20 clear a spl x port_closed
+         2000 end",
+        "0 opened sev2 port_closed host/a/service/spl#1
+         10 page trigger sev2 port_closed host/a/service/spl
+         20 recovering host/a/service/spl
+         920 resolved host/a/service/spl
+         920 page resolve sev2 port_closed host/a/service/spl",
+    );
+    assert_eq!(fleet.machine.state().timers().count(), 0);
+    let rehear = |body: &EntryBody| matches!(body, EntryBody::Deadline(TimerKey::RehearOver));
+    assert_eq!(fleet.journal.iter().filter(|entry| rehear(&entry.body)).count(), 1);
+}
