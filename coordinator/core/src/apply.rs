@@ -90,6 +90,8 @@ fn begin_reign(state: &mut State, step: Step, epoch: &Epoch) {
         state.fenced_by = None;
     }
     links::begin_rehear(state, step);
+    // A standby may have been cut off between a fact and its conclusions: everything is looked at again, once.
+    state.touched.extend(state.causes.keys().cloned());
 }
 
 fn skip_to_next_thousand(state: &mut State) {

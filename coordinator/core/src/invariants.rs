@@ -1,6 +1,14 @@
-//! What must hold after every entry; the simulator asks after each event.
+//! What must hold after every entry; the simulator asks after each event. Not for production: it looks at everything.
 
-use crate::state::State;
+use crate::cause;
+use crate::entry::TimerKey;
+use crate::state::{
+    AgentRecord, CAUSE_OCCURRENCES_MAX, Incident, Link, MEMBERS_MAX, PAST_PAGES_MAX, RECENT_OCCURRENCES_MAX, State,
+    TIMELINE_MAX,
+};
+use muster_common::finding::open_digest;
+use muster_common::severity::Severity;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,9 +21,136 @@ pub struct Violation {
 
 /// Everything that is wrong with `state`.
 pub fn check(state: &State) -> Vec<Violation> {
-    let mut found = Vec::new();
-    if state.pending_pages().any(|record| record.outcome.is_some()) {
-        found.push(Violation { invariant: "a pending page has no outcome", what: String::new() });
+    let mut found = Found(Vec::new());
+    agents(state, &mut found);
+    causes(state, &mut found);
+    for incident in state.incidents() {
+        one_incident(state, incident, &mut found);
     }
-    found
+    pages(state, &mut found);
+    timers(state, &mut found);
+    found.0
+}
+
+struct Found(Vec<Violation>);
+
+impl Found {
+    fn unless(&mut self, holds: bool, invariant: &'static str, what: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Violation { invariant, what: what() });
+        }
+    }
+}
+
+fn agents(state: &State, found: &mut Found) {
+    let mut n_silent = 0;
+    for agent in state.agents() {
+        let digest = open_digest(agent.open.keys());
+        found.unless(digest == agent.digest, "the digest is that of the open set", || agent.name.to_string());
+        if matches!(agent.link, Link::Silent { .. }) {
+            n_silent += 1;
+            if state.fenced_by().is_none() {
+                silence_is_known(state, agent, found);
+            }
+        }
+        for (key, open) in &agent.open {
+            let cause_key = cause::of_finding(&agent.name, key);
+            let member = cause::member_name(&agent.name, key);
+            let cause = state.cause(&cause_key);
+            let known = cause.is_some_and(|cause| cause.members.contains_key(&member));
+            found.unless(known, "an open condition is a member of its cause", || member.clone());
+            let severity = state.severity_of(key.reason, open.finding.severity);
+            let dismissed = cause.is_some_and(|cause| open.event_index <= cause.dismissed_index);
+            if severity >= Severity::Sev3 && !dismissed && state.fenced_by().is_none() {
+                found.unless(is_covered(state, &cause_key), "an open condition has an incident", || member.clone());
+            }
+        }
+    }
+    found.unless(n_silent == state.n_silent(), "silent agents are counted", || n_silent.to_string());
+}
+
+fn silence_is_known(state: &State, agent: &AgentRecord, found: &mut Found) {
+    let key = cause::agent_stale(&agent.name);
+    let Link::Silent { index, .. } = agent.link else { return };
+    let dismissed = state.cause(&key).is_some_and(|cause| index <= cause.dismissed_index);
+    found.unless(dismissed || is_covered(state, &key), "a silence has an incident", || agent.name.to_string());
+}
+
+/// An unresolved incident of its own, or one it folds into.
+fn is_covered(state: &State, cause_key: &str) -> bool {
+    let fleet = cause::fleet_cause_of(cause_key).map(|(fleet, _)| fleet);
+    state.unresolved(cause_key).is_some() || fleet.is_some_and(|fleet| state.unresolved(&fleet).is_some())
+}
+
+fn causes(state: &State, found: &mut Found) {
+    for (key, cause) in &state.causes {
+        for (name, member) in &cause.members {
+            let exists = state.agent(&member.agent).is_some_and(|agent| match &member.key {
+                Some(key) => agent.open.contains_key(key),
+                None => matches!(agent.link, Link::Silent { .. }),
+            });
+            found.unless(exists, "a member of a cause is open", || format!("{key}: {name}"));
+        }
+        let mut counts: BTreeMap<_, u64> = BTreeMap::new();
+        for member in cause.members.values() {
+            *counts.entry(member.agent.clone()).or_default() += 1;
+        }
+        found.unless(counts == cause.agents, "members are counted by agent", || key.clone());
+        found.unless(cause.occurrences.len() <= CAUSE_OCCURRENCES_MAX, "occurrences are bounded", || key.clone());
+        let unresolved = state.unresolved(key).is_some();
+        found.unless(!unresolved || cause.active, "the cause of an unresolved incident is active", || key.clone());
+    }
+    found.unless(state.occurrences.len() <= RECENT_OCCURRENCES_MAX, "occurrences are bounded", String::new);
+}
+
+fn one_incident(state: &State, incident: &Incident, found: &mut Found) {
+    let name = || format!("{}#{}", incident.key.cause, incident.key.generation);
+    let resolved = !incident.is_unresolved();
+    found.unless(resolved == incident.resolution.is_some(), "what is resolved says how", name);
+    found.unless(incident.timeline.len() <= TIMELINE_MAX, "timelines are bounded", name);
+    found.unless(incident.members.len() <= MEMBERS_MAX + 1, "members are bounded", name);
+    let known = state.numbers.get(&incident.number) == Some(&incident.key);
+    found.unless(known, "a number names one incident", name);
+    if resolved {
+        let idle = incident.hold_until.is_none() && incident.stability_from.is_none();
+        found.unless(idle, "a resolved incident has no timer", name);
+    }
+    if incident.stability_from.is_some() {
+        found.unless(incident.blind.is_empty(), "stability counts only while all hosts are heard", name);
+    }
+    let mut keys: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for page in &incident.page_keys {
+        keys.entry(&page.receiver).or_default().insert(&page.dedup_key);
+    }
+    let most = usize::try_from(incident.repages).unwrap_or(usize::MAX).saturating_add(1);
+    let few = keys.values().all(|keys| keys.len() <= most);
+    found.unless(few, "one deduplication key per generation and re-page", name);
+}
+
+fn pages(state: &State, found: &mut Found) {
+    for record in state.pending_pages() {
+        found.unless(record.outcome.is_none(), "a pending page has no outcome", || format!("{:?}", record.id));
+        let known = state
+            .incident(&record.incident)
+            .is_some_and(|incident| incident.page_keys.iter().any(|page| page.pending.contains(&record.id)));
+        found.unless(known, "a pending page belongs to an incident", || format!("{:?}", record.id));
+    }
+    found.unless(state.past_pages.len() <= PAST_PAGES_MAX, "past pages are bounded", String::new);
+}
+
+fn timers(state: &State, found: &mut Found) {
+    for incident in state.incidents() {
+        if let Some(until) = incident.hold_until {
+            let (cause, generation) = (incident.key.cause.clone(), incident.key.generation);
+            let timer = TimerKey::HoldOver { cause, generation };
+            let known = state.timers.contains(&(until, timer));
+            found.unless(known, "a hold has its timer", || incident.number.clone());
+        }
+    }
+    for (at, timer) in &state.timers {
+        if let TimerKey::HoldOver { cause, generation } | TimerKey::StabilityOver { cause, generation } = timer {
+            let live = state.unresolved(cause).is_some_and(|incident| incident.key.generation == *generation);
+            found.unless(live, "an incident's timer belongs to an unresolved one", || format!("{at} {timer:?}"));
+        }
+    }
 }

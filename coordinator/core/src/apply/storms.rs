@@ -86,28 +86,37 @@ fn note(
 ) {
     let window = state.policy.restart_storm.window;
     let cause = state.causes.entry(key.to_owned()).or_default();
-    let known_agents = cause.storm.as_ref().map(|storm| storm.agents.clone()).unwrap_or_default();
-    let storm = match cause.storm.take() {
-        // The same storm goes on when the two are not further apart than a window.
-        Some(known) if began <= known.last + window && known.began <= last + window => Storm {
-            began: known.began.min(began),
-            last: known.last.max(last),
-            restarts: known.restarts.saturating_add(1),
-            agents: known.agents.union(&agents).cloned().collect(),
-            received: step.at,
-            active: false,
-            index: step.index,
-        },
-        _ => Storm { began, last, restarts, agents, received: step.at, active: false, index: step.index },
+    if cause.storm.as_ref().is_some_and(|known| known.active && last + window < known.began) {
+        // An older storm than the one that rages: the incident is open, and its end is what counts.
+        return;
+    }
+    // The same storm goes on when the two are not further apart than a window.
+    let known = cause.storm.take().filter(|known| began <= known.last + window && known.began <= last + window);
+    let had_timer = known.as_ref().is_some_and(|known| known.active);
+    let fresh = Storm {
+        began,
+        last,
+        restarts: restarts.saturating_sub(1),
+        agents: BTreeSet::new(),
+        received: step.at,
+        active: false,
+        index: step.index,
     };
+    let mut storm = known.unwrap_or(fresh);
+    storm.began = storm.began.min(began);
+    storm.last = storm.last.max(last);
+    storm.restarts = storm.restarts.saturating_add(1);
+    storm.received = step.at;
+    storm.index = step.index;
+    let new_agents: BTreeSet<AgentName> =
+        agents.into_iter().filter(|agent| storm.agents.insert(agent.clone())).collect();
     let ends = storm.last + window;
-    let active = ends > step.at;
-    let new_agents: BTreeSet<AgentName> = storm.agents.difference(&known_agents).cloned().collect();
-    cause.storm = Some(Storm { active, ..storm });
-    incidents::agents_joined(state, key, &new_agents);
-    if active {
+    storm.active = ends > step.at;
+    if storm.active && !had_timer {
         state.timers.insert((ends, TimerKey::WindowOver { window: key.to_owned() }));
     }
+    cause.storm = Some(storm);
+    incidents::agents_joined(state, key, &new_agents);
     incidents::restart_stability(state, step, key);
     touch(state, key, &new_agents);
 }
