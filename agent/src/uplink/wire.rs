@@ -17,7 +17,9 @@ use prost::Message as _;
 const PROTOCOL_VERSION: u32 = 1;
 /// Bytes of one chunk of an open set: far below the bound, and a heartbeat is never behind more than this.
 const CHUNK_BYTES_MAX: usize = 128 * 1024;
-const _: () = assert!(CHUNK_BYTES_MAX < LINK_MESSAGE_BYTES_MAX / 2, "a subject that overflows a chunk still fits");
+/// Bytes of one subject above which its conditions are told in parts; together with a full chunk it still fits.
+const SUBJECT_BYTES_MAX: usize = LINK_MESSAGE_BYTES_MAX / 2;
+const _: () = assert!(CHUNK_BYTES_MAX + SUBJECT_BYTES_MAX < LINK_MESSAGE_BYTES_MAX, "no message is over the bound");
 /// Bytes of a coordinator's words that are kept for people.
 const MESSAGE_BYTES_MAX: usize = 300;
 
@@ -147,9 +149,9 @@ pub(super) fn open_set(request_id: u64, snapshot: OpenSnapshot) -> Vec<v1::OpenS
     chunks
 }
 
-/// A subject whose conditions overflow a chunk is told in several parts, each with the same subject and verdict.
+/// A subject whose conditions overflow a message is told in several parts, each with the same subject and verdict.
 fn split_subject(subject: v1::SubjectState) -> Vec<v1::SubjectState> {
-    if subject.encoded_len() <= CHUNK_BYTES_MAX {
+    if subject.encoded_len() <= SUBJECT_BYTES_MAX {
         return vec![subject];
     }
     let part = |open| v1::SubjectState { subject: subject.subject.clone(), verdict: subject.verdict, open };

@@ -294,9 +294,17 @@ enum State {
     Idle { until_ms: u64 },
     Connecting { deadline_ms: u64 },
     Greeting { deadline_ms: u64 },
-    Settling { welcome: Box<Welcome>, deadline_ms: u64 },
+    Settling { welcome: Box<Welcome>, deadline_ms: u64, early: Early },
     Streaming(Streaming),
     Stopped,
+}
+
+/// What a coordinator sent after its welcome, while we were still settling: taken up when streaming begins.
+#[derive(Debug, Default)]
+struct Early {
+    /// (stored, replicated), the newest.
+    ack: Option<(u64, u64)>,
+    resync: Option<u64>,
 }
 
 /// The state machine.
@@ -450,8 +458,12 @@ impl Session {
             (State::Idle { .. } | State::Connecting { .. } | State::Stopped, _) | (_, Message::Unknown) => {}
             (_, Message::Ping { id }) => out.push(Output::SendPong { id }),
             (State::Greeting { .. }, Message::Welcome(welcome)) => self.welcomed(now_ms, random, welcome, out),
-            // A coordinator that asks early is told late, not never: it asks again when digests differ.
-            (State::Settling { .. }, Message::Resync { .. }) => {}
+            (State::Settling { early, .. }, Message::Resync { id }) => early.resync = Some(id),
+            (State::Settling { early, .. }, Message::Ack { spool, stored, replicated }) => {
+                if spool == self.view.spool {
+                    early.ack = Some((stored, replicated));
+                }
+            }
             (State::Streaming(streaming), Message::Resync { id }) => streaming.resync(id, &self.view, out),
             (State::Streaming(streaming), Message::Ack { spool, stored, replicated }) => {
                 if spool == self.view.spool && !streaming.acked(now_ms, stored, replicated, &self.view, out) {
@@ -475,11 +487,15 @@ impl Session {
         }
         let higher = self.highest.as_ref() != Some(&welcome.epoch);
         let (epoch, proof) = (welcome.epoch.clone(), welcome.proof.clone());
-        self.state = State::Settling { welcome, deadline_ms: now_ms.saturating_add(GREETING_TIMEOUT_MS) };
+        self.state = State::Settling {
+            welcome,
+            deadline_ms: now_ms.saturating_add(GREETING_TIMEOUT_MS),
+            early: Early::default(),
+        };
         if higher {
             out.push(Output::StoreEpoch { epoch, proof });
         } else {
-            self.compare_or_stream(now_ms, out);
+            self.compare_or_stream(now_ms, random, out);
         }
     }
 
@@ -494,20 +510,20 @@ impl Session {
             out.push(Output::SendGoodbye(Goodbye::EpochRefused));
             self.close(now_ms, random, End::EpochRefused, out);
         } else if stream == self.stream && matches!(self.state, State::Settling { .. }) {
-            self.compare_or_stream(now_ms, out);
+            self.compare_or_stream(now_ms, random, out);
         }
     }
 
-    fn compare_or_stream(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+    fn compare_or_stream(&mut self, now_ms: u64, random: u64, out: &mut Vec<Output>) {
         let State::Settling { welcome, .. } = &self.state else { return };
         match welcome.resume.filter(|resume| resume.spool == self.view.spool && resume.sequence > 0) {
             Some(resume) => out.push(Output::CompareResume(resume)),
-            None => self.start_streaming(now_ms, 0, out),
+            None => self.start_streaming(now_ms, random, 0, out),
         }
     }
 
-    fn start_streaming(&mut self, now_ms: u64, resume: u64, out: &mut Vec<Output>) {
-        let State::Settling { welcome, .. } = &self.state else { return };
+    fn start_streaming(&mut self, now_ms: u64, random: u64, resume: u64, out: &mut Vec<Output>) {
+        let State::Settling { welcome, early, .. } = &self.state else { return };
         let interval_ms = welcome.heartbeat_interval_ms.clamp(HEARTBEAT_MS_MIN, HEARTBEAT_MS_MAX);
         let current = self.endpoint().to_owned();
         let room = ENDPOINTS_MAX - self.configured.len();
@@ -522,15 +538,24 @@ impl Session {
         self.hops = 0;
         let mut streaming = Streaming::new(now_ms, welcome.epoch.clone(), interval_ms, resume);
         streaming.tick(now_ms, out);
+        if let Some(request) = early.resync {
+            streaming.resync(request, &self.view, out);
+        }
+        // What the coordinator has, it has stored, whatever happened to the acknowledgement.
+        let (stored, replicated) = early.ack.unwrap_or((resume, 0));
+        let believable = streaming.acked(now_ms, stored.max(resume), replicated, &self.view, out);
         streaming.pump(&self.view, out);
         self.state = State::Streaming(streaming);
+        if !believable {
+            self.close(now_ms, random, End::Protocol, out);
+        }
     }
 
     fn spool_answered(&mut self, now_ms: u64, random: u64, answer: SpoolAnswer, out: &mut Vec<Output>) {
         match (&mut self.state, answer) {
             (State::Settling { welcome, .. }, SpoolAnswer::ResumeAgrees) => {
                 let resume = welcome.resume.map_or(0, |resume| resume.sequence);
-                self.start_streaming(now_ms, resume, out);
+                self.start_streaming(now_ms, random, resume, out);
             }
             (State::Settling { .. }, SpoolAnswer::ResumeDiffers) => out.push(Output::RestartSpool),
             (State::Settling { .. }, SpoolAnswer::Restarted(view)) => {

@@ -93,7 +93,11 @@ fn connects_greets_settles_and_streams() {
             (
                 5,
                 Input::Spool(1, SpoolAnswer::ResumeAgrees),
-                vec![Output::SendHeartbeat { sequence: 1 }, Output::ReadEntries { after: 2, up_to: 4 }],
+                vec![
+                    Output::SendHeartbeat { sequence: 1 },
+                    Output::StoreAck { spool: spool(1), stored: 2, replicated: 0 },
+                    Output::ReadEntries { after: 2, up_to: 4 },
+                ],
             ),
             (6, entries(3..=4), vec![Output::SendEntries { spool: spool(1), entries: vec![entry(3), entry(4)] }]),
             (7, ack(4, 3), vec![Output::StoreAck { spool: spool(1), stored: 4, replicated: 3 }]),
@@ -129,6 +133,31 @@ fn a_lower_epoch_is_refused_and_told_so() {
     session.handle(0, 0, Input::Connected(1));
     let expected = vec![Output::SendGoodbye(Goodbye::EpochRefused), Output::Close(End::EpochRefused), connect(2, "b")];
     check(&mut session, vec![(1, Input::Received(1, welcome(2, 0)), expected)]);
+}
+
+#[test]
+fn what_comes_while_settling_is_taken_up_when_streaming() {
+    let mut session = session(4);
+    session.handle(0, 0, Input::Tick);
+    session.handle(0, 0, Input::Connected(1));
+    session.handle(0, 0, Input::Received(1, welcome(3, 4)));
+    check(
+        &mut session,
+        vec![
+            (1, ack(4, 3), vec![]),
+            (1, Input::Received(1, Message::Resync { id: 8 }), vec![]),
+            (
+                2,
+                Input::Spool(1, SpoolAnswer::ResumeAgrees),
+                vec![
+                    Output::SendHeartbeat { sequence: 1 },
+                    Output::TakeSnapshot,
+                    Output::StoreAck { spool: spool(1), stored: 4, replicated: 3 },
+                ],
+            ),
+            (3, Input::SnapshotTaken(1, 4), vec![Output::SendSnapshot { request: 8 }]),
+        ],
+    );
 }
 
 #[test]
@@ -424,6 +453,7 @@ fn input_of(world: &mut World, event: Event, stream: u64) -> Option<Input> {
         Event::Welcome { epoch, resume } => {
             if world.epoch_of_stream == 0 {
                 world.epoch_of_stream = epoch;
+                world.acked_by_peer = resume;
             }
             Input::Received(stream, welcome(epoch, resume))
         }
