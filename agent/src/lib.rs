@@ -1,7 +1,12 @@
 //! The shell round `muster-agent-core`: senses, spool, uplink, doctor, CLI.
 
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod discover;
+pub mod doctor;
 pub mod probe;
+pub mod run;
 pub mod sandbox;
 pub mod seccomp;
 pub mod senses;

@@ -49,7 +49,7 @@ struct Slot {
 }
 
 impl Schedule {
-    /// Adds a probe, due at once; replaces one of the same subject that does not run.
+    /// Adds a probe, due at once; replaces one of the same subject that does not run (see [`Schedule::replan`]).
     pub fn add(&mut self, now_ms: u64, subject: SubjectKey, plan: Plan) {
         let slot = Slot {
             plan,
@@ -123,6 +123,18 @@ impl Schedule {
                 if starts { slot.due_ms.min(slot.tell_late_ms) } else { slot.tell_late_ms }
             })
             .min()
+    }
+
+    /// True while a run is under way.
+    pub fn is_running(&self, subject: &SubjectKey) -> bool {
+        self.slots.get(subject).is_some_and(|slot| slot.started_ms.is_some())
+    }
+
+    /// Changes the plan of a probe, from its next run on.
+    pub fn replan(&mut self, subject: &SubjectKey, plan: Plan) {
+        if let Some(slot) = self.slots.get_mut(subject) {
+            slot.plan = plan;
+        }
     }
 
     /// The plan of a probe.

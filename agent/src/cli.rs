@@ -1,0 +1,253 @@
+//! The command line. Exit status of `doctor` as monitoring plugins have it: 0 ok, 1 warning, 2 critical, 3 unknown or
+//! usage; of the others: 0 well, 2 a wrong config, 1 any other failure.
+
+use crate::config::{self, Config, ConfigError};
+use crate::discover;
+use crate::doctor::report::Report;
+use crate::doctor::{self, text};
+use crate::seccomp;
+use crate::senses::HostRoot;
+use clap::{Parser, Subcommand, ValueEnum};
+use muster_common::chain::Chain;
+use muster_common::config::did_you_mean;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Also the status of `doctor` when nothing can be said.
+const EXIT_USAGE: u8 = 3;
+const EXIT_WRONG_CONFIG: u8 = 2;
+const EXIT_FAILURE: u8 = 1;
+
+/// Tells, with evidence, what is wrong with the services of this host.
+#[derive(Debug, Parser)]
+#[command(name = "muster-agent", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch this host and report to the coordinator (the daemon)
+    Run {
+        /// The config
+        #[arg(long, value_name = "FILE", default_value = config::PATH_DEFAULT)]
+        config: PathBuf,
+    },
+    /// Diagnose this host once; needs no coordinator and, without a config, discovers what runs
+    ///
+    /// Exit status: 0 ok, 1 warning (worst is sev3 or sev4), 2 critical (sev2 or worse), 3 unknown or usage.
+    Doctor {
+        /// The config [default: /etc/muster/agent.toml where it exists, else discovery]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// How to print
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+        /// Only this service ("host" for the host itself)
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// Read a saved kernel log (dmesg, journalctl -k, syslog, raw /dev/kmsg) instead of this host
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "service"])]
+        kmsg_file: Option<PathBuf>,
+        /// List every check, also those that are well, and what holds the agent to reading
+        #[arg(long, short)]
+        verbose: bool,
+    },
+    /// Check a config and tell all mistakes at once; exit status 0 or 2
+    CheckConfig {
+        /// The config
+        #[arg(long, value_name = "FILE", default_value = config::PATH_DEFAULT)]
+        config: PathBuf,
+    },
+    /// Discover pid files, listening ports and open SQLite files, and print a commented config
+    Init,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors.
+            let status = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            error.print().ok();
+            return ExitCode::from(status);
+        }
+    };
+    // First of all, before there is a second thread.
+    let restricted = seccomp::restrict();
+    let status = match cli.command {
+        Command::Run { config } => run(&config, restricted),
+        Command::Doctor { config, format, service, kmsg_file, verbose } => {
+            let notes = match (&restricted, verbose) {
+                (Ok(()), true) => {
+                    vec!["held by seccomp: no program is started, no other process is signalled or traced".to_owned()]
+                }
+                (Ok(()), false) => Vec::new(),
+                (Err(error), _) => vec![format!("not held by seccomp: {}", Chain(error))],
+            };
+            let asked = Asked { config, format, service, kmsg_file, verbose };
+            run_doctor(&asked, notes)
+        }
+        Command::CheckConfig { config } => check_config(&config),
+        Command::Init => init(),
+    };
+    ExitCode::from(status)
+}
+
+struct Asked {
+    config: Option<PathBuf>,
+    format: Format,
+    service: Option<String>,
+    kmsg_file: Option<PathBuf>,
+    verbose: bool,
+}
+
+fn run(config: &Path, restricted: Result<(), seccomp::SeccompError>) -> u8 {
+    log_to_stderr();
+    if let Err(error) = restricted {
+        tracing::warn!("not held by seccomp: {}", Chain(&error));
+    }
+    match crate::run::run(config) {
+        Ok(()) => 0,
+        Err(error) => match error.downcast_ref::<ConfigError>() {
+            Some(error) => wrong_config(error, EXIT_WRONG_CONFIG),
+            None => {
+                tracing::error!("{error:#}");
+                EXIT_FAILURE
+            }
+        },
+    }
+}
+
+fn run_doctor(asked: &Asked, mut notes: Vec<String>) -> u8 {
+    let host = HostRoot::default();
+    let report = if let Some(file) = &asked.kmsg_file {
+        let mut report = doctor::diagnose_kmsg(file, &host);
+        report.notes.extend(notes);
+        report
+    } else {
+        let config = match doctor_config(asked.config.as_deref(), &host, &mut notes) {
+            Ok(config) => config,
+            Err(error) => return wrong_config(&error, EXIT_USAGE),
+        };
+        if let Some(service) = &asked.service
+            && let Err(message) = known_service(&config, service)
+        {
+            complain(&message);
+            return EXIT_USAGE;
+        }
+        let report = doctor::diagnose(&config, &host, notes);
+        match &asked.service {
+            Some(service) => report.only(service),
+            None => report,
+        }
+    };
+    print_report(&report, asked);
+    report.overall().exit_status()
+}
+
+fn doctor_config(asked: Option<&Path>, host: &HostRoot, notes: &mut Vec<String>) -> Result<Config, ConfigError> {
+    let default = Path::new(config::PATH_DEFAULT);
+    match asked {
+        Some(path) => Config::load(path),
+        None if default.exists() => Config::load(default),
+        None => {
+            let found = discover::discover(host);
+            notes.push(format!(
+                "no config: {} services discovered; `muster-agent init` prints what to keep in {}",
+                found.services.len(),
+                config::PATH_DEFAULT
+            ));
+            notes.extend(found.notes.iter().cloned());
+            Ok(discover::to_config(&found))
+        }
+    }
+}
+
+fn known_service(config: &Config, service: &str) -> Result<(), String> {
+    let names = || config.services.iter().map(|service| service.name.as_str()).chain(["host"]);
+    if names().any(|name| name == service) {
+        return Ok(());
+    }
+    let nearest = muster_common::config::nearest(service, names());
+    let list = names().collect::<Vec<_>>().join(", ");
+    Err(format!("no service {service:?}{} (there are: {list})", did_you_mean(nearest.as_deref())))
+}
+
+fn print_report(report: &Report, asked: &Asked) {
+    let mut out = std::io::stdout().lock();
+    // A reader that went away (`| head`) is no failure of the diagnosis; the status still tells.
+    let _written = match asked.format {
+        Format::Json => writeln!(out, "{}", report.to_json()),
+        Format::Text => {
+            let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            text::write(&mut out, report, text::Style { colour, verbose: asked.verbose })
+        }
+    };
+}
+
+fn check_config(path: &Path) -> u8 {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => return wrong_config(&error, EXIT_WRONG_CONFIG),
+    };
+    let mut out = std::io::stdout().lock();
+    let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let sum = |of: fn(&config::Service) -> usize| config.services.iter().map(of).sum::<usize>();
+    let parts = [
+        count(config.services.len(), "service"),
+        count(sum(|service| usize::from(service.pid_file.is_some())), "pid file"),
+        count(sum(|service| service.ports.len()), "port"),
+        count(sum(|service| service.sqlite.len()), "database"),
+        count(config.endpoints.len(), "coordinator"),
+    ];
+    let _written = writeln!(out, "ok: {}", parts.join(", "));
+    for unanswered in crate::run::plan::not_watched(&config) {
+        let (service, probe, subject) = (unanswered.service, unanswered.probe, text::plain(&unanswered.subject));
+        let _written = writeln!(out, "note: {service} {probe} {subject}: {}", unanswered.why);
+    }
+    0
+}
+
+fn init() -> u8 {
+    let found = discover::discover(&HostRoot::default());
+    let mut out = std::io::stdout().lock();
+    if out.write_all(discover::to_toml(&found).as_bytes()).is_err() { EXIT_FAILURE } else { 0 }
+}
+
+fn wrong_config(error: &ConfigError, status: u8) -> u8 {
+    match error {
+        ConfigError::Wrong(errors) => {
+            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            complain(&errors.render(colour));
+        }
+        ConfigError::Read { .. } => complain(&Chain(error).to_string()),
+    }
+    status
+}
+
+fn complain(message: &str) {
+    let _written = writeln!(std::io::stderr().lock(), "{message}");
+}
+
+/// To stderr, which the service manager keeps; it adds the time itself.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MUSTER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    if journal { builder.without_time().init() } else { builder.init() }
+}

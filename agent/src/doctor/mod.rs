@@ -1,0 +1,207 @@
+//! `muster-agent doctor`: every probe once, in parallel, each within its deadline; then one report.
+//!
+//! Needs no coordinator, no state and, with discovery, no config. Changes nothing.
+
+pub mod report;
+pub mod text;
+
+use crate::config::Config;
+use crate::probe::{Context, Lane as Kind};
+use crate::run::lanes::{Done, Job, Lane};
+use crate::run::plan::{Planned, not_watched, probes};
+use crate::senses::HostRoot;
+use muster_agent_core::clock::Now;
+use muster_agent_core::diagnose::Causes;
+use muster_agent_core::judgement::Judgement;
+use muster_agent_core::services::Services;
+use muster_common::finding::{ProbeKind, SubjectKey};
+use muster_common::units::human_duration;
+use report::{Ran, Report};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Threads for quick probes: they wait for the kernel, not for the processor.
+const QUICK_THREADS: usize = 4;
+/// Threads for databases: each may read a disk at full speed.
+const DATABASE_THREADS: usize = 3;
+/// One database in `doctor`, whatever the config allows the daemon: nobody waits a minute for a first answer.
+const DATABASE_DEADLINE: Duration = Duration::from_secs(8);
+/// A pid file that hangs is not waited for longer before the other probes start without its answer.
+const QUICK_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Diagnoses this host by `config`.
+pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> Report {
+    let services = Arc::new(Mutex::new(Services::default()));
+    let now = crate::clock::now();
+    let context = Context { now, services, one_shot: true };
+    let planned = probes(config, host);
+    let (first, second): (Vec<_>, Vec<_>) =
+        planned.into_iter().partition(|planned| planned.probe.subject().probe == ProbeKind::PidFile);
+    // Ports and kills ask whose process they see: pid files go first.
+    let mut ran = run_all(first, &context);
+    ran.extend(run_all(second, &context));
+    Report::new(host_name(host), explain(now, ran), not_watched(config), notes)
+}
+
+/// Reads a saved kernel log instead of the host: for triage elsewhere.
+pub fn diagnose_kmsg(path: &Path, host: &HostRoot) -> Report {
+    let start = Instant::now();
+    let subject = SubjectKey::new(muster_common::ids::ServiceName::host(), ProbeKind::Oom, "kernel");
+    let judgement = Judgement::unknown(path.display().to_string(), None);
+    let ran = Ran { subject, judgement, took: start.elapsed() };
+    Report::new(host_name(host), vec![ran], Vec::new(), Vec::new())
+}
+
+fn explain(now: Now, mut ran: Vec<Ran>) -> Vec<Ran> {
+    let mut causes = Causes::default();
+    for one in &ran {
+        causes.note(now, &one.subject, &one.judgement);
+    }
+    for one in &mut ran {
+        causes.explain(now, &one.subject, &mut one.judgement);
+    }
+    ran
+}
+
+fn host_name(host: &HostRoot) -> String {
+    let name = std::fs::read_to_string(host.path("/proc/sys/kernel/hostname")).unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "this host".to_owned() } else { name.to_owned() }
+}
+
+/// Runs each probe once and waits for every one at most for its deadline.
+fn run_all(planned: Vec<Planned>, context: &Context) -> Vec<Ran> {
+    let mut pool = Pool::new(planned);
+    let mut ran = Vec::new();
+    loop {
+        pool.start(context);
+        let Some(deadline) = pool.next_deadline() else { break };
+        let wait = deadline.saturating_duration_since(Instant::now());
+        match pool.results.recv_timeout(wait) {
+            Ok(done) => ran.extend(pool.finish(done)),
+            Err(_) => ran.extend(pool.give_up(Instant::now())),
+        }
+    }
+    ran.extend(pool.rest());
+    ran
+}
+
+struct Pool {
+    waiting: VecDeque<Planned>,
+    lanes: Vec<Lane<Done>>,
+    /// By lane: what runs there, and until when it may.
+    running: Vec<Option<(SubjectKey, Instant, Duration)>>,
+    results: std::sync::mpsc::Receiver<Done>,
+}
+
+impl Pool {
+    fn new(planned: Vec<Planned>) -> Self {
+        let (sender, results) = channel();
+        let count = |kind| planned.iter().filter(|planned| planned.probe.lane() == kind).count();
+        let quick = count(Kind::Quick).min(QUICK_THREADS);
+        let database = count(Kind::Database).min(DATABASE_THREADS);
+        let kinds = std::iter::repeat_n(Kind::Quick, quick).chain(std::iter::repeat_n(Kind::Database, database));
+        let lanes: Vec<Lane<Done>> =
+            kinds.enumerate().map(|(index, kind)| Lane::new(index, kind, sender.clone())).collect();
+        let running = lanes.iter().map(|_| None).collect();
+        Self { waiting: planned.into(), lanes, running, results }
+    }
+
+    fn start(&mut self, context: &Context) {
+        for (lane, running) in self.lanes.iter_mut().zip(&mut self.running).filter(|(lane, _)| lane.is_free()) {
+            let fits = self.waiting.iter().position(|planned| planned.probe.lane() == lane.kind());
+            let Some(Planned { probe, plan }) = fits.and_then(|index| self.waiting.remove(index)) else { continue };
+            let bound = match lane.kind() {
+                Kind::Quick => plan.deadline.min(QUICK_DEADLINE),
+                Kind::Database => plan.deadline.min(DATABASE_DEADLINE),
+            };
+            let subject = probe.subject().clone();
+            let context = Context { now: crate::clock::now(), ..context.clone() };
+            match lane.start(Job { probe, context }) {
+                Ok(()) => *running = Some((subject, Instant::now() + bound, bound)),
+                Err(job) => self.waiting.push_front(Planned { probe: job.probe, plan }),
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.running.iter().flatten().map(|(_, until, _)| *until).min()
+    }
+
+    fn finish(&mut self, done: Done) -> Option<Ran> {
+        if let Some(lane) = self.lanes.get_mut(done.lane) {
+            lane.finished(&done);
+        }
+        let subject = done.subject();
+        let running = self.running.get_mut(done.lane)?;
+        // One that was given up and comes back late has been told as unknown already.
+        running.take_if(|(running, _, _)| *running == subject)?;
+        Some(Ran { subject, judgement: done.judgement, took: done.took })
+    }
+
+    fn give_up(&mut self, now: Instant) -> Vec<Ran> {
+        let mut ran = Vec::new();
+        for (lane, running) in self.lanes.iter_mut().zip(&mut self.running) {
+            let Some((subject, _, bound)) = running.take_if(|(_, until, _)| *until <= now) else { continue };
+            lane.replace();
+            let way_out = "look for a hung file system or device: ps -eo pid,stat,wchan:32,comm | grep ' D'";
+            let why = format!("no answer within {}", human_duration(bound));
+            ran.push(Ran { subject, judgement: Judgement::unknown(why, Some(way_out)), took: bound });
+        }
+        ran
+    }
+
+    /// What never ran because all threads hang.
+    fn rest(self) -> Vec<Ran> {
+        let unknown = |planned: Planned| Ran {
+            subject: planned.probe.subject().clone(),
+            judgement: Judgement::unknown("not asked: other probes hang", None),
+            took: Duration::ZERO,
+        };
+        self.waiting.into_iter().map(unknown).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Probe;
+    use crate::run::lanes::tests::fake;
+    use muster_agent_core::judgement::Verdict;
+    use muster_agent_core::schedule::Plan;
+
+    fn planned(probe: Box<dyn Probe>, deadline_ms: u64) -> Planned {
+        let plan = Plan { lane: 0, interval: Duration::from_secs(5), deadline: Duration::from_millis(deadline_ms) };
+        Planned { probe, plan }
+    }
+
+    #[test]
+    fn hung_probes_are_unknown_and_the_others_answer() {
+        let services = Arc::new(Mutex::new(Services::default()));
+        let context = Context { now: crate::clock::now(), services, one_shot: true };
+        let (keep, hang) = channel::<()>();
+        let hang = Arc::new(Mutex::new(hang));
+        let mut all = Vec::new();
+        for index in 0..8 {
+            let hang = Arc::clone(&hang);
+            let probe = fake(&format!("hung {index}"), move || {
+                let _gone = hang.lock().is_ok_and(|hang| hang.recv().is_err());
+                Judgement::default()
+            });
+            all.push(planned(probe, 50));
+        }
+        for index in 0..8 {
+            all.push(planned(fake(&format!("well {index}"), Judgement::default), 60_000));
+        }
+        let ran = run_all(all, &context);
+        drop(keep);
+        assert_eq!(ran.len(), 16);
+        for one in ran {
+            let expected = if one.subject.subject.starts_with("hung") { Verdict::Unknown } else { Verdict::Ok };
+            assert_eq!(one.judgement.verdict(), expected, "{}", one.subject);
+        }
+    }
+}

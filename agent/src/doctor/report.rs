@@ -1,0 +1,198 @@
+//! What `doctor` found, and its JSON: one object, findings worst first (the contract of the design's section 5).
+
+use muster_agent_core::judgement::{Judgement, Verdict};
+use muster_common::evidence::{Evidence, Value};
+use muster_common::finding::{Finding, SubjectKey};
+use muster_common::severity::Severity;
+use serde_json::{Map, json};
+use std::time::Duration;
+
+/// One probe's run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// About what.
+    pub subject: SubjectKey,
+    /// What it said.
+    pub judgement: Judgement,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// A question without an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unanswered {
+    /// The service.
+    pub service: String,
+    /// The kind of question; also of kinds that are configured and not watched yet.
+    pub probe: String,
+    /// About what.
+    pub subject: String,
+    /// Why.
+    pub why: String,
+    /// What would let the agent see.
+    pub way_out: Option<String>,
+}
+
+/// Everything `doctor` tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Host name, as the kernel has it.
+    pub host: String,
+    /// Worst first, then by service, probe, subject and reason.
+    pub findings: Vec<Finding>,
+    /// In order of subject.
+    pub unknown: Vec<Unanswered>,
+    /// In order of subject.
+    pub probes: Vec<Ran>,
+    /// Remarks about the run itself, for people.
+    pub notes: Vec<String>,
+}
+
+/// The overall verdict, in the words of monitoring plugins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overall {
+    /// Nothing wrong, everything answered.
+    Ok,
+    /// The worst finding is sev3 or sev4.
+    Warning,
+    /// The worst finding is sev2 or worse.
+    Critical,
+    /// Nothing wrong was seen, but not everything was answered.
+    Unknown,
+}
+
+impl Overall {
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The exit status.
+    pub const fn exit_status(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Warning => 1,
+            Self::Critical => 2,
+            Self::Unknown => 3,
+        }
+    }
+}
+
+impl Report {
+    /// From the runs; `unknown` brings what was not even asked.
+    pub fn new(host: String, mut probes: Vec<Ran>, mut unknown: Vec<Unanswered>, notes: Vec<String>) -> Self {
+        probes.sort_by(|a, b| a.subject.cmp(&b.subject));
+        let mut findings: Vec<Finding> = Vec::new();
+        for ran in &probes {
+            let problems = ran.judgement.problems.iter().chain(&ran.judgement.occurrences);
+            findings.extend(problems.map(|problem| problem.finding(&ran.subject)));
+            unknown.extend(ran.judgement.unknown.as_ref().map(|unknown| Unanswered {
+                service: ran.subject.service.to_string(),
+                probe: ran.subject.probe.to_string(),
+                subject: ran.subject.subject.clone(),
+                why: unknown.why.clone(),
+                way_out: unknown.way_out.clone(),
+            }));
+        }
+        findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.key.cmp(&b.key)));
+        unknown.sort_by(|a, b| (&a.service, &a.probe, &a.subject).cmp(&(&b.service, &b.probe, &b.subject)));
+        Self { host, findings, unknown, probes, notes }
+    }
+
+    /// Only what concerns one service.
+    #[must_use]
+    pub fn only(mut self, service: &str) -> Self {
+        self.findings.retain(|finding| finding.key.subject.service.as_str() == service);
+        self.unknown.retain(|unknown| unknown.service == service);
+        self.probes.retain(|ran| ran.subject.service.as_str() == service);
+        self
+    }
+
+    /// The overall verdict.
+    pub fn overall(&self) -> Overall {
+        match self.findings.iter().map(|finding| finding.severity).max() {
+            Some(severity) if severity >= Severity::Sev2 => Overall::Critical,
+            Some(_) => Overall::Warning,
+            None if self.unknown.is_empty() => Overall::Ok,
+            None => Overall::Unknown,
+        }
+    }
+
+    /// How many probes said ok.
+    pub fn ok_count(&self) -> usize {
+        self.probes.iter().filter(|ran| ran.judgement.verdict() == Verdict::Ok).count()
+    }
+
+    /// One JSON object on several lines, safe to print on a terminal.
+    pub fn to_json(&self) -> String {
+        let findings: Vec<_> = self.findings.iter().map(finding_json).collect();
+        let unknown: Vec<_> = self
+            .unknown
+            .iter()
+            .map(|unknown| {
+                json!({
+                    "service": unknown.service, "probe": unknown.probe, "subject": unknown.subject,
+                    "why": unknown.why, "way_out": unknown.way_out,
+                })
+            })
+            .collect();
+        let probes: Vec<_> = self
+            .probes
+            .iter()
+            .map(|ran| {
+                let mut probe = subject_json(&ran.subject);
+                probe.insert("verdict".to_owned(), json!(ran.judgement.verdict().as_str()));
+                probe.insert("took_ms".to_owned(), json!(u64::try_from(ran.took.as_millis()).unwrap_or(u64::MAX)));
+                probe
+            })
+            .collect();
+        let object = json!({
+            "host": self.host, "verdict": self.overall().as_str(), "findings": findings, "unknown": unknown,
+            "probes": probes, "notes": self.notes,
+        });
+        let text = serde_json::to_string_pretty(&object).unwrap_or_default();
+        // JSON lets some control characters stand that a terminal obeys; escaped they mean the same.
+        let risky = |c: char| (c.is_control() && c != '\n') || super::text::reorders(c);
+        text.chars().map(|c| if risky(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }).collect()
+    }
+}
+
+fn subject_json(subject: &SubjectKey) -> Map<String, serde_json::Value> {
+    let mut map = Map::new();
+    map.insert("service".to_owned(), json!(subject.service.as_str()));
+    map.insert("probe".to_owned(), json!(subject.probe.as_str()));
+    map.insert("subject".to_owned(), json!(subject.subject));
+    map
+}
+
+fn finding_json(finding: &Finding) -> serde_json::Value {
+    let subject = &finding.key.subject;
+    json!({
+        "reason": finding.key.reason.as_str(),
+        "severity": finding.severity.as_str(),
+        "service": subject.service.as_str(),
+        "probe": subject.probe.as_str(),
+        "subject": subject.subject,
+        "summary": finding.summary,
+        "evidence": evidence_json(&finding.evidence),
+        "grade": finding.grade.as_str(),
+        "next_steps": finding.next_steps,
+    })
+}
+
+/// Plain values: the unit is in the key.
+fn evidence_json(evidence: &Evidence) -> Map<String, serde_json::Value> {
+    let plain = |value: &Value| match value {
+        Value::Text(text) => json!(text),
+        Value::Count(number) | Value::Bytes(number) | Value::Millis(number) => json!(number),
+        Value::Integer(number) => json!(number),
+        Value::Time(time) => json!(time.to_string()),
+        Value::Flag(flag) => json!(flag),
+    };
+    evidence.iter().map(|(key, value)| (key.to_owned(), plain(value))).collect()
+}

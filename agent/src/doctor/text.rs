@@ -1,0 +1,278 @@
+//! The report for a tired person: what is wrong first, then the evidence, then what to do.
+//!
+//! Must never print a stranger's control characters: names of processes and paths are theirs, the terminal is ours.
+
+use super::report::{Overall, Report};
+use muster_agent_core::diagnose::{Headline, headlines};
+use muster_agent_core::judgement::Verdict;
+use muster_common::evidence::{Evidence, Grade};
+use muster_common::finding::Finding;
+use muster_common::severity::Severity;
+use muster_common::units::human_duration;
+use std::io::{self, Write};
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Style {
+    /// With colours.
+    pub colour: bool,
+    /// With every probe and every remark.
+    pub verbose: bool,
+}
+
+/// Prints the report.
+pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
+    let headlines = headlines(&report.findings);
+    write_title(out, report, &headlines, style)?;
+    for headline in &headlines {
+        write_headline(out, report, headline, style)?;
+    }
+    if !report.unknown.is_empty() {
+        writeln!(out, "\n{}", paint("could not be answered", Paint::Bold, style))?;
+        for unknown in &report.unknown {
+            let (service, probe, subject) = (&unknown.service, &unknown.probe, plain(&unknown.subject));
+            writeln!(out, "  {service} {probe} {subject}: {}", plain(&unknown.why))?;
+            if let Some(way_out) = &unknown.way_out {
+                writeln!(out, "    way out: {}", plain(way_out))?;
+            }
+        }
+    }
+    if style.verbose {
+        write_probes(out, report)?;
+    }
+    if !report.notes.is_empty() {
+        writeln!(out)?;
+        for note in &report.notes {
+            writeln!(out, "note: {}", plain(note))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_title(out: &mut dyn Write, report: &Report, headlines: &[Headline], style: Style) -> io::Result<()> {
+    let overall = report.overall();
+    let (ok, all) = (report.ok_count(), report.probes.len());
+    let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let mut parts = Vec::new();
+    if !headlines.is_empty() {
+        parts.push(counted(headlines.len(), "problem"));
+    }
+    if !report.unknown.is_empty() {
+        parts.push(format!("{} not answered", report.unknown.len()));
+    }
+    if all > 0 {
+        parts.push(format!("{ok} of {} ok", counted(all, "check")));
+    }
+    if parts.is_empty() {
+        parts.push("nothing to check".to_owned());
+    }
+    let word = overall.as_str().to_uppercase();
+    let colour = match overall {
+        Overall::Ok => Paint::Green,
+        Overall::Warning | Overall::Unknown => Paint::Yellow,
+        Overall::Critical => Paint::Red,
+    };
+    writeln!(out, "{} {}: {}", paint(&word, colour, style), plain(&report.host), parts.join(", "))
+}
+
+fn write_headline(out: &mut dyn Write, report: &Report, headline: &Headline, style: Style) -> io::Result<()> {
+    let Some(finding) = report.findings.get(headline.cause) else { return Ok(()) };
+    let key = &finding.key;
+    let colour = if headline.severity >= Severity::Sev2 { Paint::Red } else { Paint::Yellow };
+    let title = format!("{} {} {}", headline.severity, key.subject.service, key.reason);
+    writeln!(out, "\n{}  {}", paint(&title, colour, style), plain(&key.subject.subject))?;
+    writeln!(out, "  {}", plain(&finding.summary))?;
+    if finding.grade != Grade::Confirmed {
+        writeln!(out, "  how sure: {}", finding.grade)?;
+    }
+    write_evidence(out, &finding.evidence, "    ")?;
+    let symptoms: Vec<(&Finding, Grade)> =
+        headline.symptoms.iter().filter_map(|(index, grade)| Some((report.findings.get(*index)?, *grade))).collect();
+    for (symptom, grade) in &symptoms {
+        let (key, summary) = (&symptom.key, plain(&symptom.summary));
+        let name = format!("{} {}", symptom.severity, key.reason);
+        writeln!(out, "  and so ({grade}): {} {}", paint(&name, Paint::Bold, style), plain(&key.subject.subject))?;
+        writeln!(out, "    {summary}")?;
+        if style.verbose {
+            write_evidence(out, &symptom.evidence, "      ")?;
+        }
+    }
+    // The cause's steps mend its symptoms as well; those of the symptoms only stand in where it has none.
+    let own = Some(&finding.next_steps).filter(|steps| !steps.is_empty());
+    let other = symptoms.iter().map(|(symptom, _)| &symptom.next_steps).find(|steps| !steps.is_empty());
+    for step in own.or(other).into_iter().flatten() {
+        writeln!(out, "  {} {}", paint("next:", Paint::Bold, style), plain(step))?;
+    }
+    Ok(())
+}
+
+fn write_evidence(out: &mut dyn Write, evidence: &Evidence, indent: &str) -> io::Result<()> {
+    let width = evidence.iter().map(|(key, _)| key.len()).max().unwrap_or(0).min(28);
+    for (key, value) in evidence.iter() {
+        writeln!(out, "{indent}{:width$}  {}", plain(key), plain(&value.to_string()))?;
+    }
+    Ok(())
+}
+
+fn write_probes(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    writeln!(out, "\nchecks")?;
+    for ran in &report.probes {
+        let subject = &ran.subject;
+        let verdict = match ran.judgement.verdict() {
+            Verdict::Ok => "ok",
+            Verdict::Problem => "problem",
+            Verdict::Unknown => "unknown",
+        };
+        let (took, name) = (human_duration(ran.took), plain(&subject.subject));
+        writeln!(out, "  {verdict:8} {} {} {name} ({took})", subject.service, subject.probe)?;
+        write_evidence(out, &ran.judgement.seen, "             ")?;
+    }
+    Ok(())
+}
+
+/// `text` with everything that a terminal would obey made visible instead.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || reorders(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Characters that change the order in which others are shown.
+pub fn reorders(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
+}
+
+enum Paint {
+    Red,
+    Yellow,
+    Green,
+    Bold,
+}
+
+fn paint(text: &str, paint: Paint, style: Style) -> String {
+    if !style.colour {
+        return text.to_owned();
+    }
+    let code = match paint {
+        Paint::Red => "1;31",
+        Paint::Yellow => "1;33",
+        Paint::Green => "1;32",
+        Paint::Bold => "1",
+    };
+    format!("\u{1b}[{code}m{text}\u{1b}[0m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::report::{Ran, Unanswered};
+    use muster_agent_core::judgement::{Judgement, Problem};
+    use muster_common::finding::{ProbeKind, SubjectKey};
+    use muster_common::ids::ServiceName;
+    use muster_common::reason::Reason;
+    use std::time::Duration;
+
+    fn ran(probe: ProbeKind, subject: &str, judgement: Judgement) -> Ran {
+        let subject = SubjectKey::new(ServiceName::new("spl").unwrap(), probe, subject);
+        Ran { subject, judgement, took: Duration::from_millis(3) }
+    }
+
+    fn sample() -> Report {
+        let down = Problem::new(Reason::ProcessDown, "spl (pid 7) is gone\u{1b}[2J")
+            .evidence(
+                Evidence::new().count("pid", 7u64).text("comm", "s\npl").duration("ran_ms", Duration::from_secs(95)),
+            )
+            .next_steps(["look at the log: journalctl -u spl"]);
+        let closed = Problem::new(Reason::PortClosed, "nobody listens on 127.0.0.1:9100").next_steps(["start it"]);
+        let probes = vec![
+            ran(ProbeKind::Port, "tcp:127.0.0.1:9100", Judgement::problem(closed)),
+            ran(ProbeKind::PidFile, "/run/spl.pid", Judgement::problem(down)),
+            ran(ProbeKind::Sqlite, "/var/lib/hub.db", Judgement::ok(Evidence::new().text("state", "wal"))),
+            ran(ProbeKind::Oom, "kernel", Judgement::unknown("no access to /dev/kmsg", Some("run as root"))),
+        ];
+        let unasked = Unanswered {
+            service: "spl".into(),
+            probe: "health".into(),
+            subject: "http://127.0.0.1:1/".into(),
+            why: "not watched yet".into(),
+            way_out: None,
+        };
+        Report::new("web-1".into(), probes, vec![unasked], vec![])
+    }
+
+    #[test]
+    fn tells_what_is_wrong_first_and_folds_symptoms() {
+        let mut out = Vec::new();
+        write(&mut out, &sample(), Style::default()).unwrap();
+        let expected = "\
+CRITICAL web-1: 1 problem, 2 not answered, 1 of 4 checks ok
+
+sev2 spl process_down  /run/spl.pid
+  spl (pid 7) is gone\\u{1b}[2J
+    comm    s\\npl
+    pid     7
+    ran_ms  95 s
+  and so (likely): sev2 port_closed tcp:127.0.0.1:9100
+    nobody listens on 127.0.0.1:9100
+  next: look at the log: journalctl -u spl
+
+could not be answered
+  spl health http://127.0.0.1:1/: not watched yet
+  spl oom kernel: no access to /dev/kmsg
+    way out: run as root
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_has_the_names_of_the_contract() {
+        let text = sample().to_json();
+        assert!(text.is_ascii() || !text.contains('\u{9b}'));
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["host"], "web-1");
+        assert_eq!(json["verdict"], "critical");
+        let finding = &json["findings"][0];
+        assert_eq!(finding["reason"], "process_down");
+        assert_eq!(finding["severity"], "sev2");
+        assert_eq!(finding["evidence"], serde_json::json!({ "pid": 7, "comm": "s\npl", "ran_ms": 95_000 }));
+        assert_eq!(finding["grade"], "confirmed");
+        assert_eq!(finding["next_steps"][0], "look at the log: journalctl -u spl");
+        assert_eq!(json["unknown"][1]["why"], "no access to /dev/kmsg");
+        assert_eq!(json["probes"][3]["took_ms"], 3);
+        assert_eq!(json["probes"][3]["verdict"], "ok");
+    }
+
+    #[test]
+    fn the_exit_status_follows_the_worst() {
+        let overall = |problems: &[Reason], unknown: bool| {
+            let mut probes: Vec<Ran> = problems
+                .iter()
+                .map(|reason| ran(ProbeKind::Port, reason.as_str(), Judgement::problem(Problem::new(*reason, "x"))))
+                .collect();
+            if unknown {
+                probes.push(ran(ProbeKind::Oom, "kernel", Judgement::unknown("x", None)));
+            }
+            Report::new("h".into(), probes, vec![], vec![]).overall().exit_status()
+        };
+        assert_eq!(overall(&[], false), 0);
+        assert_eq!(overall(&[Reason::MemoryApproaching, Reason::PidFileStale], true), 1);
+        assert_eq!(overall(&[Reason::PidFileStale, Reason::SqliteCorrupt], true), 2);
+        assert_eq!(overall(&[], true), 3);
+    }
+
+    #[test]
+    fn colours_only_when_asked() {
+        let mut out = Vec::new();
+        write(&mut out, &sample(), Style { colour: true, verbose: true }).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with("\u{1b}[1;31mCRITICAL\u{1b}[0m"), "{text}");
+        assert!(text.contains("ok       spl sqlite /var/lib/hub.db (3 ms)"), "{text}");
+        assert_eq!(plain("a\u{202e}b\u{9b}c"), "a\\u{202e}b\\u{9b}c");
+    }
+}

@@ -1,0 +1,327 @@
+//! The one loop that judges: starts what is due, takes in what is over, keeps the ledger, hands events to the spool.
+//!
+//! Must never wait for a probe: a run that is late is judged unknown, and the loop turns on. It waits for the spool's
+//! disk alone, since what is told must be durable first.
+
+use super::lanes::{Done, Job, Lane};
+use super::memory::{Memory, StateOutlet};
+use super::plan::{Planned, lane_index};
+use super::watcher::{Watcher, Woken};
+use crate::probe::{Context, Lane as Kind, Probe};
+use crate::spool::Append;
+use muster_agent_core::clock::Now;
+use muster_agent_core::judgement::Judgement;
+use muster_agent_core::ledger::Change;
+use muster_agent_core::schedule::{Late, Schedule};
+use muster_agent_core::services::Services;
+use muster_common::finding::{FindingEvent, ProbeKind, SubjectKey};
+use muster_common::units::human_duration;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Events that wait for a spool that cannot write (disk full). Beyond it the oldest go; the digest then differs and a
+/// resync mends what is open.
+const PENDING_EVENTS_MAX: usize = 4096;
+/// A spool that failed is tried again after this.
+const RETRY_SPOOL_MS: u64 = 1_000;
+/// Cursors and verdicts are saved at least this often; with every event anyway.
+const SAVE_INTERVAL_MS: u64 = 60_000;
+/// The loop turns at least this often, so that the watchdog hears of it.
+const TURN_MAX: Duration = Duration::from_secs(5);
+
+/// What the loop takes in.
+pub enum Input {
+    /// A run is over.
+    Done(Box<Done>),
+    /// Something happened.
+    Woken(Woken),
+}
+
+impl From<Done> for Input {
+    fn from(done: Done) -> Self {
+        Self::Done(Box::new(done))
+    }
+}
+
+impl From<Woken> for Input {
+    fn from(woken: Woken) -> Self {
+        Self::Woken(woken)
+    }
+}
+
+/// Why the loop gave control back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// To stop.
+    Stop,
+    /// To read the config again.
+    Reload,
+}
+
+/// A probe as the loop keeps it.
+#[derive(Default)]
+struct Slot {
+    /// `None` while it runs.
+    probe: Option<Box<dyn Probe>>,
+    /// What takes its place when it comes back: another probe, or nothing.
+    successor: Option<Option<Box<dyn Probe>>>,
+}
+
+/// The loop and all it keeps.
+pub struct Judge<O> {
+    schedule: Schedule,
+    slots: BTreeMap<SubjectKey, Slot>,
+    lanes: Vec<Lane<Input>>,
+    watcher: Watcher,
+    services: Arc<Mutex<Services>>,
+    memory: Memory,
+    outlet: O,
+    pending: VecDeque<Append>,
+    dropped_events: u64,
+    retry_ms: u64,
+    saved_ms: u64,
+    watchdog: Option<Duration>,
+}
+
+impl<O: StateOutlet> Judge<O> {
+    /// Takes over what was remembered, and starts the lanes.
+    pub fn new(mut memory: Memory, outlet: O, watcher: Watcher, results: &Sender<Input>) -> Self {
+        let services = Arc::new(Mutex::new(std::mem::take(&mut memory.services)));
+        let lane = |kind| Lane::new(lane_index(kind), kind, results.clone());
+        Self {
+            schedule: Schedule::default(),
+            slots: BTreeMap::new(),
+            lanes: vec![lane(Kind::Quick), lane(Kind::Database)],
+            watcher,
+            services,
+            memory,
+            outlet,
+            pending: VecDeque::new(),
+            dropped_events: 0,
+            retry_ms: 0,
+            saved_ms: 0,
+            watchdog: sd_notify::watchdog_enabled().map(|limit| limit / 3),
+        }
+    }
+
+    /// Watches exactly `planned` from now on: what is new starts, what changed is replaced, what is gone is told as no
+    /// longer watched.
+    pub fn watch(&mut self, planned: Vec<Planned>, blind_after: Duration) {
+        let now = crate::clock::now();
+        self.memory.ledger.set_blind_after(blind_after);
+        let wanted: BTreeSet<SubjectKey> = planned.iter().map(|planned| planned.probe.subject().clone()).collect();
+        let gone: Vec<SubjectKey> = self.slots.keys().filter(|subject| !wanted.contains(subject)).cloned().collect();
+        for subject in gone {
+            self.schedule.remove(&subject);
+            self.watcher.forget(&subject);
+            match self.slots.get_mut(&subject) {
+                Some(slot) if slot.probe.is_none() => slot.successor = Some(None),
+                _ => drop(self.slots.remove(&subject)),
+            }
+        }
+        for Planned { mut probe, plan } in planned {
+            let subject = probe.subject().clone();
+            let away = self.slots.get(&subject).is_some_and(|slot| slot.probe.is_none());
+            let slot = self.slots.entry(subject.clone()).or_default();
+            // What the old instance knows is newer than what was saved.
+            let saved = slot.probe.as_ref().and_then(|old| old.save());
+            if let Some(saved) = saved.or_else(|| self.memory.probe(&subject)) {
+                probe.restore(saved);
+            }
+            if away {
+                slot.successor = Some(Some(probe));
+            } else {
+                slot.probe = Some(probe);
+            }
+            if away && self.schedule.is_running(&subject) {
+                self.schedule.replan(&subject, plan);
+            } else {
+                self.schedule.add(now.boottime_ms, subject, plan);
+            }
+        }
+        let events = self.memory.ledger.retain(&wanted);
+        self.memory.retain(&wanted);
+        let observed_boottime_ms = now.boottime_ms;
+        self.tell(events.into_iter().map(|event| Change { event, observed_boottime_ms }).collect());
+        self.save(now);
+    }
+
+    /// Turns until asked to stop or to reload.
+    pub fn run(&mut self, inbox: &Receiver<Input>) -> Asked {
+        loop {
+            let now = crate::clock::now();
+            self.start_due(now);
+            self.judge_late(now);
+            let due = !self.pending.is_empty() && now.boottime_ms >= self.retry_ms;
+            if due || now.boottime_ms >= self.saved_ms.saturating_add(SAVE_INTERVAL_MS) {
+                self.save(now);
+            }
+            if self.watchdog.is_some() {
+                sd_notify::notify(&[sd_notify::NotifyState::Watchdog]).ok();
+            }
+            let input = match inbox.recv_timeout(self.pause(now)) {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                // Cannot be while lanes and watcher live; stopping is the only sane answer.
+                Err(RecvTimeoutError::Disconnected) => return Asked::Stop,
+            };
+            // All that is there in one turn, so that the events of one moment are one transaction.
+            for input in input.into_iter().chain(inbox.try_iter()).collect::<Vec<_>>() {
+                match input {
+                    Input::Done(done) => self.finish(*done),
+                    Input::Woken(Woken::Probe(subject)) => {
+                        self.schedule.wake(crate::clock::now().boottime_ms, &subject)
+                    }
+                    Input::Woken(Woken::Stop) => return Asked::Stop,
+                    Input::Woken(Woken::Reload) => return Asked::Reload,
+                }
+            }
+        }
+    }
+
+    /// Saves what is remembered and what still waits, once.
+    pub fn stop(&mut self) {
+        self.save(crate::clock::now());
+    }
+
+    fn pause(&self, now: Now) -> Duration {
+        let free = |lane: usize| self.lanes.get(lane).is_some_and(Lane::is_free);
+        let next = self.schedule.next_ms(free).unwrap_or(u64::MAX);
+        let next = if self.pending.is_empty() { next } else { next.min(self.retry_ms) };
+        let pause = Duration::from_millis(next.saturating_sub(now.boottime_ms));
+        pause.min(self.watchdog.unwrap_or(TURN_MAX)).min(TURN_MAX)
+    }
+
+    fn start_due(&mut self, now: Now) {
+        for (index, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.is_free()) {
+            let Some(subject) = self.schedule.start_next(now.boottime_ms, index) else { continue };
+            let probe = self.slots.get_mut(&subject).and_then(|slot| slot.probe.take());
+            let Some(probe) = probe else {
+                self.schedule.finished(now.boottime_ms, &subject);
+                continue;
+            };
+            let context = Context { now, services: Arc::clone(&self.services), one_shot: false };
+            if let Err(job) = lane.start(Job { probe, context }) {
+                if let Some(slot) = self.slots.get_mut(&subject) {
+                    slot.probe = Some(job.probe);
+                }
+                self.schedule.finished(now.boottime_ms, &subject);
+            }
+        }
+    }
+
+    fn judge_late(&mut self, now: Now) {
+        for late in self.schedule.late(now.boottime_ms) {
+            if late.first && late.hung {
+                let plan = self.schedule.plan(&late.subject);
+                if let Some(lane) = plan.and_then(|plan| self.lanes.get_mut(plan.lane)) {
+                    lane.replace();
+                    tracing::warn!(subject = %late.subject, hung_threads = lane.hung(), "a probe gives no answer");
+                }
+            }
+            let judgement = late_judgement(&late);
+            self.observe(now, &late.subject, judgement);
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        let now = crate::clock::now();
+        let subject = done.subject();
+        if let Some(lane) = self.lanes.get_mut(done.lane) {
+            lane.finished(&done);
+        }
+        self.schedule.finished(now.boottime_ms, &subject);
+        let Some(slot) = self.slots.get_mut(&subject) else { return };
+        let probe = match slot.successor.take() {
+            None => done.probe,
+            Some(Some(mut successor)) => {
+                if let Some(saved) = done.probe.save() {
+                    successor.restore(saved);
+                }
+                successor
+            }
+            Some(None) => {
+                self.slots.remove(&subject);
+                return;
+            }
+        };
+        self.memory.note_probe(&subject, probe.save());
+        self.watcher.arm(&subject, probe.wake());
+        slot.probe = Some(probe);
+        tracing::debug!(%subject, verdict = done.judgement.verdict().as_str(), took = ?done.took, "probed");
+        self.observe(now, &subject, done.judgement);
+    }
+
+    fn observe(&mut self, now: Now, subject: &SubjectKey, mut judgement: Judgement) {
+        // The cause may come after what it explains: look at the service's process again.
+        for service in self.memory.causes.note(now, subject, &judgement) {
+            let processes = self.slots.keys().filter(|other| other.service == service);
+            let processes: Vec<_> = processes.filter(|other| other.probe == ProbeKind::PidFile).cloned().collect();
+            for process in processes {
+                self.schedule.wake(now.boottime_ms, &process);
+            }
+        }
+        self.memory.causes.explain(now, subject, &mut judgement);
+        let changes = self.memory.ledger.observe(now, subject, &judgement);
+        self.tell(changes);
+    }
+
+    fn tell(&mut self, changes: Vec<Change>) {
+        for Change { event, observed_boottime_ms } in changes {
+            log(&event);
+            if self.pending.len() == PENDING_EVENTS_MAX {
+                self.pending.pop_front();
+                self.dropped_events += 1;
+                tracing::error!(dropped = self.dropped_events, "the spool cannot write and the queue is full");
+            }
+            self.pending.push_back(Append { event, observed_boottime_ms });
+            self.retry_ms = 0;
+        }
+    }
+
+    /// Events and memory in one transaction: a crash between them would tell twice or never.
+    fn save(&mut self, now: Now) {
+        self.memory.services = self.services.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let events: Vec<Append> = self.pending.iter().cloned().collect();
+        match self.outlet.append(events, &self.memory, now) {
+            Ok(()) => {
+                self.pending.clear();
+                self.saved_ms = now.boottime_ms;
+            }
+            Err(error) => {
+                tracing::error!(waiting = self.pending.len(), "cannot write the spool: {error}");
+                self.retry_ms = now.boottime_ms.saturating_add(RETRY_SPOOL_MS);
+                self.saved_ms = now.boottime_ms;
+            }
+        }
+    }
+}
+
+fn late_judgement(late: &Late) -> Judgement {
+    let length = human_duration(late.late_for);
+    if late.hung {
+        let way_out =
+            "look for a hung file system or device under the subject: ps -eo pid,stat,wchan:32,comm | grep ' D'";
+        Judgement::unknown(format!("no answer within {length}"), Some(way_out))
+    } else {
+        Judgement::unknown(format!("not asked for {length}: other probes hang"), None)
+    }
+}
+
+fn log(event: &FindingEvent) {
+    let key = event.key();
+    match event {
+        FindingEvent::Opened(finding) => {
+            tracing::warn!(%key, severity = %finding.severity, "opened: {}", finding.summary)
+        }
+        FindingEvent::Updated(finding) => {
+            tracing::info!(%key, severity = %finding.severity, "updated: {}", finding.summary);
+        }
+        FindingEvent::Cleared { summary, .. } => tracing::info!(%key, "cleared: {summary}"),
+        FindingEvent::Occurred(finding) => {
+            tracing::warn!(%key, severity = %finding.severity, "occurred: {}", finding.summary);
+        }
+    }
+}

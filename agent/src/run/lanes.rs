@@ -1,0 +1,228 @@
+//! Threads that run probes, one run at a time each, so that a probe that hangs costs its own thread and no other.
+//!
+//! The sandbox is not made here: the SQLite probe opens strangers' files on a thread it restricts itself.
+//!
+//! A thread that hangs is left behind and replaced, up to a bound; when it comes back it delivers its probe and ends.
+
+use crate::probe::{Context, Lane as Kind, Probe};
+use muster_agent_core::judgement::Judgement;
+use muster_common::finding::SubjectKey;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// Hung threads of one lane that are replaced. Beyond it the lane waits: a file system that hangs does not take the
+/// host's threads with it.
+pub const HUNG_THREADS_MAX: usize = 4;
+/// Probes have shallow stacks; SQLite is measured to need less than a quarter of this.
+const STACK_BYTES: usize = 1 << 20;
+
+/// One run to do.
+pub struct Job {
+    /// Who asks.
+    pub probe: Box<dyn Probe>,
+    /// With what.
+    pub context: Context,
+}
+
+/// One run that is over.
+pub struct Done {
+    /// The lane it ran on.
+    pub lane: usize,
+    /// The thread that ran it.
+    worker: u64,
+    /// The probe, handed back.
+    pub probe: Box<dyn Probe>,
+    /// What it said.
+    pub judgement: Judgement,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Done {
+    /// The probe's subject.
+    pub fn subject(&self) -> SubjectKey {
+        self.probe.subject().clone()
+    }
+}
+
+/// One thread for probes of one kind, and those left behind.
+pub struct Lane<I> {
+    index: usize,
+    kind: Kind,
+    results: Sender<I>,
+    worker: u64,
+    jobs: Option<Sender<Job>>,
+    busy: bool,
+    hung: usize,
+}
+
+impl<I: From<Done> + Send + 'static> Lane<I> {
+    /// Starts the thread of lane `index`; results go to `results`.
+    pub fn new(index: usize, kind: Kind, results: Sender<I>) -> Self {
+        let mut lane = Self { index, kind, results, worker: 0, jobs: None, busy: false, hung: 0 };
+        lane.spawn();
+        lane
+    }
+
+    /// The kind of probes it runs.
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// True when a job would start at once.
+    pub const fn is_free(&self) -> bool {
+        self.jobs.is_some() && !self.busy
+    }
+
+    /// Threads that hang now.
+    pub const fn hung(&self) -> usize {
+        self.hung
+    }
+
+    /// Starts a run; gives the job back when there is no thread to run it.
+    pub fn start(&mut self, job: Job) -> Result<(), Job> {
+        if !self.is_free() {
+            return Err(job);
+        }
+        let Some(jobs) = &self.jobs else { return Err(job) };
+        jobs.send(job).map_err(|refused| {
+            self.jobs = None;
+            refused.0
+        })?;
+        self.busy = true;
+        Ok(())
+    }
+
+    /// Notes that a run is over; a thread that was left behind is gone with it.
+    pub fn finished(&mut self, done: &Done) {
+        if done.worker == self.worker {
+            self.busy = false;
+        } else {
+            self.hung = self.hung.saturating_sub(1);
+        }
+        if self.jobs.is_none() {
+            self.spawn();
+        }
+    }
+
+    /// Leaves the thread that hangs behind and starts another, if the bound allows one.
+    pub fn replace(&mut self) {
+        if !self.busy {
+            return;
+        }
+        self.jobs = None;
+        self.busy = false;
+        self.hung += 1;
+        // No thread has this number: a run that comes back late is known as such.
+        self.worker += 1;
+        if self.hung < HUNG_THREADS_MAX {
+            self.spawn();
+        }
+    }
+
+    fn spawn(&mut self) {
+        self.worker += 1;
+        let (sender, jobs) = channel();
+        let (lane, kind, worker, results) = (self.index, self.kind, self.worker, self.results.clone());
+        let name = match kind {
+            Kind::Quick => "probe",
+            Kind::Database => "probe-db",
+        };
+        let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
+        let spawned = builder.spawn(move || work(lane, worker, &jobs, &results));
+        match spawned {
+            Ok(_) => self.jobs = Some(sender),
+            Err(error) => tracing::error!(%error, lane = name, "cannot start a probe thread"),
+        }
+    }
+}
+
+fn work<I: From<Done>>(lane: usize, worker: u64, jobs: &Receiver<Job>, results: &Sender<I>) {
+    while let Ok(Job { mut probe, context }) = jobs.recv() {
+        let start = Instant::now();
+        // A probe that panics is a bug of that probe and of nothing else.
+        let judgement = catch_unwind(AssertUnwindSafe(|| probe.run(&context))).unwrap_or_else(|_| {
+            Judgement::unknown("the probe failed by a programming error (see the agent's log)", None)
+        });
+        let done = Done { lane, worker, probe, judgement, took: start.elapsed() };
+        if results.send(done.into()).is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use muster_agent_core::services::Services;
+    use muster_common::finding::ProbeKind;
+    use muster_common::ids::ServiceName;
+    use std::sync::{Arc, Mutex};
+
+    /// Says what a function says.
+    pub(crate) struct Fake<F> {
+        pub(crate) subject: SubjectKey,
+        pub(crate) answer: F,
+    }
+
+    impl<F: FnMut() -> Judgement + Send> Probe for Fake<F> {
+        fn subject(&self) -> &SubjectKey {
+            &self.subject
+        }
+
+        fn run(&mut self, _context: &Context) -> Judgement {
+            (self.answer)()
+        }
+    }
+
+    pub(crate) fn fake(name: &str, answer: impl FnMut() -> Judgement + Send + 'static) -> Box<dyn Probe> {
+        Box::new(Fake { subject: SubjectKey::new(ServiceName::host(), ProbeKind::Port, name), answer })
+    }
+
+    fn job(probe: Box<dyn Probe>) -> Job {
+        let services = Arc::new(Mutex::new(Services::default()));
+        Job { probe, context: Context { now: crate::clock::now(), services, one_shot: true } }
+    }
+
+    #[test]
+    fn a_panicking_probe_is_unknown_and_its_thread_lives_on() {
+        let (results, inbox) = channel::<Done>();
+        let mut lane = Lane::new(0, Kind::Quick, results);
+        for answer in [None, Some(Judgement::default())] {
+            let expected = answer.is_none();
+            let probe = fake("x", move || answer.clone().expect("no answer in this test"));
+            assert!(lane.start(job(probe)).is_ok());
+            let done = inbox.recv().unwrap();
+            assert_eq!(done.judgement.unknown.is_some(), expected);
+            lane.finished(&done);
+        }
+    }
+
+    #[test]
+    fn a_hung_thread_is_replaced_up_to_the_bound_and_comes_back() {
+        let (results, inbox) = channel::<Done>();
+        let mut lane = Lane::new(0, Kind::Quick, results);
+        let mut releases = Vec::new();
+        for index in 0..HUNG_THREADS_MAX {
+            let (release, released) = channel::<()>();
+            let probe = fake("hung", move || {
+                let _gone = released.recv().is_err();
+                Judgement::default()
+            });
+            assert!(lane.start(job(probe)).is_ok(), "{index}");
+            lane.replace();
+            releases.push(release);
+        }
+        assert_eq!(lane.hung(), HUNG_THREADS_MAX);
+        assert!(!lane.is_free());
+        assert!(lane.start(job(fake("y", Judgement::default))).is_err());
+        drop(releases.pop());
+        lane.finished(&inbox.recv().unwrap());
+        assert_eq!(lane.hung(), HUNG_THREADS_MAX - 1);
+        assert!(lane.start(job(fake("y", Judgement::default))).is_ok());
+        let done = inbox.recv().unwrap();
+        lane.finished(&done);
+        assert_eq!(done.subject().subject, "y");
+    }
+}

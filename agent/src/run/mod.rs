@@ -1,0 +1,241 @@
+//! `muster-agent run`: the daemon. Probe threads, a watcher, one loop that judges, the spool's thread, the uplink's.
+//!
+//! Works without `[coordinator]` too: findings are then judged, logged and spooled.
+
+pub mod judge;
+pub mod lanes;
+pub mod memory;
+pub mod plan;
+pub mod watcher;
+
+use crate::config::{Config, ConfigError};
+use crate::senses::HostRoot;
+use crate::spool::{Spool, SpoolHandle, SpoolLimits};
+use crate::uplink::{
+    FactsSetter, HostFacts, OpenSnapshot, Security, SnapshotProvider, Stop, UplinkConfig, UplinkFacts,
+};
+use anyhow::{Context as _, bail};
+use judge::{Asked, Input, Judge};
+use memory::{Memory, StateOutlet};
+use muster_agent_core::clock::Now;
+use muster_common::ids::BootId;
+use muster_common::tls::Credentials;
+use sd_notify::NotifyState;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use watcher::Watcher;
+
+/// The spool's file below the state folder.
+const SPOOL_FILE: &str = "spool.db";
+
+/// Runs until asked to stop.
+pub fn run(config_path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(config_path)?;
+    let host = HostRoot::default();
+    let boot = crate::clock::boot_id(&host);
+    watcher::block_signals().context("cannot block signals")?;
+    let _lock = lock_state(&config.state_dir)?;
+    plan::make_scratch(&config).context("cannot make the folder for copies of databases")?;
+    let spool = open_spool(&config, boot)?;
+    let memory = Memory::load(&spool, boot)?;
+    let published = Arc::new(Mutex::new(Published::default()));
+    let uplink = Uplink::start(&config, &host, boot, &spool, &published)?;
+    let outlet = Outlet { spool, published, facts: uplink.as_ref().map(|uplink| uplink.facts.clone()) };
+    let (results, inbox) = channel::<Input>();
+    let watcher = Watcher::spawn(results.clone()).context("cannot start the watcher thread")?;
+    let mut judge = Judge::new(memory, outlet, watcher, &results);
+    judge.watch(plan::probes(&config, &host), config.probes.blind_after);
+    tracing::info!(
+        services = config.services.len(),
+        coordinators = config.endpoints.len(),
+        state = %config.state_dir.display(),
+        "watching"
+    );
+    for unanswered in plan::not_watched(&config) {
+        tracing::warn!(service = unanswered.service, "{} {}: {}", unanswered.probe, unanswered.subject, unanswered.why);
+    }
+    sd_notify::notify(&[NotifyState::Ready]).ok();
+    let mut current = config;
+    while judge.run(&inbox) == Asked::Reload {
+        current = reload(config_path, current, &host, &mut judge);
+    }
+    sd_notify::notify(&[NotifyState::Stopping]).ok();
+    tracing::info!("stopping");
+    // First what is known is made durable, then the goodbye: the coordinator hears of both in this order.
+    judge.stop();
+    if let Some(uplink) = uplink {
+        uplink.stop();
+    }
+    Ok(())
+}
+
+fn reload<O: StateOutlet>(path: &Path, old: Config, host: &HostRoot, judge: &mut Judge<O>) -> Config {
+    let reloading = NotifyState::monotonic_usec_now();
+    if let Ok(usec) = reloading {
+        sd_notify::notify(&[NotifyState::Reloading, usec]).ok();
+    }
+    let kept = match Config::load(path) {
+        Ok(new) => {
+            let fixed = |config: &Config| {
+                let Config { labels, state_dir, socket, endpoints, tls, spool_bytes_max, .. } = config;
+                (labels.clone(), state_dir.clone(), socket.clone(), endpoints.clone(), tls.clone(), *spool_bytes_max)
+            };
+            if fixed(&old) != fixed(&new) {
+                tracing::warn!("changes of [agent], [coordinator], [tls] and [spool] take effect at the next restart");
+            }
+            let new = Config { state_dir: old.state_dir.clone(), ..new };
+            judge.watch(plan::probes(&new, host), new.probes.blind_after);
+            tracing::info!(services = new.services.len(), "config read again");
+            new
+        }
+        Err(error) => {
+            let error: ConfigError = error;
+            tracing::error!("the config is kept as it was, the new one is wrong:\n{error}");
+            old
+        }
+    };
+    sd_notify::notify(&[NotifyState::Ready]).ok();
+    kept
+}
+
+/// One agent per state folder: two would answer for each other's findings.
+fn lock_state(folder: &Path) -> anyhow::Result<File> {
+    let shown = folder.display();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| {
+        format!("cannot make the state folder {shown}; create it for the agent's user or set [agent] state_dir")
+    })?;
+    let path: PathBuf = folder.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}; is the folder the agent's own?", path.display()))?;
+    let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    if rustix::fs::flock(&file, operation).is_err() {
+        bail!("another muster-agent uses {shown}; stop it first, or set another [agent] state_dir");
+    }
+    Ok(file)
+}
+
+fn open_spool(config: &Config, boot: BootId) -> anyhow::Result<SpoolHandle> {
+    let limits = SpoolLimits { max_bytes: config.spool_bytes_max, ..SpoolLimits::default() };
+    let spool = Spool::open(&config.state_dir.join(SPOOL_FILE), limits, boot, crate::clock::now())?;
+    if let Some(loss) = spool.loss() {
+        tracing::error!(moved_to = %loss.moved_to.display(), "the spool was damaged ({}); a new one was begun", loss.why);
+    }
+    crate::spool::spawn(spool).context("cannot start the spool thread")
+}
+
+/// What the uplink may tell of the ledger: as of one entry of the spool, replaced whole.
+#[derive(Default)]
+struct Published {
+    ledger: muster_agent_core::ledger::Ledger,
+    head_sequence: u64,
+}
+
+/// Writes to the spool, then publishes what was written to the uplink.
+struct Outlet {
+    spool: SpoolHandle,
+    published: Arc<Mutex<Published>>,
+    facts: Option<FactsSetter>,
+}
+
+impl StateOutlet for Outlet {
+    fn append(
+        &mut self,
+        events: Vec<crate::spool::Append>,
+        memory: &Memory,
+        now: Now,
+    ) -> Result<(), crate::spool::SpoolError> {
+        let head_sequence = memory.append_to(&self.spool, events, now)?;
+        let open_digest = memory.ledger.open_digest();
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) =
+            Published { ledger: memory.ledger.clone(), head_sequence };
+        if let Some(facts) = &self.facts {
+            facts.set(UplinkFacts { open_digest, head_sequence, memory_available_bytes: memory_available() });
+        }
+        Ok(())
+    }
+}
+
+/// For heartbeats; 0 where it cannot be read.
+fn memory_available() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    muster_agent_core::memory::parse(&text).map_or(0, |reading| reading.available_bytes)
+}
+
+/// The uplink's thread: a runtime of its own, so that heartbeats wait for nothing of ours.
+struct Uplink {
+    facts: FactsSetter,
+    stop: tokio::sync::oneshot::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Uplink {
+    fn start(
+        config: &Config,
+        host: &HostRoot,
+        boot: BootId,
+        spool: &SpoolHandle,
+        published: &Arc<Mutex<Published>>,
+    ) -> anyhow::Result<Option<Self>> {
+        if config.endpoints.is_empty() {
+            return Ok(None);
+        }
+        let tls = &config.tls;
+        let credentials = Credentials::load(&tls.ca, &tls.cert, &tls.key).context(
+            "cannot use the certificate of this agent; get one with `muster-coordinator ca issue --role agent` \
+             and name its files under [tls]",
+        )?;
+        let uplink = UplinkConfig {
+            endpoints: config.endpoints.clone(),
+            security: Security::Mutual(credentials),
+            host: host_facts(config, host),
+            boot,
+            clock: crate::clock::now,
+        };
+        let published = Arc::clone(published);
+        let snapshot = SnapshotProvider(Arc::new(move || {
+            let published = published.lock().unwrap_or_else(PoisonError::into_inner);
+            OpenSnapshot::new(published.head_sequence, published.ledger.subjects())
+        }));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .thread_keep_alive(std::time::Duration::from_secs(10))
+            .build()
+            .context("cannot start the uplink's runtime")?;
+        let spool = spool.clone();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (send_facts, facts) = channel();
+        let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                let handle = crate::uplink::spawn(uplink, spool, snapshot);
+                send_facts.send(handle.facts()).ok();
+                stopped.await.ok();
+                handle.shutdown(Stop::Agent).await;
+            });
+            runtime.shutdown_background();
+        })?;
+        let facts = facts.recv().context("the uplink ended at its start")?;
+        Ok(Some(Self { facts, stop, thread }))
+    }
+
+    fn stop(self) {
+        self.stop.send(()).ok();
+        self.thread.join().ok();
+    }
+}
+
+fn host_facts(config: &Config, host: &HostRoot) -> HostFacts {
+    let read = |path: &str| std::fs::read_to_string(host.path(path)).unwrap_or_default();
+    let release = read("/etc/os-release");
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    HostFacts {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host_name: read("/proc/sys/kernel/hostname").trim().to_owned(),
+        labels: config.labels.clone(),
+        os_version: pretty.unwrap_or_default().trim_matches('"').to_owned(),
+        kernel_version: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+    }
+}

@@ -1,0 +1,106 @@
+//! From config to probes: which there are, on which lane, how often. The daemon and `doctor` ask the same ones.
+
+use crate::config::{Config, Service};
+use crate::doctor::report::Unanswered;
+use crate::probe::{Lane, Probe};
+use crate::senses::HostRoot;
+use crate::senses::memory::MemoryProbe;
+use crate::senses::pid_file::PidFileProbe;
+use crate::senses::port::PortProbe;
+use crate::senses::sockets::SocketTable;
+use crate::senses::sqlite::{SqliteOptions, SqliteProbe};
+use muster_agent_core::memory::Bands;
+use muster_agent_core::schedule::Plan;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Folder below the state folder in which databases are copied for their deep check.
+const SCRATCH: &str = "scratch";
+
+/// A probe and when it runs.
+pub struct Planned {
+    /// The probe.
+    pub probe: Box<dyn Probe>,
+    /// When.
+    pub plan: Plan,
+}
+
+/// The lane of a kind of probes, as the schedule numbers it.
+pub const fn lane_index(kind: Lane) -> usize {
+    match kind {
+        Lane::Quick => 0,
+        Lane::Database => 1,
+    }
+}
+
+/// All probes of a config, on this host. Pid files first: the others ask them whose process they see.
+pub fn probes(config: &Config, host: &HostRoot) -> Vec<Planned> {
+    let times = config.probes;
+    let mut planned = Vec::new();
+    let mut add = |probe: Box<dyn Probe>, interval: Duration| {
+        let lane = probe.lane();
+        let deadline = match lane {
+            Lane::Quick => times.deadline,
+            Lane::Database => times.sqlite_deadline,
+        };
+        planned.push(Planned { probe, plan: Plan { lane: lane_index(lane), interval, deadline } });
+    };
+    for service in &config.services {
+        if let Some(pid_file) = &service.pid_file {
+            let path = pid_file.what.to_string_lossy();
+            let probe = PidFileProbe::new(service.name.clone(), &path, host.clone());
+            add(Box::new(probe), pid_file.interval.unwrap_or(times.pid_file));
+        }
+    }
+    let sockets = SocketTable::new(host.clone());
+    for service in &config.services {
+        for port in &service.ports {
+            let probe = PortProbe::new(service.name.clone(), port.what.clone(), Arc::clone(&sockets));
+            add(Box::new(probe), port.interval.unwrap_or(times.port));
+        }
+        for sqlite in &service.sqlite {
+            let options = SqliteOptions {
+                quick_interval: sqlite.quick_interval.unwrap_or(times.sqlite_quick),
+                deep_interval: sqlite.deep_interval.unwrap_or(times.sqlite_deep),
+                scratch_dir: Some(config.state_dir.join(SCRATCH)).filter(|folder| folder.is_dir()),
+                ..SqliteOptions::default()
+            };
+            let probe = SqliteProbe::new(service.name.clone(), host.path(&sqlite.path), options);
+            add(Box::new(probe), sqlite.interval.unwrap_or(times.sqlite));
+        }
+    }
+    add(Box::new(MemoryProbe::new(host.clone(), bands(config))), times.memory);
+    planned
+}
+
+/// Makes the folder for copies; without it there are no deep checks, which the probe tells.
+pub fn make_scratch(config: &Config) -> std::io::Result<()> {
+    std::fs::create_dir_all(config.state_dir.join(SCRATCH))
+}
+
+/// What is configured and cannot be answered by any probe of this version: never passed over in silence.
+pub fn not_watched(config: &Config) -> Vec<Unanswered> {
+    config.services.iter().flat_map(of_service).collect()
+}
+
+fn of_service(service: &Service) -> Vec<Unanswered> {
+    let unanswered = |probe: &str, subject: &str| Unanswered {
+        service: service.name.to_string(),
+        probe: probe.to_owned(),
+        subject: subject.to_owned(),
+        why: "not watched yet: this version of the agent has no probe for it".to_owned(),
+        way_out: None,
+    };
+    let unit = service.unit.iter().map(|unit| unanswered("unit", unit));
+    let health = service.health.iter().map(|health| unanswered("health", &health.url));
+    let backups = service.backups.iter().map(|backup| unanswered("backup", &backup.path));
+    unit.chain(health).chain(backups).collect()
+}
+
+/// What the config sets; one threshold alone sets the other at twice or half of it. `None`: the defaults.
+fn bands(config: &Config) -> Option<Bands> {
+    let memory = config.memory;
+    let approaching_bytes = memory.approaching_bytes.or(memory.critical_bytes.map(|low| low.saturating_mul(2)))?;
+    let critical_bytes = memory.critical_bytes.unwrap_or(approaching_bytes / 2);
+    Some(Bands { approaching_bytes, critical_bytes })
+}
