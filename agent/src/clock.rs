@@ -13,6 +13,12 @@ pub fn now() -> Now {
     Now { boottime_ms: u64::try_from(millis(boot)).unwrap_or(0), wall: Timestamp::from_unix_ms(millis(wall)) }
 }
 
+/// How long the host has been suspended since it booted: the kernel stamps its log without that time.
+pub fn suspended_ms() -> u64 {
+    let boot = millis(clock_gettime(ClockId::Boottime));
+    u64::try_from(boot - millis(clock_gettime(ClockId::Monotonic))).unwrap_or(0)
+}
+
 /// The id of this boot; the nil id where the kernel does not tell (every start then counts as a reboot of its own).
 pub fn boot_id(host: &HostRoot) -> BootId {
     let text = std::fs::read_to_string(host.path("/proc/sys/kernel/random/boot_id")).unwrap_or_default();

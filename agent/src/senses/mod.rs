@@ -1,5 +1,13 @@
 //! One file per kind of probe: reads the host, thin, and leaves the judging to `muster-agent-core`.
 
+pub mod memory;
+pub mod oom;
+pub mod pid_file;
+pub mod port;
+pub mod process;
+pub mod sockets;
+pub mod sqlite;
+
 use std::path::{Path, PathBuf};
 
 /// The root under which `/proc`, `/run` and the files of services are read: `/` in production, a folder in tests.

@@ -5,11 +5,14 @@
 //!
 //! Must never believe a line that user space wrote, never count a victim twice and never panic on any bytes.
 
+pub mod balance;
 pub mod cursor;
 pub mod events;
 pub mod forms;
 pub mod line;
+pub mod report;
 
+pub use balance::Balance;
 pub use cursor::{Cursor, Seen};
 pub use events::{Joiner, Outcome, Proof, Scope, Trigger, Unnamed, Victim};
 pub use line::{Line, Source, parse_record, parse_saved};

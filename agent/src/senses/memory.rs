@@ -1,0 +1,36 @@
+//! Reads `/proc/meminfo`.
+
+use super::HostRoot;
+use crate::probe::{Context, Probe};
+use muster_agent_core::judgement::Judgement;
+use muster_agent_core::memory::{Absent, Bands, MemoryJudge, parse};
+use muster_common::finding::{ProbeKind, SubjectKey};
+use muster_common::ids::ServiceName;
+
+/// Watches the host's available memory.
+#[derive(Debug)]
+pub struct MemoryProbe {
+    subject: SubjectKey,
+    root: HostRoot,
+    judge: MemoryJudge,
+}
+
+impl MemoryProbe {
+    /// With the configured thresholds, or the defaults for the host's size.
+    pub fn new(root: HostRoot, bands: Option<Bands>) -> Self {
+        let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Memory, "MemAvailable");
+        Self { subject, root, judge: MemoryJudge::new(bands) }
+    }
+}
+
+impl Probe for MemoryProbe {
+    fn subject(&self) -> &SubjectKey {
+        &self.subject
+    }
+
+    fn run(&mut self, context: &Context) -> Judgement {
+        let text = std::fs::read_to_string(self.root.path("/proc/meminfo"));
+        let reading = text.map_err(|error| Absent::NoFile(error.to_string())).and_then(|text| parse(&text));
+        self.judge.judge(reading, context.now)
+    }
+}

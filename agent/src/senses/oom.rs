@@ -1,0 +1,337 @@
+//! Reads the kernel log for OOM kills and checks their number against the kernel's own count.
+//!
+//! Must never believe a line of user space, and never join a pid of the log to a process of another pid namespace.
+
+use super::{HostRoot, process};
+use crate::clock;
+use crate::probe::{Context, Probe};
+use muster_agent_core::clock::Now;
+use muster_agent_core::judgement::{Judgement, Problem, Unknown};
+use muster_agent_core::kmsg::report::{Belonging, oom_kill, unexplained_kills, unnamed_kills};
+use muster_agent_core::kmsg::{Balance, Cursor, Joiner, Outcome, Seen, Unnamed, Victim, parse_record, parse_saved};
+use muster_agent_core::pid_file::ProcessReading;
+use muster_agent_core::services::Services;
+use muster_common::evidence::Evidence;
+use muster_common::finding::{ProbeKind, SubjectKey};
+use muster_common::ids::{BootId, ProcessId, ServiceName};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, major, minor, open};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, read};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// Device number of `/dev/kmsg`.
+const KMSG_DEVICE: (u32, u32) = (1, 11);
+/// A buffer smaller than the record is refused; the kernel's records are at most 8 KiB.
+const RECORD_BYTES_MAX: usize = 16 * 1024;
+/// Records read in one run: more than any ring holds in practice; the rest follows in the next run.
+const RECORDS_PER_RUN_MAX: u32 = 500_000;
+/// What the very first run of an agent still reports: older kills are history, not news.
+const LOOK_BACK_FIRST: Duration = Duration::from_secs(10 * 60);
+/// What a one-shot diagnosis reports.
+const LOOK_BACK_ONE_SHOT: Duration = Duration::from_secs(24 * 60 * 60);
+/// The inode of the initial pid namespace, a constant of the kernel.
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+/// Bytes read of a saved log, and of one of its lines.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+const LINE_BYTES_MAX: u64 = 64 * 1024;
+/// The way to the log without privileges.
+const WAY_OUT: &str =
+    "start the agent with StandardInput=file:/dev/kmsg as the shipped unit does, or give it CAP_SYSLOG";
+
+/// Watches the kernel log.
+#[derive(Debug)]
+pub struct OomProbe {
+    subject: SubjectKey,
+    root: HostRoot,
+    log: Option<Arc<OwnedFd>>,
+    state: State,
+    /// True when the last life of the agent left a state, of this boot or of another.
+    resumed: bool,
+    initial_namespace: bool,
+}
+
+/// What survives a restart.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct State {
+    boot: Option<BootId>,
+    cursor: Cursor,
+    joiner: Joiner,
+    balance: Balance,
+    lost_records: u64,
+    forged_lines: u64,
+    kills: u64,
+}
+
+/// What one pass over the log brought.
+#[derive(Debug, Default)]
+struct Pass {
+    first_sequence: Option<u64>,
+    records: u64,
+    lost: u64,
+    error: Option<String>,
+}
+
+impl OomProbe {
+    /// Watches the kernel log of the host.
+    pub fn new(root: HostRoot) -> Self {
+        let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Oom, "kernel log");
+        let namespace = std::fs::read_link(root.path("/proc/self/ns/pid"));
+        let initial_namespace = namespace.is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE);
+        let state = State { boot: Some(clock::boot_id(&root)).filter(|boot| !boot.0.is_nil()), ..State::default() };
+        Self { subject, root, log: None, state, resumed: false, initial_namespace }
+    }
+
+    fn counted(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(self.root.path("/proc/vmstat")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    }
+
+    /// Reads what is new.
+    fn pass(&mut self, log: &OwnedFd) -> Pass {
+        let mut pass = Pass::default();
+        let mut buffer = vec![0u8; RECORD_BYTES_MAX];
+        for _ in 0..RECORDS_PER_RUN_MAX {
+            let length = match read(log, buffer.as_mut_slice()) {
+                Ok(0) | Err(Errno::AGAIN) => break,
+                Ok(length) => length,
+                // Overrun: the next read starts at the oldest record, and the jump of the sequence is the loss.
+                Err(Errno::PIPE | Errno::INTR) => continue,
+                Err(errno) => {
+                    pass.error = Some(std::io::Error::from(errno).to_string());
+                    break;
+                }
+            };
+            let Some(line) = buffer.get(..length).and_then(parse_record) else { continue };
+            let Some(sequence) = line.sequence else { continue };
+            pass.first_sequence.get_or_insert(sequence);
+            let Seen::New { lost } = self.state.cursor.see(sequence) else { continue };
+            pass.lost = pass.lost.saturating_add(lost);
+            pass.records += 1;
+            self.state.joiner.feed(&line);
+        }
+        self.state.lost_records = self.state.lost_records.saturating_add(pass.lost);
+        pass
+    }
+
+    /// Kills the kernel counted without a line.
+    fn unexplained(&mut self, first: bool, pass: &Pass, before: Option<u64>, lines: u64, one_shot: bool) -> u64 {
+        let Some(counted) = before else { return 0 };
+        if one_shot {
+            // Only a log that still holds its first record tells of every kill since boot.
+            let whole = pass.first_sequence == Some(0) && pass.lost == 0 && first;
+            if whole {
+                self.state.balance.start(0);
+            }
+            return self.state.balance.check(counted, lines, true);
+        }
+        if first && !self.state.balance.has_started() {
+            // Read again, behind the log: what was killed meanwhile has its line in this pass.
+            self.state.balance.start(self.counted().unwrap_or(counted));
+            return 0;
+        }
+        self.state.balance.check(counted, lines, false)
+    }
+
+    fn report(&self, victim: &Victim, context: &Context) -> Problem {
+        let observed = observed_boottime_ms(victim.usec, context.now);
+        let belonging = {
+            let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
+            self.belonging(victim, observed, &services)
+        };
+        let instance = belonging.as_ref().and_then(|belonging| belonging.instance.as_ref());
+        let process = instance.map(|instance| instance.process).or_else(|| self.still_there(victim, observed));
+        let mut problem = oom_kill(victim, process, belonging.as_ref());
+        if !self.initial_namespace {
+            let note =
+                "the agent runs in another pid namespace: pids of the kernel log are not joined to its processes";
+            problem.evidence = problem.evidence.text("pid_namespace", note);
+        }
+        problem.observed_boottime_ms = Some(observed);
+        problem
+    }
+
+    fn belonging(&self, victim: &Victim, observed: u64, services: &Services) -> Option<Belonging> {
+        // Pid 0 is nobody's: the cgroup alone decides then.
+        let pid = if self.initial_namespace { victim.pid } else { 0 };
+        let (service, instance, grade) = services.of_victim(pid, victim.cgroup.as_deref(), observed)?;
+        Some(Belonging { service: service.clone(), instance: instance.cloned(), grade })
+    }
+
+    /// The victim's start time, while it is still dying or waits to be reaped.
+    fn still_there(&self, victim: &Victim, observed: u64) -> Option<ProcessId> {
+        if !self.initial_namespace {
+            return None;
+        }
+        match process::read(&self.root, victim.pid) {
+            ProcessReading::Alive(facts) | ProcessReading::Zombie(facts)
+                if facts.comm == victim.comm && facts.start_boottime_ms <= observed =>
+            {
+                Some(facts.process)
+            }
+            _ => None,
+        }
+    }
+
+    fn judge(&self, outcome: &Outcome, since: Option<u64>, context: &Context) -> Judgement {
+        let mut judgement = Judgement::default();
+        let news = |usec| since.is_none_or(|since| observed_boottime_ms(usec, context.now) >= since);
+        for victim in outcome.victims.iter().filter(|victim| news(victim.usec)) {
+            judgement.occurrences.push(self.report(victim, context));
+        }
+        let unnamed: Vec<Unnamed> = outcome.unnamed.iter().filter(|unnamed| news(unnamed.usec)).cloned().collect();
+        judgement.occurrences.extend(group_unnamed(&unnamed));
+        judgement
+    }
+}
+
+impl Probe for OomProbe {
+    fn subject(&self) -> &SubjectKey {
+        &self.subject
+    }
+
+    fn run(&mut self, context: &Context) -> Judgement {
+        let first = self.state.cursor.last().is_none();
+        let log = match self.log.clone().map_or_else(|| open_log(&self.root), Ok) {
+            Ok(log) => log,
+            Err(unknown) => return Judgement { unknown: Some(unknown), ..Judgement::default() },
+        };
+        self.log = Some(Arc::clone(&log));
+        // Asked before the log: every kill in this number has its line in the pass, or on its way.
+        let counted = self.counted();
+        let pass = self.pass(&log);
+        let outcome = self.state.joiner.take(context.one_shot);
+        let unexplained = self.unexplained(first, &pass, counted, outcome.kill_lines, context.one_shot);
+        let since = if context.one_shot {
+            Some(LOOK_BACK_ONE_SHOT)
+        } else {
+            (first && !self.resumed).then_some(LOOK_BACK_FIRST)
+        };
+        let since = since.map(|back| context.now.boottime_ms.saturating_sub(ms(back)));
+        let mut judgement = self.judge(&outcome, since, context);
+        if unexplained > 0 {
+            judgement.occurrences.push(unexplained_kills(unexplained, self.state.lost_records));
+        }
+        self.state.forged_lines = self.state.forged_lines.saturating_add(outcome.forged_lines);
+        self.state.kills = self.state.kills.saturating_add(outcome.kill_lines);
+        judgement.seen = Evidence::new()
+            .count("records_read", pass.records)
+            .count("lost_records", self.state.lost_records)
+            .count("user_space_lines_not_believed", self.state.forged_lines)
+            .count("kill_lines", self.state.kills);
+        judgement.seen = match counted {
+            Some(counted) => judgement.seen.count("vmstat_oom_kill", counted),
+            None => judgement.seen.text("vmstat_oom_kill", "not told by this kernel (before 4.13)"),
+        };
+        if let Some(why) = pass.error {
+            // A broken descriptor is opened anew in the next run.
+            self.log = None;
+            let why = format!("the kernel log cannot be read: {why}");
+            judgement.unknown = Some(Unknown { why, way_out: Some(WAY_OUT.to_owned()) });
+        }
+        judgement
+    }
+
+    fn wake(&self) -> Option<Arc<OwnedFd>> {
+        self.log.clone()
+    }
+
+    fn save(&self) -> Option<serde_json::Value> {
+        serde_json::to_value(&self.state).ok()
+    }
+
+    fn restore(&mut self, saved: serde_json::Value) {
+        let Ok(state) = serde_json::from_value::<State>(saved) else { return };
+        self.resumed = true;
+        // Of another boot only this much is of use: the agent was here before, so all of this boot's log is news.
+        if state.boot.is_some() && state.boot == self.state.boot {
+            self.state = state;
+        } else {
+            self.state.balance.start(0);
+        }
+    }
+}
+
+/// The OOM kills of a saved kernel log in any usual form, one problem per victim.
+pub fn read_file(path: &Path) -> std::io::Result<Vec<Problem>> {
+    let file = std::fs::File::open(path)?;
+    let mut reader = BufReader::new(file.take(FILE_BYTES_MAX));
+    let mut joiner = Joiner::default();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        joiner.feed(&parse_saved(&String::from_utf8_lossy(&line)));
+    }
+    let outcome = joiner.take(true);
+    let mut problems: Vec<Problem> = outcome.victims.iter().map(|victim| oom_kill(victim, None, None)).collect();
+    problems.extend(group_unnamed(&outcome.unnamed));
+    Ok(problems)
+}
+
+/// One problem per cgroup.
+fn group_unnamed(unnamed: &[Unnamed]) -> Vec<Problem> {
+    let mut groups: Vec<(&Unnamed, u64)> = Vec::new();
+    for kill in unnamed {
+        match groups.iter_mut().find(|(known, _)| known.cgroup == kill.cgroup) {
+            Some((_, kills)) => *kills += 1,
+            None => groups.push((kill, 1)),
+        }
+    }
+    groups.into_iter().map(|(kill, kills)| unnamed_kills(kill, kills)).collect()
+}
+
+/// When the kernel wrote it. Its stamps leave out suspended time; all of that is taken as past, which is right for
+/// records since the last resume and late for older ones.
+fn observed_boottime_ms(usec: Option<u64>, now: Now) -> u64 {
+    let stamp = usec.map(|usec| (usec / 1000).saturating_add(clock::suspended_ms()));
+    stamp.unwrap_or(now.boottime_ms).min(now.boottime_ms)
+}
+
+fn ms(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The log handed over as standard input, else `/dev/kmsg` opened by the agent itself.
+fn open_log(root: &HostRoot) -> Result<Arc<OwnedFd>, Unknown> {
+    if root.is_real()
+        && let Some(handed) = handed_over()
+    {
+        return Ok(Arc::new(handed));
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let unknown = |why: String| Unknown { why, way_out: Some(WAY_OUT.to_owned()) };
+    let log = open(root.path("/dev/kmsg"), flags, Mode::empty())
+        .map_err(|errno| unknown(format!("/dev/kmsg cannot be opened: {}", std::io::Error::from(errno))))?;
+    if !is_kmsg(&log) {
+        return Err(unknown("/dev/kmsg is not the kernel log's device".to_owned()));
+    }
+    Ok(Arc::new(log))
+}
+
+fn handed_over() -> Option<OwnedFd> {
+    let stdin = std::io::stdin();
+    let stdin = stdin.as_fd();
+    if !is_kmsg(stdin) {
+        return None;
+    }
+    let flags = fcntl_getfl(stdin).ok()?;
+    if (flags & OFlags::RWMODE) == OFlags::WRONLY {
+        return None;
+    }
+    fcntl_setfl(stdin, flags | OFlags::NONBLOCK).ok()?;
+    // 3: above the standard three.
+    fcntl_dupfd_cloexec(stdin, 3).ok()
+}
+
+fn is_kmsg(fd: impl AsFd) -> bool {
+    fstat(fd).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && (major(stat.st_rdev), minor(stat.st_rdev)) == KMSG_DEVICE
+    })
+}

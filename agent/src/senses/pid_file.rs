@@ -1,0 +1,166 @@
+//! Reads a pid file and watches the process it names.
+//!
+//! Must never block on what is at the path and never disturb it: `O_PATH` first, because opening a FIFO would release
+//! a blocked writer, then the same inode again without blocking.
+
+use super::{HostRoot, process};
+use crate::clock::boot_id;
+use crate::probe::{Context, Probe};
+use muster_agent_core::judgement::Judgement;
+use muster_agent_core::pid_file::{
+    FileReading, Malformed, PID_MAX_DEFAULT, PidFileJudge, ProcessReading, Reading, parse,
+};
+use muster_common::finding::{ProbeKind, SubjectKey};
+use muster_common::ids::{BootId, ProcessId, ServiceName};
+use muster_common::time::Timestamp;
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::io::Errno;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes read: one pid is ten, PostgreSQL's file is a few hundred with a long data directory.
+const CONTENT_BYTES_MAX: u64 = 512;
+/// The way out of a permission problem.
+const WAY_OUT: &str = "give the agent CAP_DAC_READ_SEARCH, or make the file readable for its group";
+
+/// Watches one pid file of one service.
+#[derive(Debug)]
+pub struct PidFileProbe {
+    subject: SubjectKey,
+    root: HostRoot,
+    path: String,
+    judge: PidFileJudge,
+    watched: Option<(ProcessId, Arc<OwnedFd>)>,
+}
+
+impl PidFileProbe {
+    /// Watches `path` (absolute, as the host knows it).
+    pub fn new(service: ServiceName, path: &str, root: HostRoot) -> Self {
+        let subject = SubjectKey::new(service, ProbeKind::PidFile, path);
+        Self { subject, root, path: path.to_owned(), judge: PidFileJudge::default(), watched: None }
+    }
+
+    fn reading(&self) -> Reading {
+        let host_path = self.root.path(&self.path);
+        let pid_max = std::fs::read_to_string(self.root.path("/proc/sys/kernel/pid_max"));
+        let pid_max = pid_max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(PID_MAX_DEFAULT);
+        let file = read_file(&host_path, pid_max);
+        let process = match &file {
+            FileReading::Pid { pid, .. } => Some(process::read(&self.root, *pid)),
+            _ => None,
+        };
+        let symlink_to = std::fs::read_link(&host_path).ok().map(|target| target.to_string_lossy().into_owned());
+        // Asked last: a process that ended during the reading has then ended for sure.
+        let known_alive = self.watched.as_ref().map(|(_, pidfd)| !process::has_ended(pidfd));
+        Reading { file, process, symlink_to, known_alive }
+    }
+
+    /// Keeps a pidfd of the instance that lives now.
+    fn rewatch(&mut self) {
+        let living = self.judge.living();
+        if self.watched.as_ref().map(|(process, _)| *process) != living {
+            self.watched =
+                living.and_then(|process| process::watch(&self.root, process).map(|pidfd| (process, Arc::new(pidfd))));
+        }
+    }
+}
+
+impl Probe for PidFileProbe {
+    fn subject(&self) -> &SubjectKey {
+        &self.subject
+    }
+
+    fn run(&mut self, context: &Context) -> Judgement {
+        let mut reading = self.reading();
+        // Between the look at /proc and the look at the pidfd it may have ended: look again, so that both agree.
+        if reading.known_alive == Some(false)
+            && let Some(ProcessReading::Alive(facts)) = &reading.process
+            && self.watched.as_ref().is_some_and(|(process, _)| *process == facts.process)
+        {
+            reading.process = Some(process::read(&self.root, facts.process.pid));
+        }
+        let before = self.judge.instance();
+        let judgement = self.judge.judge(&self.path, reading, context.now, context.one_shot);
+        self.rewatch();
+        let mut services = context.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let after = self.judge.instance();
+        // The old instance's end is noted too, for the victims of a kill that is read later.
+        if let Some(mut old) = before.filter(|old| after.as_ref().is_none_or(|new| new.process != old.process)) {
+            old.ended_boottime_ms.get_or_insert(context.now.boottime_ms);
+            services.note(&self.subject.service, old);
+        }
+        if let Some(instance) = after {
+            services.note(&self.subject.service, instance);
+        }
+        judgement
+    }
+
+    fn wake(&self) -> Option<Arc<OwnedFd>> {
+        self.watched.as_ref().map(|(_, pidfd)| Arc::clone(pidfd))
+    }
+
+    fn save(&self) -> Option<serde_json::Value> {
+        serde_json::to_value((boot_id(&self.root), &self.judge)).ok()
+    }
+
+    fn restore(&mut self, saved: serde_json::Value) {
+        let Ok((boot, judge)) = serde_json::from_value::<(BootId, PidFileJudge)>(saved) else { return };
+        // After a reboot every pid is another process, and no restart happened.
+        if !boot.0.is_nil() && boot == boot_id(&self.root) {
+            self.judge = judge;
+            self.rewatch();
+        }
+    }
+}
+
+fn read_file(path: &Path, pid_max: u32) -> FileReading {
+    let unreadable = |errno: Errno| {
+        let way_out = matches!(errno, Errno::ACCESS | Errno::PERM).then_some(WAY_OUT);
+        FileReading::Unreadable { why: std::io::Error::from(errno).to_string(), way_out }
+    };
+    let handle = match open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(handle) => handle,
+        Err(Errno::NOENT | Errno::NOTDIR) => return FileReading::Missing,
+        Err(errno) => return unreadable(errno),
+    };
+    let stat = match fstat(&handle) {
+        Ok(stat) => stat,
+        Err(errno) => return unreadable(errno),
+    };
+    if let Some(kind) = not_a_file(FileType::from_raw_mode(stat.st_mode)) {
+        return FileReading::Malformed(Malformed::NotAFile(kind));
+    }
+    let again = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match open(again, flags, Mode::empty()) {
+        Ok(file) => std::fs::File::from(file),
+        Err(errno) => return unreadable(errno),
+    };
+    let mut content = Vec::new();
+    if let Err(error) = file.take(CONTENT_BYTES_MAX).read_to_end(&mut content) {
+        return FileReading::Unreadable { why: error.to_string(), way_out: None };
+    }
+    match parse(&content, pid_max) {
+        Ok(pid) => {
+            let nanos_ms = i64::try_from(stat.st_mtime_nsec / 1_000_000).unwrap_or(0);
+            let unix_ms = stat.st_mtime.saturating_mul(1000).saturating_add(nanos_ms);
+            FileReading::Pid { pid, modified: Timestamp::from_unix_ms(unix_ms) }
+        }
+        Err(why) => FileReading::Malformed(why),
+    }
+}
+
+/// What stands in a file's place, if something does.
+pub(super) fn not_a_file(kind: FileType) -> Option<&'static str> {
+    match kind {
+        FileType::RegularFile => None,
+        FileType::Directory => Some("directory"),
+        FileType::Fifo => Some("FIFO"),
+        FileType::Socket => Some("socket"),
+        FileType::CharacterDevice => Some("character device"),
+        FileType::BlockDevice => Some("block device"),
+        _ => Some("special file"),
+    }
+}

@@ -1,0 +1,250 @@
+//! The listening sockets of this network namespace and who holds them: sock_diag first, `/proc/net` where netlink is
+//! closed to the agent, `/proc/PID/fd` for the holders.
+
+use super::{HostRoot, process};
+use muster_agent_core::port::{Address, Listener, Owner, proc_net};
+use muster_common::ids::ProcessId;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, nlas as inet_nlas};
+use netlink_packet_sock_diag::unix::{ShowFlags, UnixRequest, UnixResponse, nlas as unix_nlas};
+use netlink_packet_sock_diag::{SockDiagMessage, inet, unix};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Listeners kept of one dump; a host with more watches the first ones.
+const LISTENERS_MAX: usize = 65_536;
+/// Datagrams read of one dump: a kernel that never says "done" must not hold the probe.
+const DATAGRAMS_MAX: usize = 65_536;
+/// Bytes of one datagram: the kernel fills at most 32 KiB.
+const DATAGRAM_BYTES: usize = 64 * 1024;
+/// A walk over all descriptors of the host is given up after this; the holder is then unknown until the next run.
+const WALK_MAX: Duration = Duration::from_millis(300);
+/// One dump serves all port probes of a cycle.
+const FRESH_MS: u64 = 300;
+/// Holders remembered; beyond it all are looked up anew.
+const HOLDERS_MAX: usize = 4096;
+
+/// What several port probes share: the last dump, and the holders found so far.
+#[derive(Debug)]
+pub struct SocketTable {
+    root: HostRoot,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    taken_boottime_ms: Option<u64>,
+    listeners: Result<Arc<Vec<Listener>>, String>,
+    holders: BTreeMap<u64, Vec<ProcessId>>,
+}
+
+impl SocketTable {
+    /// An empty table of the host under `root`.
+    pub fn new(root: HostRoot) -> Arc<Self> {
+        let state = State { taken_boottime_ms: None, listeners: Err("not read yet".into()), holders: BTreeMap::new() };
+        Arc::new(Self { root, state: Mutex::new(state) })
+    }
+
+    /// The root it reads under.
+    pub fn root(&self) -> &HostRoot {
+        &self.root
+    }
+
+    /// The listeners as of `now_boottime_ms`, at most a moment old.
+    pub fn listeners(&self, now_boottime_ms: u64) -> Result<Arc<Vec<Listener>>, String> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = state.taken_boottime_ms.is_some_and(|taken| now_boottime_ms.abs_diff(taken) < FRESH_MS);
+        if !fresh {
+            state.listeners = dump(&self.root).map(Arc::new);
+            state.taken_boottime_ms = Some(now_boottime_ms);
+        }
+        state.listeners.clone()
+    }
+
+    /// Who holds the socket `inode`: `first` is asked before all others, because usually it is the service itself.
+    pub fn owners(&self, inode: u64, first: Option<ProcessId>) -> Vec<Owner> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let still = |process: &ProcessId| {
+            process::id(&self.root, process.pid) == Some(*process)
+                && holds(&self.root, process.pid, inode) == Some(true)
+        };
+        if let Some(first) = first.filter(still) {
+            return process::owner(&self.root, first.pid).into_iter().collect();
+        }
+        let known = state.holders.get(&inode).cloned().unwrap_or_default();
+        let mut holders: Vec<ProcessId> = known.into_iter().filter(still).collect();
+        if holders.is_empty() {
+            holders = walk(&self.root, inode);
+            if state.holders.len() >= HOLDERS_MAX {
+                state.holders.clear();
+            }
+            state.holders.insert(inode, holders.clone());
+        }
+        holders.iter().filter_map(|process| process::owner(&self.root, process.pid)).collect()
+    }
+}
+
+/// The listening sockets of the agent's network namespace; none where they cannot be read.
+pub fn listening(root: &HostRoot) -> Vec<Listener> {
+    dump(root).unwrap_or_default()
+}
+
+/// Netlink on the real host, else the text files.
+fn dump(root: &HostRoot) -> Result<Vec<Listener>, String> {
+    if root.is_real()
+        && let Ok(listeners) = dump_netlink()
+    {
+        return Ok(listeners);
+    }
+    let read = |name: &str| std::fs::read_to_string(root.path(format!("/proc/net/{name}")));
+    let mut listeners = proc_net::parse_tcp(&read("tcp").map_err(|error| format!("/proc/net/tcp: {error}"))?);
+    // A host without IPv6 has no tcp6.
+    listeners.extend(proc_net::parse_tcp(&read("tcp6").unwrap_or_default()));
+    listeners.extend(proc_net::parse_unix(&read("unix").unwrap_or_default()));
+    listeners.truncate(LISTENERS_MAX);
+    Ok(listeners)
+}
+
+fn dump_netlink() -> std::io::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let request = SockDiagMessage::InetRequest(InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: inet::StateFlags::LISTEN,
+            socket_id,
+        });
+        let answered = ask(request, |message| match message {
+            SockDiagMessage::InetResponse(response) => listeners.extend(inet_listener(&response)),
+            _ => {}
+        });
+        // A kernel without IPv6 refuses the second question.
+        if family == AF_INET {
+            answered?;
+        }
+    }
+    let request = SockDiagMessage::UnixRequest(UnixRequest {
+        state_flags: unix::StateFlags::LISTEN,
+        inode: 0,
+        show_flags: ShowFlags::NAME | ShowFlags::VFS | ShowFlags::RQLEN,
+        cookie: [0xff; 8],
+    });
+    ask(request, |message| match message {
+        SockDiagMessage::UnixResponse(response) => listeners.extend(unix_listener(&response)),
+        _ => {}
+    })?;
+    listeners.truncate(LISTENERS_MAX);
+    Ok(listeners)
+}
+
+/// One dump: `on_message` gets every answer.
+fn ask(request: SockDiagMessage, mut on_message: impl FnMut(SockDiagMessage)) -> std::io::Result<()> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    // A dump is answered in the system calls that ask for it: nothing to wait for means nothing more comes.
+    socket.set_non_blocking(true)?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut buffer = Vec::with_capacity(DATAGRAM_BYTES);
+    for _ in 0..DATAGRAMS_MAX {
+        buffer.clear();
+        socket.recv(&mut buffer, 0)?;
+        let mut rest = buffer.as_slice();
+        // A message starts with its own length; the next one is aligned to four bytes.
+        while let Some(length) = rest.first_chunk::<4>().map(|word| u32::from_ne_bytes(*word)) {
+            match NetlinkMessage::<SockDiagMessage>::deserialize(rest).map(|message| message.payload) {
+                Ok(NetlinkPayload::InnerMessage(inner)) => on_message(inner),
+                Ok(NetlinkPayload::Done(_)) => return Ok(()),
+                Ok(NetlinkPayload::Error(error)) => return Err(error.to_io()),
+                // One socket that cannot be decoded must not hide all others.
+                Ok(_) | Err(_) => {}
+            }
+            let length = usize::try_from(length).unwrap_or(usize::MAX).max(16);
+            rest = rest.get(length.saturating_add(3) / 4 * 4..).unwrap_or_default();
+        }
+    }
+    Err(std::io::Error::other("the dump did not end"))
+}
+
+fn inet_listener(response: &InetResponse) -> Option<Listener> {
+    let header = &response.header;
+    let v6only = response.nlas.iter().any(|nla| matches!(nla, inet_nlas::Nla::SkV6Only(true)));
+    Some(Listener {
+        address: Address::Tcp { ip: header.socket_id.source_address, port: header.socket_id.source_port, v6only },
+        inode: header.inode.into(),
+        uid: Some(header.uid),
+        // Of a listener, the queues are the accept queue and its bound.
+        queue: header.recv_queue,
+        backlog: Some(header.send_queue),
+    })
+}
+
+fn unix_listener(response: &UnixResponse) -> Option<Listener> {
+    let mut name = None;
+    let mut file_inode = None;
+    let mut queue = (0, None);
+    for nla in &response.nlas {
+        match nla {
+            unix_nlas::Nla::Name(found) => name = Some(found),
+            unix_nlas::Nla::Vfs(_) => file_inode = vfs_inode(nla),
+            unix_nlas::Nla::ReceiveQueueLength(length, backlog) => queue = (*length, Some(*backlog)),
+            _ => {}
+        }
+    }
+    let address = match name? {
+        unix_nlas::UnixDiagName::Abstract(name) => Address::Abstract(String::from_utf8_lossy(name).into_owned()),
+        unix_nlas::UnixDiagName::Pathname(path) => {
+            Address::Unix { path: path.to_string_lossy().into_owned(), file_inode }
+        }
+    };
+    Some(Listener { address, inode: response.header.inode.into(), uid: None, queue: queue.0, backlog: queue.1 })
+}
+
+/// The crate keeps the attribute's fields private: the inode is its first word.
+fn vfs_inode(nla: &unix_nlas::Nla) -> Option<u32> {
+    let mut bytes = vec![0; nla.value_len()];
+    nla.emit_value(&mut bytes);
+    bytes.first_chunk::<4>().map(|word| u32::from_ne_bytes(*word))
+}
+
+/// Whether `pid` holds the socket `inode`; `None` when its descriptors cannot be listed.
+fn holds(root: &HostRoot, pid: u32, inode: u64) -> Option<bool> {
+    let wanted = format!("socket:[{inode}]");
+    let entries = std::fs::read_dir(root.path(format!("/proc/{pid}/fd"))).ok()?;
+    let is_it =
+        |entry: std::fs::DirEntry| std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == &*wanted);
+    Some(entries.flatten().any(is_it))
+}
+
+/// All processes that hold the socket `inode`, as far as the agent may look and the time allows.
+fn walk(root: &HostRoot, inode: u64) -> Vec<ProcessId> {
+    let until = Instant::now() + WALK_MAX;
+    let Ok(entries) = std::fs::read_dir(root.path("/proc")) else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut holders = Vec::new();
+    for pid in pids {
+        if Instant::now() > until {
+            break;
+        }
+        if holds(root, pid, inode) == Some(true) {
+            holders.extend(process::id(root, pid));
+        }
+    }
+    holders
+}
+
+/// The owner of a socket file, for listeners of which the kernel tells no user.
+pub(super) fn file_uid(path: &std::path::Path) -> Option<u32> {
+    std::fs::symlink_metadata(path).ok().map(|metadata| metadata.uid())
+}
