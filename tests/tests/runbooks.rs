@@ -1,0 +1,66 @@
+//! Every runbook is about a reason code that exists, and has the parts that a tired person looks for.
+
+use muster_common::reason::Reason;
+use std::path::Path;
+
+/// Reasons that pages or lists show today.
+const RAISED: [Reason; 29] = [
+    Reason::ProcessDown,
+    Reason::ProcessZombie,
+    Reason::ProcessRestarted,
+    Reason::PidFileMissing,
+    Reason::PidFileStale,
+    Reason::PidFileMalformed,
+    Reason::PidFileOrphaned,
+    Reason::PortClosed,
+    Reason::PortUnresponsive,
+    Reason::PortConflict,
+    Reason::HealthCheckFailed,
+    Reason::MemoryApproaching,
+    Reason::MemoryCritical,
+    Reason::OomKill,
+    Reason::SqliteCorrupt,
+    Reason::SqliteNotADatabase,
+    Reason::SqliteMissing,
+    Reason::SqliteReplaced,
+    Reason::SqliteShrunk,
+    Reason::SqliteLockHeld,
+    Reason::SqliteJournalHot,
+    Reason::LockContention,
+    Reason::LockContentionFleet,
+    Reason::RestartStorm,
+    Reason::ProbeBlind,
+    Reason::AgentStale,
+    Reason::MassStale,
+    Reason::AgentIdentityConflict,
+    Reason::CoordinatorFault,
+];
+
+#[test]
+fn every_raised_reason_has_a_complete_runbook() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
+    for reason in RAISED {
+        let path = folder.join(format!("{reason}.md"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(text.starts_with(&format!("# {reason}\n")), "{reason}");
+        for part in
+            ["Default severity: ", "\n## Likely causes\n", "\n## First three steps\n\n1. ", "\n3. ", "\n## Recovery\n"]
+        {
+            assert!(text.contains(part), "{reason} lacks {part:?}");
+        }
+        let severity = format!("Default severity: {}", reason.default_severity());
+        assert!(text.contains(&severity), "{reason}: the code says {severity}");
+    }
+}
+
+#[test]
+fn no_runbook_is_about_an_unknown_reason() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if name != "README" {
+            assert!(name.parse::<Reason>().is_ok(), "{name}");
+        }
+    }
+}
