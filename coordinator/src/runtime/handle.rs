@@ -370,7 +370,7 @@ impl Handle {
         self.ask(|reply| Input::InstallSnapshot { snapshot, reply }).await
     }
 
-    /// Becomes the primary under a new epoch. The epoch is durable before `fact` (a `TookOver`) is journaled.
+    /// Becomes the primary under a new epoch. The epoch and `fact` (a `TookOver`) become durable together.
     pub async fn promote(&self, proof: EpochProof, fact: Fact) -> Result<Committed, RuntimeError> {
         self.ask(|reply| Input::Promote { proof, fact: Box::new(fact), reply }).await
     }

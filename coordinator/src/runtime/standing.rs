@@ -46,12 +46,18 @@ impl Standing {
 
     /// Writes it down; the role last, so that a crash in between leaves the careful one.
     pub(super) fn save(&self, store: &mut dyn JournalStore) -> Result<(), StoreError> {
-        for (key, proof) in [(META_HIGHEST_EPOCH, &self.highest), (META_OWN_EPOCH, &self.own)] {
-            if let Some(proof) = proof {
-                store.set_meta(key, &convert::epoch_proof_to_wire(proof).encode_to_vec())?;
-            }
-        }
-        store.set_meta(META_ROLE, self.role.as_str().as_bytes())
+        self.words().iter().try_for_each(|(key, value)| store.set_meta(key, value))
+    }
+
+    /// What the store keeps of it.
+    pub(super) fn words(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let proofs = [(META_HIGHEST_EPOCH, &self.highest), (META_OWN_EPOCH, &self.own)];
+        let mut words: Vec<_> = proofs
+            .into_iter()
+            .filter_map(|(key, proof)| Some((key, convert::epoch_proof_to_wire(proof.as_ref()?).encode_to_vec())))
+            .collect();
+        words.push((META_ROLE, self.role.as_str().as_bytes().to_vec()));
+        words
     }
 }
 

@@ -117,6 +117,7 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         pause: PauseWatch::new(now, TICK),
         shared: Arc::clone(&shared),
         entries: Vec::new(),
+        words: Vec::new(),
         answers: Vec::new(),
     };
     turner.tell_time(now);
@@ -187,6 +188,8 @@ struct Turner {
     shared: Arc<Shared>,
     /// Applied and not committed.
     entries: Vec<Entry>,
+    /// Words of our own that become durable together with those.
+    words: Vec<(&'static str, Vec<u8>)>,
     /// Given after the commit, in order.
     answers: Vec<Answer>,
 }
@@ -350,7 +353,7 @@ impl Turner {
     fn commit(&mut self) -> Result<(), RuntimeError> {
         if !self.entries.is_empty() {
             let begun = Instant::now();
-            let head = self.store.append(&self.entries)?;
+            let head = self.store.append_with(&self.entries, &std::mem::take(&mut self.words))?;
             let metrics = &self.shared.metrics;
             metrics.commit_seconds.observe(begun.elapsed().as_secs_f64());
             metrics.commits.inc();
@@ -498,7 +501,8 @@ impl Turner {
             highest: Some(proof),
             ..self.standing.clone()
         };
-        standing.save(self.store.as_mut())?;
+        // In one transaction with the fact: no epoch without its takeover, and the other way round.
+        self.words = standing.words();
         self.standing = standing;
         self.clock = LogClock::anchored(self.machine.state().last_at().max(now));
         let now = self.clock.now();

@@ -155,7 +155,12 @@ pub trait JournalStore: Send {
     fn head(&self) -> Head;
 
     /// Makes `entries` durable in one transaction. They must follow the head.
-    fn append(&mut self, entries: &[Entry]) -> Result<Head, StoreError>;
+    fn append(&mut self, entries: &[Entry]) -> Result<Head, StoreError> {
+        self.append_with(entries, &[])
+    }
+
+    /// As [`JournalStore::append`], with words of the coordinator's own that change together with the entries.
+    fn append_with(&mut self, entries: &[Entry], words: &[(&'static str, Vec<u8>)]) -> Result<Head, StoreError>;
 
     /// Makes entries from the primary durable in one transaction, after checking that they continue the chain.
     fn append_stored(&mut self, entries: &[StoredEntry]) -> Result<Head, StoreError>;

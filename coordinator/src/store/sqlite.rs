@@ -141,7 +141,11 @@ impl SqliteStore {
         Ok(())
     }
 
-    fn insert(&mut self, rows: &[(StoredEntry, Timestamp)]) -> Result<Head, StoreError> {
+    fn insert(
+        &mut self,
+        rows: &[(StoredEntry, Timestamp)],
+        words: &[(&'static str, Vec<u8>)],
+    ) -> Result<Head, StoreError> {
         let transaction = self
             .connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
@@ -155,6 +159,9 @@ impl SqliteStore {
                     .execute(params![to_sql(row.index), at.unix_ms(), row.hash.0.as_slice(), row.body.as_slice()])
                     .map_err(failed("write"))?;
             }
+        }
+        for (key, value) in words {
+            put_meta(&transaction, key, value)?;
         }
         transaction.commit().map_err(failed("commit"))?;
         if let Some((row, at)) = rows.last() {
@@ -178,7 +185,7 @@ impl JournalStore for SqliteStore {
         self.head
     }
 
-    fn append(&mut self, entries: &[Entry]) -> Result<Head, StoreError> {
+    fn append_with(&mut self, entries: &[Entry], words: &[(&'static str, Vec<u8>)]) -> Result<Head, StoreError> {
         let (mut index, mut hash) = (self.head.index, self.head.hash);
         let mut rows = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -189,7 +196,7 @@ impl JournalStore for SqliteStore {
             (index, hash) = (entry.index, hash.then(&body));
             rows.push((StoredEntry { index, hash, body }, entry.at));
         }
-        self.insert(&rows)
+        self.insert(&rows, words)
     }
 
     fn append_stored(&mut self, entries: &[StoredEntry]) -> Result<Head, StoreError> {
@@ -207,7 +214,7 @@ impl JournalStore for SqliteStore {
             }
             rows.push((entry.clone(), decoded.at));
         }
-        self.insert(&rows)
+        self.insert(&rows, &[])
     }
 
     fn entries_from(&self, index: u64, max: usize) -> Result<Vec<StoredEntry>, StoreError> {
@@ -317,4 +324,103 @@ fn put_meta(connection: &Connection, key: &str, value: &[u8]) -> Result<(), Stor
     let put = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
     connection.execute(put, params![key, value]).map_err(failed("write"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::check_store;
+    use super::*;
+    use muster_coordinator_core::entry::{EntryBody, Fact};
+
+    fn entry(index: u64) -> Entry {
+        let at = Timestamp::from_unix_ms(1_000 * i64::try_from(index).unwrap());
+        Entry { index, at, trace: index, body: EntryBody::Fact(Fact::Paused { gap_ms: index }) }
+    }
+
+    fn store_in(dir: &tempfile::TempDir) -> SqliteStore {
+        SqliteStore::open(&dir.path().join("journal.db")).unwrap()
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store_in(&dir);
+        let head = store.append(&[entry(1), entry(2)]).unwrap();
+        store.set_meta("role", b"primary").unwrap();
+        // No clean close: the file is copied with its log while the store is open, as a crash would leave it.
+        let crashed = tempfile::tempdir().unwrap();
+        for name in ["journal.db", "journal.db-wal"] {
+            std::fs::copy(dir.path().join(name), crashed.path().join(name)).unwrap();
+        }
+        let reopened = store_in(&crashed);
+        assert_eq!(reopened.head(), head);
+        assert_eq!(reopened.meta("role").unwrap().as_deref(), Some(b"primary".as_slice()));
+        let entries = reopened.entries_from(1, 10).unwrap();
+        assert_eq!(entries.iter().map(|stored| stored.decode().unwrap()).collect::<Vec<_>>(), [entry(1), entry(2)]);
+        assert!(check_store(&reopened).unwrap().problems.is_empty());
+    }
+
+    #[test]
+    fn a_failed_batch_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store_in(&dir);
+        store.append(&[entry(1)]).unwrap();
+        assert!(matches!(store.append(&[entry(2), entry(4)]), Err(StoreError::NotNext { found: 4, head: 2 })));
+        assert_eq!(store.entries_from(1, 10).unwrap().len(), 1);
+        assert_eq!(store.head().index, 1);
+    }
+
+    #[test]
+    fn one_flipped_byte_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store_in(&dir);
+        store.append(&(1..=20).map(entry).collect::<Vec<_>>()).unwrap();
+        let body: Vec<u8> =
+            store.connection.query_row("SELECT body FROM journal WHERE idx = 7", [], |row| row.get(0)).unwrap();
+        for position in 0..body.len() {
+            let mut flipped = body.clone();
+            flipped[position] ^= 1;
+            store.connection.execute("UPDATE journal SET body = ?1 WHERE idx = 7", [&flipped]).unwrap();
+            let report = check_store(&store).unwrap();
+            assert!(report.problems.first().is_some_and(|problem| problem.contains("entry 7")), "{position}: {report:?}");
+        }
+        store.connection.execute("UPDATE journal SET body = ?1 WHERE idx = 7", [&body]).unwrap();
+        store.connection.execute("DELETE FROM journal WHERE idx = 9", []).unwrap();
+        assert!(check_store(&store).unwrap().problems.first().is_some_and(|problem| problem.contains("9 is missing")));
+    }
+
+    #[test]
+    fn a_second_coordinator_is_kept_out_and_a_reader_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store_in(&dir);
+        store.append(&[entry(1)]).unwrap();
+        let path = dir.path().join("journal.db");
+        assert!(matches!(SqliteStore::open(&path), Err(StoreError::InUse { .. })));
+        assert_eq!(SqliteStore::open_read_only(&path).unwrap().head().index, 1);
+    }
+
+    #[test]
+    fn a_standby_takes_only_what_continues_its_chain() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut primary = store_in(&dir);
+        primary.append(&[entry(1), entry(2), entry(3)]).unwrap();
+        let stored = primary.entries_from(1, 10).unwrap();
+        let mut standby = store_in(&other);
+        standby.append_stored(&stored[..2]).unwrap();
+        let mut forged = stored[2].clone();
+        forged.hash = JournalHash::ZERO;
+        assert!(matches!(standby.append_stored(&[forged]), Err(StoreError::Damaged { index: 3, .. })));
+        assert_eq!(standby.append_stored(&stored[2..]).unwrap(), primary.head());
+
+        let snapshot = Snapshot {
+            index: 40,
+            hash: JournalHash::ZERO.then(b"x"),
+            at: Timestamp::from_unix_ms(7),
+            body: b"{}".to_vec(),
+        };
+        standby.replace(&snapshot).unwrap();
+        assert_eq!((standby.head().index, standby.oldest().unwrap()), (40, 41));
+        standby.append(&[entry(41)]).unwrap();
+        assert_eq!(standby.snapshot().unwrap(), Some(snapshot));
+    }
 }
