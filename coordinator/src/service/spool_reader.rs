@@ -231,10 +231,11 @@ mod tests {
         let entries = vec![entry(&mut at, 1000), entry(&mut at, u64::MAX)];
         let read = reader.entries(&batch(entries.clone()), now).unwrap();
         assert_eq!((read.facts.len(), read.duplicates), (2, 0));
-        let observed: Vec<_> = read.facts.iter().filter_map(|fact| match fact {
+        let age = |fact: &Fact| match fact {
             Fact::FindingReceived { observed, .. } => Some(now.since(*observed)),
             _ => None,
-        });
+        };
+        let observed: Vec<_> = read.facts.iter().filter_map(age).collect();
         assert_eq!(observed, [Duration::from_secs(1), OBSERVED_AGE_MAX]);
         let read = reader.entries(&batch(entries), now).unwrap();
         assert_eq!((read.facts.len(), read.duplicates), (0, 2));
