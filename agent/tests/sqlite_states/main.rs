@@ -239,6 +239,44 @@ fn a_deep_check_runs_on_a_copy_and_leaves_nothing() {
 }
 
 #[test]
+fn what_does_not_fit_is_checked_table_by_table_and_damage_is_found_there_too() {
+    const TABLES: u32 = 40;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    for number in 0..TABLES {
+        let sql = format!(
+            "CREATE TABLE t{number}(body);
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+             INSERT INTO t{number} SELECT randomblob(400) FROM n"
+        );
+        connection.execute_batch(&sql).unwrap();
+    }
+    let root = |name: &str| {
+        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        usize::try_from(connection.query_row(sql, [name], |row| row.get::<_, i64>(0)).unwrap()).unwrap()
+    };
+    let last = root("t39");
+    drop(connection);
+    let options = SqliteOptions { quick_bound: std::time::Duration::from_millis(12), ..SqliteOptions::default() };
+    let mut probe = SqliteProbe::new(service(), path.clone(), options.clone());
+    let first = probe.run(&context(1_000, false));
+    assert_eq!(first.verdict(), Verdict::Unknown, "not all of it has been covered: {first:?}");
+    let rest = (1..10_000).map(|run| probe.run(&context(1_000 + run, false)));
+    let done = rest.into_iter().find(|judgement| judgement.verdict() != Verdict::Unknown).unwrap();
+    assert_eq!(done.verdict(), Verdict::Ok, "{done:?}");
+
+    let mut content = std::fs::read(&path).unwrap();
+    content[(last - 1) * 4096..][..64].fill(0xff);
+    std::fs::write(&path, &content).unwrap();
+    let mut probe = SqliteProbe::new(service(), path, options);
+    let mut runs = (1..10_000).map(|run| probe.run(&context(1_000 + run, false)));
+    let found = runs.find(|judgement| judgement.verdict() != Verdict::Unknown).unwrap();
+    assert_eq!(reasons(&found), ["sqlite_corrupt"], "{found:?}");
+    assert!(found.problems[0].summary.contains("t39"), "{found:?}");
+}
+
+#[test]
 fn every_corrupt_image_is_reported_and_stays_as_it_is() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures/corrupt-sqlite");
     if !folder.is_dir() {

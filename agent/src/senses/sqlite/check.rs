@@ -306,10 +306,9 @@ fn finish_round(tables: &[String], rotation: &mut Rotation, found: &mut Pass) {
     found.all_tables = not_covered.is_empty();
     found.more = left > 0;
     if left == 0 {
-        // A new round begins with the next run; what is too large stays known.
-        let too_large = std::mem::take(&mut rotation.too_large);
+        // A new round begins with the next run, and tries what was too large again: the host may have been busy.
         let too_large_whole_bytes = rotation.too_large_whole_bytes;
-        *rotation = Rotation { too_large, too_large_whole_bytes, ..Rotation::default() };
+        *rotation = Rotation { too_large_whole_bytes, ..Rotation::default() };
     }
     found.not_covered = not_covered.join("; ");
 }

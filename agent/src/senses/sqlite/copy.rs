@@ -8,6 +8,7 @@ use muster_agent_core::sqlite::state::State;
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Pages per step of a backup: the time limit is looked at between steps.
 const BACKUP_STEP_PAGES: i32 = 2048;
+/// Bytes of a plain copy between two looks at the time limit.
+const COPY_PART_BYTES: u64 = 8 << 20;
 /// Room that must stay free beside the copy.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 
@@ -102,9 +105,9 @@ pub(super) fn check_copy(path: &Path, scratch: &Path, limits: Limits) -> Result<
                 Access::Immutable
             }
             State::AtRest | State::WalWithoutIndex => {
-                plain(path, &copy)?;
+                plain(path, &copy, deadline)?;
                 if before.wal.is_some() {
-                    plain(&files::sibling(path, "-wal"), &files::sibling(&copy, "-wal"))?;
+                    plain(&files::sibling(path, "-wal"), &files::sibling(&copy, "-wal"), deadline)?;
                 }
                 let after = files::look(path, &claim)?.snapshot;
                 if !before.undisturbed(&after) || before.state() != after.state() {
@@ -132,14 +135,20 @@ fn room_for(size_bytes: u64, scratch: &Scratch, limits: Limits) -> Result<(), Co
 }
 
 /// A reflink where the file system can, else the bytes. The source is opened for reading only.
-fn plain(from: &Path, to: &Path) -> Result<(), CopyError> {
+fn plain(from: &Path, to: &Path, deadline: Instant) -> Result<(), CopyError> {
     let mut source = files::open_regular(from)?;
     let mut target = new_file(to)?;
     if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
         return Ok(());
     }
-    let copied = std::io::copy(&mut source, &mut target);
-    copied.map(|_bytes| ()).map_err(|error| CopyError::Scratch(error.to_string()))
+    loop {
+        let part = std::io::copy(&mut (&mut source).take(COPY_PART_BYTES), &mut target);
+        match part.map_err(|error| CopyError::Scratch(error.to_string()))? {
+            0 => return Ok(()),
+            _ if Instant::now() >= deadline => return Err(CopyError::OutOfTime),
+            _ => {}
+        }
+    }
 }
 
 fn new_file(path: &Path) -> Result<File, CopyError> {

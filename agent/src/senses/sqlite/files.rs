@@ -28,7 +28,7 @@ const SHARED_BYTES: u64 = 510;
 /// The write lock of WAL mode, in the -shm.
 const WAL_WRITE_BYTE: u64 = 120;
 /// How long a run waits for another probe of this process to be done with the same file.
-const CLAIM_WAIT: Duration = Duration::from_secs(1);
+const CLAIM_WAIT: Duration = Duration::from_millis(250);
 
 /// Why a database could not be looked at.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

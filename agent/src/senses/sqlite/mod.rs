@@ -25,19 +25,22 @@ use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Longest hold of SQLite's SHARED lock in rollback mode: a writer without a busy time-out meets it at most this long.
 const SHARED_HOLD_MAX: Duration = Duration::from_millis(20);
-/// Tries to get that lock between two commits.
-const SHARED_TRIES: u32 = 5;
+/// Tries to find the moment between two commits.
+const TRIES: u32 = 5;
 /// Wait between them.
-const SHARED_TRY_WAIT: Duration = Duration::from_millis(7);
+const TRY_WAIT: Duration = Duration::from_millis(7);
 /// `doctor` runs `integrity_check` in place up to this size.
 const ONE_SHOT_INTEGRITY_BYTES_MAX: u64 = 64 << 20;
 /// Longest pass over one database in `doctor`.
 const ONE_SHOT_BOUND: Duration = Duration::from_secs(1);
+/// A copy within a run, rather than on the thread of the deep check, is made up to this size.
+const RUN_COPY_BYTES_MAX: u64 = 64 << 20;
 /// A replaced file is shown at least this long, and until it passed a check.
 const REPLACED_SHOWN: Duration = Duration::from_secs(15 * 60);
 /// Wait before a deep check that failed is tried again.
@@ -126,6 +129,8 @@ pub struct SqliteProbe {
     last: Option<Last>,
     /// When everything was last covered, and found clean or not.
     complete_boottime_ms: Option<u64>,
+    /// Why the present run got no new answer; empty when it did or did not try.
+    attempt_note: String,
     deep: Option<JoinHandle<Result<Pass, CopyError>>>,
     deep_note: String,
     deep_tried_boottime_ms: Option<u64>,
@@ -149,6 +154,7 @@ impl SqliteProbe {
             missing_bytes: None,
             last: None,
             complete_boottime_ms: None,
+            attempt_note: String::new(),
             deep: None,
             deep_note: String::new(),
             deep_tried_boottime_ms: None,
@@ -157,11 +163,12 @@ impl SqliteProbe {
 
     fn examine(&mut self, context: &Context, ground: &Ground) -> Judgement {
         let now = context.now;
+        self.attempt_note.clear();
         self.collect_deep(&now);
         let looked = self.path.canonicalize().map_err(|error| files::obstacle(&self.path, error));
         let looked = looked.and_then(|path| {
             let claim = Claim::take(&path)?;
-            Ok((files::look(&path, &claim)?, claim, path))
+            Ok((look_between_commits(&path, &claim)?, claim, path))
         });
         let (look, claim, path) = match looked {
             Ok(looked) => looked,
@@ -225,6 +232,10 @@ impl SqliteProbe {
                 self.start_deep(path, now, context.one_shot);
                 self.incomplete()
             }
+            Err(error @ CopyError::TooLarge(_)) => {
+                self.start_deep(path, now, context.one_shot);
+                self.stale_trouble(now, &error.to_string(), None)
+            }
             Err(CopyError::Scratch(why)) => self.stale_trouble(now, &why, Some(NO_SCRATCH)),
             Err(error) => self.stale_trouble(now, &error.to_string(), None),
         }
@@ -234,7 +245,8 @@ impl SqliteProbe {
         let Some(scratch) = &ground.scratch else {
             return Err(CopyError::Scratch("the -wal has no -shm and there is no folder for a copy".to_owned()));
         };
-        let limits = Limits { bytes_max: self.options.deep_bytes_max, time_max: bound, integrity };
+        let bytes_max = self.options.deep_bytes_max.min(RUN_COPY_BYTES_MAX);
+        let limits = Limits { bytes_max, time_max: bound, integrity };
         copy::check_copy(path, scratch, limits)
     }
 
@@ -285,7 +297,8 @@ impl SqliteProbe {
     }
 
     /// An attempt without an answer leaves an earlier answer standing for a while.
-    fn stale_trouble(&self, now: &Now, why: &str, way_out: Option<&str>) -> Option<Unknown> {
+    fn stale_trouble(&mut self, now: &Now, why: &str, way_out: Option<&str>) -> Option<Unknown> {
+        why.clone_into(&mut self.attempt_note);
         let fresh = self.complete_boottime_ms.is_some_and(|at| now.since(at) <= CHECK_STANDS_MAX);
         (!fresh).then(|| unchecked(why, way_out))
     }
@@ -365,6 +378,9 @@ impl SqliteProbe {
         if let Some(at) = self.memory.deep_boottime_ms {
             seen = seen.duration("deep_check_age_ms", now.since(at));
         }
+        if !self.attempt_note.is_empty() {
+            seen = seen.text("no_new_check", &self.attempt_note);
+        }
         if !self.deep_note.is_empty() {
             seen = seen.text("deep_check", &self.deep_note);
         }
@@ -382,11 +398,13 @@ impl SqliteProbe {
         {
             return;
         }
+        let Some(turn) = DeepTurn::take() else { return };
         self.deep_tried_boottime_ms = Some(now.boottime_ms);
         let limits =
             Limits { bytes_max: self.options.deep_bytes_max, time_max: self.options.deep_time_max, integrity: true };
         let path = path.to_owned();
         let work = move |sandbox: Result<SandboxState, SandboxError>| {
+            let _until_the_end = turn;
             if !Ground::new(sandbox, None).allows(&path) {
                 return Err(CopyError::Scratch("the thread could not be restricted".to_owned()));
             }
@@ -471,6 +489,23 @@ impl Probe for SqliteProbe {
     }
 }
 
+/// One deep check at a time in this process: they share a disk.
+struct DeepTurn;
+
+static DEEP_RUNNING: AtomicBool = AtomicBool::new(false);
+
+impl DeepTurn {
+    fn take() -> Option<Self> {
+        (!DEEP_RUNNING.swap(true, Ordering::SeqCst)).then_some(Self)
+    }
+}
+
+impl Drop for DeepTurn {
+    fn drop(&mut self) {
+        DEEP_RUNNING.store(false, Ordering::SeqCst);
+    }
+}
+
 /// What the present thread may do.
 struct Ground {
     sandbox: Option<SandboxState>,
@@ -500,6 +535,18 @@ fn coverage(pass: &Pass) -> String {
     }
 }
 
+/// A commit is over in a moment: looks again a few times before it says that the database is locked.
+fn look_between_commits(path: &Path, claim: &Claim) -> Result<Look, Obstacle> {
+    for _ in 1..TRIES {
+        let look = files::look(path, claim)?;
+        if !matches!(look.snapshot.state(), State::Exclusive | State::Changing) {
+            return Ok(look);
+        }
+        std::thread::sleep(TRY_WAIT);
+    }
+    files::look(path, claim)
+}
+
 /// Nobody writes: no lock is taken, and the answer counts only if nothing changed meanwhile. Damage must be seen twice.
 fn lock_free(path: &Path, look: &Look, claim: &Claim, task: Task, rotation: &mut Rotation) -> Result<Pass, Trouble> {
     let mut tried = rotation.clone();
@@ -522,11 +569,45 @@ fn lock_free(path: &Path, look: &Look, claim: &Claim, task: Task, rotation: &mut
 /// Rollback mode with a writer at work: SQLite's own lock, for so short a time that no writer minds.
 fn under_shared_lock(path: &Path, task: Task, rotation: &mut Rotation) -> Result<Pass, Trouble> {
     let task = Task { bound: SHARED_HOLD_MAX.min(task.bound), ..task };
-    for _ in 1..SHARED_TRIES {
+    for _ in 1..TRIES {
         match check::check(path, Access::ReadOnly, task, rotation) {
-            Err(Trouble::Busy | Trouble::HotJournal) => std::thread::sleep(SHARED_TRY_WAIT),
+            Err(Trouble::Busy | Trouble::HotJournal) => std::thread::sleep(TRY_WAIT),
             answer => return answer,
         }
     }
     check::check(path, Access::ReadOnly, task, rotation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_kernel_holding_it_back_sqlite_opens_nothing_it_could_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("hub.db");
+        std::fs::write(&path, "").unwrap();
+        let ground = |enforcement, writable: &[PathBuf]| Ground {
+            sandbox: Some(SandboxState { enforcement, writable: writable.to_vec() }),
+            scratch: None,
+        };
+        assert!(ground(sandbox::Enforcement::Full, &[]).allows(&path));
+        assert!(ground(sandbox::Enforcement::Partial, &[]).allows(&path));
+        assert!(!ground(sandbox::Enforcement::None, &[]).allows(&path));
+        let around = [path.parent().unwrap().to_owned()];
+        assert!(!ground(sandbox::Enforcement::Full, &around).allows(&path), "below our own scratch folder");
+        assert!(!Ground { sandbox: None, scratch: None }.allows(&path));
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_and_nonsense_is_ignored() {
+        let new = || SqliteProbe::new(ServiceName::host(), PathBuf::from("/x.db"), SqliteOptions::default());
+        let mut probe = new();
+        probe.memory.inode = Some(7);
+        let mut next = new();
+        next.restore(probe.save().unwrap());
+        assert_eq!(next.memory, probe.memory);
+        next.restore(serde_json::json!("nonsense"));
+        assert_eq!(next.memory.inode, Some(7));
+    }
 }
