@@ -131,9 +131,16 @@ fn run(config: &Path, restricted: Result<(), seccomp::SeccompError>) -> u8 {
 fn run_doctor(asked: &Asked, mut notes: Vec<String>) -> u8 {
     let host = HostRoot::default();
     let report = if let Some(file) = &asked.kmsg_file {
-        let mut report = doctor::diagnose_kmsg(file, &host);
-        report.notes.extend(notes);
-        report
+        match doctor::diagnose_kmsg(file) {
+            Ok(mut report) => {
+                report.notes.extend(notes);
+                report
+            }
+            Err(error) => {
+                complain(&format!("cannot read the kernel log {}: {error}", file.display()));
+                return EXIT_USAGE;
+            }
+        }
     } else {
         let config = match doctor_config(asked.config.as_deref(), &host, &mut notes) {
             Ok(config) => config,

@@ -508,3 +508,128 @@ fn spool_size(text: &str) -> Result<u64, String> {
     let bounds = (1 << 20)..=(16 << 30);
     if bounds.contains(&bytes) { Ok(bytes) } else { Err("expected a size from \"1MiB\" to \"16GiB\"".to_owned()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DESIGN: &str = r#"
+[agent]
+labels = { zone = "a", role = "worker" }
+
+[coordinator]
+endpoints = ["https://coord-a:7420", "https://coord-b:7420"]
+
+[memory]
+approaching = "4GiB"      # below: approaching
+critical    = "2GiB"      # below: critical
+
+[service.spl]
+unit      = "spl.service"
+pid_file  = "/run/spl/spl.pid"
+ports     = ["127.0.0.1:9100", "unix:/run/spl/spl.sock"]
+health    = "http://127.0.0.1:9100/health"
+sqlite    = ["/var/lib/spl/hub.db"]
+backups   = [{ path = "/backup/spl/hub.db.*.bak", of = "/var/lib/spl/hub.db", max_age = "26h" }]
+singleton = true
+"#;
+
+    #[test]
+    fn the_documented_config_passes() {
+        let config = Config::parse("agent.toml", DESIGN).unwrap();
+        assert_eq!(config.labels.len(), 2);
+        assert_eq!(config.endpoints, ["https://coord-a:7420", "https://coord-b:7420"]);
+        assert_eq!(config.memory.critical_bytes, Some(2 << 30));
+        assert_eq!(config.tls.key, Path::new("/etc/muster/key.pem"));
+        let service = &config.services[0];
+        assert_eq!(service.name.as_str(), "spl");
+        assert_eq!(service.ports[1].what.to_string(), "unix:/run/spl/spl.sock");
+        assert_eq!(service.backups[0].max_age, Some(Duration::from_secs(26 * 3600)));
+        assert!(service.singleton);
+        assert_eq!(Config::parse("agent.toml", "").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn tables_give_every_option() {
+        let text = r#"
+[service.spl]
+pid_file = { path = "/run/spl.pid", interval = "1s" }
+ports = [{ address = "*:80", interval = "10s" }, "localhost:81"]
+health = { url = "https://127.0.0.1/", interval = "30s", timeout = "2s" }
+sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interval = "1h" }]
+"#;
+        let config = Config::parse("agent.toml", text).unwrap();
+        let service = &config.services[0];
+        assert_eq!(service.pid_file.as_ref().unwrap().interval, Some(Duration::from_secs(1)));
+        assert_eq!(service.ports[0].interval, Some(Duration::from_secs(10)));
+        assert_eq!(service.sqlite[0].deep_interval, Some(Duration::from_secs(3600)));
+        assert_eq!(service.health.as_ref().unwrap().timeout, Some(Duration::from_secs(2)));
+    }
+
+    /// (text under the caret, a part of message or of what was expected) per mistake, in order.
+    fn check(text: &str, expected: &[(&str, &str)]) {
+        let error = Config::parse("agent.toml", text).unwrap_err();
+        let found: Vec<(&str, String)> = error
+            .mistakes
+            .iter()
+            .map(|mistake| (&text[mistake.span.clone()], format!("{}; {}", mistake.message, mistake.expected)))
+            .collect();
+        assert_eq!(found.len(), expected.len(), "{error}");
+        for ((under, told), (expected_under, part)) in found.iter().zip(expected) {
+            assert!(under == expected_under && told.contains(part), "{under:?} {told:?}\nexpected {part:?}\n{error}");
+        }
+    }
+
+    #[test]
+    fn each_mistake_is_told_with_its_place() {
+        check("[service.a]\npid_fil = \"/run/a\"\nports = [\"*:1\"]", &[("pid_fil", "did you mean \"pid_file\"?")]);
+        check("[memory]\ncritical = \"4G\"", &[("\"4G\"", "expected a size such as")]);
+        check(
+            "[memory]\napproaching = \"1GiB\"\ncritical = \"2GiB\"",
+            &[("\"2GiB\"", "critical is not below approaching")],
+        );
+        check("[coordinator]\nendpoints = [\"http://a:7420\"]", &[("\"http://a:7420\"", "mutual TLS")]);
+        check("[service.a]\nports = [\"84430\"]", &[("\"84430\"", "expected \"127.0.0.1:80\"")]);
+        check("[service.a]\npid_file = \"run/a.pid\"", &[("\"run/a.pid\"", "expected an absolute path")]);
+        check("[probes]\nport = \"5\"", &[("\"5\"", "expected a duration")]);
+        check("[probes]\nport = \"1ms\"", &[("\"1ms\"", "expected a duration from 1 s")]);
+        check("[service.a]\nunit = \"spl\"", &[("\"spl\"", "\"spl.service\"")]);
+        check("[service.a]\nhealth = \"ftp://x\"", &[("\"ftp://x\"", "http://127.0.0.1")]);
+        check("[spool]\nmax_bytes = \"1KiB\"", &[("\"1KiB\"", "\"1MiB\"")]);
+        check(
+            "[service.a]\nsqlite = [{ paht = \"/a\" }]",
+            &[("{ paht = \"/a\" }", "lacks the key \"path\""), ("paht", "did you mean \"path\"?")],
+        );
+        check(
+            "[service.a]\npid_file = \"/run/a\"\n[service.b]\npid_file = \"/run/a\"",
+            &[("\"/run/a\"", "already named by [service.a]")],
+        );
+    }
+
+    #[test]
+    fn all_mistakes_come_at_once() {
+        let text = "[agnt]\n[memory]\ncritical = 2\n[service.host]\nports = [\"x\", 7]\n[service.\"a b\"]\n";
+        let error = Config::parse("agent.toml", text).unwrap_err();
+        let told = error.to_string();
+        for part in [
+            "agent.toml:1:2",
+            "did you mean \"agent\"?",
+            "agent.toml:3:12",
+            "\"host\" is the host itself",
+            "expected a string, found integer",
+            "is no service name",
+            "watches nothing",
+            "agent.toml: 7 mistakes",
+        ] {
+            assert!(told.contains(part), "{part:?} is not in:\n{told}");
+        }
+    }
+
+    #[test]
+    fn a_config_that_cannot_be_read_says_what_to_do() {
+        let error = Config::load(Path::new("/nonexistent/agent.toml")).unwrap_err();
+        assert!(error.to_string().contains("muster-agent init"), "{error}");
+        let error = Config::load(Path::new("/")).unwrap_err();
+        assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    }
+}

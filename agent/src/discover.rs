@@ -120,7 +120,7 @@ pub fn to_toml(found: &Discovered) -> String {
         let _infallible = writeln!(out, "\n# note: {note}");
     }
     for service in &found.services {
-        let _infallible = write!(out, "\n[service.{}]\n", quoted(service.name.as_str()));
+        let _infallible = write!(out, "\n[service.{}]\n", key(service.name.as_str()));
         if let Some(unit) = &service.unit {
             let _infallible = writeln!(out, "unit = {}", quoted(unit));
         }
@@ -142,6 +142,12 @@ pub fn to_toml(found: &Discovered) -> String {
 /// The config of `doctor` where there is none.
 pub fn to_config(found: &Discovered) -> Config {
     Config { services: found.services.clone(), ..Config::default() }
+}
+
+/// Bare where TOML allows it.
+fn key(name: &str) -> String {
+    let bare = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if bare { name.to_owned() } else { quoted(name) }
 }
 
 fn quoted(text: &str) -> String {

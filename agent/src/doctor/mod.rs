@@ -14,7 +14,9 @@ use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Causes;
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::services::Services;
+use muster_common::evidence::Evidence;
 use muster_common::finding::{ProbeKind, SubjectKey};
+use muster_common::ids::ServiceName;
 use muster_common::units::human_duration;
 use report::{Ran, Report};
 use std::collections::VecDeque;
@@ -46,13 +48,15 @@ pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> Report 
     Report::new(host_name(host), explain(now, ran), not_watched(config), notes)
 }
 
-/// Reads a saved kernel log instead of the host: for triage elsewhere.
-pub fn diagnose_kmsg(path: &Path, host: &HostRoot) -> Report {
+/// Reads a saved kernel log instead of the host, which may be another one: for triage elsewhere.
+pub fn diagnose_kmsg(path: &Path) -> std::io::Result<Report> {
     let start = Instant::now();
-    let subject = SubjectKey::new(muster_common::ids::ServiceName::host(), ProbeKind::Oom, "kernel");
-    let judgement = Judgement::unknown(path.display().to_string(), None);
+    let occurrences = crate::senses::oom::read_file(path)?;
+    let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Oom, &path.display().to_string());
+    let seen = Evidence::new().count("oom_kills", u64::try_from(occurrences.len()).unwrap_or(u64::MAX));
+    let judgement = Judgement { occurrences, seen, ..Judgement::default() };
     let ran = Ran { subject, judgement, took: start.elapsed() };
-    Report::new(host_name(host), vec![ran], Vec::new(), Vec::new())
+    Ok(Report::new(path.display().to_string(), vec![ran], Vec::new(), Vec::new()))
 }
 
 fn explain(now: Now, mut ran: Vec<Ran>) -> Vec<Ran> {

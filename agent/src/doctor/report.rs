@@ -18,6 +18,13 @@ pub struct Ran {
     pub took: Duration,
 }
 
+impl Ran {
+    /// As people take it: what happened (a kill) is no "ok" either, although nothing is open.
+    pub fn verdict(&self) -> Verdict {
+        if self.judgement.occurrences.is_empty() { self.judgement.verdict() } else { Verdict::Problem }
+    }
+}
+
 /// A question without an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unanswered {
@@ -125,7 +132,7 @@ impl Report {
 
     /// How many probes said ok.
     pub fn ok_count(&self) -> usize {
-        self.probes.iter().filter(|ran| ran.judgement.verdict() == Verdict::Ok).count()
+        self.probes.iter().filter(|ran| ran.verdict() == Verdict::Ok).count()
     }
 
     /// One JSON object on several lines, safe to print on a terminal.
@@ -146,7 +153,7 @@ impl Report {
             .iter()
             .map(|ran| {
                 let mut probe = subject_json(&ran.subject);
-                probe.insert("verdict".to_owned(), json!(ran.judgement.verdict().as_str()));
+                probe.insert("verdict".to_owned(), json!(ran.verdict().as_str()));
                 probe.insert("took_ms".to_owned(), json!(u64::try_from(ran.took.as_millis()).unwrap_or(u64::MAX)));
                 probe
             })

@@ -4,12 +4,15 @@
 
 use super::report::{Overall, Report};
 use muster_agent_core::diagnose::{Headline, headlines};
-use muster_agent_core::judgement::Verdict;
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::finding::Finding;
+use muster_common::limits::clip;
 use muster_common::severity::Severity;
 use muster_common::units::human_duration;
 use std::io::{self, Write};
+
+/// Bytes of one value without `--verbose`: a line on most terminals, and enough of a kernel line to know it.
+const VALUE_BYTES_MAX: usize = 120;
 
 /// How to print.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,7 +41,7 @@ pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<(
         }
     }
     if style.verbose {
-        write_probes(out, report)?;
+        write_probes(out, report, style)?;
     }
     if !report.notes.is_empty() {
         writeln!(out)?;
@@ -85,7 +88,7 @@ fn write_headline(out: &mut dyn Write, report: &Report, headline: &Headline, sty
     if finding.grade != Grade::Confirmed {
         writeln!(out, "  how sure: {}", finding.grade)?;
     }
-    write_evidence(out, &finding.evidence, "    ")?;
+    write_evidence(out, &finding.evidence, "    ", style)?;
     let symptoms: Vec<(&Finding, Grade)> =
         headline.symptoms.iter().filter_map(|(index, grade)| Some((report.findings.get(*index)?, *grade))).collect();
     for (symptom, grade) in &symptoms {
@@ -94,7 +97,7 @@ fn write_headline(out: &mut dyn Write, report: &Report, headline: &Headline, sty
         writeln!(out, "  and so ({grade}): {} {}", paint(&name, Paint::Bold, style), plain(&key.subject.subject))?;
         writeln!(out, "    {summary}")?;
         if style.verbose {
-            write_evidence(out, &symptom.evidence, "      ")?;
+            write_evidence(out, &symptom.evidence, "      ", style)?;
         }
     }
     // The cause's steps mend its symptoms as well; those of the symptoms only stand in where it has none.
@@ -106,26 +109,24 @@ fn write_headline(out: &mut dyn Write, report: &Report, headline: &Headline, sty
     Ok(())
 }
 
-fn write_evidence(out: &mut dyn Write, evidence: &Evidence, indent: &str) -> io::Result<()> {
+fn write_evidence(out: &mut dyn Write, evidence: &Evidence, indent: &str, style: Style) -> io::Result<()> {
     let width = evidence.iter().map(|(key, _)| key.len()).max().unwrap_or(0).min(28);
     for (key, value) in evidence.iter() {
-        writeln!(out, "{indent}{:width$}  {}", plain(key), plain(&value.to_string()))?;
+        let value = plain(&value.to_string());
+        let value = if style.verbose { value } else { clip(&value, VALUE_BYTES_MAX) };
+        writeln!(out, "{indent}{:width$}  {value}", plain(key))?;
     }
     Ok(())
 }
 
-fn write_probes(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+fn write_probes(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
     writeln!(out, "\nchecks")?;
     for ran in &report.probes {
         let subject = &ran.subject;
-        let verdict = match ran.judgement.verdict() {
-            Verdict::Ok => "ok",
-            Verdict::Problem => "problem",
-            Verdict::Unknown => "unknown",
-        };
+        let verdict = ran.verdict().as_str();
         let (took, name) = (human_duration(ran.took), plain(&subject.subject));
         writeln!(out, "  {verdict:8} {} {} {name} ({took})", subject.service, subject.probe)?;
-        write_evidence(out, &ran.judgement.seen, "             ")?;
+        write_evidence(out, &ran.judgement.seen, "             ", style)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use crate::doctor::report::Unanswered;
 use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
 use crate::senses::memory::MemoryProbe;
+use crate::senses::oom::OomProbe;
 use crate::senses::pid_file::PidFileProbe;
 use crate::senses::port::PortProbe;
 use crate::senses::sockets::SocketTable;
@@ -70,6 +71,7 @@ pub fn probes(config: &Config, host: &HostRoot) -> Vec<Planned> {
         }
     }
     add(Box::new(MemoryProbe::new(host.clone(), bands(config))), times.memory);
+    add(Box::new(OomProbe::new(host.clone())), times.oom);
     planned
 }
 

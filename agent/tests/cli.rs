@@ -1,0 +1,197 @@
+//! The agent's commands as a user and a monitoring system see them: output and exit status of the real binary.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn agent(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_muster-agent")).args(arguments).output().unwrap()
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+/// Thresholds that no host is below: what the host's memory does is no part of these tests.
+const ENOUGH_MEMORY: &str = "[memory]\napproaching = \"2B\"\ncritical = \"1B\"\n";
+
+#[test]
+fn usage_errors_exit_3_and_help_exits_0() {
+    for arguments in [&["doctor", "--no-such"][..], &["frobnicate"], &[], &["doctor", "--format", "xml"]] {
+        assert_eq!(status(&agent(arguments)), 3, "{arguments:?}");
+    }
+    for arguments in [&["--help"][..], &["doctor", "--help"], &["--version"]] {
+        assert_eq!(status(&agent(arguments)), 0, "{arguments:?}");
+    }
+}
+
+#[test]
+fn check_config_tells_all_mistakes_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = write(folder.path(), "good.toml", "[service.web]\nports = [\"127.0.0.1:80\"]\nunit = \"web.service\"\n");
+    let output = agent(&["check-config", "--config", &good]);
+    assert_eq!(status(&output), 0);
+    assert!(stdout(&output).starts_with("ok: 1 service, 0 pid files, 1 port,"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("web unit web.service: not watched yet"), "{}", stdout(&output));
+
+    let bad = write(folder.path(), "bad.toml", "[service.web]\nport = []\n[memory]\ncritical = \"4G\"\n");
+    let output = agent(&["check-config", "--config", &bad]);
+    assert_eq!(status(&output), 2);
+    let told = stderr(&output);
+    assert!(told.contains("did you mean \"ports\"?") && told.contains("bad.toml:4:12"), "{told}");
+    assert!(told.contains("^^^^"), "{told}");
+    assert!(told.trim_end().ends_with("mistakes"), "{told}");
+    assert!(!told.contains('\u{1b}'), "no colours where there is no terminal: {told}");
+
+    let output = agent(&["check-config", "--config", "/nonexistent.toml"]);
+    assert_eq!(status(&output), 2);
+    assert!(stderr(&output).contains("muster-agent init"), "{}", stderr(&output));
+}
+
+#[test]
+fn doctor_refuses_a_wrong_config_and_an_unknown_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = write(folder.path(), "bad.toml", "nonsense");
+    assert_eq!(status(&agent(&["doctor", "--config", &bad])), 3);
+    assert_eq!(status(&agent(&["doctor", "--config", "/nonexistent.toml"])), 3);
+    let good = write(folder.path(), "good.toml", "[service.web]\nports = [\"127.0.0.1:80\"]\n");
+    let output = agent(&["doctor", "--config", &good, "--service", "wbe"]);
+    assert_eq!(status(&output), 3);
+    assert!(stderr(&output).contains("did you mean \"web\"?"), "{}", stderr(&output));
+}
+
+#[test]
+fn doctor_tells_a_stale_pid_file_and_a_closed_port_as_one_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    // A process that has ended and was reaped.
+    let mut ended = Command::new("true").spawn().unwrap();
+    let pid = ended.id();
+    ended.wait().unwrap();
+    // A port that nobody else has while we hold it bound without listening.
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let pid_file = write(folder.path(), "web.pid", &format!("{pid}\n"));
+    let text = format!("{ENOUGH_MEMORY}[service.web]\npid_file = \"{pid_file}\"\nports = [\"127.0.0.1:{port}\"]\n");
+    let config = write(folder.path(), "agent.toml", &text);
+
+    let output = agent(&["doctor", "--config", &config, "--service", "web", "--format", "json"]);
+    assert_eq!(status(&output), 2, "{}", stdout(&output));
+    let report = json(&output);
+    assert_eq!(report["verdict"], "critical");
+    let reasons: Vec<&str> =
+        report["findings"].as_array().unwrap().iter().map(|finding| finding["reason"].as_str().unwrap()).collect();
+    assert_eq!(reasons, ["port_closed", "pid_file_stale"], "{report:#}");
+    assert_eq!(report["findings"][1]["evidence"]["pid"], pid);
+    assert_eq!(report["findings"][1]["service"], "web");
+    assert!(!report["findings"][1]["next_steps"].as_array().unwrap().is_empty());
+    let probes = report["probes"].as_array().unwrap();
+    assert_eq!(probes.len(), 2, "{report:#}");
+    assert!(probes.iter().all(|probe| probe["verdict"] == "problem" && probe["took_ms"].is_u64()));
+
+    let output = agent(&["doctor", "--config", &config, "--service", "web"]);
+    let text = stdout(&output);
+    assert_eq!(status(&output), 2);
+    assert!(text.starts_with("CRITICAL ") && text.contains(": 1 problem,"), "{text}");
+    assert!(text.contains("web pid_file_stale") && text.contains("and so (likely): sev2 port_closed"), "{text}");
+    assert!(text.contains("  next: "), "{text}");
+}
+
+#[test]
+fn doctor_is_content_with_a_service_that_is_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let pid_file = write(folder.path(), "web.pid", &std::process::id().to_string());
+    let config = write(
+        folder.path(),
+        "agent.toml",
+        &format!("[service.web]\npid_file = \"{pid_file}\"\nports = [\"127.0.0.1:{port}\"]\n"),
+    );
+    let output = agent(&["doctor", "--config", &config, "--service", "web", "--verbose"]);
+    assert_eq!(status(&output), 0, "{}", stdout(&output));
+    let text = stdout(&output);
+    assert!(text.starts_with("OK ") && text.contains("2 of 2 checks ok"), "{text}");
+    assert!(text.contains("held by seccomp"), "{text}");
+}
+
+#[test]
+fn what_is_configured_and_not_watched_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write(folder.path(), "agent.toml", "[service.web]\nhealth = \"http://127.0.0.1:1/\"\n");
+    let output = agent(&["doctor", "--config", &config, "--service", "web", "--format", "json"]);
+    assert_eq!(status(&output), 3);
+    let report = json(&output);
+    assert_eq!(report["verdict"], "unknown");
+    assert_eq!(report["unknown"][0]["probe"], "health");
+    assert!(report["unknown"][0]["why"].as_str().unwrap().contains("not watched yet"));
+}
+
+#[test]
+fn a_fifo_as_pid_file_does_not_hold_doctor_up_nor_do_strange_names_reach_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fi\u{1b}[31mfo.pid");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let name = fifo.display().to_string().replace('\u{1b}', "\\u001b");
+    let config = write(folder.path(), "agent.toml", &format!("[service.web]\npid_file = \"{name}\"\n"));
+    let output = agent(&["doctor", "--config", &config, "--service", "web"]);
+    assert!(status(&output) > 0);
+    assert!(!stdout(&output).contains('\u{1b}') && stdout(&output).contains("\\u{1b}"), "{}", stdout(&output));
+}
+
+#[test]
+fn a_saved_kernel_log_gives_one_finding_per_victim() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = "[   10.000000] Out of memory: Killed process 100 (spl) total-vm:100kB, anon-rss:50kB, file-rss:0kB, \
+               shmem-rss:0kB, UID:0 pgtables:1kB oom_score_adj:0\n\
+               [   11.000000] Out of memory: Killed process 101 (hub) total-vm:100kB, anon-rss:50kB, file-rss:0kB, \
+               shmem-rss:0kB, UID:0 pgtables:1kB oom_score_adj:0\n";
+    let file = write(folder.path(), "kern.log", log);
+    let output = agent(&["doctor", "--kmsg-file", &file, "--format", "json"]);
+    assert_eq!(status(&output), 1, "{}", stdout(&output));
+    let report = json(&output);
+    let mut victims: Vec<(u64, &str)> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| {
+            assert_eq!(finding["reason"], "oom_kill");
+            (finding["evidence"]["pid"].as_u64().unwrap(), finding["evidence"]["comm"].as_str().unwrap())
+        })
+        .collect();
+    victims.sort_unstable();
+    assert_eq!(victims, [(100, "spl"), (101, "hub")]);
+    assert_eq!(status(&agent(&["doctor", "--kmsg-file", "/nonexistent"])), 3);
+    let empty = write(folder.path(), "empty.log", "");
+    assert_eq!(status(&agent(&["doctor", "--kmsg-file", &empty])), 0);
+}
+
+#[test]
+fn what_init_prints_is_a_good_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let output = agent(&["init"]);
+    assert_eq!(status(&output), 0);
+    assert!(stdout(&output).starts_with('#'));
+    let config = write(folder.path(), "agent.toml", &stdout(&output));
+    let output = agent(&["check-config", "--config", &config]);
+    assert_eq!(status(&output), 0, "{}", stderr(&output));
+}
