@@ -1,6 +1,8 @@
 //! The shipped units: `systemd-analyze verify` finds nothing to say, and `systemd-analyze security` scores them as
 //! promised. Where the tool is missing the test says that it was skipped.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
