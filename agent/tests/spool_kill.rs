@@ -1,5 +1,7 @@
 //! A spool whose writer is killed with SIGKILL at any moment: what it said is durable is there, and the chain holds.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use muster_agent::spool::{Append, Spool, SpoolLimits};
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ServiceName};

@@ -1,5 +1,7 @@
 //! The uplink against a coordinator that lives in this process and misbehaves by script.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod fake;
 
 use fake::{Behaviour, Fake, Proxy, State};

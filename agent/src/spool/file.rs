@@ -175,6 +175,12 @@ impl From<rusqlite::Error> for Refused {
     }
 }
 
+/// Whether an error in the midst of work means that the file cannot be trusted any more.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
 /// Opens the file, or moves it aside and begins a new one that remembers the epoch, if that can still be read.
 pub(super) fn open_or_replace(path: &Path, now: Now) -> Result<(Connection, Meta, u64, Option<SpoolLoss>), SpoolError> {
     let failed = |source| SpoolError::Sqlite { path: path.to_owned(), source };
@@ -204,6 +210,8 @@ fn open(path: &Path) -> Result<(Connection, Meta, u64), Refused> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(2))?;
     let version = check_version(&connection)?;
+    // A second agent on the same folder must not number entries too.
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;

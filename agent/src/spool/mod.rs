@@ -20,6 +20,7 @@ use muster_common::ids::{BootId, Epoch, SpoolId};
 use muster_common::limits::ENTRY_BODY_BYTES_MAX;
 use muster_common::spool::{EntryHash, Position};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ impl Default for SpoolLimits {
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// SQLite says no: disk full, I/O error, damaged file.
-    #[error("the spool {} cannot be used ({source}); check free space and permissions of its folder", path.display())]
+    #[error("the spool {} cannot be used ({source}); check free space and permissions of its folder, and that no other agent runs on it", path.display())]
     Sqlite {
         /// The file.
         path: PathBuf,
@@ -131,6 +132,8 @@ pub struct Spool {
     meta: Meta,
     bytes: u64,
     loss: Option<SpoolLoss>,
+    /// SQLite found damage since the file was opened.
+    damaged: Cell<bool>,
 }
 
 impl Spool {
@@ -139,11 +142,23 @@ impl Spool {
     pub fn open(path: &Path, limits: SpoolLimits, boot: BootId, now: Now) -> Result<Self, SpoolError> {
         let (connection, meta, bytes, loss) = file::open_or_replace(path, now)?;
         let limits = SpoolLimits { max_bytes: limits.max_bytes.max(MAX_BYTES_MIN), ..limits };
-        let mut spool = Self { path: path.to_owned(), connection, limits, boot, meta, bytes, loss };
+        let mut spool = Self { path: path.to_owned(), connection, limits, boot, meta, bytes, loss, damaged: Cell::new(false) };
         if spool.meta.boot != Some(boot) {
             spool.boot_changed()?;
         }
         Ok(spool)
+    }
+
+    /// Begins anew when SQLite found damage while at work: as [`Spool::open`], with the damaged file moved aside.
+    /// True when it did. What was in hand then failed, and its caller was told.
+    pub fn heal(&mut self, now: Now) -> Result<bool, SpoolError> {
+        if !self.damaged.get() {
+            return Ok(false);
+        }
+        let nowhere = Connection::open_in_memory().map_err(|source| self.sqlite(source))?;
+        drop(std::mem::replace(&mut self.connection, nowhere));
+        *self = Self::open(&self.path.clone(), self.limits, self.boot, now)?;
+        Ok(true)
     }
 
     /// The damaged file that was found when this spool was opened.
@@ -355,6 +370,9 @@ impl Spool {
     }
 
     fn sqlite(&self, source: rusqlite::Error) -> SpoolError {
+        if file::is_damage(&source) {
+            self.damaged.set(true);
+        }
         SpoolError::Sqlite { path: self.path.clone(), source }
     }
 }

@@ -207,6 +207,38 @@ fn a_damaged_file_is_moved_aside_and_the_epoch_survives() {
 }
 
 #[test]
+fn damage_found_at_work_begins_a_new_spool() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool.db");
+    let mut spool = open(&folder);
+    spool.append(&events(400), &[], NOW).unwrap();
+    let id = spool.view().spool;
+    drop(spool);
+    let mut spool = open(&folder);
+    assert!(!spool.heal(NOW).unwrap());
+    let pages = std::fs::metadata(&path).unwrap().len() / 4096;
+    let noise = vec![0x5a; 4096 * usize::try_from(pages - 1).unwrap()];
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&path).unwrap(), &noise, 4096)
+        .unwrap();
+    spool.connection.release_memory().unwrap();
+    assert!(spool.append(&events(1), &[("k", b"v")], NOW).is_err() || spool.read(0, 400, 400, usize::MAX).is_err());
+    assert!(spool.heal(later(1)).unwrap());
+    assert!(spool.loss().is_some_and(|loss| loss.moved_to.exists()));
+    assert_ne!(spool.view().spool, id);
+    spool.append(&events(1), &[], NOW).unwrap();
+}
+
+#[test]
+fn one_agent_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = open(&folder);
+    let second = Spool::open(&folder.path().join("spool.db"), SpoolLimits::default(), boot(1), NOW);
+    assert!(matches!(second, Err(SpoolError::Sqlite { .. })), "{second:?}");
+    drop(spool);
+    assert_eq!(open(&folder).loss(), None);
+}
+
+#[test]
 fn a_file_of_a_later_version_or_of_somebody_else_is_not_written() {
     for setup in [
         "PRAGMA user_version = 99",

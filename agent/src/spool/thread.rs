@@ -105,10 +105,19 @@ fn append(
     spool.append(events, &states, now)
 }
 
+fn heal(spool: &mut Spool) {
+    match spool.heal(crate::clock::now()) {
+        Ok(false) => {}
+        Ok(true) => tracing::error!(loss = ?spool.loss(), "the spool was damaged while at work; a new one was begun"),
+        Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "the spool is damaged and stays so"),
+    }
+}
+
 fn boxed<R: Send + 'static>(work: impl FnOnce(&mut Spool) -> R + Send + 'static) -> (Work, oneshot::Receiver<R>) {
     let (answer, receiver) = oneshot::channel();
     let work: Work = Box::new(move |spool, publish| {
         let result = work(spool);
+        heal(spool);
         // Before the answer, so that whoever got it finds the view up to date.
         let view = spool.view();
         publish.send_if_modified(|known| std::mem::replace(known, view) != view);

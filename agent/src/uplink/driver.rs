@@ -9,7 +9,7 @@ use crate::spool::{Comparison, SpoolError, SpoolHandle};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use muster_agent_core::session::{Goodbye, Input, Output, Phase, Session, SpoolAnswer};
+use muster_agent_core::session::{Goodbye, Input, Output, Phase, Session, SpoolAnswer, SpoolView};
 use muster_common::ids::{Epoch, SpoolId};
 use muster_common::limits::{BATCH_ENTRIES_MAX, ENTRY_BODY_BYTES_MAX};
 use muster_common::spool::Position;
@@ -48,6 +48,7 @@ struct Driver {
     session: Session,
     /// The highest epoch with its proof, as the spool has it.
     highest: Option<(Epoch, Vec<u8>)>,
+    spool_id: SpoolId,
     link: Option<Link>,
     /// Last of a connection that was let go: it may need a moment to get its goodbye out.
     parting: Option<JoinHandle<()>>,
@@ -86,6 +87,7 @@ pub(super) async fn run(
     let mut views = spool.watch();
     let mut driver = Driver {
         config,
+        spool_id: spool.view().spool,
         spool,
         provider,
         facts,
@@ -113,7 +115,7 @@ pub(super) async fn run(
             Some(event) = next_event(&mut driver.link) => driver.event(event),
             Ok(()) = views.changed() => {
                 let view = *views.borrow_and_update();
-                driver.input(Input::SpoolChanged(view));
+                driver.spool_changed(view);
             }
         }
         driver.publish(&publish);
@@ -138,6 +140,17 @@ impl Driver {
         for output in self.session.handle(now_ms, random, input) {
             self.output(output);
         }
+    }
+
+    fn spool_changed(&mut self, view: SpoolView) {
+        if self.spool_id != view.spool {
+            self.spool_id = view.spool;
+            // It may have been damaged, and have lost the epoch with the rest.
+            if let Some((epoch, proof)) = self.highest.clone() {
+                self.store_epoch(0, epoch, proof);
+            }
+        }
+        self.input(Input::SpoolChanged(view));
     }
 
     fn event(&mut self, event: LinkEvent) {
@@ -173,7 +186,7 @@ impl Driver {
             }
             Done::Snapshot(stream, Some(snapshot)) => {
                 // The snapshot may know an entry that the session was not told of yet.
-                self.input(Input::SpoolChanged(self.spool.view()));
+                self.spool_changed(self.spool.view());
                 let head = snapshot.head_sequence;
                 self.snapshot = Some(snapshot);
                 self.input(Input::SnapshotTaken(stream, head));
@@ -198,7 +211,11 @@ impl Driver {
             Output::Stopped => {}
             Output::StoreAck { spool, stored, replicated } => self.store_ack(spool, stored, replicated),
             Output::TakeSnapshot => self.take_snapshot(),
-            Output::StoreEpoch { epoch, proof } => self.store_epoch(epoch, proof),
+            Output::StoreEpoch { epoch, proof } => {
+                if let Some(stream) = self.link.as_ref().map(|link| link.stream) {
+                    self.store_epoch(stream, epoch, proof);
+                }
+            }
             Output::CompareResume(position) => self.compare(position),
             Output::RestartSpool => {
                 tracing::warn!("the coordinator knows other entries of this spool: it was reverted; starting a new id");
@@ -290,8 +307,7 @@ impl Driver {
         });
     }
 
-    fn store_epoch(&mut self, epoch: Epoch, proof: Vec<u8>) {
-        let Some(stream) = self.link.as_ref().map(|link| link.stream) else { return };
+    fn store_epoch(&mut self, stream: u64, epoch: Epoch, proof: Vec<u8>) {
         let spool = self.spool.clone();
         self.work.push(Box::pin(async move {
             let stored = spool.call(move |spool| {

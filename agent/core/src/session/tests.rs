@@ -1,8 +1,8 @@
 //! Scenarios as data, then random orders of events against the invariants.
 
 use super::*;
-use muster_common::ids::CoordinatorId;
-use muster_common::spool::EntryHash;
+use muster_common::ids::{CoordinatorId, SpoolId};
+use muster_common::spool::{EntryHash, Position};
 use muster_common::time::Timestamp;
 use proptest::prelude::*;
 
@@ -382,8 +382,7 @@ impl World {
                     self.epoch_of_stream = 0;
                 }
                 Output::SendHeartbeat { .. } => {
-                    assert!(self.epoch_of_stream >= self.highest_durable, "spoke to a lower epoch");
-                    assert!(self.epoch_of_stream == self.highest_durable, "acted on an epoch that is not durable");
+                    assert_eq!(self.epoch_of_stream, self.highest_durable, "a lower epoch, or one not durable yet");
                     self.heartbeat_due_ms = Some(self.now_ms + BEAT_MS);
                 }
                 Output::SendEntries { ref entries, .. } => {
