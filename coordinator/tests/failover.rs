@@ -1,7 +1,11 @@
 //! Two coordinators in one process, with their own folders, stores and ports: following, promotion, fencing.
 
+use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::identity::Role;
-use muster_common::ids::{AgentName, SpoolId};
+use muster_common::ids::{AgentName, ServiceName, SpoolId};
+use muster_common::reason::Reason;
+use muster_common::spool::{EntryHash, Position};
+use muster_common::time::Timestamp;
 use muster_common::tls::Credentials;
 use muster_coordinator::ca::{self, IssueRequest};
 use muster_coordinator::config;
@@ -52,7 +56,7 @@ impl Fleet {
         self.dir.path().join(["coord-a", "coord-b"][which])
     }
 
-    /// Starts coordinator 0 (a) or 1 (b) with this `[failover]` section.
+    /// Starts coordinator 0 (a) or 1 (b) with this `[failover]` section, and whatever sections come after it.
     async fn start(&self, which: usize, failover: &str) -> Coordinator {
         let folder = self.folder(which);
         let at = |file: &str| folder.join(file).display().to_string();
@@ -310,4 +314,59 @@ async fn who_may_not_follow_or_promote_is_told_so() {
     let refused = FailoverServiceClient::new(channel).promote(request).await.unwrap_err();
     assert!(refused.message().contains("it is the primary already"), "{}", refused.message());
     a.stop().await.unwrap();
+}
+
+/// A webhook's other end: what is posted to it.
+async fn collector() -> (SocketAddr, tokio::sync::mpsc::Receiver<serde_json::Value>) {
+    use axum::routing::post;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = tokio::sync::mpsc::channel(16);
+    let take = move |body: String| {
+        let tell = tell.clone();
+        async move { tell.send(serde_json::from_str(&body).unwrap()).await.unwrap() }
+    };
+    let routes = axum::Router::new().route("/", post(take));
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    (address, told)
+}
+
+fn corrupt(agent: &str) -> Fact {
+    let subject = SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::Sqlite, "/var/lib/spl/hub.db");
+    let finding =
+        Finding::new(FindingKey { subject, reason: Reason::SqliteCorrupt }, "row 3 is missing from the index");
+    Fact::FindingReceived {
+        agent: AgentName::new(agent).unwrap(),
+        position: Position { spool: SpoolId(uuid::Uuid::nil()), sequence: 1, hash: EntryHash([1; 16]) },
+        observed: Timestamp::from_unix_ms(jiff::Timestamp::now().as_millisecond()),
+        estimated: false,
+        event: FindingEvent::Opened(finding),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn incidents_and_undelivered_pages_carry_over_under_the_same_keys() {
+    let fleet = Fleet::new();
+    let (living, mut pages) = collector().await;
+    let receiver = |address: SocketAddr| format!("[[receiver.webhook]]\nname = \"ops\"\nurl = \"http://{address}/\"\n");
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let a = fleet.start(0, &receiver(dead)).await;
+    let b = fleet.start(1, &format!("follow = \"{}\"\n{}", fleet.endpoint(0), receiver(living))).await;
+    a.handle().submit_all(vec![connected("web-1"), corrupt("web-1")]).await.unwrap();
+    in_step(a.handle(), b.handle()).await;
+    let pending = b.handle().query(|view| {
+        let keys = view.state.pending_pages().map(|record| record.page.dedup_key.clone()).collect::<Vec<_>>();
+        (keys, view.state.incidents().filter(|incident| incident.is_unresolved()).count())
+    });
+    let (expected, open) = pending.await.unwrap();
+    assert_eq!((expected.len(), open), (1, 1));
+    a.stop().await.unwrap();
+    assert!(pages.try_recv().is_err(), "a standby pages nobody");
+
+    let answer = promoted(&fleet, true).await;
+    assert_eq!((answer.open_incidents, answer.pages_pending), (1, 1));
+    let page = patiently("the page", pages.recv()).await.unwrap();
+    assert_eq!(page.get("dedup_key").and_then(|key| key.as_str()), expected.first().map(String::as_str));
+    assert_eq!(page.get("action").and_then(|action| action.as_str()), Some("trigger"));
+    b.stop().await.unwrap();
 }

@@ -342,7 +342,10 @@ impl Handle {
 
     /// They have been asked, or do not answer.
     pub(crate) fn peers_asked(&self) {
-        self.shared.peers.open.store(false, Ordering::Release);
+        if self.shared.peers.open.swap(false, Ordering::AcqRel) {
+            // The pagers waited for this.
+            self.shared.head.send_modify(|_| {});
+        }
     }
 
     /// The agents' links: liveness atomics and ways to reach a connected agent.

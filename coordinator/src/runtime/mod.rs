@@ -3,6 +3,7 @@
 //! Invariant: nobody outside sees State that is not durable; a commit that fails ends the process.
 
 mod clock;
+mod gauges;
 mod handle;
 mod links;
 mod standing;

@@ -36,6 +36,8 @@ const TICK: Duration = Duration::from_millis(250);
 const SNAPSHOT_ENTRIES: u64 = 20_000;
 /// Wait between two resync requests to one agent: a resync that goes astray is asked for again, but never in a storm.
 const RESYNC_INTERVAL_MS: i64 = 10_000;
+/// Turns between two counts for `/metrics`: they look at every agent, so not at every turn.
+const GAUGES_TURNS: u64 = 16;
 /// Shortest gap that counts as a pause; a busy machine hiccups below it.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Entries read at once when the journal is replayed at the start.
@@ -115,6 +117,7 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         clock,
         started: now,
         pause: PauseWatch::new(now, TICK),
+        swept: now,
         shared: Arc::clone(&shared),
         entries: Vec::new(),
         words: Vec::new(),
@@ -184,6 +187,8 @@ struct Turner {
     clock: LogClock,
     started: Timestamp,
     pause: PauseWatch,
+    /// Log time of the last liveness sweep.
+    swept: Timestamp,
     snapshot_index: u64,
     shared: Arc<Shared>,
     /// Applied and not committed.
@@ -234,31 +239,47 @@ impl Turner {
             self.take(now, input)?;
         }
         if self.standing.role == CoordinatorRole::Primary {
-            self.sweep(now);
+            // Linear in the fleet, so by the clock and not by the turn.
+            if now.since(self.swept) >= TICK {
+                self.swept = now;
+                self.sweep(now);
+            }
             self.entries.extend(self.machine.run_deadlines(now));
         }
         self.commit()?;
         if self.store.head().index >= self.snapshot_index + SNAPSHOT_ENTRIES {
             self.snapshot()?;
         }
-        self.shared.turns.fetch_add(1, Ordering::Relaxed);
+        let turns = self.shared.turns.fetch_add(1, Ordering::Relaxed);
+        if turns.is_multiple_of(GAUGES_TURNS) {
+            super::gauges::refresh(&self.shared.metrics, self.machine.state());
+        }
         Ok(())
     }
 
+    /// After a standstill (or a very slow disk, which looks the same) the other coordinators are asked before anyone is
+    /// paged, and the pagers, which waited meanwhile, look again.
+    fn tell_alive(&self) {
+        let now_ms = boot_ms();
+        let stood_still = now_ms.saturating_sub(self.shared.turned_at_ms.load(Ordering::Acquire)) >= STOOD_STILL_MS;
+        if stood_still {
+            self.shared.peers.raise();
+        }
+        self.shared.turned_at_ms.store(now_ms, Ordering::Release);
+        if stood_still {
+            self.shared.head.send_modify(|_| {});
+        }
+    }
+
     fn tell_time(&self, now: Timestamp) {
-        self.shared.turned_at_ms.store(boot_ms(), Ordering::Release);
+        self.tell_alive();
         self.shared.now_ms.store(u64::try_from(now.unix_ms()).unwrap_or_default(), Ordering::Relaxed);
     }
 
     fn watch_for_pause(&mut self, now: Timestamp) {
         let liveness = &self.machine.state().policy().liveness;
         let bound = (liveness.heartbeat * liveness.stale_after / 2).max(PAUSE_MIN);
-        let gap = self.pause.tick(now, bound);
-        if gap.is_some() || boot_ms().saturating_sub(self.shared.turned_at_ms.load(Ordering::Acquire)) >= STOOD_STILL_MS
-        {
-            self.shared.peers.raise();
-        }
-        let Some(gap) = gap else { return };
+        let Some(gap) = self.pause.tick(now, bound) else { return };
         if self.standing.role != CoordinatorRole::Primary {
             return;
         }
@@ -353,7 +374,13 @@ impl Turner {
     fn commit(&mut self) -> Result<(), RuntimeError> {
         if !self.entries.is_empty() {
             let begun = Instant::now();
-            let head = self.store.append_with(&self.entries, &std::mem::take(&mut self.words))?;
+            let words = std::mem::take(&mut self.words);
+            let head = self.store.append_with(&self.entries, &words)?;
+            self.tell_alive();
+            // Before the entries are published: whoever is woken by them must see who reigns.
+            if !words.is_empty() {
+                self.tell_role();
+            }
             let metrics = &self.shared.metrics;
             metrics.commit_seconds.observe(begun.elapsed().as_secs_f64());
             metrics.commits.inc();
@@ -508,7 +535,6 @@ impl Turner {
         let now = self.clock.now();
         let index = self.feed(now, fact);
         self.listen_anew(now);
-        self.answer(|turner| turner.tell_role());
         Ok(index)
     }
 
