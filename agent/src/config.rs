@@ -410,6 +410,15 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         seen.note(name, format!("health {}", health.url), &value);
         Some(health)
     });
+    // A key that is there but wrong has its own mistake already.
+    let empty =
+        ["unit", "pid_file", "ports", "health", "sqlite", "backups"].iter().all(|key| reader.value(key).is_none());
+    if empty {
+        reader.mistake(
+            &format!("[service.{name}] watches nothing"),
+            "expected one or more of: unit, pid_file, ports, health, sqlite, backups",
+        );
+    }
     let service = Service {
         name: checked.ok()?,
         unit: reader.parsed("unit", unit_name),
@@ -420,15 +429,6 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         backups: reader.tables("backups").iter().filter_map(walk_backup).collect(),
         singleton: reader.boolean("singleton").unwrap_or(false),
     };
-    // A key that is there but wrong has its own mistake already.
-    let empty =
-        ["unit", "pid_file", "ports", "health", "sqlite", "backups"].iter().all(|key| reader.value(key).is_none());
-    if empty {
-        reader.mistake(
-            &format!("[service.{name}] watches nothing"),
-            "expected one or more of: unit, pid_file, ports, health, sqlite, backups",
-        );
-    }
     Some(service)
 }
 
@@ -437,17 +437,26 @@ fn short_or_table<T>(value: &Value<'_>, key: &str, parse: impl FnOnce(&str) -> R
     if value.if_string().is_some() {
         return Some(Watch { what: value.parsed(parse)?, interval: None });
     }
-    let table = value.table()?;
+    let table = table_or_string(value)?;
     let what = table.required(key).and_then(|inner| inner.parsed(parse));
     let interval = table.duration("interval", INTERVALS);
     Some(Watch { what: what?, interval })
+}
+
+/// The long form, where it is not the short one.
+fn table_or_string<'a>(value: &Value<'a>) -> Option<Reader<'a>> {
+    if !value.is_table() {
+        value.wrong_type("a string or a table");
+        return None;
+    }
+    value.table()
 }
 
 fn walk_sqlite(value: &Value<'_>) -> Option<Sqlite> {
     if value.if_string().is_some() {
         return Some(Sqlite::new(value.parsed(absolute)?));
     }
-    let table = value.table()?;
+    let table = table_or_string(value)?;
     let path = table.required("path").and_then(|inner| inner.parsed(absolute));
     let interval = table.duration("interval", INTERVALS);
     let quick_interval = table.duration("quick_interval", INTERVALS);
@@ -459,7 +468,7 @@ fn walk_health(value: &Value<'_>) -> Option<Health> {
     if value.if_string().is_some() {
         return Some(Health { url: value.parsed(http_url)?, interval: None, timeout: None });
     }
-    let table = value.table()?;
+    let table = table_or_string(value)?;
     let url = table.required("url").and_then(|inner| inner.parsed(http_url));
     let interval = table.duration("interval", INTERVALS);
     let timeout = table.duration("timeout", DEADLINES);
@@ -616,7 +625,7 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
             "did you mean \"agent\"?",
             "agent.toml:3:12",
             "\"host\" is the host itself",
-            "expected a string, found integer",
+            "expected a string or a table, found integer",
             "is no service name",
             "watches nothing",
             "agent.toml: 7 mistakes",

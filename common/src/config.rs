@@ -274,7 +274,13 @@ impl<'a> Value<'a> {
         });
     }
 
-    fn wrong_type(&self, expected: &str) {
+    /// True when it is a table.
+    pub fn is_table(&self) -> bool {
+        self.value.get_ref().is_table()
+    }
+
+    /// Notes that this value is of another type than `expected`.
+    pub fn wrong_type(&self, expected: &str) {
         let found = self.value.get_ref().type_str();
         self.mistake(&format!("{:?} is of the wrong type", self.path), &format!("expected {expected}, found {found}"));
     }
