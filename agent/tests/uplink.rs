@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod certificates;
 mod fake;
 
 use fake::{Behaviour, Fake, Proxy, State};
@@ -28,13 +29,17 @@ struct Agent {
 
 impl Agent {
     fn start(endpoints: Vec<String>) -> Self {
+        Self::start_with(endpoints, Security::Plain(FleetName::new("prod").unwrap()))
+    }
+
+    fn start_with(endpoints: Vec<String>, security: Security) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (boot, now) = (BootId(uuid::Uuid::from_u128(1)), muster_agent::clock::now());
         let spool = Spool::open(&folder.path().join("spool.db"), SpoolLimits::default(), boot, now).unwrap();
         let spool = muster_agent::spool::spawn(spool).unwrap();
         let config = UplinkConfig {
             endpoints,
-            security: Security::Plain(FleetName::new("prod").unwrap()),
+            security,
             host: HostFacts { host_name: "web-1".into(), ..HostFacts::default() },
             boot,
             clock: muster_agent::clock::now,
@@ -167,6 +172,35 @@ async fn a_coordinator_that_knows_more_than_the_spool_meets_a_new_spool_id() {
     assert_ne!(agent.spool.view().spool, before);
     assert_eq!(state.hellos.last().unwrap().spool_id.as_ref(), agent.spool.view().spool.0.as_bytes());
     assert_eq!(state.broken, None);
+}
+
+#[tokio::test]
+async fn mutual_tls_carries_it_and_a_forged_epoch_is_not_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = certificates::Ca::new("prod");
+    let coordinator = ca.issue(folder.path(), "muster://prod/coordinator/coord-a");
+    let agent = ca.issue(folder.path(), "muster://prod/agent/web-1");
+    let fake = Fake::start_tls([Behaviour::Forged, Behaviour::Good], coordinator).await;
+    let agent = Agent::start_with(vec![fake.endpoint()], Security::Mutual(agent));
+    agent.append(3).await;
+    let state = until(&fake, |state| state.entries.len() == 3).await;
+    assert_eq!((state.streams, state.broken), (2, None));
+    let highest = agent.spool.call(|spool| spool.highest_epoch()).await.unwrap().unwrap();
+    assert_eq!(highest.0.to_string(), "1@coord-a");
+}
+
+#[tokio::test]
+async fn a_coordinator_of_another_ca_hears_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let stranger = certificates::Ca::new("prod").issue(folder.path(), "muster://prod/coordinator/coord-a");
+    let ours = certificates::Ca::new("prod").issue(folder.path(), "muster://prod/agent/web-1");
+    let fake = Fake::start_tls([], stranger).await;
+    let agent = Agent::start_with(vec![fake.endpoint()], Security::Mutual(ours));
+    let mut status = agent.uplink.status();
+    let tried = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.failed_tries >= 2));
+    let tried = tried.await.unwrap().unwrap().clone();
+    assert!(tried.last_message.contains("certificate"), "{}", tried.last_message);
+    assert_eq!(fake.state().borrow().streams, 0);
 }
 
 #[tokio::test]

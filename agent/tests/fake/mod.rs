@@ -1,6 +1,7 @@
 //! A coordinator for tests: keeps what it is sent, notices when an agent breaks the protocol, and misbehaves by script.
 
 use muster_common::spool::{EntryHash, Position};
+use muster_common::tls::Credentials;
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::agent_link_service_server::{AgentLinkService, AgentLinkServiceServer};
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -19,7 +21,7 @@ const HEARTBEAT_MS: u64 = 200;
 
 /// What one stream does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Behaviour {
+pub(crate) enum Behaviour {
     /// Stores and acknowledges.
     Good,
     /// Ends with an error in the midst of a batch after so many entries, which it stored and did not acknowledge.
@@ -38,62 +40,91 @@ pub enum Behaviour {
     Epoch(u64, usize),
     /// Asks for the open set after the first entries.
     Resync(u64),
+    /// Good, but nobody can believe its epoch.
+    Forged,
     /// Claims to have more of the spool than there is.
     Ahead,
 }
 
 /// What was heard, over all streams.
 #[derive(Debug, Clone, Default)]
-pub struct State {
-    pub streams: usize,
-    pub hellos: Vec<v1::Hello>,
-    pub heartbeats: Vec<v1::Heartbeat>,
-    pub entries: Vec<v1::SpoolEntry>,
-    pub goodbyes: Vec<i32>,
+pub(crate) struct State {
+    pub(crate) streams: usize,
+    pub(crate) hellos: Vec<v1::Hello>,
+    pub(crate) heartbeats: Vec<v1::Heartbeat>,
+    pub(crate) entries: Vec<v1::SpoolEntry>,
+    pub(crate) goodbyes: Vec<i32>,
     /// Each with the last entry heard before it.
-    pub open_sets: Vec<(v1::OpenSet, u64)>,
+    pub(crate) open_sets: Vec<(v1::OpenSet, u64)>,
     /// Epochs under which a heartbeat or entry came, in order, without repeats.
-    pub talked_under: Vec<u64>,
+    pub(crate) talked_under: Vec<u64>,
     /// How an agent broke the protocol.
-    pub broken: Option<String>,
+    pub(crate) broken: Option<String>,
     position: Option<Position>,
 }
 
 /// A running coordinator; it ends with the runtime of the test.
 #[derive(Debug)]
-pub struct Fake {
+pub(crate) struct Fake {
     address: SocketAddr,
     state: watch::Sender<State>,
+    scheme: &'static str,
+}
+
+async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
 }
 
 #[derive(Debug, Clone)]
 struct Service {
     script: Arc<Mutex<VecDeque<Behaviour>>>,
     state: watch::Sender<State>,
+    credentials: Option<Credentials>,
 }
 
 impl Fake {
     /// The n-th stream does the n-th of `script`; all later ones are good.
-    pub async fn start(script: impl IntoIterator<Item = Behaviour>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+    pub(crate) async fn start(script: impl IntoIterator<Item = Behaviour>) -> Self {
+        let (listener, address) = listen().await;
         let state = watch::Sender::new(State::default());
         let script = Arc::new(Mutex::new(script.into_iter().collect()));
-        let service = AgentLinkServiceServer::new(Service { script, state: state.clone() });
+        let service = AgentLinkServiceServer::new(Service { script, state: state.clone(), credentials: None });
         let server = tonic::transport::Server::builder().add_service(service);
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { address, state }
+        Self { address, state, scheme: "http" }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    /// As `start`, with mutual TLS and proven epochs.
+    pub(crate) async fn start_tls(script: impl IntoIterator<Item = Behaviour>, credentials: Credentials) -> Self {
+        let (listener, address) = listen().await;
+        let state = watch::Sender::new(State::default());
+        let script = Arc::new(Mutex::new(script.into_iter().collect()));
+        let acceptor = TlsAcceptor::from(muster_common::tls::server_config(&credentials).unwrap());
+        let (accepted, incoming) = mpsc::channel::<std::io::Result<_>>(4);
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                if let Ok(stream) = acceptor.accept(socket).await {
+                    accepted.send(Ok(stream)).await.ok();
+                }
+            }
+        });
+        let service = Service { script, state: state.clone(), credentials: Some(credentials) };
+        let server = tonic::transport::Server::builder().add_service(AgentLinkServiceServer::new(service));
+        tokio::spawn(server.serve_with_incoming(ReceiverStream::new(incoming)));
+        Self { address, state, scheme: "https" }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+    pub(crate) fn endpoint(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
     }
 
-    pub fn state(&self) -> watch::Receiver<State> {
+    pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 }
@@ -114,7 +145,8 @@ impl AgentLinkService for Service {
             _ => {}
         }
         let (sender, receiver) = mpsc::channel(16);
-        let stream = Stream { behaviour, state: self.state.clone(), sender, entries: 0 };
+        let (state, credentials) = (self.state.clone(), self.credentials.clone());
+        let stream = Stream { behaviour, state, credentials, sender, entries: 0 };
         tokio::spawn(stream.run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
@@ -123,6 +155,7 @@ impl AgentLinkService for Service {
 struct Stream {
     behaviour: Behaviour,
     state: watch::Sender<State>,
+    credentials: Option<Credentials>,
     sender: mpsc::Sender<Result<v1::ConnectResponse, Status>>,
     entries: usize,
 }
@@ -189,13 +222,30 @@ impl Stream {
         self.send(Out::Welcome(v1::Welcome {
             fleet: "prod".into(),
             coordinator_id: "coord-a".into(),
-            epoch: Some(v1::EpochProof { epoch: Some(epoch), ..Default::default() }),
+            epoch: Some(self.prove(epoch)),
             heartbeat_interval_ms: HEARTBEAT_MS,
             resume: Some(convert::position_to_wire(resume)),
             has_standby: false,
             endpoints: Vec::new(),
         }))
         .await;
+    }
+
+    fn prove(&self, epoch: v1::Epoch) -> v1::EpochProof {
+        let Some(credentials) = &self.credentials else {
+            return v1::EpochProof { epoch: Some(epoch), ..Default::default() };
+        };
+        let claim = convert::epoch(&epoch).unwrap();
+        let proof = muster_common::epoch_proof::sign(credentials, &claim).unwrap();
+        let mut signature = proof.signature;
+        if self.behaviour == Behaviour::Forged {
+            signature.reverse();
+        }
+        v1::EpochProof {
+            epoch: Some(epoch),
+            certificate_chain: proof.certificate_chain.into_iter().map(Into::into).collect(),
+            signature: signature.into(),
+        }
     }
 
     /// Stores a batch entry by entry; false when the stream shall end in good order.
@@ -262,15 +312,14 @@ impl Stream {
 
 /// A TCP proxy that can stop forwarding without closing anything: a network that swallows.
 #[derive(Debug)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     frozen: watch::Sender<bool>,
 }
 
 impl Proxy {
-    pub async fn start(to: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+    pub(crate) async fn start(to: SocketAddr) -> Self {
+        let (listener, address) = listen().await;
         let frozen = watch::Sender::new(false);
         let accepting = frozen.clone();
         tokio::spawn(async move {
@@ -285,12 +334,12 @@ impl Proxy {
         Self { address, frozen }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// From now on bytes are swallowed: those of connections that are frozen once never come.
-    pub fn freeze(&self, frozen: bool) {
+    pub(crate) fn freeze(&self, frozen: bool) {
         self.frozen.send_replace(frozen);
     }
 }
