@@ -251,6 +251,7 @@ impl Fleet {
                 self.pager_up = true;
                 self.deliver();
             }
+            ["panicked"] => self.feed(Fact::DecidePanicked { entry: 1, message: "index out of range".to_owned() }),
             ["conflict", name] => self.feed(Fact::IdentityConflict {
                 agent: agent(name),
                 holder: "10.0.0.1:1".to_owned(),

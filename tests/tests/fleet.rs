@@ -1,7 +1,13 @@
 //! What many hosts mean together: silences, storms, locks; starts and takeovers.
 
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_coordinator_core::State;
 use muster_coordinator_core::entry::{EntryBody, TimerKey};
-use muster_tests::scenario::{START_UNIX_MS, check};
+use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::replay::{self, WhatIf, WhatIfError};
+use muster_tests::scenario::{START_UNIX_MS, check, policy};
+use std::time::Duration;
 
 #[test]
 fn staggered_silences_page_once() {
@@ -297,4 +303,42 @@ fn no_timer_is_left_behind() {
     assert_eq!(fleet.machine.state().timers().count(), 0);
     let rehear = |body: &EntryBody| matches!(body, EntryBody::Deadline(TimerKey::RehearOver));
     assert_eq!(fleet.journal.iter().filter(|entry| rehear(&entry.body)).count(), 1);
+}
+
+#[test]
+fn a_caught_panic_is_an_incident() {
+    check(
+        "0 panicked
+         20 end",
+        "0 opened sev2 coordinator_fault coordinator/fault#1
+         0 recovering coordinator/fault
+         10 page trigger sev2 coordinator_fault coordinator/fault",
+    );
+}
+
+#[test]
+fn what_if_compares_pages_and_does_not_claim_more_than_it_can() {
+    let fleet = check(
+        "0 connect a
+         0 open a spl x port_closed
+         12 ack host/a/service/spl
+         30 clear a spl x port_closed",
+        "0 opened sev2 port_closed host/a/service/spl#1
+         10 page trigger sev2 port_closed host/a/service/spl
+         12 page acknowledge sev2 port_closed host/a/service/spl
+         30 recovering host/a/service/spl",
+    );
+    let what_if = |change: &dyn Fn(&mut Policy)| {
+        let mut other = policy();
+        change(&mut other);
+        replay::what_if(&State::genesis(), &fleet.journal, &other)
+    };
+    assert_eq!(what_if(&|_| {}), Ok(WhatIf::default()));
+    let slower = what_if(&|policy| policy.hold.sev2 = Duration::from_secs(11)).unwrap();
+    assert_eq!((slower.added.len(), slower.removed.len(), slower.moved.len()), (0, 0, 1));
+    let patient = what_if(&|policy| policy.hold.sev2 = Duration::from_secs(60)).unwrap();
+    assert_eq!((patient.added.len(), patient.removed.len()), (0, 1));
+    let quiet = what_if(&|policy| drop(policy.severities.insert(Reason::PortClosed, Severity::Sev4))).unwrap();
+    assert_eq!((quiet.removed.len(), quiet.unmatched.len()), (1, 1));
+    assert_eq!(what_if(&|policy| policy.liveness.stale_after = 1), Err(WhatIfError::TighterLiveness));
 }

@@ -253,3 +253,108 @@ pub fn rehear_window(policy: &LivenessPolicy, n_agents: u64) -> Duration {
     let admission = Duration::from_secs(n_agents / u64::from(policy.admission_per_s.max(1)));
     policy.reconnect_max + policy.heartbeat * 2 + admission
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_unix_ms(1_795_220_000_000) + Duration::from_secs(seconds)
+    }
+
+    fn agent() -> AgentName {
+        AgentName::new("web-1").unwrap()
+    }
+
+    /// What happens to one agent at which second, and what the sweeps of each second tell.
+    fn check(script: &[(u64, &str)], end: u64, expected: &[(u64, &str)]) {
+        let policy = Policy::default().liveness;
+        let mut table = Liveness::from_state(&State::genesis(), at(0));
+        let mut told = Vec::new();
+        for second in 0..=end {
+            for (_, what) in script.iter().filter(|(when, _)| *when == second) {
+                match *what {
+                    "known" => table.register(&agent(), at(0)),
+                    "connect" => {
+                        if table.connected(&agent(), at(second)) == Heard::Back {
+                            told.push((second, "back".to_owned()));
+                        }
+                    }
+                    "beat" => {
+                        if table.heard(&agent(), at(second)) == Heard::Back {
+                            told.push((second, "back".to_owned()));
+                        }
+                    }
+                    "reset" => assert!(!table.disconnected(&agent(), Disconnect::Reset, at(second))),
+                    "goodbye" => assert!(table.disconnected(&agent(), Disconnect::Goodbye, at(second))),
+                    "pause" => table.paused(at(second + 50)),
+                    _ => panic!("unknown step {what}"),
+                }
+            }
+            for swept in table.sweep(at(second), &policy) {
+                told.push((
+                    second,
+                    match swept {
+                        Swept::Silent { silence, .. } => format!("{silence:?}"),
+                        Swept::Disconnected { .. } => "disconnected".to_owned(),
+                        Swept::Flapping { reconnects, .. } => format!("flapping {reconnects}"),
+                    },
+                ));
+            }
+        }
+        let told: Vec<(u64, &str)> = told.iter().map(|(second, what)| (*second, what.as_str())).collect();
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn silence_has_a_reason() {
+        check(&[(0, "connect"), (5, "beat")], 40, &[(0, "back"), (20, "Nothing")]);
+        check(&[(0, "connect"), (5, "reset")], 40, &[(0, "back"), (10, "disconnected"), (15, "Reset")]);
+        check(&[(0, "connect"), (5, "goodbye")], 700, &[(0, "back"), (605, "Goodbye")]);
+        check(&[(0, "known")], 5, &[(0, "NotReheard")]);
+    }
+
+    #[test]
+    fn a_quick_reconnect_is_counted_only() {
+        check(&[(0, "connect"), (3, "reset"), (6, "connect"), (12, "beat")], 20, &[(0, "back")]);
+    }
+
+    #[test]
+    fn a_healthy_agent_comes_back_after_a_confirmed_reset() {
+        let script = [(0, "connect"), (3, "reset"), (12, "connect"), (16, "beat")];
+        check(&script, 20, &[(0, "back"), (8, "disconnected"), (12, "back")]);
+    }
+
+    #[test]
+    fn a_pause_proves_nothing() {
+        let script = [(0, "connect"), (10, "beat"), (11, "pause"), (30, "beat")];
+        check(&script, 40, &[(0, "back"), (30, "back")]);
+        check(&[(0, "connect"), (10, "beat"), (11, "pause")], 70, &[(0, "back"), (61, "NotReheard")]);
+    }
+
+    #[test]
+    fn flapping_is_one_fact() {
+        let mut script = vec![(0, "connect")];
+        for second in 1..=10 {
+            script.push((second, "reset"));
+            script.push((second, "connect"));
+        }
+        check(&script, 12, &[(0, "back"), (10, "flapping 10")]);
+    }
+
+    #[test]
+    fn standing_still_is_noticed() {
+        let mut watch = PauseWatch::new(at(0), Duration::from_secs(1));
+        assert_eq!(watch.tick(at(1), Duration::from_secs(5)), None);
+        assert_eq!(watch.tick(at(60), Duration::from_secs(5)), Some(Duration::from_secs(59)));
+        assert_eq!(watch.tick(at(61), Duration::from_secs(5)), None);
+    }
+
+    #[test]
+    fn a_large_fleet_is_reheard_for_longer() {
+        let policy = Policy::default().liveness;
+        assert_eq!(rehear_window(&policy, 10), Duration::from_secs(50));
+        assert_eq!(rehear_window(&policy, 10_000), Duration::from_secs(70));
+    }
+}
