@@ -84,7 +84,8 @@ impl CtlError {
             Self::Status(status) => format!("{} ({})", status_text(status), code_name(status.code())),
             other => Chain(other).to_string(),
         };
-        let said = crate::render::clean(&said);
+        // Line by line: a refused promotion lists its checks.
+        let said = said.lines().map(crate::render::clean).collect::<Vec<_>>().join("\n");
         match self.advice() {
             Some(advice) => format!("{said}\n  try: {advice}"),
             None => said,
@@ -101,12 +102,21 @@ impl CtlError {
     }
 }
 
-/// The message and its causes. (A [`Status`] displays its code and metadata too.)
+/// The message and its causes, each once. (A [`Status`] displays its code and metadata too, and the transport's layers
+/// repeat each other.)
 fn status_text(status: &Status) -> String {
-    match status.source() {
-        Some(source) => format!("{}: {}", status.message(), Chain(source)),
-        None => status.message().to_owned(),
+    let mut parts = vec![status.message().to_owned()];
+    let mut next = status.source();
+    // Bounded, as every chain.
+    for _ in 0..16 {
+        let Some(cause) = next else { break };
+        let text = cause.to_string();
+        if parts.last() != Some(&text) {
+            parts.push(text);
+        }
+        next = cause.source();
     }
+    parts.join(": ")
 }
 
 fn connect_advice(error: &std::io::Error) -> &'static str {
@@ -119,7 +129,9 @@ fn connect_advice(error: &std::io::Error) -> &'static str {
             "is the coordinator running? systemctl status muster-coordinator on that host; its gRPC port is 7420"
         }
         ErrorKind::NotFound => "is the coordinator running on this host? otherwise give --endpoint https://HOST:7420",
-        ErrorKind::PermissionDenied => "the local socket is for root and the coordinator's own user: use sudo, or --endpoint with a certificate",
+        ErrorKind::PermissionDenied => {
+            "the local socket is for root and the coordinator's own user: use sudo, or --endpoint with a certificate"
+        }
         ErrorKind::TimedOut => "is a firewall between here and there? another coordinator may answer",
         _ => "check the host name and the network",
     }
@@ -128,7 +140,7 @@ fn connect_advice(error: &std::io::Error) -> &'static str {
 fn tls_advice(error: &rustls::Error) -> &'static str {
     use rustls::{CertificateError, Error};
     match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "--ca is not the CA that signed the coordinator's certificate; use the fleet's ca.pem"
         }
         Error::InvalidCertificate(
@@ -145,13 +157,15 @@ fn tls_advice(error: &rustls::Error) -> &'static str {
 fn status_advice(status: &Status) -> Option<&'static str> {
     let message = status.message();
     match status.code() {
-        Code::PermissionDenied => Some("use a certificate with the role operator, or the local socket as root"),
-        Code::Unauthenticated => Some("give a certificate of this fleet by --cert and --key"),
         Code::FailedPrecondition | Code::Unavailable if message.contains("not the primary") => {
             Some("musterctl failover status shows the roles; give the primary's --endpoint")
         }
+        // Under TLS 1.3 a server refuses a certificate only after the client believes to be connected.
+        Code::Unavailable | Code::Unknown if status_text(status).contains("fatal alert") => {
+            Some("the coordinator refuses your certificate: was it issued by this fleet's CA, and is it still valid?")
+        }
         Code::Unavailable | Code::Unknown if status.source().is_some() => {
-            Some("the connection broke; if it does so at once, the coordinator refused your certificate: see its log")
+            Some("the connection broke; is the coordinator still running? see its log")
         }
         Code::DeadlineExceeded => Some("the coordinator is overloaded or hangs; see its /healthz"),
         Code::Unimplemented => Some("the coordinator is older than this musterctl"),
@@ -188,12 +202,9 @@ mod tests {
 
     #[test]
     fn errors_say_what_to_try() {
-        let error = CtlError::from(Status::permission_denied("viewers cannot acknowledge\u{1b}[2J"));
-        assert_eq!(
-            error.report(),
-            "viewers cannot acknowledge\\u{1b}[2J (PERMISSION_DENIED)\n  try: use a certificate with the role operator, \
-             or the local socket as root"
-        );
+        let error = CtlError::from(Status::unimplemented("no\u{1b}[2J\nsuch call"));
+        let report = "no\\u{1b}[2J\nsuch call (UNIMPLEMENTED)\n  try: the coordinator is older than this musterctl";
+        assert_eq!(error.report(), report);
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let error = CtlError::Connect { target: "https://a:7420".to_owned(), source: refused };
         assert!(

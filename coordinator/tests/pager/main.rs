@@ -1,6 +1,8 @@
 //! The pager's workers, on a journal in memory: against a scripted receiver on a clock that the test drives, and over
 //! real HTTP.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
+
 mod http;
 mod scripted;
 
