@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::ca::CaCommand;
-use crate::config::{Config, DEFAULT_PATH, parse};
+use crate::config::{Config, DEFAULT_PATH, TlsFiles, parse};
 use crate::runtime::RuntimeError;
 use crate::serve::Coordinator;
 use crate::store::check::check_store;
@@ -136,14 +136,19 @@ fn run(path: &Path) -> Result<ExitCode, Failure> {
 async fn run_until_told(config: Config, credentials: Credentials) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let tls = config.tls.clone();
     let mut coordinator = Coordinator::start(config, credentials).await?;
     tracing::info!(grpc = %coordinator.grpc_address(), http = ?coordinator.http_address(), "listening");
     notify(&[NotifyState::Ready]);
     let watchdog = tokio::spawn(feed_watchdog(coordinator.handle().clone()));
-    let failure = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        error = coordinator.failed() => Some(error),
+    let failure = loop {
+        tokio::select! {
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            _ = hangup.recv() => renew(&coordinator, &tls),
+            error = coordinator.failed() => break Some(error),
+        }
     };
     watchdog.abort();
     notify(&[NotifyState::Stopping]);
@@ -156,6 +161,15 @@ async fn run_until_told(config: Config, credentials: Credentials) -> anyhow::Res
     match coordinator.stop().await {
         Ok(()) | Err(RuntimeError::Stopped) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// SIGHUP: the certificate may have been renewed. One that cannot be used leaves the old one in place.
+fn renew(coordinator: &Coordinator, tls: &TlsFiles) {
+    let renewed = Credentials::load(&tls.ca, &tls.cert, &tls.key);
+    match renewed.and_then(|credentials| coordinator.renew_certificate(credentials)) {
+        Ok(()) => tracing::info!("new connections are served with the renewed certificate"),
+        Err(error) => tracing::error!(error = %Chain(&error), "the certificate was not renewed; the old one serves on"),
     }
 }
 
@@ -183,7 +197,11 @@ fn notify(states: &[NotifyState<'_>]) {
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MUSTER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // A second call in one process changes nothing.
     drop(log.try_init());
 }

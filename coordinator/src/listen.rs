@@ -4,6 +4,7 @@
 
 use crate::metrics::Metrics;
 use crate::service::caller::{Caller, Who};
+use arc_swap::ArcSwap;
 use muster_common::chain::Chain;
 use muster_common::tls::{Credentials, TlsError, peer_identity, server_config};
 use std::io;
@@ -89,6 +90,48 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// The certificate that new connections are served with. It may be renewed while old connections go on.
+pub struct Certificate {
+    serving: ArcSwap<Serving>,
+}
+
+struct Serving {
+    acceptor: TlsAcceptor,
+    credentials: Credentials,
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate").field("credentials", &self.serving.load().credentials).finish()
+    }
+}
+
+impl Certificate {
+    /// Refused when it is not a coordinator's.
+    pub fn new(credentials: Credentials) -> Result<Self, TlsError> {
+        Ok(Self { serving: ArcSwap::from_pointee(Serving::new(credentials)?) })
+    }
+
+    /// New connections get these from now on.
+    pub fn renew(&self, credentials: Credentials) -> Result<(), TlsError> {
+        let ours = self.serving.load().credentials.identity().clone();
+        if &ours != credentials.identity() {
+            return Err(TlsError::Setup(format!(
+                "the new certificate is of {}, not of {ours}",
+                credentials.identity()
+            )));
+        }
+        self.serving.store(Arc::new(Serving::new(credentials)?));
+        Ok(())
+    }
+}
+
+impl Serving {
+    fn new(credentials: Credentials) -> Result<Self, TlsError> {
+        Ok(Self { acceptor: TlsAcceptor::from(server_config(&credentials)?), credentials })
+    }
+}
+
 /// Where accepted connections go.
 pub type Accepted = mpsc::Receiver<io::Result<Connection>>;
 
@@ -108,12 +151,11 @@ impl Door {
     }
 
     /// Accepts mTLS connections until the coordinator stops.
-    pub async fn accept_tls(self, listener: TcpListener, credentials: Credentials) -> Result<(), TlsError> {
-        let acceptor = TlsAcceptor::from(server_config(&credentials)?);
+    pub async fn accept_tls(self, listener: TcpListener, certificate: Arc<Certificate>) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let accepted = tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
+                () = self.stop.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
             let (stream, address) = match accepted {
@@ -128,9 +170,9 @@ impl Door {
                 self.metrics.handshakes_failed.inc();
                 continue;
             };
-            let (door, acceptor, credentials) = (self.clone(), acceptor.clone(), credentials.clone());
+            let (door, serving) = (self.clone(), certificate.serving.load_full());
             tokio::spawn(async move {
-                match handshake(&acceptor, &credentials, stream).await {
+                match handshake(&serving, stream).await {
                     Ok((stream, who)) => {
                         let caller = Caller { who, address: address.to_string() };
                         let stream = Stream::Tls(Box::new(stream));
@@ -177,19 +219,15 @@ impl Door {
     }
 }
 
-async fn handshake(
-    acceptor: &TlsAcceptor,
-    credentials: &Credentials,
-    stream: TcpStream,
-) -> Result<(TlsStream<TcpStream>, Who), String> {
+async fn handshake(serving: &Serving, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Who), String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, serving.acceptor.accept(stream))
         .await
         .map_err(|_| "the handshake took too long".to_owned())?
         .map_err(|error| Chain(&error).to_string())?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let identity = peer_identity(chain).map_err(|error| Chain(&error).to_string())?;
-    if &identity.fleet != credentials.fleet() {
+    if &identity.fleet != serving.credentials.fleet() {
         return Err(format!("{identity} is of another fleet"));
     }
     Ok((stream, Who::Certificate(identity)))

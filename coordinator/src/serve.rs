@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::failover::{Failover, stand_up};
-use crate::listen::{Accepted, Door, bind_unix};
+use crate::listen::{Accepted, Certificate, Door, bind_unix};
 use crate::metrics::Metrics;
 use crate::outbox::JournalOutbox;
 use crate::pager::http_client::HttpClient;
@@ -16,7 +16,7 @@ use crate::service::incident::IncidentApi;
 use crate::service::replication::Replication;
 use anyhow::Context;
 use muster_common::limits::LINK_MESSAGE_BYTES_MAX;
-use muster_common::tls::{Credentials, server_config};
+use muster_common::tls::{Credentials, TlsError};
 use muster_proto::FILE_DESCRIPTOR_SET;
 use muster_proto::v1::agent_link_service_server::AgentLinkServiceServer;
 use muster_proto::v1::failover_service_server::FailoverServiceServer;
@@ -49,6 +49,7 @@ pub struct Coordinator {
     handle: Handle,
     runtime: Runtime,
     tasks: JoinSet<anyhow::Result<()>>,
+    certificate: Arc<Certificate>,
     grpc: SocketAddr,
     http: Option<SocketAddr>,
 }
@@ -56,7 +57,7 @@ pub struct Coordinator {
 impl Coordinator {
     /// Starts everything; when this returns, every listener is open.
     pub async fn start(config: Config, credentials: Credentials) -> anyhow::Result<Self> {
-        server_config(&credentials).context("the certificate cannot serve")?;
+        let certificate = Arc::new(Certificate::new(credentials.clone()).context("the certificate cannot serve")?);
         let receivers = open_receivers(&config, &credentials)?;
         let grpc_listener = TcpListener::bind(config.listen.grpc)
             .await
@@ -86,8 +87,11 @@ impl Coordinator {
         let failover = Failover::new(handle.clone(), credentials.clone(), config.failover.clone());
         let (door, accepted) = Door::new(metrics, handle.stopping());
         {
-            let (door, credentials) = (door.clone(), credentials.clone());
-            tasks.spawn(async move { Ok(door.accept_tls(grpc_listener, credentials).await?) });
+            let (door, certificate) = (door.clone(), Arc::clone(&certificate));
+            tasks.spawn(async move {
+                door.accept_tls(grpc_listener, certificate).await;
+                Ok(())
+            });
         }
         if let Some(listener) = unix_listener {
             tasks.spawn(async move {
@@ -110,12 +114,17 @@ impl Coordinator {
             failover.run().await;
             Ok(())
         });
-        Ok(Self { handle, runtime, tasks, grpc, http })
+        Ok(Self { handle, runtime, tasks, certificate, grpc, http })
     }
 
     /// The way to the loop.
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// Serves new connections with a renewed certificate of the same identity.
+    pub fn renew_certificate(&self, credentials: Credentials) -> Result<(), TlsError> {
+        self.certificate.renew(credentials)
     }
 
     /// Where gRPC is served.

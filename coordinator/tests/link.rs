@@ -357,6 +357,16 @@ async fn roles_are_held_and_draining_streams_are_told() {
     stopping.await.unwrap().unwrap();
 }
 
+async fn get(address: std::net::SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET /{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reflection_health_and_the_unix_socket_answer() {
     use tonic_health::pb::HealthCheckRequest;
@@ -383,6 +393,12 @@ async fn reflection_health_and_the_unix_socket_answer() {
     let mut client = old::server_reflection_client::ServerReflectionClient::new(channel);
     let answers = client.server_reflection_info(tokio_stream::once(request));
     assert!(answers.await.unwrap().into_inner().message().await.unwrap().is_some());
+
+    let http = world.coordinator.http_address().unwrap();
+    for (path, text) in [("healthz", "ok"), ("readyz", "ready"), ("metrics", "muster_coordinator_role")] {
+        let answer = get(http, path).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(text), "{path}: {answer}");
+    }
 
     let socket = world.dir.path().join("operator.sock");
     let connector = tower::service_fn(move |_: tonic::codegen::http::Uri| {
