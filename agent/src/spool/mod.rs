@@ -142,7 +142,8 @@ impl Spool {
     pub fn open(path: &Path, limits: SpoolLimits, boot: BootId, now: Now) -> Result<Self, SpoolError> {
         let (connection, meta, bytes, loss) = file::open_or_replace(path, now)?;
         let limits = SpoolLimits { max_bytes: limits.max_bytes.max(MAX_BYTES_MIN), ..limits };
-        let mut spool = Self { path: path.to_owned(), connection, limits, boot, meta, bytes, loss, damaged: Cell::new(false) };
+        let mut spool =
+            Self { path: path.to_owned(), connection, limits, boot, meta, bytes, loss, damaged: Cell::new(false) };
         if spool.meta.boot != Some(boot) {
             spool.boot_changed()?;
         }
