@@ -6,7 +6,7 @@ use muster_coordinator_core::State;
 use muster_coordinator_core::entry::{EntryBody, TimerKey};
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::replay::{self, WhatIf, WhatIfError};
-use muster_tests::scenario::{START_UNIX_MS, check, policy};
+use muster_tests::scenario::{Fleet, START_UNIX_MS, check, policy};
 use std::time::Duration;
 
 #[test]
@@ -338,7 +338,31 @@ fn what_if_compares_pages_and_does_not_claim_more_than_it_can() {
     assert_eq!((slower.added.len(), slower.removed.len(), slower.moved.len()), (0, 0, 1));
     let patient = what_if(&|policy| policy.hold.sev2 = Duration::from_secs(60)).unwrap();
     assert_eq!((patient.added.len(), patient.removed.len()), (0, 1));
-    let quiet = what_if(&|policy| drop(policy.severities.insert(Reason::PortClosed, Severity::Sev4))).unwrap();
+    let quiet = what_if(&|policy| {
+        policy.severities.insert(Reason::PortClosed, Severity::Sev4);
+    })
+    .unwrap();
     assert_eq!((quiet.removed.len(), quiet.unmatched.len()), (1, 1));
     assert_eq!(what_if(&|policy| policy.liveness.stale_after = 1), Err(WhatIfError::TighterLiveness));
+}
+
+#[test]
+fn three_hundred_silent_hosts_are_one_page() {
+    let mut script = String::new();
+    for index in 0..400 {
+        script.push_str(&format!("0 connect h{index}\n"));
+    }
+    for index in 0..300 {
+        script.push_str(&format!("{} silent h{index} nothing\n", 100 + index / 60));
+    }
+    script.push_str("200 end");
+    let mut fleet = Fleet::new(policy());
+    script.lines().for_each(|line| fleet.run_line(line));
+    let log = fleet.log();
+    let pages: Vec<&str> = log.lines().filter(|line| line.contains(" page ")).collect();
+    assert_eq!(pages, ["105 page trigger sev1 mass_stale fleet/mass_stale"]);
+    let page = &fleet.machine.state().past_pages().next_back().unwrap().page;
+    assert_eq!(page.n_agents, 300);
+    assert!(page.title.starts_with("300 of 400 agents fell silent together"), "{}", page.title);
+    fleet.check_journal();
 }

@@ -142,6 +142,31 @@ fn an_acknowledgement_is_told_and_one_within_the_hold_keeps_quiet() {
 }
 
 #[test]
+fn much_worse_than_acknowledged_pages_again() {
+    let fleet = check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         20 ack host/web-1/service/spl
+         30 open web-1 spl b port_conflict sev1
+         40 clear web-1 spl a port_closed
+         40 clear web-1 spl b port_conflict
+         2000 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         10 page trigger sev2 port_closed host/web-1/service/spl
+         20 page acknowledge sev2 port_closed host/web-1/service/spl
+         30 changed sev1 port_conflict host/web-1/service/spl
+         30 page trigger sev1 port_conflict host/web-1/service/spl
+         40 recovering host/web-1/service/spl
+         940 resolved host/web-1/service/spl
+         940 page resolve sev1 port_conflict host/web-1/service/spl
+         940 page resolve sev1 port_conflict host/web-1/service/spl",
+    );
+    let keys: std::collections::BTreeSet<_> =
+        fleet.machine.state().past_pages().map(|record| record.page.dedup_key.clone()).collect();
+    assert_eq!(keys.len(), 2);
+}
+
+#[test]
 fn closed_by_hand_stays_closed_until_something_new_is_found() {
     check(
         "0 connect web-1

@@ -28,7 +28,7 @@ pub const CAUSE_OCCURRENCES_MAX: usize = 16;
 pub const HOST_RESTARTS_MAX: usize = 64;
 /// Restarts of one service over all hosts kept for the storm window.
 pub const FLEET_RESTARTS_MAX: usize = 512;
-/// Services with restarts remembered over all hosts; those without a recent one go first.
+/// Services with restarts remembered over all hosts; beyond, the first by name is forgotten.
 pub const RESTARTED_SERVICES_MAX: usize = 4096;
 /// Pages with an outcome kept for lists.
 pub const PAST_PAGES_MAX: usize = 500;

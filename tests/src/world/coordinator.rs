@@ -24,6 +24,7 @@ pub(super) struct Coordinator {
     pub(super) machine: Machine,
     pub(super) committed: Vec<Entry>,
     pub(super) pending: Vec<Entry>,
+    reigned: bool,
     liveness: Liveness,
     streams: BTreeMap<AgentName, usize>,
 }
@@ -41,6 +42,7 @@ impl Coordinator {
             machine: Machine::new(genesis),
             committed: Vec::new(),
             pending: Vec::new(),
+            reigned: false,
             streams: BTreeMap::new(),
         }
     }
@@ -103,6 +105,7 @@ impl Coordinator {
         self.up = true;
         self.back_at = None;
         self.primary = false;
+        self.reigned = true;
     }
 
     pub(super) fn take_over(&mut self, now: Timestamp, epoch: u64) {
@@ -120,9 +123,10 @@ impl Coordinator {
 
     /// Takes over the other's journal; another history than its own is replaced as a whole.
     pub(super) fn follow(&mut self, entries: &[Entry]) {
-        let common = self.committed.len() <= entries.len()
-            && self.committed.last() == entries.get(self.committed.len().wrapping_sub(1));
-        if !common && !self.committed.is_empty() {
+        // After its own reign it may have entries that nobody else has: compared as a whole, once.
+        let common = !self.reigned || entries.starts_with(&self.committed);
+        self.reigned = false;
+        if !common {
             self.committed.clear();
             self.machine = Machine::new(State::genesis());
         }

@@ -299,6 +299,9 @@ fn changed(
 ) {
     let Some(incident) = get_mut(state, key) else { return };
     let worse = severity > incident.severity;
+    if incident.severity < REPAGE_FROM && severity >= REPAGE_FROM && incident.acknowledged.take().is_some() {
+        note(incident, step, "so much worse that the acknowledgement does not hold any more".to_owned());
+    }
     let told = incident.page_keys.iter().map(|page| page.severity).max();
     if told.is_some_and(|told| told < REPAGE_FROM) && severity >= REPAGE_FROM {
         incident.repages = incident.repages.saturating_add(1);

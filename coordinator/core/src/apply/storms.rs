@@ -142,6 +142,7 @@ pub(super) fn window_over(state: &mut State, step: Step, key: &str) {
     let unresolved = state.unresolved(key).is_some();
     if let Some(cause) = state.causes.get_mut(key).filter(|_| !unresolved) {
         cause.storm = None;
+        super::drop_if_empty(state, key);
     }
     touch(state, key, &agents);
 }
