@@ -1,5 +1,7 @@
 //! The built-in CA, and what its certificates open: who may connect to whom, and whose epoch is believed.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use muster_common::epoch_proof::{self, EpochProof, ProofError};
 use muster_common::identity::Role;
 use muster_common::ids::{CoordinatorId, Epoch};

@@ -1,5 +1,7 @@
 //! Two coordinators in one process, with their own folders, stores and ports: following, promotion, fencing.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::identity::Role;
 use muster_common::ids::{AgentName, ServiceName, SpoolId};

@@ -1,5 +1,7 @@
 //! Failover as it happens: two real processes, `kill -9` and SIGSTOP, and the commands a person would type.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use muster_common::tls::Credentials;
 use muster_coordinator::failover::client::connect;
 use muster_proto::v1::failover_service_client::FailoverServiceClient;

@@ -16,6 +16,7 @@ use muster_common::ids::AgentName;
 use muster_common::spool::Position;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Entry, EntryBody, Fact};
+use muster_coordinator_core::failover;
 use muster_coordinator_core::liveness::{Heard, Liveness, PauseWatch, Swept};
 use muster_coordinator_core::machine::Machine;
 use muster_coordinator_core::policy::Policy;
@@ -539,13 +540,11 @@ impl Turner {
     }
 
     fn hear(&mut self, proof: EpochProof) -> Result<Standing, RuntimeError> {
-        if self.standing.highest_epoch().is_some_and(|highest| highest >= proof.epoch) {
+        let mut reign = self.standing.reign();
+        if reign.hear(&proof.epoch) == failover::Heard::Known {
             return Ok(self.standing.clone());
         }
-        let mut standing = Standing { highest: Some(proof), ..self.standing.clone() };
-        if standing.role == CoordinatorRole::Primary {
-            standing.role = CoordinatorRole::Fenced;
-        }
+        let standing = Standing { role: reign.role, highest: Some(proof), ..self.standing.clone() };
         standing.save(self.store.as_mut())?;
         self.standing = standing;
         self.tell_role();

@@ -12,7 +12,7 @@ use muster_common::ids::CoordinatorId;
 use muster_common::limits::NOTE_BYTES_MAX;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::Fact;
-use muster_coordinator_core::failover::{Check, OldPrimary, PromotionFacts, Reign, promotion_checks};
+use muster_coordinator_core::failover::{Check, OldPrimary, PromotionFacts, promotion_checks};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::failover_service_server::FailoverService;
@@ -113,10 +113,9 @@ impl FailoverApi {
         // After the question, which takes time: the standing is as of now.
         let standing = handle.standing().borrow().clone();
         let store_problem = handle.query(store_problem).await.map_err(|error| status_of(&error))?;
-        let (own, highest) = (standing.epoch(), standing.highest_epoch());
         Ok(PromotionFacts {
+            reign: standing.reign(),
             me: standing.id,
-            reign: Reign { role: standing.role, own, highest },
             named,
             old_primary,
             own_index: handle.head().borrow().index,
