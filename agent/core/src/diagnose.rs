@@ -260,7 +260,8 @@ mod tests {
             [(7, Some(1), Some("confirmed")), (7, None, Some("likely")), (7, Some(2), None), (8, Some(1), None)];
         for (pid, start, grade) in cases {
             let mut causes = Causes::default();
-            assert_eq!(causes.note(now, &host, &kill(pid, start)), [spl.service.clone()]);
+            let woken = causes.note(now, &host, &kill(pid, start));
+            assert_eq!(woken.first(), Some(&spl.service));
             let mut judgement = down();
             causes.explain(now, &spl, &mut judgement);
             let found = judgement.problems[0].evidence.get("cause_grade").map(ToString::to_string);

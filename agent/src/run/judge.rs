@@ -263,6 +263,9 @@ impl<O: StateOutlet> Judge<O> {
                 self.schedule.wake(now.boottime_ms, &process);
             }
         }
+        if subject.probe == ProbeKind::Memory {
+            self.outlet.memory_probed();
+        }
         self.memory.causes.explain(now, subject, &mut judgement);
         let changes = self.memory.ledger.observe(now, subject, &judgement);
         self.tell(changes);
@@ -285,15 +288,12 @@ impl<O: StateOutlet> Judge<O> {
     fn save(&mut self, now: Now) {
         self.memory.services = self.services.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let events: Vec<Append> = self.pending.iter().cloned().collect();
+        self.saved_ms = now.boottime_ms;
         match self.outlet.append(events, &self.memory, now) {
-            Ok(()) => {
-                self.pending.clear();
-                self.saved_ms = now.boottime_ms;
-            }
+            Ok(()) => self.pending.clear(),
             Err(error) => {
                 tracing::error!(waiting = self.pending.len(), "cannot write the spool: {error}");
                 self.retry_ms = now.boottime_ms.saturating_add(RETRY_SPOOL_MS);
-                self.saved_ms = now.boottime_ms;
             }
         }
     }

@@ -33,6 +33,9 @@ pub struct Memory {
 pub trait StateOutlet {
     /// Writes both durably, or neither.
     fn append(&mut self, events: Vec<Append>, memory: &Memory, now: Now) -> Result<(), SpoolError>;
+
+    /// The host's memory was just looked at: a good moment to tell it in heartbeats.
+    fn memory_probed(&mut self) {}
 }
 
 impl Memory {

@@ -41,7 +41,9 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     plan::make_scratch(&config).context("cannot make the folder for copies of databases")?;
     let spool = open_spool(&config, boot)?;
     let memory = Memory::load(&spool, boot)?;
-    let published = Arc::new(Mutex::new(Published::default()));
+    // Before the uplink's first heartbeat: a digest of nothing would ask the coordinator to forget what is open.
+    let published = Published { ledger: memory.ledger.clone(), head_sequence: spool.view().head };
+    let published = Arc::new(Mutex::new(published));
     let uplink = Uplink::start(&config, &host, boot, &spool, &published)?;
     let outlet = Outlet { spool, published, facts: uplink.as_ref().map(|uplink| uplink.facts.clone()) };
     let (results, inbox) = channel::<Input>();
@@ -127,10 +129,19 @@ fn open_spool(config: &Config, boot: BootId) -> anyhow::Result<SpoolHandle> {
 }
 
 /// What the uplink may tell of the ledger: as of one entry of the spool, replaced whole.
-#[derive(Default)]
 struct Published {
     ledger: muster_agent_core::ledger::Ledger,
     head_sequence: u64,
+}
+
+impl Published {
+    fn facts(&self) -> UplinkFacts {
+        UplinkFacts {
+            open_digest: self.ledger.open_digest(),
+            head_sequence: self.head_sequence,
+            memory_available_bytes: memory_available(),
+        }
+    }
 }
 
 /// Writes to the spool, then publishes what was written to the uplink.
@@ -148,13 +159,20 @@ impl StateOutlet for Outlet {
         now: Now,
     ) -> Result<(), crate::spool::SpoolError> {
         let head_sequence = memory.append_to(&self.spool, events, now)?;
-        let open_digest = memory.ledger.open_digest();
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) =
-            Published { ledger: memory.ledger.clone(), head_sequence };
-        if let Some(facts) = &self.facts {
-            facts.set(UplinkFacts { open_digest, head_sequence, memory_available_bytes: memory_available() });
+        let published = Published { ledger: memory.ledger.clone(), head_sequence };
+        let facts = published.facts();
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = published;
+        if let Some(setter) = &self.facts {
+            setter.set(facts);
         }
         Ok(())
+    }
+
+    fn memory_probed(&mut self) {
+        if let Some(setter) = &self.facts {
+            let memory_available_bytes = memory_available();
+            setter.update(|facts| facts.memory_available_bytes = memory_available_bytes);
+        }
     }
 }
 
@@ -194,6 +212,7 @@ impl Uplink {
             boot,
             clock: crate::clock::now,
         };
+        let first = published.lock().unwrap_or_else(PoisonError::into_inner).facts();
         let published = Arc::clone(published);
         let snapshot = SnapshotProvider(Arc::new(move || {
             let published = published.lock().unwrap_or_else(PoisonError::into_inner);
@@ -211,6 +230,8 @@ impl Uplink {
         let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || {
             runtime.block_on(async {
                 let handle = crate::uplink::spawn(uplink, spool, snapshot);
+                // The uplink's task does not run before the next await.
+                handle.facts().set(first);
                 send_facts.send(handle.facts()).ok();
                 stopped.await.ok();
                 handle.shutdown(Stop::Agent).await;

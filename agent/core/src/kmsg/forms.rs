@@ -233,7 +233,7 @@ fn size_after(text: &str, key: &str) -> Option<u64> {
 fn kib(text: &str) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at_checked(digits)?;
-    if !strip_prefix_any_case(unit, "kb").is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic())) {
+    if strip_prefix_any_case(unit, "kb").is_none_or(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic())) {
         return None;
     }
     number.parse::<u64>().ok()?.checked_mul(1024)
