@@ -196,13 +196,13 @@ pub(super) fn sort(error: &rusqlite::Error) -> Sorted {
 fn pass(connection: &Connection, task: Task, deadline: Instant, rotation: &mut Rotation) -> Result<Pass, Trouble> {
     let mut found = Pass::default();
     if rotation.too_large_whole_bytes.is_none_or(|bytes| task.size_bytes < bytes / 2) {
-        match run(connection, "quick_check", None) {
+        match run(connection, "quick_check", None, deadline) {
             Ok(rows) => {
                 found.damage = Damage::read(rows.iter().map(String::as_str), &roots(connection));
                 found.whole = true;
                 *rotation = Rotation::default();
                 if found.damage.is_empty() && task.integrity {
-                    integrity(connection, &mut found)?;
+                    integrity(connection, deadline, &mut found)?;
                 }
                 return Ok(found);
             }
@@ -228,8 +228,8 @@ fn by_out_of_time(mut found: Pass) -> Result<Pass, Trouble> {
     Ok(found)
 }
 
-fn integrity(connection: &Connection, found: &mut Pass) -> Result<(), Trouble> {
-    match run(connection, "integrity_check", None) {
+fn integrity(connection: &Connection, deadline: Instant, found: &mut Pass) -> Result<(), Trouble> {
+    match run(connection, "integrity_check", None, deadline) {
         Ok(rows) => {
             found.damage = Damage::read(rows.iter().map(String::as_str), &roots(connection));
             found.integrity = true;
@@ -265,7 +265,7 @@ fn by_table(
         if rotation.done.contains(table) || rotation.too_large.contains(table) {
             continue;
         }
-        match run(connection, "quick_check", Some(table)) {
+        match run(connection, "quick_check", Some(table), deadline) {
             Ok(rows) => found.damage.merge(Damage::read(rows.iter().map(String::as_str), &roots(connection))),
             Err(error) => match sort(&error) {
                 Sorted::Damage(message) => found.damage.merge(Damage::of_table(table, &message)),
@@ -313,8 +313,9 @@ fn finish_round(tables: &[String], rotation: &mut Rotation, found: &mut Pass) {
     found.not_covered = not_covered.join("; ");
 }
 
-/// The rows of a check. What was found before an interrupt counts: "ok" is only ever said at the end.
-fn run(connection: &Connection, pragma: &str, table: Option<&str>) -> rusqlite::Result<Vec<String>> {
+/// The rows of a check. An interrupt leaves half-walked trees that read like damage: from the bound on nothing counts
+/// but "ok".
+fn run(connection: &Connection, pragma: &str, table: Option<&str>, deadline: Instant) -> rusqlite::Result<Vec<String>> {
     let mut rows = Vec::new();
     let mut note = |row: &rusqlite::Row<'_>| {
         let text = row.get_ref(0)?.as_bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
@@ -327,10 +328,15 @@ fn run(connection: &Connection, pragma: &str, table: Option<&str>) -> rusqlite::
         Some(table) => connection.pragma(None, pragma, table, &mut note),
         None => connection.pragma(None, pragma, i64::try_from(MESSAGES_MAX).unwrap_or(1), &mut note),
     };
-    if rows.is_empty() {
-        ended?;
+    let clean = rows.iter().all(|row| row == "ok");
+    if Instant::now() >= deadline && (ended.is_err() || !clean) {
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_INTERRUPT), None));
     }
-    Ok(rows)
+    match ended {
+        // Rows that were given before SQLite gave up over damage name it better than the error does.
+        Err(error) if rows.is_empty() || !matches!(sort(&error), Sorted::Damage(_)) => Err(error),
+        _ => Ok(rows),
+    }
 }
 
 fn tables(connection: &Connection) -> rusqlite::Result<Vec<String>> {
