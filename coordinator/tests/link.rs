@@ -1,5 +1,7 @@
 //! The served whole, from outside: raw agents, well-behaved and hostile, and operators, over mTLS and the Unix socket.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::identity::Role;
 use muster_common::ids::{AgentName, ServiceName, SpoolId};

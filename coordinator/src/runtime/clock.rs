@@ -24,13 +24,13 @@ impl LogClock {
 }
 
 /// The wall clock, for anchoring and for measuring skew.
-pub fn wall_clock() -> Timestamp {
+pub(super) fn wall_clock() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::UNIX_EPOCH + since
 }
 
 /// Time since boot, suspend included. Zero where the clock is missing, which no Linux since 2.6.39 is.
-pub fn since_boot() -> Duration {
+pub(super) fn since_boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 

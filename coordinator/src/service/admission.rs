@@ -8,7 +8,7 @@ const BURST: Duration = Duration::from_secs(1);
 
 /// A token bucket, as the moment at which it will be full again.
 #[derive(Debug)]
-pub struct Admission {
+pub(super) struct Admission {
     full_at: Mutex<Instant>,
 }
 
@@ -20,7 +20,7 @@ impl Default for Admission {
 
 impl Admission {
     /// Takes a token at `now`, with `per_s` tokens a second; `false` when there is none.
-    pub fn admit(&self, now: Instant, per_s: u32) -> bool {
+    pub(super) fn admit(&self, now: Instant, per_s: u32) -> bool {
         let cost = Duration::from_secs(1) / per_s.max(1);
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let next = (*full_at).max(now) + cost;

@@ -14,20 +14,20 @@ use std::time::Duration;
 use tonic::Status;
 
 /// Nothing is dated further back than this: a host whose clock says 1970 makes no news of 1970.
-pub const OBSERVED_AGE_MAX: Duration = Duration::from_secs(30 * 86_400);
+pub(super) const OBSERVED_AGE_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 /// What a batch holds.
 #[derive(Debug, Default, PartialEq)]
-pub struct Read {
+pub(super) struct Read {
     /// New entries, in order.
-    pub facts: Vec<Fact>,
+    pub(super) facts: Vec<Fact>,
     /// Entries that were stored before.
-    pub duplicates: u64,
+    pub(super) duplicates: u64,
 }
 
 /// How far one agent's spool has been read, commits still outstanding included.
 #[derive(Debug)]
-pub struct SpoolReader {
+pub(super) struct SpoolReader {
     agent: AgentName,
     position: Position,
     /// After a gap the hash before the next entry is not known.
@@ -38,18 +38,18 @@ pub struct SpoolReader {
 
 impl SpoolReader {
     /// Goes on after `position`.
-    pub fn new(agent: AgentName, position: Position) -> Self {
+    pub(super) fn new(agent: AgentName, position: Position) -> Self {
         let hash_known = position.sequence == 0 || position.hash != EntryHash::ZERO;
         Self { agent, position, hash_known, chunks: Vec::new(), open: 0 }
     }
 
     /// How far it has been read.
-    pub fn position(&self) -> Position {
+    pub(super) fn position(&self) -> Position {
         self.position
     }
 
     /// Reads a batch that came at log time `now`.
-    pub fn entries(&mut self, batch: &v1::EntryBatch, now: Timestamp) -> Result<Read, Status> {
+    pub(super) fn entries(&mut self, batch: &v1::EntryBatch, now: Timestamp) -> Result<Read, Status> {
         self.must_be_ours(&batch.spool_id)?;
         if batch.entries.len() > BATCH_ENTRIES_MAX {
             let found = batch.entries.len();
@@ -105,7 +105,7 @@ impl SpoolReader {
     }
 
     /// The agent lost entries before they could be sent.
-    pub fn gap(&mut self, gap: &v1::SpoolGap) -> Result<Vec<Fact>, Status> {
+    pub(super) fn gap(&mut self, gap: &v1::SpoolGap) -> Result<Vec<Fact>, Status> {
         self.must_be_ours(&gap.spool_id)?;
         if gap.first_sequence == 0 || gap.last_sequence < gap.first_sequence {
             return Err(Status::invalid_argument("a gap goes from its first to its last sequence number"));
@@ -130,7 +130,7 @@ impl SpoolReader {
 
     /// Gathers a resync's chunks; the last one makes the fact. Answers to older requests, and sets as of another entry
     /// than the last one read, are dropped: they will be asked for again.
-    pub fn open_set(&mut self, set: &v1::OpenSet, asked: u64) -> Result<Option<Fact>, Status> {
+    pub(super) fn open_set(&mut self, set: &v1::OpenSet, asked: u64) -> Result<Option<Fact>, Status> {
         if set.request_id != asked || asked == 0 {
             self.forget_chunks();
             return Ok(None);
