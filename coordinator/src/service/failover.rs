@@ -58,12 +58,15 @@ impl FailoverService for FailoverApi {
         let from = facts.named.clone();
         let fact =
             Fact::TookOver { epoch: epoch.clone(), from, by: by.clone(), reason, overridden: overridden.clone() };
+        // Counted before: once this coordinator reigns, its pagers are quick.
+        let pages_pending = self.outlook().await?.pages_pending;
         tracing::warn!(%epoch, by, ?overridden, "taking over");
         let committed = self.failover.handle().promote(proof, fact).await.map_err(|error| status_of(&error))?;
         let response = v1::PromoteResponse {
             epoch: Some(convert::epoch_to_wire(&epoch)),
             journal_index: committed.head.index,
             overridden,
+            pages_pending,
             ..self.outlook().await?
         };
         Ok(Response::new(response))
