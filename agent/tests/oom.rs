@@ -1,4 +1,9 @@
 //! The OOM sense against real kernel logs: saved ones of many kernels, and this host's own.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise and says what it skips"
+)]
 
 use muster_agent::clock;
 use muster_agent::probe::{Context, Probe};

@@ -1,4 +1,5 @@
 //! The pid-file sense against real processes: every state a pid file can be in.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
 
 use muster_agent::clock;
 use muster_agent::probe::{Context, Probe};

@@ -1,4 +1,5 @@
 //! The port sense against real listeners.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
 
 use muster_agent::clock;
 use muster_agent::probe::{Context, Probe};

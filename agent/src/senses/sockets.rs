@@ -120,9 +120,10 @@ fn dump_netlink() -> std::io::Result<Vec<Listener>> {
             states: inet::StateFlags::LISTEN,
             socket_id,
         });
-        let answered = ask(request, |message| match message {
-            SockDiagMessage::InetResponse(response) => listeners.extend(inet_listener(&response)),
-            _ => {}
+        let answered = ask(request, |message| {
+            if let SockDiagMessage::InetResponse(response) = message {
+                listeners.extend(inet_listener(&response));
+            }
         });
         // A kernel without IPv6 refuses the second question.
         if family == AF_INET {
@@ -135,9 +136,10 @@ fn dump_netlink() -> std::io::Result<Vec<Listener>> {
         show_flags: ShowFlags::NAME | ShowFlags::VFS | ShowFlags::RQLEN,
         cookie: [0xff; 8],
     });
-    ask(request, |message| match message {
-        SockDiagMessage::UnixResponse(response) => listeners.extend(unix_listener(&response)),
-        _ => {}
+    ask(request, |message| {
+        if let SockDiagMessage::UnixResponse(response) = message {
+            listeners.extend(unix_listener(&response));
+        }
     })?;
     listeners.truncate(LISTENERS_MAX);
     Ok(listeners)
