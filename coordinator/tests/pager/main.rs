@@ -2,6 +2,7 @@
 //! real HTTP.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod http;
 mod scripted;
