@@ -1,5 +1,7 @@
 //! The agent's commands as a user and a monitoring system see them: output and exit status of the real binary.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

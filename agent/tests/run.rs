@@ -1,5 +1,7 @@
 //! The daemon as the service manager sees it: starts, tells, reloads, stops, remembers.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
