@@ -253,7 +253,7 @@ fn what_does_not_fit_is_checked_table_by_table_and_damage_is_found_there_too() {
     for number in 0..TABLES {
         let sql = format!(
             "CREATE TABLE t{number}(body);
-             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
              INSERT INTO t{number} SELECT randomblob(400) FROM n"
         );
         connection.execute_batch(&sql).unwrap();
@@ -264,7 +264,7 @@ fn what_does_not_fit_is_checked_table_by_table_and_damage_is_found_there_too() {
     };
     let last = root("t39");
     drop(connection);
-    let options = SqliteOptions { quick_bound: std::time::Duration::from_millis(12), ..SqliteOptions::default() };
+    let options = SqliteOptions { quick_bound: std::time::Duration::from_millis(40), ..SqliteOptions::default() };
     let mut probe = SqliteProbe::new(service(), path.clone(), options.clone());
     let first = probe.run(&context(1_000, false));
     assert_eq!(first.verdict(), Verdict::Unknown, "not all of it has been covered: {first:?}");
