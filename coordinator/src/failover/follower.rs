@@ -32,8 +32,10 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), cap: Durat
 enum FollowError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the primary refused: {}", .0.message())]
-    Refused(#[from] Status),
+    #[error("the primary refused: {0}")]
+    Refused(String),
+    #[error("the connection to the primary was lost")]
+    Lost,
     #[error("{claimed} claims to reign, but {highest} does: point [failover] follow at that one")]
     Outdone { claimed: Epoch, highest: Epoch },
     #[error("cannot believe the primary's epoch")]
@@ -46,6 +48,16 @@ enum FollowError {
     Protocol(&'static str),
     #[error("cannot take over the primary's journal")]
     Runtime(#[from] RuntimeError),
+}
+
+impl From<Status> for FollowError {
+    /// A status with a source was made here, of the transport's error; one without was sent.
+    fn from(status: Status) -> Self {
+        match std::error::Error::source(&status) {
+            Some(_) => Self::Lost,
+            None => Self::Refused(status.message().to_owned()),
+        }
+    }
 }
 
 /// Follows while this coordinator is a standby. Never returns.
@@ -154,6 +166,7 @@ impl Stream<'_> {
                 "this journal is not the primary's (or too old to be continued): the primary's replaces it"
             );
         }
+        tracing::info!(primary = %claimed.coordinator, epoch = claimed.number, index = head.index, "following");
         self.note(hello.journal_index);
         Ok(())
     }

@@ -190,7 +190,7 @@ fn remember(store: &mut dyn JournalStore, heard: &EpochProof) -> Result<(), Runt
             return Ok(());
         }
     }
-    tracing::warn!(epoch = %heard.epoch, "another coordinator has claimed a higher epoch");
+    tracing::info!(epoch = %heard.epoch, "another coordinator told of a higher epoch before this one began");
     Ok(store.set_meta(META_HIGHEST_EPOCH, &convert::epoch_proof_to_wire(heard).encode_to_vec())?)
 }
 
