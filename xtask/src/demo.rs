@@ -52,7 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let outcome = play(&mut lab);
     match &outcome {
         Ok(rows) => print_table(rows),
-        Err(error) => say!("\nFAILED: {error:#}\nlogs: {} (kept only with --keep)", lab.path("log")),
+        Err(_) => say!("\nFAILED; logs are in {} (kept only with --keep)", lab.path("log")),
     }
     if options.stay {
         print_commands(&lab)?;

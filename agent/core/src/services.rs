@@ -82,13 +82,23 @@ impl Services {
                 return Some((service, Some(instance), Grade::Confirmed));
             }
         }
-        let cgroup = cgroup.filter(|cgroup| cgroup.len() > 1)?;
+        let cgroup = cgroup?;
         self.instances.iter().find_map(|(service, list)| {
-            let own = list.back()?.cgroup.as_deref().filter(|own| own.len() > 1)?;
+            let own = list.back()?.cgroup.as_deref().filter(|own| is_of_one_service(own))?;
             let inside = cgroup == own || cgroup.strip_prefix(own).is_some_and(|rest| rest.starts_with('/'));
             inside.then_some((service, None, Grade::Likely))
         })
     }
+}
+
+/// Whether all processes in a cgroup belong together: a unit's or a container's own one. A login session's, a user's or
+/// a slice's cgroup, or one that somebody made by hand, holds whatever was started there.
+pub fn is_of_one_service(cgroup: &str) -> bool {
+    let leaf = cgroup.rsplit('/').next().unwrap_or_default();
+    let is_unit = leaf.ends_with(".service") && !leaf.starts_with("user@");
+    let is_container_scope = leaf.ends_with(".scope") && !leaf.starts_with("session-") && leaf != "init.scope";
+    let in_container = ["/docker/", "/kubepods", "/lxc/", "/lxc.payload", "/machine.slice/"];
+    is_unit || is_container_scope || in_container.iter().any(|part| cgroup.contains(part))
 }
 
 #[cfg(test)]
@@ -127,5 +137,19 @@ mod tests {
         assert!(found.is_none());
         assert_eq!(grade, Grade::Likely);
         assert!(services.of_victim(7, Some("/system.slice/spl.service2"), 2_000).is_none());
+    }
+
+    #[test]
+    fn only_a_cgroup_of_its_own_tells_the_service() {
+        for own in
+            ["/system.slice/spl.service", "/system.slice/docker-ab12.scope", "/docker/ab12", "/kubepods/burstable/x"]
+        {
+            assert!(is_of_one_service(own), "{own}");
+        }
+        for shared in
+            ["", "/", "/user.slice/user-0.slice/session-3.scope", "/user.slice/user@0.service", "/made/by/hand"]
+        {
+            assert!(!is_of_one_service(shared), "{shared}");
+        }
     }
 }

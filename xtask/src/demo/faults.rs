@@ -55,6 +55,7 @@ pub(crate) const ALL: &[Fault] = &[
         name: "port taken by a stranger",
         inject: |lab| {
             let port = lab_port(lab, "web-2.api")?;
+            fs::write(lab.root.join("run/release"), "")?;
             lab.start_service("stranger", &["--port", &port]).map(|()| None)
         },
         mend: None,
@@ -124,7 +125,10 @@ pub(crate) fn start_services(lab: &Lab) -> Result<()> {
     make_database(&database(lab, "db-1", "archive"))?;
     fs::write(lab.root.join("run/web-2.api.port"), crate::lab::free_port()?.to_string())?;
     let pid_file = |name: &str| lab.path(&format!("run/{name}.pid"));
-    lab.start_service("web-2.api", &["--pid-file", &pid_file("web-2.api"), "--port", &lab_port(lab, "web-2.api")?])?;
+    let (port, release) = (lab_port(lab, "web-2.api")?, lab.path("run/release"));
+    let api_pid_file = pid_file("web-2.api");
+    let api = ["--pid-file", &api_pid_file, "--port", &port, "--release-port-when", &release];
+    lab.start_service("web-2.api", &api)?;
     lab.start_service("db-1.cron", &["--pid-file", &pid_file("db-1.cron")])?;
     lab.start_service("db-1.looper", &["--pid-file", &pid_file("db-1.looper")])?;
     let feast = lab.path("run/feast");

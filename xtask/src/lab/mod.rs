@@ -162,7 +162,8 @@ impl Lab {
             "[agent]\nstate_dir = \"{dir}/state\"\nlabels = {{ zone = \"lab\" }}\n\n\
              {tls}\n[coordinator]\nendpoints = {endpoints:?}\n\n\
              [memory]\napproaching = \"64MiB\"\ncritical = \"32MiB\"\n\n\
-             [probes]\ninterval = \"1s\"\n\n{services}",
+             [probes]\npid_file = \"1s\"\nport = \"1s\"\nmemory = \"1s\"\noom = \"1s\"\nsqlite = \"1s\"\n\
+             sqlite_quick = \"2s\"\n\n{services}",
             tls = self.tls_table(name),
         );
         let path = format!("{dir}/agent.toml");

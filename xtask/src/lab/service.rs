@@ -6,8 +6,8 @@ use clap::Args;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::parent_id;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What the service has.
 #[derive(Args, Debug, Clone, Default)]
@@ -18,6 +18,9 @@ pub(crate) struct Options {
     /// Listens and answers there
     #[arg(long)]
     port: Option<u16>,
+    /// Once this file exists, stops to listen
+    #[arg(long)]
+    release_port_when: Option<PathBuf>,
     /// Commits five rows a second there, in WAL mode
     #[arg(long)]
     database: Option<PathBuf>,
@@ -34,12 +37,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let parent = parent_id();
     let held = hold_locks(options)?;
     if let Some(port) = options.port {
-        let listener = TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("port {port}"))?;
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                drop(stream.write_all(b"ok\n"));
-            }
-        });
+        let listener = bind(port)?;
+        listener.set_nonblocking(true)?;
+        let release = options.release_port_when.clone();
+        std::thread::spawn(move || serve(&listener, release.as_deref()));
     }
     let database = options.database.as_ref().map(open_database).transpose()?;
     if let Some(path) = &options.pid_file {
@@ -62,6 +63,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     drop((held, eaten));
     Ok(())
+}
+
+/// Another service may be about to give the port up.
+fn bind(port: u16) -> Result<TcpListener> {
+    let start = Instant::now();
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Err(_) if start.elapsed() < Duration::from_secs(5) => std::thread::sleep(Duration::from_millis(5)),
+            outcome => return outcome.with_context(|| format!("port {port}")),
+        }
+    }
+}
+
+fn serve(listener: &TcpListener, release: Option<&Path>) {
+    while !release.is_some_and(Path::exists) {
+        match listener.accept() {
+            Ok((mut stream, _)) => drop(stream.write_all(b"ok\n")),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
 }
 
 fn open_database(path: &PathBuf) -> Result<rusqlite::Connection> {

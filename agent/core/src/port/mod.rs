@@ -7,7 +7,7 @@ pub use target::{Address, Listener, SocketFile, Target, TcpHost, matching};
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
-use crate::services::Instance;
+use crate::services::{Instance, is_of_one_service};
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::ids::ProcessId;
 use muster_common::reason::Reason;
@@ -210,8 +210,7 @@ fn conflict(target: &Target, owners: &[Owner], instance: Option<&Instance>, seen
 }
 
 fn belongs(owner: &Owner, instance: &Instance) -> bool {
-    // A cgroup with nothing but "/" in it holds everybody.
-    let cgroup = instance.cgroup.as_deref().filter(|cgroup| cgroup.len() > 1);
+    let cgroup = instance.cgroup.as_deref().filter(|cgroup| is_of_one_service(cgroup));
     owner.process == instance.process
         || owner.ancestors.contains(&instance.process)
         || (cgroup.is_some() && owner.cgroup.as_deref() == cgroup)
