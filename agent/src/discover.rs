@@ -339,3 +339,77 @@ fn read_pid(path: &Path) -> Option<u32> {
     file.take(32).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn file(root: &Path, path: &str, text: &[u8]) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn process(root: &Path, pid: u32, comm: &str, cgroup: &str, open: &[&str]) {
+        file(root, &format!("proc/{pid}/comm"), format!("{comm}\n").as_bytes());
+        file(root, &format!("proc/{pid}/cgroup"), format!("0::{cgroup}\n").as_bytes());
+        let fds = root.join(format!("proc/{pid}/fd"));
+        fs::create_dir_all(&fds).unwrap();
+        for (index, target) in open.iter().enumerate() {
+            symlink(target, fds.join(index.to_string())).unwrap();
+        }
+    }
+
+    #[test]
+    fn groups_what_belongs_to_one_process_into_one_service() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let database = [SQLITE_MAGIC.as_slice(), &[0; 1000]].concat();
+        file(root, "var/lib/spl/hub.db", &database);
+        file(root, "var/lib/spl/notes.txt", &[b'x'; 1000]);
+        file(root, "run/spl/spl.pid", b"70\n");
+        file(root, "run/gone.pid", b"999\n");
+        let slice = "/system.slice/spl.service";
+        process(root, 70, "spl-main", slice, &["socket:[41]", "/var/lib/spl/hub.db", "/var/lib/spl/notes.txt"]);
+        process(root, 71, "spl-worker", slice, &["socket:[41]"]);
+        process(root, 1, "systemd", "/init.scope", &["socket:[41]", "socket:[42]"]);
+        let line = |inode: u32, port: &str| {
+            format!(
+                "   0: 0100007F:{port} 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 {inode} 1\n"
+            )
+        };
+        let table = format!("  sl  local_address ...\n{}", line(41, "238C"));
+        file(root, "proc/net/tcp", table.as_bytes());
+
+        let found = discover(&HostRoot(root.to_owned()));
+        let names: Vec<&str> = found.services.iter().map(|service| service.name.as_str()).collect();
+        assert_eq!(names, ["gone", "spl"]);
+        let spl = &found.services[1];
+        assert_eq!(spl.unit.as_deref(), Some("spl.service"));
+        assert_eq!(spl.pid_file.as_ref().unwrap().what, Path::new("/run/spl/spl.pid"));
+        let ports: Vec<String> = spl.ports.iter().map(|port| port.what.to_string()).collect();
+        assert_eq!(ports, ["127.0.0.1:9100"]);
+        let databases: Vec<&Path> = spl.sqlite.iter().map(|sqlite| sqlite.path.as_path()).collect();
+        assert_eq!(databases, [Path::new("/var/lib/spl/hub.db")]);
+
+        // What is printed is read back as what was found.
+        let config = Config::parse("agent.toml", &to_toml(&found)).unwrap();
+        assert_eq!(config.services, found.services);
+    }
+
+    #[test]
+    fn an_empty_host_has_nothing_to_discover() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(discover(&HostRoot(folder.path().to_owned())), Discovered::default());
+    }
+
+    #[test]
+    fn names_are_made_fit() {
+        assert_eq!(service_name("(sd-pam)").as_str(), "sd-pam-");
+        assert_eq!(service_name("host").as_str(), "unnamed");
+        assert_eq!(service_name("\u{1b}[31m").as_str(), "31m");
+        assert_eq!(unit_of("0::/user.slice/user-1.slice/user@1.service"), None);
+        assert_eq!(unit_of("1:name=systemd:/system.slice/a.service").as_deref(), Some("a.service"));
+    }
+}

@@ -233,7 +233,7 @@ impl Ledger {
         }
         // Unknown clears nothing; nor does an answer that hides the question.
         let answered = judgement.unknown.is_none();
-        let hidden = |reason| judgement.problems.iter().any(|problem| hides(problem.reason, reason));
+        let hidden = |reason| judgement.problems.iter().any(|problem| hides(problem, reason));
         watched.conditions.retain(|reason, condition| {
             if judgement.problems.iter().any(|problem| problem.reason == *reason) {
                 return true;
@@ -461,8 +461,8 @@ const fn runs_to_clear(reason: Reason) -> u32 {
 }
 
 /// True when a sighting of `seen` leaves open whether `other` is still true: not seeing it is then no health.
-const fn hides(seen: Reason, other: Reason) -> bool {
-    match seen {
+fn hides(seen: &Problem, other: Reason) -> bool {
+    match seen.reason {
         Reason::SqliteMissing | Reason::SqliteNotADatabase | Reason::SqliteJournalHot => matches!(
             other,
             Reason::SqliteCorrupt | Reason::SqliteNotADatabase | Reason::SqliteShrunk | Reason::SqliteWalGrowth
@@ -471,7 +471,11 @@ const fn hides(seen: Reason, other: Reason) -> bool {
             other,
             Reason::ProcessDown | Reason::ProcessZombie | Reason::PidFileStale | Reason::PidFileMalformed
         ),
-        Reason::PidFileStale => matches!(other, Reason::ProcessDown),
+        // A stale file beside a service that is seen to run is no doubt about the service.
+        Reason::PidFileStale => {
+            let runs = seen.evidence.get("service_running") == Some(&Value::Flag(true));
+            matches!(other, Reason::ProcessDown) && !runs
+        }
         Reason::PortClosed => matches!(other, Reason::PortUnresponsive),
         Reason::MemoryCritical => matches!(other, Reason::MemoryApproaching),
         _ => false,
