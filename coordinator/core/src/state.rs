@@ -254,6 +254,8 @@ pub struct Incident {
     pub key: IncidentKey,
     /// For people.
     pub number: String,
+    /// The fleet's name when it was opened: part of its deduplication keys, which never change.
+    pub fleet: String,
     /// Where it stands.
     pub status: IncidentStatus,
     /// What.

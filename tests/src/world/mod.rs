@@ -413,7 +413,8 @@ impl World {
         for page in self.coordinators[index].begin_pages(now) {
             let state = self.coordinators[index].machine.state();
             if page.page.action == PageAction::Trigger {
-                let silence = page.page.cause_key.ends_with("/agent");
+                // A page that was tried before is tried again: its receiver may know of it already.
+                let silence = page.page.cause_key.ends_with("/agent") && !page.attempted;
                 assert!(!(silence && state.rehear_until().is_some()), "paged about a silence while re-hearing");
                 let repages = state.incident(&page.incident).map_or(0, |incident| incident.repages);
                 let key = (page.incident.cause.clone(), page.incident.generation);

@@ -103,6 +103,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     let mut incident = Incident {
         key: key.clone(),
         number: number.clone(),
+        fleet: state.fleet.as_ref().map(ToString::to_string).unwrap_or_default(),
         status: IncidentStatus::Open,
         reason: *reason,
         severity: *severity,

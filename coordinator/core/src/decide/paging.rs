@@ -31,9 +31,8 @@ pub(super) fn dedup_key(fleet: &str, cause: &str, generation: u64, repages: u64)
     })
 }
 
-fn current_key(state: &State, incident: &Incident) -> String {
-    let fleet = state.fleet().map(|fleet| fleet.as_str()).unwrap_or_default();
-    dedup_key(fleet, &incident.key.cause, incident.key.generation, incident.repages)
+fn current_key(incident: &Incident) -> String {
+    dedup_key(&incident.fleet, &incident.key.cause, incident.key.generation, incident.repages)
 }
 
 /// The next page about an unresolved incident, or the reason for none.
@@ -54,7 +53,7 @@ pub(super) fn page(
         let incident_key = incident.key.clone();
         return (!incident.explained).then_some(Conclusion::NotPaged { incident: incident_key, why });
     }
-    let dedup = current_key(state, incident);
+    let dedup = current_key(incident);
     for receiver in &state.policy().receivers {
         let known = incident.page_keys.iter().find(|page| page.receiver == *receiver && page.dedup_key == dedup);
         let why = match known {
