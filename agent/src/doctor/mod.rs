@@ -39,7 +39,7 @@ pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> Report 
     let services = Arc::new(Mutex::new(Services::default()));
     let now = crate::clock::now();
     let context = Context { now, services, one_shot: true };
-    let planned = probes(config, host);
+    let planned = probes(config, host, None);
     let (first, second): (Vec<_>, Vec<_>) =
         planned.into_iter().partition(|planned| planned.probe.subject().probe == ProbeKind::PidFile);
     // Ports and kills ask whose process they see: pid files go first.

@@ -38,7 +38,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let boot = crate::clock::boot_id(&host);
     watcher::block_signals().context("cannot block signals")?;
     let _lock = lock_state(&config.state_dir)?;
-    plan::make_scratch(&config).context("cannot make the folder for copies of databases")?;
+    let scratch = plan::make_scratch(&config).context("cannot make the folder for copies of databases")?;
     let spool = open_spool(&config, boot)?;
     let memory = Memory::load(&spool, boot)?;
     // Before the uplink's first heartbeat: a digest of nothing would ask the coordinator to forget what is open.
@@ -49,7 +49,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let (results, inbox) = channel::<Input>();
     let watcher = Watcher::spawn(results.clone()).context("cannot start the watcher thread")?;
     let mut judge = Judge::new(memory, outlet, watcher, &results);
-    judge.watch(plan::probes(&config, &host), config.probes.blind_after);
+    judge.watch(plan::probes(&config, &host, Some(&scratch)), config.probes.blind_after);
     tracing::info!(
         services = config.services.len(),
         coordinators = config.endpoints.len(),
@@ -62,7 +62,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     sd_notify::notify(&[NotifyState::Ready]).ok();
     let mut current = config;
     while judge.run(&inbox) == Asked::Reload {
-        current = reload(config_path, current, &host, &mut judge);
+        current = reload(config_path, current, &host, &scratch, &mut judge);
     }
     sd_notify::notify(&[NotifyState::Stopping]).ok();
     tracing::info!("stopping");
@@ -74,7 +74,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn reload<O: StateOutlet>(path: &Path, old: Config, host: &HostRoot, judge: &mut Judge<O>) -> Config {
+fn reload<O: StateOutlet>(path: &Path, old: Config, host: &HostRoot, scratch: &Path, judge: &mut Judge<O>) -> Config {
     let reloading = NotifyState::monotonic_usec_now();
     if let Ok(usec) = reloading {
         sd_notify::notify(&[NotifyState::Reloading, usec]).ok();
@@ -89,7 +89,7 @@ fn reload<O: StateOutlet>(path: &Path, old: Config, host: &HostRoot, judge: &mut
                 tracing::warn!("changes of [agent], [coordinator], [tls] and [spool] take effect at the next restart");
             }
             let new = Config { state_dir: old.state_dir.clone(), ..new };
-            judge.watch(plan::probes(&new, host), new.probes.blind_after);
+            judge.watch(plan::probes(&new, host, Some(scratch)), new.probes.blind_after);
             tracing::info!(services = new.services.len(), "config read again");
             new
         }

@@ -12,6 +12,7 @@ use crate::senses::sockets::SocketTable;
 use crate::senses::sqlite::{SqliteOptions, SqliteProbe};
 use muster_agent_core::memory::Bands;
 use muster_agent_core::schedule::Plan;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +35,9 @@ pub const fn lane_index(kind: Lane) -> usize {
     }
 }
 
-/// All probes of a config, on this host. Pid files first: the others ask them whose process they see.
-pub fn probes(config: &Config, host: &HostRoot) -> Vec<Planned> {
+/// All probes of a config, on this host. Pid files first: the others ask them whose process they see. `scratch` is the
+/// daemon's folder for copies of databases; `doctor` has none, and must not sweep the daemon's.
+pub fn probes(config: &Config, host: &HostRoot, scratch: Option<&Path>) -> Vec<Planned> {
     let times = config.probes;
     let mut planned = Vec::new();
     let mut add = |probe: Box<dyn Probe>, interval: Duration| {
@@ -63,7 +65,7 @@ pub fn probes(config: &Config, host: &HostRoot) -> Vec<Planned> {
             let options = SqliteOptions {
                 quick_interval: sqlite.quick_interval.unwrap_or(times.sqlite_quick),
                 deep_interval: sqlite.deep_interval.unwrap_or(times.sqlite_deep),
-                scratch_dir: Some(config.state_dir.join(SCRATCH)).filter(|folder| folder.is_dir()),
+                scratch_dir: scratch.map(Path::to_owned),
                 ..SqliteOptions::default()
             };
             let probe = SqliteProbe::new(service.name.clone(), host.path(&sqlite.path), options);
@@ -75,9 +77,11 @@ pub fn probes(config: &Config, host: &HostRoot) -> Vec<Planned> {
     planned
 }
 
-/// Makes the folder for copies; without it there are no deep checks, which the probe tells.
-pub fn make_scratch(config: &Config) -> std::io::Result<()> {
-    std::fs::create_dir_all(config.state_dir.join(SCRATCH))
+/// Makes the daemon's folder for copies.
+pub fn make_scratch(config: &Config) -> std::io::Result<PathBuf> {
+    let folder = config.state_dir.join(SCRATCH);
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
 
 /// What is configured and cannot be answered by any probe of this version: never passed over in silence.
