@@ -7,12 +7,7 @@ pub mod codec;
 pub mod convert;
 
 /// Generated from `proto/muster/v1/*.proto`; the doc comments are there.
-#[expect(
-    missing_docs,
-    clippy::allow_attributes_without_reason,
-    clippy::large_enum_variant,
-    reason = "generated code"
-)]
+#[expect(missing_docs, clippy::allow_attributes_without_reason, clippy::large_enum_variant, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("muster.v1");
 }

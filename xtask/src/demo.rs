@@ -143,7 +143,8 @@ fn lose_the_primary(lab: &mut Lab) -> Result<Vec<Row>> {
     })?;
     lab.kill("coord-a", nix::sys::signal::Signal::SIGKILL)?;
     let start = std::time::Instant::now();
-    lab.ctl("coord-b", &["failover", "promote", "--old-primary", "coord-a", "--force", "--yes", "--reason", "demo"])?;
+    let promote = ["failover", "promote", "--old-primary", "coord-a", "--reason", "demo"];
+    lab.ctl("coord-b", &[&promote[..], &["--force", "--yes", "--wait", "0s"]].concat())?;
     let (_, _) = lab.wait("agents to re-home to coord-b", PAGE_LIMIT, || {
         // One of the three was stopped by a fault above and stays away.
         Ok((lab.ctl("coord-b", &["status"])?["agents_live"].as_u64() >= Some(2)).then_some(()))
@@ -174,8 +175,7 @@ fn check_each_paged_once(lab: &Lab) -> Result<()> {
     for (incident, keys) in &keys {
         ensure!(keys.len() == 1, "{incident} was paged under {} keys", keys.len());
     }
-    let expected = faults::ALL.iter().chain([&faults::AFTER_TAKEOVER]);
-    for fault in expected {
+    for fault in all_faults() {
         let distinct: BTreeSet<String> =
             hooks.iter().filter(|call| fault.matches(call)).map(|call| call.text("/dedup_key").to_owned()).collect();
         ensure!(distinct.len() <= 1, "{} was paged {} times", fault.name, distinct.len());
@@ -188,13 +188,25 @@ fn check_each_paged_once(lab: &Lab) -> Result<()> {
         let webhook: BTreeSet<String> = keys.values().flatten().cloned().collect();
         Ok(webhook.is_subset(&pagerduty).then_some(()))
     })?;
+    // A page updated under its key (a loop behind an outage) is the same page.
+    let explained: BTreeSet<&str> = hooks
+        .iter()
+        .filter(|call| all_faults().any(|fault| fault.matches(call)))
+        .map(|call| call.text("/dedup_key"))
+        .collect();
     let stray: Vec<String> = hooks
         .iter()
-        .filter(|call| !faults::ALL.iter().chain([&faults::AFTER_TAKEOVER]).any(|fault| fault.matches(call)))
+        .filter(|call| !explained.contains(call.text("/dedup_key")))
+        // The three agents share this machine's kernel log: each tells kills of processes that are none of its services'.
+        .filter(|call| call.text("/reason") != "oom_kill" || call.body["services"] != serde_json::json!(["host"]))
         .map(|call| format!("{} {}", call.text("/reason"), call.text("/title")))
         .collect();
     ensure!(stray.is_empty(), "pages that no fault explains: {stray:#?}");
     Ok(())
+}
+
+fn all_faults() -> impl Iterator<Item = &'static faults::Fault> {
+    faults::ALL.iter().chain([&faults::AFTER_TAKEOVER])
 }
 
 fn progress(row: &Row) {

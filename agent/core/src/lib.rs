@@ -13,5 +13,5 @@ pub mod port;
 pub mod proc_locks;
 pub mod schedule;
 pub mod services;
-pub mod sqlite;
 pub mod session;
+pub mod sqlite;

@@ -1,3 +1,5 @@
+//! The spool's promises, on real files.
+
 use super::*;
 use muster_common::finding::{Finding, FindingKey, ProbeKind, SubjectKey};
 use muster_common::ids::{CoordinatorId, ServiceName};

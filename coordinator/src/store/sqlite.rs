@@ -382,7 +382,10 @@ mod tests {
             flipped[position] ^= 1;
             store.connection.execute("UPDATE journal SET body = ?1 WHERE idx = 7", [&flipped]).unwrap();
             let report = check_store(&store).unwrap();
-            assert!(report.problems.first().is_some_and(|problem| problem.contains("entry 7")), "{position}: {report:?}");
+            assert!(
+                report.problems.first().is_some_and(|problem| problem.contains("entry 7")),
+                "{position}: {report:?}"
+            );
         }
         store.connection.execute("UPDATE journal SET body = ?1 WHERE idx = 7", [&body]).unwrap();
         store.connection.execute("DELETE FROM journal WHERE idx = 9", []).unwrap();
