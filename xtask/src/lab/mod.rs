@@ -173,11 +173,18 @@ impl Lab {
         self.spawn(name, &self.binary("muster-agent"), &["run", "--config", &path])
     }
 
-    /// Starts one of the small services under `name`.
+    /// Starts one of the small services under `name` (`HOST.SERVICE` or `SERVICE`). It is this very program under the
+    /// service's name, so that agents see a process of that name.
     pub(crate) fn start_service(&self, name: &str, arguments: &[&str]) -> Result<()> {
+        let folder = self.root.join("bin");
+        fs::create_dir_all(&folder)?;
+        let program = folder.join(name.rsplit('.').next().unwrap_or(name));
+        if !program.exists() {
+            std::os::unix::fs::symlink(std::env::current_exe()?, &program)?;
+        }
         let mut all = vec!["demo-service"];
         all.extend(arguments);
-        self.spawn(name, &std::env::current_exe()?, &all)
+        self.spawn(name, &program, &all)
     }
 
     fn spawn(&self, name: &str, program: &Path, arguments: &[&str]) -> Result<()> {
