@@ -163,6 +163,7 @@ pub(super) fn end(status: &tonic::Status) -> End {
     use tonic::Code;
     match status.code() {
         Code::FailedPrecondition => End::NotPrimary,
+        Code::Aborted | Code::OutOfRange => End::Regreet,
         Code::ResourceExhausted => End::Busy,
         Code::InvalidArgument => End::Invalid,
         Code::AlreadyExists => End::Conflict,

@@ -1,20 +1,18 @@
-//! Reads one agent's spool entries in order: position, chain of hashes, bounds. PURE: times and ids come in.
+//! Reads one agent's stream off the wire and holds it to the core's rules ([`agent_stream`]).
 //!
-//! What is already stored is dropped without a word and acknowledged again; what does not follow ends the stream.
+//! Must never decide by itself what follows what: it converts, and gives each refusal its code.
 
 use muster_common::ids::AgentName;
-use muster_common::limits::{BATCH_ENTRIES_MAX, OPEN_FINDINGS_PER_AGENT_MAX, SUBJECTS_PER_AGENT_MAX};
+use muster_common::limits::BATCH_ENTRIES_MAX;
 use muster_common::reason::ReasonKind;
-use muster_common::spool::{EntryHash, Position};
+use muster_common::spool::Position;
 use muster_common::time::Timestamp;
+use muster_coordinator_core::agent_stream::{self, Offered, Refusal};
 use muster_coordinator_core::entry::{Fact, SubjectState};
 use muster_proto::convert::{entry_hash, finding, finding_event, spool_id, subject_key};
 use muster_proto::v1;
 use std::time::Duration;
 use tonic::Status;
-
-/// Nothing is dated further back than this: a host whose clock says 1970 makes no news of 1970.
-pub(super) const OBSERVED_AGE_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 /// What a batch holds.
 #[derive(Debug, Default, PartialEq)]
@@ -27,37 +25,37 @@ pub(super) struct Read {
 
 /// How far one agent's spool has been read, commits still outstanding included.
 #[derive(Debug)]
-pub(super) struct SpoolReader {
-    agent: AgentName,
-    position: Position,
-    /// After a gap the hash before the next entry is not known.
-    hash_known: bool,
-    chunks: Vec<SubjectState>,
-    open: usize,
-}
+pub(super) struct SpoolReader(agent_stream::SpoolReader);
 
 impl SpoolReader {
     /// Goes on after `position`.
     pub(super) fn new(agent: AgentName, position: Position) -> Self {
-        let hash_known = position.sequence == 0 || position.hash != EntryHash::ZERO;
-        Self { agent, position, hash_known, chunks: Vec::new(), open: 0 }
+        Self(agent_stream::SpoolReader::new(agent, position))
     }
 
     /// How far it has been read.
     pub(super) fn position(&self) -> Position {
-        self.position
+        self.0.position()
     }
 
     /// Reads a batch that came at log time `now`.
     pub(super) fn entries(&mut self, batch: &v1::EntryBatch, now: Timestamp) -> Result<Read, Status> {
-        self.must_be_ours(&batch.spool_id)?;
+        self.0.must_be_ours(spool_id(&batch.spool_id)?).map_err(refused)?;
         if batch.entries.len() > BATCH_ENTRIES_MAX {
             let found = batch.entries.len();
             return Err(Status::invalid_argument(format!("a batch has {found} entries, at most {BATCH_ENTRIES_MAX}")));
         }
         let mut read = Read::default();
         for entry in &batch.entries {
-            match self.entry(entry, now)? {
+            let offered = Offered {
+                sequence: entry.sequence,
+                previous_hash: entry_hash(&entry.previous_hash)?,
+                hash: entry_hash(&entry.hash)?,
+                age: Duration::from_millis(entry.age_ms),
+                estimated: entry.age_estimated,
+                body: &entry.body,
+            };
+            match self.0.entry(offered, now, finding_event).map_err(refused)? {
                 Some(fact) => read.facts.push(fact),
                 None => read.duplicates += 1,
             }
@@ -65,114 +63,31 @@ impl SpoolReader {
         Ok(read)
     }
 
-    fn entry(&mut self, entry: &v1::SpoolEntry, now: Timestamp) -> Result<Option<Fact>, Status> {
-        let (sequence, at) = (entry.sequence, self.position.sequence);
-        if sequence == 0 {
-            return Err(Status::invalid_argument("sequence numbers begin with 1"));
-        }
-        let hash = entry_hash(&entry.hash)?;
-        if sequence <= at {
-            if sequence == at && self.hash_known && hash != self.position.hash {
-                return Err(diverged(sequence));
-            }
-            return Ok(None);
-        }
-        if sequence != at + 1 {
-            return Err(Status::out_of_range(format!(
-                "sequence {sequence} does not follow {at}: send from {}, or a gap message if those are lost",
-                at + 1
-            )));
-        }
-        let previous = entry_hash(&entry.previous_hash)?;
-        if self.hash_known && previous != self.position.hash {
-            return Err(diverged(sequence));
-        }
-        if EntryHash::of(self.position.spool, sequence, previous, &entry.body) != hash {
-            return Err(Status::invalid_argument(format!("the hash of entry {sequence} is not that of its content")));
-        }
-        let event = finding_event(&entry.body)
-            .map_err(|error| Status::invalid_argument(format!("entry {sequence} is not understood: {error}")))?;
-        self.position = Position { spool: self.position.spool, sequence, hash };
-        self.hash_known = true;
-        let age = Duration::from_millis(entry.age_ms).min(OBSERVED_AGE_MAX);
-        Ok(Some(Fact::FindingReceived {
-            agent: self.agent.clone(),
-            position: self.position,
-            observed: now - age,
-            estimated: entry.age_estimated,
-            event,
-        }))
-    }
-
     /// The agent lost entries before they could be sent.
     pub(super) fn gap(&mut self, gap: &v1::SpoolGap) -> Result<Vec<Fact>, Status> {
-        self.must_be_ours(&gap.spool_id)?;
-        if gap.first_sequence == 0 || gap.last_sequence < gap.first_sequence {
-            return Err(Status::invalid_argument("a gap goes from its first to its last sequence number"));
-        }
-        let next = self.position.sequence + 1;
-        if gap.last_sequence < next {
-            return Ok(Vec::new());
-        }
-        if gap.first_sequence > next {
-            let first = gap.first_sequence;
-            return Err(Status::out_of_range(format!("a gap from {first} does not follow {}", next - 1)));
-        }
-        self.position = Position { sequence: gap.last_sequence, hash: EntryHash::ZERO, ..self.position };
-        self.hash_known = false;
-        Ok(vec![Fact::FindingsLost {
-            agent: self.agent.clone(),
-            spool: self.position.spool,
-            first: next,
-            last: gap.last_sequence,
-        }])
+        self.0.must_be_ours(spool_id(&gap.spool_id)?).map_err(refused)?;
+        let lost = self.0.gap(gap.first_sequence, gap.last_sequence).map_err(refused)?;
+        Ok(lost.into_iter().collect())
     }
 
-    /// Gathers a resync's chunks; the last one makes the fact. Answers to older requests, and sets as of another entry
-    /// than the last one read, are dropped: they will be asked for again.
+    /// Gathers a resync's chunks; the last one makes the fact.
     pub(super) fn open_set(&mut self, set: &v1::OpenSet, asked: u64) -> Result<Option<Fact>, Status> {
-        if set.request_id != asked || asked == 0 {
-            self.forget_chunks();
-            return Ok(None);
-        }
-        for subject in &set.subjects {
-            let state = subject_state(subject)?;
-            self.open += state.open.len();
-            self.chunks.push(state);
-            if self.chunks.len() > SUBJECTS_PER_AGENT_MAX || self.open > OPEN_FINDINGS_PER_AGENT_MAX {
-                return Err(Status::invalid_argument(format!(
-                    "an open set has at most {SUBJECTS_PER_AGENT_MAX} subjects and {OPEN_FINDINGS_PER_AGENT_MAX} findings"
-                )));
-            }
-        }
-        if !set.last {
-            return Ok(None);
-        }
-        let subjects = std::mem::take(&mut self.chunks);
-        self.forget_chunks();
-        if set.head_sequence != self.position.sequence {
-            return Ok(None);
-        }
-        Ok(Some(Fact::OpenSetReceived { agent: self.agent.clone(), subjects }))
-    }
-
-    fn forget_chunks(&mut self) {
-        self.chunks.clear();
-        self.open = 0;
-    }
-
-    fn must_be_ours(&self, bytes: &[u8]) -> Result<(), Status> {
-        if spool_id(bytes)? == self.position.spool {
-            return Ok(());
-        }
-        Err(Status::failed_precondition("these entries are of another spool than the hello's: say hello again with it"))
+        let subjects = set.subjects.iter().map(subject_state).collect::<Result<Vec<_>, _>>()?;
+        self.0.open_set(asked, set.request_id, set.head_sequence, subjects, set.last).map_err(refused)
     }
 }
 
-fn diverged(sequence: u64) -> Status {
-    Status::failed_precondition(format!(
-        "entry {sequence} is not the one that was stored under this number (a reverted disk?): start a new spool"
-    ))
+fn refused(refusal: Refusal) -> Status {
+    let words = refusal.to_string();
+    match refusal {
+        Refusal::OtherSpool | Refusal::Diverged(_) => Status::failed_precondition(words),
+        Refusal::NotNext { .. } | Refusal::GapNotNext { .. } => Status::out_of_range(words),
+        Refusal::NoSequence
+        | Refusal::WrongHash(_)
+        | Refusal::Content { .. }
+        | Refusal::NoGap
+        | Refusal::OpenSetTooLarge => Status::invalid_argument(words),
+    }
 }
 
 fn subject_state(wire: &v1::SubjectState) -> Result<SubjectState, Status> {
@@ -189,9 +104,11 @@ fn subject_state(wire: &v1::SubjectState) -> Result<SubjectState, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use muster_coordinator_core::agent_stream::OBSERVED_AGE_MAX;
     use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
     use muster_common::ids::{ServiceName, SpoolId};
     use muster_common::reason::Reason;
+    use muster_common::spool::EntryHash;
     use muster_proto::convert::encode_finding_event;
     use tonic::Code;
 
@@ -256,7 +173,7 @@ mod tests {
         other_history.entries(&batch(vec![first.clone()]), now).unwrap();
         let mut reverted = second;
         reverted.previous_hash = vec![9; 16].into();
-        assert_eq!(code(&mut other_history, vec![reverted]), Code::FailedPrecondition);
+        assert_eq!(code(&mut other_history, vec![reverted]), Code::Aborted);
         assert_eq!(code(&mut reader(), vec![first; BATCH_ENTRIES_MAX + 1]), Code::InvalidArgument);
     }
 

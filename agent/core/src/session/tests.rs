@@ -215,6 +215,28 @@ fn a_reverted_spool_starts_a_new_id_and_greets_again() {
 }
 
 #[test]
+fn a_diverged_spool_is_greeted_again_at_the_same_coordinator_and_starts_anew() {
+    let (mut session, _) = streaming(2);
+    check(&mut session, vec![(1, Input::Ended(1, End::Regreet), vec![])]);
+    assert_eq!(session.endpoint(), "https://a:7420", "the one that has the other history is the primary");
+    let again_ms = session.deadline_ms().unwrap();
+    let restarted = SpoolView { spool: spool(2), ..view(2) };
+    let resume = Position { spool: spool(1), sequence: 1, hash: EntryHash([7; 16]) };
+    check(
+        &mut session,
+        vec![
+            (again_ms, Input::Tick, vec![connect(2, "a")]),
+            (again_ms, Input::Connected(2), vec![Output::SendHello]),
+            (again_ms, Input::Received(2, welcome(3, 1)), vec![Output::CompareResume(resume)]),
+            (again_ms, Input::Spool(2, SpoolAnswer::ResumeDiffers), vec![Output::RestartSpool]),
+            (again_ms, Input::Spool(2, SpoolAnswer::Restarted(restarted)), vec![Output::Close(End::SpoolRestarted)]),
+        ],
+    );
+    let again_ms = session.deadline_ms().unwrap();
+    check(&mut session, vec![(again_ms, Input::Tick, vec![connect(3, "a")])]);
+}
+
+#[test]
 fn what_is_gone_is_told_as_a_gap() {
     let (mut session, out) = streaming(9);
     assert_eq!(out[1..], [Output::ReadEntries { after: 0, up_to: 9 }]);

@@ -71,6 +71,9 @@ pub enum Message {
 pub enum End {
     /// The coordinator is not the primary (FAILED_PRECONDITION).
     NotPrimary,
+    /// What we sent is not what it has, or another stream of ours took over (ABORTED, OUT_OF_RANGE): it is to be greeted again, and
+    /// the comparison of positions then tells whether a new spool is due.
+    Regreet,
     /// Too many at once (RESOURCE_EXHAUSTED).
     Busy,
     /// It refused something we sent (INVALID_ARGUMENT).
