@@ -2,6 +2,7 @@
 //!
 //! Invariant: no clock, no randomness, no I/O; the same entries give the same state and the same conclusions.
 
+pub mod agent_stream;
 pub mod apply;
 pub mod cause;
 pub mod decide;
