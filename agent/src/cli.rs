@@ -218,9 +218,9 @@ fn check_config(path: &Path) -> u8 {
         count(config.endpoints.len(), "coordinator"),
     ];
     let _written = writeln!(out, "ok: {}", parts.join(", "));
-    for unanswered in crate::run::plan::not_watched(&config) {
-        let (service, probe, subject) = (unanswered.service, unanswered.probe, text::plain(&unanswered.subject));
-        let _written = writeln!(out, "note: {service} {probe} {subject}: {}", unanswered.why);
+    for not_watched in crate::run::plan::not_watched(&config) {
+        let what = text::plain(&not_watched.to_string());
+        let _written = writeln!(out, "note: {what}: not watched yet, this version has no probe for it");
     }
     0
 }

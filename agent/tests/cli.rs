@@ -138,13 +138,19 @@ fn doctor_is_content_with_a_service_that_is_well() {
 #[test]
 fn what_is_configured_and_not_watched_is_told() {
     let folder = tempfile::tempdir().unwrap();
-    let config = write(folder.path(), "agent.toml", "[service.web]\nhealth = \"http://127.0.0.1:1/\"\n");
+    let config =
+        write(folder.path(), "agent.toml", "[service.web]\nhealth = \"http://127.0.0.1:1/\"\nsingleton = true\n");
     let output = agent(&["doctor", "--config", &config, "--service", "web", "--format", "json"]);
-    assert_eq!(status(&output), 3);
+    // A probe that is still to be written is no ill of the host.
+    assert_eq!(status(&output), 0);
     let report = json(&output);
-    assert_eq!(report["verdict"], "unknown");
-    assert_eq!(report["unknown"][0]["probe"], "health");
-    assert!(report["unknown"][0]["why"].as_str().unwrap().contains("not watched yet"));
+    assert_eq!((&report["verdict"], &report["unknown"]), (&"ok".into(), &serde_json::json!([])));
+    let notes: Vec<&str> = report["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str()).collect();
+    assert!(notes.iter().any(|note| note.starts_with("web health http://127.0.0.1:1/: configured")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.starts_with("web singleton: configured")), "{notes:?}");
+    let text = stdout(&agent(&["doctor", "--config", &config, "--service", "web"]));
+    assert!(text.starts_with("OK ") && text.contains("web health http://127.0.0.1:1/, web singleton"), "{text}");
+    assert!(!stdout(&agent(&["doctor", "--config", &config, "--service", "host"])).contains("singleton"));
 }
 
 #[test]

@@ -35,9 +35,11 @@ impl Root {
         for unit in UNITS {
             std::fs::copy(shipped(unit), units.join(unit)).unwrap();
         }
-        std::fs::create_dir_all(root.path("usr/bin")).unwrap();
-        for binary in ["muster-agent", "muster-coordinator"] {
-            let stub = root.path("usr/bin").join(binary);
+        for folder in ["bin", "usr/bin"] {
+            std::fs::create_dir_all(root.path(folder)).unwrap();
+        }
+        for binary in ["usr/bin/muster-agent", "usr/bin/muster-coordinator", "bin/kill", "bin/sh"] {
+            let stub = root.path(binary);
             std::fs::write(&stub, "").unwrap();
             std::fs::set_permissions(&stub, PermissionsExt::from_mode(0o755)).unwrap();
         }

@@ -240,9 +240,9 @@ impl PidFileJudge {
         let Facts { process, comm, .. } = &known.facts;
         let lived = Duration::from_millis(ended.saturating_sub(known.facts.start_boottime_ms));
         let summary = format!(
-            "{comm} (pid {}) ended {} ago after {} and no successor is known",
+            "{comm} (pid {}) ended {}; it had run for {} and no successor is known",
             process.pid,
-            human_duration(now.since(ended)),
+            ago(now.since(ended)),
             human_duration(lived)
         );
         let evidence = facts_evidence(&known.facts)
@@ -407,6 +407,11 @@ fn restarted(path: &str, old: &Known, new: &Facts) -> Problem {
     let mut problem = Problem::new(Reason::ProcessRestarted, summary).evidence(evidence);
     problem.observed_boottime_ms = Some(new.start_boottime_ms);
     problem
+}
+
+/// Under a second the number says nothing.
+fn ago(length: Duration) -> String {
+    if length.as_secs() == 0 { "just now".to_owned() } else { format!("{} ago", human_duration(length)) }
 }
 
 #[cfg(test)]

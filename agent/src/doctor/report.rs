@@ -5,6 +5,7 @@ use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{Finding, SubjectKey};
 use muster_common::severity::Severity;
 use serde_json::{Map, json};
+use std::fmt;
 use std::time::Duration;
 
 /// One probe's run.
@@ -30,7 +31,7 @@ impl Ran {
 pub struct Unanswered {
     /// The service.
     pub service: String,
-    /// The kind of question; also of kinds that are configured and not watched yet.
+    /// The kind of question.
     pub probe: String,
     /// About what.
     pub subject: String,
@@ -38,6 +39,24 @@ pub struct Unanswered {
     pub why: String,
     /// What would let the agent see.
     pub way_out: Option<String>,
+}
+
+/// A key of the config that no probe of this version asks about. A remark: it says nothing about the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotWatched {
+    /// The service.
+    pub service: String,
+    /// The key.
+    pub key: &'static str,
+    /// Its value, where that tells something.
+    pub subject: String,
+}
+
+impl fmt::Display for NotWatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { service, key, subject } = self;
+        write!(f, "{service} {key}{}{subject}", if subject.is_empty() { "" } else { " " })
+    }
 }
 
 /// Everything `doctor` tells.
@@ -51,6 +70,8 @@ pub struct Report {
     pub unknown: Vec<Unanswered>,
     /// In order of subject.
     pub probes: Vec<Ran>,
+    /// Configured, and no probe asks about it yet.
+    pub not_watched: Vec<NotWatched>,
     /// Remarks about the run itself, for people.
     pub notes: Vec<String>,
 }
@@ -91,10 +112,10 @@ impl Overall {
 }
 
 impl Report {
-    /// From the runs; `unknown` brings what was not even asked.
-    pub fn new(host: String, mut probes: Vec<Ran>, mut unknown: Vec<Unanswered>, notes: Vec<String>) -> Self {
+    /// From the runs.
+    pub fn new(host: String, mut probes: Vec<Ran>, not_watched: Vec<NotWatched>, notes: Vec<String>) -> Self {
         probes.sort_by(|a, b| a.subject.cmp(&b.subject));
-        let mut findings: Vec<Finding> = Vec::new();
+        let (mut findings, mut unknown) = (Vec::new(), Vec::new());
         for ran in &probes {
             let problems = ran.judgement.problems.iter().chain(&ran.judgement.occurrences);
             findings.extend(problems.map(|problem| problem.finding(&ran.subject)));
@@ -108,7 +129,7 @@ impl Report {
         }
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.key.cmp(&b.key)));
         unknown.sort_by(|a, b| (&a.service, &a.probe, &a.subject).cmp(&(&b.service, &b.probe, &b.subject)));
-        Self { host, findings, unknown, probes, notes }
+        Self { host, findings, unknown, probes, not_watched, notes }
     }
 
     /// Only what concerns one service.
@@ -117,6 +138,7 @@ impl Report {
         self.findings.retain(|finding| finding.key.subject.service.as_str() == service);
         self.unknown.retain(|unknown| unknown.service == service);
         self.probes.retain(|ran| ran.subject.service.as_str() == service);
+        self.not_watched.retain(|not_watched| not_watched.service == service);
         self
     }
 
@@ -158,9 +180,12 @@ impl Report {
                 probe
             })
             .collect();
+        let not_watched = self.not_watched.iter();
+        let not_watched = not_watched.map(|what| format!("{what}: configured, but this version has no probe for it"));
+        let notes: Vec<String> = self.notes.iter().cloned().chain(not_watched).collect();
         let object = json!({
             "host": self.host, "verdict": self.overall().as_str(), "findings": findings, "unknown": unknown,
-            "probes": probes, "notes": self.notes,
+            "probes": probes, "notes": notes,
         });
         let text = serde_json::to_string_pretty(&object).unwrap_or_default();
         // JSON lets some control characters stand that a terminal obeys; escaped they mean the same.

@@ -43,13 +43,7 @@ pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<(
     if style.verbose {
         write_probes(out, report, style)?;
     }
-    if !report.notes.is_empty() {
-        writeln!(out)?;
-        for note in &report.notes {
-            writeln!(out, "note: {}", plain(note))?;
-        }
-    }
-    Ok(())
+    write_notes(out, report, style)
 }
 
 fn write_title(out: &mut dyn Write, report: &Report, headlines: &[Headline], style: Style) -> io::Result<()> {
@@ -131,6 +125,23 @@ fn write_probes(out: &mut dyn Write, report: &Report, style: Style) -> io::Resul
     Ok(())
 }
 
+/// Remarks, none of which says that something is wrong with the host.
+fn write_notes(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
+    if report.notes.is_empty() && report.not_watched.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    for note in &report.notes {
+        writeln!(out, "{}", paint(&format!("note: {}", plain(note)), Paint::Dim, style))?;
+    }
+    if !report.not_watched.is_empty() {
+        let names: Vec<String> = report.not_watched.iter().map(|what| plain(&what.to_string())).collect();
+        let line = format!("note: configured, but this version has no probe for it: {}", names.join(", "));
+        writeln!(out, "{}", paint(&line, Paint::Dim, style))?;
+    }
+    Ok(())
+}
+
 /// `text` with everything that a terminal would obey made visible instead.
 pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -154,6 +165,7 @@ enum Paint {
     Yellow,
     Green,
     Bold,
+    Dim,
 }
 
 fn paint(text: &str, paint: Paint, style: Style) -> String {
@@ -165,6 +177,7 @@ fn paint(text: &str, paint: Paint, style: Style) -> String {
         Paint::Yellow => "1;33",
         Paint::Green => "1;32",
         Paint::Bold => "1",
+        Paint::Dim => "2",
     };
     format!("\u{1b}[{code}m{text}\u{1b}[0m")
 }
@@ -172,7 +185,7 @@ fn paint(text: &str, paint: Paint, style: Style) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::report::{Ran, Unanswered};
+    use crate::doctor::report::{NotWatched, Ran};
     use muster_agent_core::judgement::{Judgement, Problem};
     use muster_common::finding::{ProbeKind, SubjectKey};
     use muster_common::ids::ServiceName;
@@ -197,14 +210,9 @@ mod tests {
             ran(ProbeKind::Sqlite, "/var/lib/hub.db", Judgement::ok(Evidence::new().text("state", "wal"))),
             ran(ProbeKind::Oom, "kernel", Judgement::unknown("no access to /dev/kmsg", Some("run as root"))),
         ];
-        let unasked = Unanswered {
-            service: "spl".into(),
-            probe: "health".into(),
-            subject: "http://127.0.0.1:1/".into(),
-            why: "not watched yet".into(),
-            way_out: None,
-        };
-        Report::new("web-1".into(), probes, vec![unasked], vec![])
+        let health = NotWatched { service: "spl".into(), key: "health", subject: "http://127.0.0.1:1/".into() };
+        let singleton = NotWatched { service: "spl".into(), key: "singleton", subject: String::new() };
+        Report::new("web-1".into(), probes, vec![health, singleton], vec![])
     }
 
     #[test]
@@ -212,7 +220,7 @@ mod tests {
         let mut out = Vec::new();
         write(&mut out, &sample(), Style::default()).unwrap();
         let expected = "\
-CRITICAL web-1: 1 problem, 2 not answered, 1 of 4 checks ok
+CRITICAL web-1: 1 problem, 1 not answered, 1 of 4 checks ok
 
 sev2 spl process_down  /run/spl.pid
   spl (pid 7) is gone\\u{1b}[2J
@@ -224,9 +232,10 @@ sev2 spl process_down  /run/spl.pid
   next: look at the log: journalctl -u spl
 
 could not be answered
-  spl health http://127.0.0.1:1/: not watched yet
   spl oom kernel: no access to /dev/kmsg
     way out: run as root
+
+note: configured, but this version has no probe for it: spl health http://127.0.0.1:1/, spl singleton
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
@@ -244,7 +253,7 @@ could not be answered
         assert_eq!(finding["evidence"], serde_json::json!({ "pid": 7, "comm": "s\npl", "ran_ms": 95_000 }));
         assert_eq!(finding["grade"], "confirmed");
         assert_eq!(finding["next_steps"][0], "look at the log: journalctl -u spl");
-        assert_eq!(json["unknown"][1]["why"], "no access to /dev/kmsg");
+        assert_eq!(json["unknown"][0]["why"], "no access to /dev/kmsg");
         assert_eq!(json["probes"][3]["took_ms"], 3);
         assert_eq!(json["probes"][3]["verdict"], "ok");
     }

@@ -22,7 +22,7 @@ use muster_common::ids::BootId;
 use muster_common::tls::Credentials;
 use sd_notify::NotifyState;
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +30,9 @@ use watcher::Watcher;
 
 /// The spool's file below the state folder.
 const SPOOL_FILE: &str = "spool.db";
+
+/// Made in the runtime folder when the host goes down; see `systemd/muster-agent.service`.
+const HOST_STOPPING_FILE: &str = "host-stopping";
 
 /// Runs until asked to stop.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
@@ -56,8 +59,8 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         state = %config.state_dir.display(),
         "watching"
     );
-    for unanswered in plan::not_watched(&config) {
-        tracing::warn!(service = unanswered.service, "{} {}: {}", unanswered.probe, unanswered.subject, unanswered.why);
+    for not_watched in plan::not_watched(&config) {
+        tracing::warn!("{not_watched}: not watched yet, this version has no probe for it");
     }
     sd_notify::notify(&[NotifyState::Ready]).ok();
     let mut current = config;
@@ -69,9 +72,19 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     // First what is known is made durable, then the goodbye: the coordinator hears of both in this order.
     judge.stop();
     if let Some(uplink) = uplink {
-        uplink.stop();
+        let stop = if host_stops() { Stop::Host } else { Stop::Agent };
+        tracing::info!(?stop, "saying goodbye");
+        uplink.stop(stop);
     }
     Ok(())
+}
+
+/// Whether the whole host goes down, and not only this agent. The unit's `ExecStop=` leaves the sign, before the agent
+/// hears of the stop: this process starts no program to ask, and no file of systemd's own tells it in time.
+fn host_stops() -> bool {
+    // More than one folder only where a drop-in adds some.
+    let folders = std::env::var("RUNTIME_DIRECTORY").unwrap_or_default();
+    folders.split(':').any(|folder| !folder.is_empty() && Path::new(folder).join(HOST_STOPPING_FILE).exists())
 }
 
 fn reload<O: StateOutlet>(path: &Path, old: Config, host: &HostRoot, scratch: &Path, judge: &mut Judge<O>) -> Config {
@@ -110,7 +123,7 @@ fn lock_state(folder: &Path) -> anyhow::Result<File> {
         format!("cannot make the state folder {shown}; create it for the agent's user or set [agent] state_dir")
     })?;
     let path: PathBuf = folder.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = file.with_context(|| format!("cannot open {}; is the folder the agent's own?", path.display()))?;
     let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
     if rustix::fs::flock(&file, operation).is_err() {
@@ -185,7 +198,7 @@ fn memory_available() -> u64 {
 /// The uplink's thread: a runtime of its own, so that heartbeats wait for nothing of ours.
 struct Uplink {
     facts: FactsSetter,
-    stop: tokio::sync::oneshot::Sender<()>,
+    stop: tokio::sync::oneshot::Sender<Stop>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -233,8 +246,8 @@ impl Uplink {
                 // The uplink's task does not run before the next await.
                 handle.facts().set(first);
                 send_facts.send(handle.facts()).ok();
-                stopped.await.ok();
-                handle.shutdown(Stop::Agent).await;
+                let stop = stopped.await.unwrap_or(Stop::Agent);
+                handle.shutdown(stop).await;
             });
             runtime.shutdown_background();
         })?;
@@ -242,8 +255,8 @@ impl Uplink {
         Ok(Some(Self { facts, stop, thread }))
     }
 
-    fn stop(self) {
-        self.stop.send(()).ok();
+    fn stop(self, stop: Stop) {
+        self.stop.send(stop).ok();
         self.thread.join().ok();
     }
 }

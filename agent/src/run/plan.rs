@@ -1,7 +1,7 @@
 //! From config to probes: which there are, on which lane, how often. The daemon and `doctor` ask the same ones.
 
 use crate::config::{Config, Service};
-use crate::doctor::report::Unanswered;
+use crate::doctor::report::NotWatched;
 use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
 use crate::senses::memory::MemoryProbe;
@@ -12,6 +12,8 @@ use crate::senses::sockets::SocketTable;
 use crate::senses::sqlite::{SqliteOptions, SqliteProbe};
 use muster_agent_core::memory::Bands;
 use muster_agent_core::schedule::Plan;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,27 +82,24 @@ pub fn probes(config: &Config, host: &HostRoot, scratch: Option<&Path>) -> Vec<P
 /// Makes the daemon's folder for copies.
 pub fn make_scratch(config: &Config) -> std::io::Result<PathBuf> {
     let folder = config.state_dir.join(SCRATCH);
-    std::fs::create_dir_all(&folder)?;
+    // Copies of databases are as private as the databases.
+    DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
     Ok(folder)
 }
 
 /// What is configured and cannot be answered by any probe of this version: never passed over in silence.
-pub fn not_watched(config: &Config) -> Vec<Unanswered> {
+pub fn not_watched(config: &Config) -> Vec<NotWatched> {
     config.services.iter().flat_map(of_service).collect()
 }
 
-fn of_service(service: &Service) -> Vec<Unanswered> {
-    let unanswered = |probe: &str, subject: &str| Unanswered {
-        service: service.name.to_string(),
-        probe: probe.to_owned(),
-        subject: subject.to_owned(),
-        why: "not watched yet: this version of the agent has no probe for it".to_owned(),
-        way_out: None,
-    };
-    let unit = service.unit.iter().map(|unit| unanswered("unit", unit));
-    let health = service.health.iter().map(|health| unanswered("health", &health.url));
-    let backups = service.backups.iter().map(|backup| unanswered("backup", &backup.path));
-    unit.chain(health).chain(backups).collect()
+fn of_service(service: &Service) -> Vec<NotWatched> {
+    let not_watched =
+        |key, subject: &str| NotWatched { service: service.name.to_string(), key, subject: subject.to_owned() };
+    let unit = service.unit.iter().map(|unit| not_watched("unit", unit));
+    let health = service.health.iter().map(|health| not_watched("health", &health.url));
+    let backups = service.backups.iter().map(|backup| not_watched("backups", &backup.path));
+    let singleton = service.singleton.then(|| not_watched("singleton", ""));
+    unit.chain(health).chain(backups).chain(singleton).collect()
 }
 
 /// What the config sets; one threshold alone sets the other at twice or half of it. `None`: the defaults.

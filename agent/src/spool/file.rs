@@ -7,6 +7,8 @@ use muster_common::ids::{BootId, CoordinatorId, Epoch, SpoolId};
 use muster_common::spool::EntryHash;
 use muster_common::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use uuid::Uuid;
@@ -46,6 +48,8 @@ const SCHEMA: [&str; 1] = ["
 const APPLICATION_ID: i64 = 0x4d75_5370;
 /// Damaged files kept for people to look at; older ones are removed.
 const DAMAGED_KEPT_MAX: usize = 3;
+/// Of the file and its companions.
+const MODE: u32 = 0o600;
 /// SQLite's cache: the spool is read in order and written at its end.
 const CACHE_KIB: i64 = 512;
 
@@ -207,6 +211,7 @@ pub(super) fn open_or_replace(path: &Path, now: Now) -> Result<(Connection, Meta
 }
 
 fn open(path: &Path) -> Result<(Connection, Meta, u64), Refused> {
+    keep_private(path);
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(2))?;
     let version = check_version(&connection)?;
@@ -225,6 +230,20 @@ fn open(path: &Path) -> Result<(Connection, Meta, u64), Refused> {
     let meta = Meta::load(&connection)?;
     let bytes = verify_chain(&connection, &meta)?;
     Ok((connection, meta, bytes))
+}
+
+/// Findings name processes, paths and users: the owner alone reads them, whatever the umask is and whatever an earlier
+/// umask was. SQLite gives a file's companions the mode of the file. What fails here fails in SQLite too, and is told.
+fn keep_private(path: &Path) {
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(path);
+    if let Ok(file) = opened
+        && file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o777 != MODE)
+    {
+        file.set_permissions(Permissions::from_mode(MODE)).ok();
+        for companion in ["-wal", "-shm"] {
+            std::fs::set_permissions(with_suffix(path, companion), Permissions::from_mode(MODE)).ok();
+        }
+    }
 }
 
 /// Looks before anything is written: the file may be somebody else's, or of a later agent.

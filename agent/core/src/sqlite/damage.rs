@@ -71,6 +71,14 @@ impl Damage {
         }
     }
 
+    /// True when both tell of the same place: the same sentence, table or index, or both of a place without a name.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        (self.elsewhere && other.elsewhere)
+            || !self.tables.is_disjoint(&other.tables)
+            || !self.indexes.is_disjoint(&other.indexes)
+            || self.messages.iter().any(|message| other.messages.contains(message))
+    }
+
     /// Adds what another pass found.
     pub fn merge(&mut self, other: Self) {
         self.content_only = (self.content_only || self.is_empty()) && other.content_only;
@@ -176,6 +184,15 @@ mod tests {
         let damage = Damage::read(["Page 12: never used"], &roots());
         assert!(damage.elsewhere && damage.names().is_empty());
         assert!(Damage::read(["ok"], &roots()).is_empty());
+    }
+
+    #[test]
+    fn damage_elsewhere_confirms_nothing() {
+        let table = Damage::read(["Tree 2 page 9 cell 3: Rowid 7 out of order"], &roots());
+        let same = Damage::of_table("jobs", "database disk image is malformed");
+        let index = Damage::read(["Tree 3 page 4: bad"], &roots());
+        assert!(table.overlaps(&same) && same.overlaps(&table));
+        assert!(!table.overlaps(&index) && !index.overlaps(&Damage::of_file("file is not a database")));
     }
 
     #[test]

@@ -16,6 +16,22 @@ pub struct FileFacts {
     pub size_bytes: u64,
     /// Last change of the content, nanoseconds since the Unix epoch.
     pub modified_ns: i128,
+    /// Last change of the inode; unlike the time above nobody can set it back.
+    pub changed_ns: i128,
+}
+
+/// The kernel stamps files by a clock that ticks up to every 10 ms: two writes within a tick look like one.
+const TICK_NS: i128 = 40_000_000;
+/// A time without digits below a millisecond comes from a file system that keeps whole seconds, or two.
+const COARSE_TICK_NS: i128 = 3_000_000_000;
+const MILLISECOND_NS: i128 = 1_000_000;
+
+impl FileFacts {
+    /// True when a write after `wall_ns` (the time of the look) cannot have left the same time of modification.
+    pub const fn settled(&self, wall_ns: i128) -> bool {
+        let tick_ns = if self.modified_ns % MILLISECOND_NS == 0 { COARSE_TICK_NS } else { TICK_NS };
+        (wall_ns - self.modified_ns).abs() >= tick_ns
+    }
 }
 
 /// Which locks *other* processes hold; `None` is free, `Some(None)` held by someone whose pid is hidden.
@@ -177,11 +193,19 @@ impl Snapshot {
         if self.locks.writing() { State::RollbackLive } else { State::AtRest }
     }
 
-    /// True when `later` shows that nothing was written in between: the answer of a lock-free check may be believed.
+    /// True when `later` shows that nothing was written in between: the answer of a lock-free check may be believed,
+    /// with certainty only where the times were [`settled`](Self::settled) before.
     pub fn undisturbed(&self, later: &Self) -> bool {
         let same_content = self.database == later.database && self.header_bytes == later.header_bytes;
-        let same_log = self.wal == later.wal && self.journal == later.journal;
+        let same_log = self.wal == later.wal
+            && self.journal == later.journal
+            && self.journal_header == later.journal_header;
         same_content && same_log && !self.locks.writing() && !later.locks.writing()
+    }
+
+    /// True when a transaction that is written and rolled back after `wall_ns` would show in the times of the files.
+    pub fn settled(&self, wall_ns: i128) -> bool {
+        self.database.settled(wall_ns) && self.wal.is_none_or(|wal| wal.settled(wall_ns))
     }
 
     /// Equal tokens mean that no transaction was committed in between, so that a check can be skipped.
@@ -237,7 +261,7 @@ pub(crate) mod tests {
 
     pub(crate) fn snapshot(wal_mode: bool) -> Snapshot {
         let version = if wal_mode { 2 } else { 1 };
-        let file = FileFacts { device: 1, inode: 2, size_bytes: 8192, modified_ns: 5 };
+        let file = FileFacts { device: 1, inode: 2, size_bytes: 8192, modified_ns: 5, changed_ns: 5 };
         let header = Header {
             page_bytes: Some(4096),
             write_version: version,
@@ -260,7 +284,7 @@ pub(crate) mod tests {
     }
 
     fn sized(size_bytes: u64) -> Option<FileFacts> {
-        Some(FileFacts { device: 1, inode: 3, size_bytes, modified_ns: 5 })
+        Some(FileFacts { device: 1, inode: 3, size_bytes, modified_ns: 5, changed_ns: 5 })
     }
 
     #[test]
@@ -300,6 +324,20 @@ pub(crate) mod tests {
         assert_eq!(cut.missing_bytes(), Some(4096));
         cut.wal = sized(4152);
         assert_eq!(cut.missing_bytes(), None);
+    }
+
+    #[test]
+    fn a_file_that_was_written_within_a_tick_proves_nothing() {
+        const SECOND_NS: i128 = 1_000_000_000;
+        let at = |modified_ns| FileFacts { modified_ns, ..snapshot(false).database };
+        assert!(!at(10 * SECOND_NS + 1).settled(10 * SECOND_NS + 4_000_000));
+        assert!(at(10 * SECOND_NS + 1).settled(10 * SECOND_NS + 50_000_000));
+        assert!(!at(10 * SECOND_NS).settled(12 * SECOND_NS), "a file system that keeps whole seconds");
+        assert!(at(10 * SECOND_NS).settled(14 * SECOND_NS));
+        assert!(at(99 * SECOND_NS + 1).settled(14 * SECOND_NS), "a write now would not be stamped in the future");
+        let mut log = snapshot(true);
+        log.wal = Some(at(10 * SECOND_NS + 1));
+        assert!(!log.settled(10 * SECOND_NS + 4_000_000), "the log counts too");
     }
 
     #[test]

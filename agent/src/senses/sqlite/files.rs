@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Where SQLite's lock bytes begin.
 const PENDING_BYTE: u64 = 0x4000_0000;
@@ -85,6 +85,17 @@ pub(super) struct Look {
     pub(super) snapshot: Snapshot,
     /// The devices under which `/proc/locks` may show the file.
     pub(super) devices: Vec<(u32, u32)>,
+    /// The time of the look.
+    wall_ns: i128,
+    /// Other hosts may write the file, and the times seen here may be old.
+    remote: bool,
+}
+
+impl Look {
+    /// True when an undisturbed check after this look is proof: no write could have gone unseen.
+    pub(super) fn proves(&self) -> bool {
+        !self.remote && self.snapshot.settled(self.wall_ns)
+    }
 }
 
 /// The path with `suffix` appended to its name.
@@ -96,6 +107,8 @@ pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
 
 /// Looks at the database at `path` (canonical). Needs its claim.
 pub(super) fn look(path: &Path, claim: &Claim) -> Result<Look, Obstacle> {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let wall_ns = i128::try_from(wall.as_nanos()).unwrap_or(i128::MAX);
     // The journal is read before and after the locks: a writer holds RESERVED from before it creates the journal until
     // after it is gone, so the same journal twice with no lock in between is one that nobody is writing.
     let (_, journal_before) = journal(path)?;
@@ -125,7 +138,13 @@ pub(super) fn look(path: &Path, claim: &Claim) -> Result<Look, Obstacle> {
         wal_index,
         locks,
     };
-    Ok(Look { snapshot, devices: devices(&file, database.device) })
+    Ok(Look { snapshot, devices: devices(&file, database.device), wall_ns, remote: is_remote(&file) })
+}
+
+/// True when nothing was written since `before`. It takes two looks: one reads the file before the locks, so a commit
+/// that ends between the two shows in neither.
+pub(super) fn undisturbed(path: &Path, claim: &Claim, before: &Snapshot) -> bool {
+    (0..2).all(|_| look(path, claim).is_ok_and(|later| before.undisturbed(&later.snapshot)))
 }
 
 /// Opens a regular file for reading, and nothing else: a FIFO is never opened, a lease never waited for.
@@ -213,6 +232,7 @@ fn facts(path: &Path, file: &File) -> Result<FileFacts, Obstacle> {
         inode: stat.st_ino,
         size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
         modified_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+        changed_ns: i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec),
     })
 }
 
@@ -267,6 +287,19 @@ fn conflict(file: impl AsFd, kind: i32, start: u64, bytes: u64) -> nix::Result<O
     }
     let pid = u32::try_from(lock.l_pid).ok().filter(|pid| *pid > 0);
     Ok(Some((i32::from(lock.l_type) == libc::F_WRLCK, pid)))
+}
+
+/// File systems whose times and locks another host may change behind our back; one that cannot be told is one of them.
+fn is_remote(file: &File) -> bool {
+    const NFS: u32 = 0x6969;
+    const SMB: [u32; 3] = [0x517b, 0xff53_4d42, 0xfe53_4d42];
+    const FUSE: u32 = 0x6573_5546;
+    const V9FS: u32 = 0x0102_1997;
+    const CEPH: u32 = 0x00c3_6400;
+    let Ok(found) = rustix::fs::fstatfs(file) else { return true };
+    // The magic number has another width on each architecture; its lower half is the number.
+    let Ok(magic) = u32::try_from(i128::from(found.f_type) & i128::from(u32::MAX)) else { return true };
+    SMB.contains(&magic) || [NFS, FUSE, V9FS, CEPH].contains(&magic)
 }
 
 /// On overlayfs and btrfs `/proc/locks` shows the device of the mount, not that of `stat`.
