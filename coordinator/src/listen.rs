@@ -27,6 +27,9 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once: 10 000 agents, operators, and room for the old connections of a reconnect storm. Overflow
 /// rule: a connection beyond it is closed before its handshake.
 const CONNECTIONS_MAX: usize = 20_000;
+/// Handshakes at once, so that strangers who never finish theirs take no room from those who did. Overflow rule: a
+/// connection beyond it is closed before its handshake.
+const HANDSHAKES_MAX: usize = 4_096;
 /// Connections on the Unix socket; people, not fleets.
 const LOCAL_CONNECTIONS_MAX: usize = 64;
 /// Accepted connections on their way to the server.
@@ -153,6 +156,7 @@ impl Door {
     /// Accepts mTLS connections until the coordinator stops.
     pub async fn accept_tls(self, listener: TcpListener, certificate: Arc<Certificate>) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         loop {
             let accepted = tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -166,13 +170,16 @@ impl Door {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&slots).try_acquire_owned() else {
+            let room = (Arc::clone(&slots).try_acquire_owned(), Arc::clone(&handshakes).try_acquire_owned());
+            let (Ok(permit), Ok(handshaking)) = room else {
                 self.metrics.handshakes_failed.inc();
                 continue;
             };
             let (door, serving) = (self.clone(), certificate.serving.load_full());
             tokio::spawn(async move {
-                match handshake(&serving, stream).await {
+                let outcome = handshake(&serving, stream).await;
+                drop(handshaking);
+                match outcome {
                     Ok((stream, who)) => {
                         let caller = Caller { who, address: address.to_string() };
                         let stream = Stream::Tls(Box::new(stream));

@@ -1,11 +1,13 @@
 //! Counters and gauges, in the OpenMetrics text form.
 
+use crate::pager::Stats;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::sync::Arc;
 
 /// One label: why.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -61,6 +63,8 @@ pub struct Metrics {
     pub resyncs: Counter,
     /// Agents by state.
     pub agents: Family<StateLabel, Gauge>,
+    /// What the pagers did.
+    pub pager: Arc<Stats>,
     /// Pages by outcome.
     pub pages: Family<OutcomeLabel, Counter>,
     /// 1 for the role held.
@@ -88,6 +92,7 @@ impl Default for Metrics {
             watchers_ended: Counter::default(),
             resyncs: Counter::default(),
             agents: Family::default(),
+            pager: Arc::default(),
             pages: Family::default(),
             role: Family::default(),
             epoch: Gauge::default(),
@@ -113,6 +118,11 @@ impl Metrics {
         registry.register("watchers_ended", "Watchers ended for being slow", self.watchers_ended.clone());
         registry.register("resyncs", "Resyncs asked for", self.resyncs.clone());
         registry.register("agents", "Agents by state", self.agents.clone());
+        let pager = &self.pager;
+        registry.register("page_calls", "Calls made to receivers", pager.calls.clone());
+        registry.register("page_retries", "Calls that failed and will be repeated", pager.retries.clone());
+        registry.register("pages_delivered", "Pages that a receiver accepted", pager.delivered.clone());
+        registry.register("pages_failed", "Pages given up", pager.failed.clone());
         registry.register("pages", "Pages by outcome", self.pages.clone());
         registry.register("role", "1 for the role held", self.role.clone());
         registry.register("epoch", "Number of the own epoch", self.epoch.clone());

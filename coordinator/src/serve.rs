@@ -13,7 +13,7 @@ use crate::service::failover::FailoverApi;
 use crate::service::finding::FindingApi;
 use crate::service::fleet::FleetApi;
 use crate::service::incident::IncidentApi;
-use crate::service::replication::Replication;
+use crate::service::replication::{Replication, forget_if_away};
 use anyhow::Context;
 use muster_common::limits::LINK_MESSAGE_BYTES_MAX;
 use muster_common::tls::{Credentials, TlsError};
@@ -38,6 +38,10 @@ use tonic_health::server::HealthReporter;
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// Bytes of one request's headers.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Streams of one connection that its peer has reset and nobody has looked at yet; one more ends the connection.
+const RESET_STREAMS_PENDING_MAX: usize = 32;
+/// Streams of one connection that we reset because of what its peer sent; one more ends the connection.
+const RESET_STREAMS_LOCAL_MAX: usize = 256;
 /// Bytes of one request of an operator.
 const REQUEST_BYTES_MAX: usize = 256 * 1024;
 /// How long tasks may take to end before the process ends without them.
@@ -81,6 +85,9 @@ impl Coordinator {
         let begin = Start { store, standing, policy, metrics: Arc::clone(&metrics) };
         let (handle, runtime) = tokio::task::spawn_blocking(move || start(begin)).await??;
 
+        for follower in handle.followers().into_keys() {
+            tokio::spawn(forget_if_away(handle.clone(), follower));
+        }
         let (grpc, http) =
             (grpc_listener.local_addr()?, http_listener.as_ref().map(TcpListener::local_addr).transpose()?);
         let mut tasks = JoinSet::new();
@@ -106,8 +113,9 @@ impl Coordinator {
             tasks.spawn(async move { Ok(crate::http::serve(listener, handle).await?) });
         }
         let (outbox, wake, stop) = (JournalOutbox::new(handle.clone()), handle.head(), handle.stopping());
+        let stats = Arc::clone(&handle.metrics().pager);
         tasks.spawn(async move {
-            pager::run(Arc::new(outbox), receivers, wake, Arc::default(), stop).await;
+            pager::run(Arc::new(outbox), receivers, wake, stats, stop).await;
             Ok(())
         });
         tasks.spawn(async move {
@@ -191,6 +199,8 @@ async fn serve_grpc(
         .http2_keepalive_timeout(keepalive)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_PENDING_MAX))
+        .http2_max_local_error_reset_streams(Some(RESET_STREAMS_LOCAL_MAX))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

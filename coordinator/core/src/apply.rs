@@ -12,6 +12,7 @@ use crate::cause;
 use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey};
 use crate::page::PageId;
 use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, PAST_PAGES_MAX, PageOutcome, State};
+use crate::timeline::LineKind;
 use muster_common::evidence::Grade;
 use muster_common::ids::{AgentName, Epoch};
 use muster_common::reason::Reason;
@@ -140,7 +141,7 @@ fn operator(state: &mut State, step: Step, by: &str, cause: &str, generation: u6
         }
         OperatorAction::Note { text } => format!("note by {by}: {text}"),
     };
-    incidents::note(incident, step, line);
+    incidents::note(incident, step, LineKind::Operator, line);
     state.touched.insert(cause.to_owned());
 }
 

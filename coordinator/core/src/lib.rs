@@ -15,6 +15,7 @@ pub mod page;
 pub mod policy;
 pub mod replay;
 pub mod state;
+pub mod timeline;
 
 pub use apply::apply;
 pub use decide::decide;

@@ -4,6 +4,7 @@
 use crate::entry::{AgentHello, Disconnect, IncidentKey, Resolution, Silence, TimerKey};
 use crate::page::{Page, PageAction, PageId};
 use crate::policy::Policy;
+use crate::timeline::TimelineLine;
 use muster_common::evidence::Grade;
 use muster_common::finding::{Finding, FindingKey};
 use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName, ServiceName};
@@ -324,17 +325,6 @@ impl Incident {
     pub fn has_paged(&self) -> bool {
         !self.page_keys.is_empty()
     }
-}
-
-/// One line of a timeline.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TimelineLine {
-    /// When.
-    pub at: Timestamp,
-    /// Entry of the journal.
-    pub index: u64,
-    /// What, in words.
-    pub text: String,
 }
 
 /// What was sent to one receiver under one deduplication key.

@@ -23,8 +23,10 @@ pub use receiver::{Receiver, ReceiverError};
 pub use worker::{Lane, run};
 
 use muster_coordinator_core::page::{Page, PageId};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use std::future::Future;
-use std::sync::atomic::AtomicU64;
 
 /// A requested page without an outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,15 +87,22 @@ pub trait Outbox: Send + Sync + 'static {
     fn concluded(&self, page: PageId, outcome: Outcome) -> impl Future<Output = Result<(), OutboxError>> + Send;
 }
 
-/// Counters for `/metrics`.
+/// One label: to whom.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReceiverLabel {
+    /// A receiver of the config.
+    pub receiver: String,
+}
+
+/// Counters for `/metrics`, by receiver.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Calls made to receivers.
-    pub calls: AtomicU64,
+    pub calls: Family<ReceiverLabel, Counter>,
     /// Calls that failed and will be repeated.
-    pub retries: AtomicU64,
+    pub retries: Family<ReceiverLabel, Counter>,
     /// Pages accepted.
-    pub delivered: AtomicU64,
+    pub delivered: Family<ReceiverLabel, Counter>,
     /// Pages given up.
-    pub failed: AtomicU64,
+    pub failed: Family<ReceiverLabel, Counter>,
 }

@@ -6,13 +6,14 @@
 use super::http_client::{Request, Response, Transport, TransportError};
 use super::rate::Bucket;
 use super::receiver::{Judgement, Receiver};
-use super::{Of, Outbox, Outcome, Pending, ReceiverKind, Stats};
+use super::{Of, Outbox, Outcome, Pending, ReceiverKind, ReceiverLabel, Stats};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use muster_common::limits::clip;
 use muster_coordinator_core::page::PageId;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinSet};
@@ -154,11 +155,11 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
         if let Some(outcome) = self.try_until_outcome(&pending).await {
             match &outcome {
                 Outcome::Delivered => {
-                    count(&self.stats.delivered);
+                    count(&self.stats.delivered, self.name());
                     info!(receiver = self.name(), page = id.0, incident = pending.page.incident, "page delivered");
                 }
                 Outcome::Failed(error) => {
-                    count(&self.stats.failed);
+                    count(&self.stats.failed, self.name());
                     warn!(
                         receiver = self.name(),
                         page = id.0,
@@ -194,7 +195,7 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
                 let budget = muster_common::units::human_duration(budget);
                 return Some(Outcome::Failed(clip(&format!("not accepted within {budget}: {error}"), ERROR_BYTES_MAX)));
             }
-            count(&self.stats.retries);
+            count(&self.stats.retries, self.name());
             warn!(
                 receiver = self.name(),
                 page = pending.id.0,
@@ -216,7 +217,7 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
         if !self.outbox.may_page() {
             return None;
         }
-        count(&self.stats.calls);
+        count(&self.stats.calls, self.name());
         let longest = self.receiver.config.timeout;
         let answer: Result<Response, TransportError> = match timeout(longest, self.transport.post(request)).await {
             Ok(answer) => answer,
@@ -253,7 +254,8 @@ async fn fail_unknown_receivers<O: Outbox, W>(
         for pending in unknown {
             let error = format!("no receiver named {:?} is configured", clip(&pending.page.receiver, 64));
             warn!(page = pending.id.0, error, "page given up");
-            count(&stats.failed);
+            // By one name for all of them: a receiver that is no longer configured must not live on as a label.
+            count(&stats.failed, "unknown");
             conclude(&*outbox, pending.id, Outcome::Failed(error)).await;
         }
         tokio::select! {
@@ -287,6 +289,6 @@ fn jitter(ceiling: Duration) -> Duration {
     Duration::from_millis(random % ceiling_ms.saturating_add(1).max(1))
 }
 
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+fn count(counter: &Family<ReceiverLabel, Counter>, receiver: &str) {
+    counter.get_or_create(&ReceiverLabel { receiver: receiver.to_owned() }).inc();
 }

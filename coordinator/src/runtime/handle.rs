@@ -1,6 +1,7 @@
 //! How everyone else talks to the loop: facts in, committed entries and answers out. Cheap to clone.
 
 use super::links::Links;
+use super::resync::Resynced;
 use crate::metrics::Metrics;
 use crate::store::{Head, JournalStore, Snapshot, StoreError, StoredEntry};
 use muster_common::epoch_proof::EpochProof;
@@ -120,6 +121,8 @@ pub struct Resume {
 pub struct Batch {
     /// The entries, in order. Never empty.
     pub entries: Arc<[Entry]>,
+    /// What the resyncs among them changed.
+    pub resynced: Arc<[Resynced]>,
     /// The journal's end after them.
     pub head: Head,
 }
@@ -185,6 +188,10 @@ pub(super) enum Input {
         proof: EpochProof,
         reply: Reply<Standing>,
     },
+    /// The standbys changed: who they are outlives the process.
+    KeepFollowers {
+        reply: Reply<()>,
+    },
 }
 
 /// A standby, as its primary knows it.
@@ -247,6 +254,14 @@ pub(super) struct Shared {
     pub(super) stop: CancellationToken,
     /// The loop ends, after everyone.
     pub(super) stop_loop: CancellationToken,
+}
+
+impl Shared {
+    /// What every standby holds is safe.
+    fn tell_replicated(&self) {
+        let followers = lock(&self.followers);
+        self.replicated.send_replace(followers.values().map(|follower| follower.index).min());
+    }
 }
 
 /// The way to the loop.
@@ -383,20 +398,25 @@ impl Handle {
         self.ask(|reply| Input::HearEpoch { proof, reply }).await
     }
 
+    /// Primary: a standby begins to follow at `index`. Remembered on disk first: after a restart, what agents may delete
+    /// waits for it.
+    pub async fn follower_joined(&self, id: CoordinatorId, index: u64) -> Result<(), RuntimeError> {
+        let is_new = !lock(&self.shared.followers).contains_key(&id);
+        self.follower_progress(id, index);
+        if is_new { self.ask(|reply| Input::KeepFollowers { reply }).await } else { Ok(()) }
+    }
+
     /// Primary: notes how far a standby is.
     pub fn follower_progress(&self, id: CoordinatorId, index: u64) {
-        let mut followers = lock(&self.shared.followers);
-        followers.insert(id, Follower { index, last_heard: self.now() });
-        let replicated = followers.values().map(|follower| follower.index).min();
-        self.shared.replicated.send_replace(replicated);
+        lock(&self.shared.followers).insert(id, Follower { index, last_heard: self.now() });
+        self.shared.tell_replicated();
     }
 
     /// Primary: forgets a standby that is gone for good; entries then count as safe without it.
-    pub fn forget_follower(&self, id: &CoordinatorId) {
-        let mut followers = lock(&self.shared.followers);
-        followers.remove(id);
-        let replicated = followers.values().map(|follower| follower.index).min();
-        self.shared.replicated.send_replace(replicated);
+    pub async fn forget_follower(&self, id: &CoordinatorId) -> Result<(), RuntimeError> {
+        lock(&self.shared.followers).remove(id);
+        self.shared.tell_replicated();
+        self.ask(|reply| Input::KeepFollowers { reply }).await
     }
 
     /// Primary: its standbys.

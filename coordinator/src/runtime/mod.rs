@@ -6,6 +6,8 @@ mod clock;
 mod gauges;
 mod handle;
 mod links;
+mod load;
+mod resync;
 mod standing;
 mod turn;
 
@@ -14,4 +16,5 @@ pub use handle::{
     Batch, Committed, CoordinatorRole, Follower, Handle, Resume, RuntimeError, Standing, SubmitError, View, Waiting,
 };
 pub use links::{LINK_OUTBOX_MESSAGES_MAX, Link, Links, Newest};
+pub use resync::Resynced;
 pub use turn::{Runtime, Start, start};

@@ -1,13 +1,14 @@
 //! Role and epoch as the store remembers them. Whatever is announced was written down before.
 
-use super::handle::{CoordinatorRole, RuntimeError, Standing};
-use crate::store::{JournalStore, META_HIGHEST_EPOCH, META_OWN_EPOCH, META_ROLE, StoreError};
+use super::handle::{CoordinatorRole, Follower, RuntimeError, Standing};
+use crate::store::{JournalStore, META_FOLLOWERS, META_HIGHEST_EPOCH, META_OWN_EPOCH, META_ROLE, StoreError};
 use muster_common::epoch_proof::{EpochProof, sign};
 use muster_common::ids::CoordinatorId;
 use muster_common::tls::Credentials;
 use muster_coordinator_core::failover::Reign;
 use muster_proto::{convert, v1};
 use prost::Message;
+use std::collections::BTreeMap;
 
 impl Standing {
     /// The role and the epochs to think with.
@@ -59,6 +60,26 @@ impl Standing {
         words.push((META_ROLE, self.role.as_str().as_bytes().to_vec()));
         words
     }
+}
+
+/// The standbys of an earlier run of this primary. They may have nothing of what is stored here, until they say what
+/// they have.
+pub(super) fn followers(
+    store: &dyn JournalStore,
+    role: CoordinatorRole,
+) -> Result<BTreeMap<CoordinatorId, Follower>, RuntimeError> {
+    let kept = store.meta(META_FOLLOWERS)?.filter(|_| role == CoordinatorRole::Primary);
+    let Some(bytes) = kept else { return Ok(BTreeMap::new()) };
+    let names: Vec<CoordinatorId> = serde_json::from_slice(&bytes)
+        .map_err(|error| RuntimeError::State(format!("the store's {META_FOLLOWERS} does not decode: {error}")))?;
+    let last_heard = store.head().at;
+    Ok(names.into_iter().map(|name| (name, Follower { index: 0, last_heard })).collect())
+}
+
+/// Writes down who the standbys are.
+pub(super) fn keep_followers(store: &mut dyn JournalStore, names: &[CoordinatorId]) -> Result<(), RuntimeError> {
+    let bytes = serde_json::to_vec(names).map_err(|error| RuntimeError::State(error.to_string()))?;
+    Ok(store.set_meta(META_FOLLOWERS, &bytes)?)
 }
 
 fn parse_role(bytes: &[u8]) -> Result<CoordinatorRole, RuntimeError> {

@@ -6,23 +6,25 @@
 use super::clock::LogClock;
 use super::handle::{
     Batch, Committed, CoordinatorRole, Handle, INBOX_INPUTS_MAX, Input, PeerQuestion, Resume, RuntimeError,
-    STOOD_STILL_MS, Shared, Standing, View, WATCHER_BATCHES_MAX, boot_ms,
+    STOOD_STILL_MS, Shared, Standing, View, WATCHER_BATCHES_MAX, boot_ms, lock,
 };
 use super::links::Links;
+use super::load::{decode_state, load};
+use super::resync::{Before, Resynced};
+use super::standing;
 use crate::metrics::{Metrics, RoleLabel};
 use crate::store::{Head, JournalStore, Snapshot, StoredEntry};
 use muster_common::epoch_proof::EpochProof;
-use muster_common::ids::AgentName;
-use muster_common::spool::Position;
+use muster_common::ids::{AgentName, CoordinatorId};
 use muster_common::time::Timestamp;
+use muster_coordinator_core::agent_stream::{greet, wants_resync};
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Entry, EntryBody, Fact};
 use muster_coordinator_core::failover;
 use muster_coordinator_core::liveness::{Heard, Liveness, PauseWatch, Swept};
 use muster_coordinator_core::machine::Machine;
 use muster_coordinator_core::policy::Policy;
-use muster_coordinator_core::state::{State, next_deadline};
+use muster_coordinator_core::state::next_deadline;
 use muster_proto::v1;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -41,8 +43,6 @@ const RESYNC_INTERVAL_MS: i64 = 10_000;
 const GAUGES_TURNS: u64 = 16;
 /// Shortest gap that counts as a pause; a busy machine hiccups below it.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Entries read at once when the journal is replayed at the start.
-const LOAD_BATCH_ENTRIES: usize = 2_000;
 
 /// What the loop begins with.
 pub struct Start {
@@ -89,6 +89,7 @@ impl Runtime {
 /// Loads State from the journal (verifying its chain) and starts the loop on a thread of its own.
 pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
     let machine = Machine::new(load(start.store.as_ref())?);
+    let followers = standing::followers(start.store.as_ref(), start.standing.role)?;
     let clock = LogClock::anchored(machine.state().last_at());
     let (inbox, inputs) = mpsc::channel(INBOX_INPUTS_MAX);
     let shared = Arc::new(Shared {
@@ -96,8 +97,8 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         committed: broadcast::channel(WATCHER_BATCHES_MAX).0,
         standing: watch::channel(start.standing.clone()).0,
         head: watch::channel(start.store.head()).0,
-        replicated: watch::channel(None).0,
-        followers: Mutex::new(BTreeMap::new()),
+        replicated: watch::channel(followers.values().map(|follower| follower.index).min()).0,
+        followers: Mutex::new(followers),
         links: Arc::new(Links::default()),
         metrics: start.metrics,
         turns: AtomicU64::new(0),
@@ -121,6 +122,7 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         swept: now,
         shared: Arc::clone(&shared),
         entries: Vec::new(),
+        resynced: Vec::new(),
         words: Vec::new(),
         answers: Vec::new(),
     };
@@ -142,41 +144,6 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
     Ok((Handle { shared }, Runtime { stop_loop, ended }))
 }
 
-/// State as the journal gives it: the newest snapshot, then every entry after it.
-pub(super) fn load(store: &dyn JournalStore) -> Result<State, RuntimeError> {
-    let (mut state, mut hash) = match store.snapshot()? {
-        Some(snapshot) => (decode_state(&snapshot)?, snapshot.hash),
-        None => (State::genesis(), crate::store::JournalHash::ZERO),
-    };
-    loop {
-        let entries = store.entries_from(state.head_index() + 1, LOAD_BATCH_ENTRIES)?;
-        if entries.is_empty() {
-            return Ok(state);
-        }
-        for stored in entries {
-            let damaged = |what: &str| crate::store::StoreError::Damaged { index: stored.index, what: what.to_owned() };
-            if stored.index != state.head_index() + 1 {
-                return Err(damaged("entries before it are missing").into());
-            }
-            hash = hash.then(&stored.body);
-            if hash != stored.hash {
-                return Err(damaged("its hash does not continue the chain").into());
-            }
-            muster_coordinator_core::apply(&mut state, &stored.decode()?);
-        }
-    }
-}
-
-fn decode_state(snapshot: &Snapshot) -> Result<State, RuntimeError> {
-    let state: State = serde_json::from_slice(&snapshot.body).map_err(|error| {
-        RuntimeError::State(format!("the snapshot of entry {} is unreadable: {error}", snapshot.index))
-    })?;
-    if state.head_index() == snapshot.index {
-        return Ok(state);
-    }
-    Err(RuntimeError::State(format!("the snapshot of entry {} holds entry {}", snapshot.index, state.head_index())))
-}
-
 type Answer = Box<dyn FnOnce(&Turner) + Send>;
 
 struct Turner {
@@ -194,6 +161,8 @@ struct Turner {
     shared: Arc<Shared>,
     /// Applied and not committed.
     entries: Vec<Entry>,
+    /// What the resyncs among those changed.
+    resynced: Vec<Resynced>,
     /// Words of our own that become durable together with those.
     words: Vec<(&'static str, Vec<u8>)>,
     /// Given after the commit, in order.
@@ -291,10 +260,12 @@ impl Turner {
 
     /// Feeds one fact and gives its index.
     fn feed(&mut self, now: Timestamp, fact: Fact) -> u64 {
+        let before = Before::of(self.machine.state(), &fact);
         let new = self.machine.feed(now, fact);
         let is_fact = |entry: &&Entry| matches!(&entry.body, EntryBody::Fact(fact) if !matches!(fact, Fact::DecidePanicked { .. }));
         let index = new.iter().find(is_fact).map_or(self.machine.state().head_index(), |entry| entry.index);
         self.entries.extend(new);
+        self.resynced.extend(before.map(|before| before.compared(self.machine.state(), index)));
         index
     }
 
@@ -344,8 +315,14 @@ impl Turner {
                 }
                 drop(reply.send(heard));
             }
+            Input::KeepFollowers { reply } => drop(reply.send(self.keep_followers())),
         }
         Ok(())
+    }
+
+    fn keep_followers(&mut self) -> Result<(), RuntimeError> {
+        let names: Vec<CoordinatorId> = lock(&self.shared.followers).keys().cloned().collect();
+        standing::keep_followers(self.store.as_mut(), &names)
     }
 
     fn answer(&mut self, answer: impl FnOnce(&Self) + Send + 'static) {
@@ -387,7 +364,8 @@ impl Turner {
             metrics.commits.inc();
             metrics.entries.inc_by(u64::try_from(self.entries.len()).unwrap_or_default());
             let entries: Arc<[Entry]> = std::mem::take(&mut self.entries).into();
-            self.publish(Batch { entries, head });
+            let resynced = std::mem::take(&mut self.resynced).into();
+            self.publish(Batch { entries, resynced, head });
         }
         for answer in std::mem::take(&mut self.answers) {
             answer(self);
@@ -417,19 +395,11 @@ impl Turner {
 /// Agents coming and going.
 impl Turner {
     fn connected(&mut self, now: Timestamp, agent: &AgentName, hello: AgentHello) -> Resume {
-        let spool = hello.spool;
         let heard = self.liveness.connected(agent, now);
-        let known = self.machine.state().agent(agent);
-        let stored = known.and_then(|record| record.position);
-        let changed = known.is_none_or(|record| record.hello.as_ref() != Some(&hello));
-        let other_spool = stored.is_some_and(|position| position.spool != spool);
-        if heard == Heard::Back || changed {
-            self.feed(now, Fact::AgentConnected { agent: agent.clone(), hello });
+        let (facts, position) = greet(self.machine.state().agent(agent), heard, agent, hello);
+        for fact in facts {
+            self.feed(now, fact);
         }
-        if other_spool {
-            self.feed(now, Fact::SpoolReplaced { agent: agent.clone(), old: stored, new: spool });
-        }
-        let position = stored.filter(|position| position.spool == spool).unwrap_or(Position::start(spool));
         let state = self.machine.state();
         Resume { position, index: state.head_index(), heartbeat: state.policy().liveness.heartbeat }
     }
@@ -472,9 +442,7 @@ impl Turner {
     fn compare_digest(&mut self, now: Timestamp, agent: &AgentName, link: &super::links::Link) {
         let Some(newest) = link.newest() else { return };
         let Some(record) = self.machine.state().agent(agent) else { return };
-        let stored = record.position.map_or(0, |position| position.sequence);
-        let differs = newest.head_sequence == stored && newest.digest != record.digest;
-        if !differs && record.digest_matches {
+        if !wants_resync(record, newest.head_sequence, newest.digest) {
             return;
         }
         let asked_ms = link.resync_asked_ms.load(Ordering::Relaxed);
@@ -574,11 +542,17 @@ impl Turner {
         self.must_follow()?;
         let entries: Vec<Entry> = stored.iter().map(StoredEntry::decode).collect::<Result<_, _>>()?;
         let head = self.store.append_stored(stored)?;
+        let mut resynced = Vec::new();
         for entry in &entries {
+            let before = match &entry.body {
+                EntryBody::Fact(fact) => Before::of(self.machine.state(), fact),
+                _ => None,
+            };
             self.machine.apply_replicated(entry).map_err(|error| RuntimeError::State(error.to_string()))?;
+            resynced.extend(before.map(|before| before.compared(self.machine.state(), entry.index)));
         }
         if !entries.is_empty() {
-            self.publish(Batch { entries: entries.into(), head });
+            self.publish(Batch { entries: entries.into(), resynced: resynced.into(), head });
         }
         Ok(head)
     }

@@ -197,7 +197,11 @@ impl FindingService for FindingApi {
                 let (handle, filter) = (handle.clone(), filter.clone());
                 async move {
                     let read = move |view: &View<'_>| {
-                        batch.entries.iter().filter_map(|entry| change(view, &filter, entry)).collect::<Vec<_>>()
+                        let told = batch.entries.iter().flat_map(|entry| match &entry.body {
+                            EntryBody::Fact(Fact::OpenSetReceived { .. }) => resynced(view, &filter, &batch, entry),
+                            _ => change(view, &filter, entry).into_iter().collect(),
+                        });
+                        told.collect::<Vec<_>>()
                     };
                     handle.query(read).await.map_err(|error| status_of(&error))
                 }
@@ -265,6 +269,21 @@ fn change(view: &View<'_>, filter: &Filter, entry: &Entry) -> Option<v1::WatchFi
     filter.matches(agent, finding).then(|| {
         let (observed, received) = (*observed, entry.at);
         let row = Row { agent, finding, observed, received, estimated: *estimated, index: entry.index };
-        v1::WatchFindingsResponse { change: change.to_owned(), finding: Some(row.wire(view)) }
+        v1::WatchFindingsResponse { change: change.to_owned(), finding: Some(row.wire(view)), by_resync: false }
     })
+}
+
+/// What came out when an agent told its whole open set.
+fn resynced(view: &View<'_>, filter: &Filter, batch: &Batch, entry: &Entry) -> Vec<v1::WatchFindingsResponse> {
+    let Some(found) = batch.resynced.iter().find(|resynced| resynced.index == entry.index) else { return Vec::new() };
+    let changes = |change: &'static str, findings: &[Finding]| -> Vec<v1::WatchFindingsResponse> {
+        let matching = findings.iter().filter(|finding| filter.matches(&found.agent, finding));
+        let told = matching.map(|finding| {
+            let (agent, at, index) = (&found.agent, entry.at, entry.index);
+            let row = Row { agent, finding, observed: at, received: at, estimated: false, index };
+            v1::WatchFindingsResponse { change: change.to_owned(), finding: Some(row.wire(view)), by_resync: true }
+        });
+        told.collect()
+    };
+    [changes("opened", &found.opened), changes("cleared", &found.cleared)].concat()
 }

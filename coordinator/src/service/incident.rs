@@ -210,7 +210,7 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
     let delivered = pages.iter().filter(|record| record.outcome == Some(PageOutcome::Delivered)).count();
     let timeline = incident.timeline.iter().filter(|_| with_timeline).map(|line| v1::TimelineItem {
         at: Some(timestamp_to_wire(line.at)),
-        kind: "decision".to_owned(),
+        kind: line.kind.as_str().to_owned(),
         text: line.text.clone(),
         journal_index: line.index,
     });

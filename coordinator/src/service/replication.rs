@@ -1,12 +1,14 @@
 //! The primary's side of replication: a snapshot when the follower's journal is not ours, then entries as they are
 //! committed, and a heartbeat each second.
 //!
-//! Invariant: only what is committed is sent; only what a follower has acknowledged counts as replicated.
+//! Invariants: only what is committed is sent; a fact never goes without what was concluded from it, so that a standby
+//! whose primary dies in mid-stream holds no half of a thought; only what a follower has acknowledged counts as
+//! replicated.
 
 use super::caller::{FOLLOWERS, allow};
 use crate::failover::{Failover, not_primary};
 use crate::runtime::{CoordinatorRole, Handle, View};
-use crate::store::{Head, JournalHash, Snapshot, StoreError, StoredEntry};
+use crate::store::{Head, JournalHash, JournalStore, Snapshot, StoreError, StoredEntry};
 use muster_common::chain::Chain;
 use muster_common::ids::CoordinatorId;
 use muster_proto::convert;
@@ -31,9 +33,10 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const SNAPSHOT_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// Bytes of a snapshot in one message.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Entries read and sent at once; what they weigh is bounded by [`BATCH_BYTES`].
+/// Entries read and sent at once, unless a single fact had more consequences; what they weigh is bounded by
+/// [`BATCH_BYTES`].
 const BATCH_ENTRIES: usize = 256;
-/// Bytes of entries in one message, unless a single entry is larger.
+/// Bytes of entries in one message, unless what belongs together is more.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// Messages on their way to one follower. Overflow rule: the sender waits, the follower lags and is shown to.
 const MESSAGES_MAX: usize = 4;
@@ -122,6 +125,11 @@ async fn read_acks(
     }
     drop(gone);
     tracing::warn!(%follower, "the follower is gone; agents keep what it lacks until it is back");
+    forget_if_away(handle, follower).await;
+}
+
+/// Gives a follower that is away [`FORGET_AFTER`] to come back; then it no longer counts.
+pub(crate) async fn forget_if_away(handle: Handle, follower: CoordinatorId) {
     let (away_since, stop) = (handle.now(), handle.stopping());
     tokio::select! {
         () = stop.cancelled() => return,
@@ -130,7 +138,9 @@ async fn read_acks(
     let still_away = handle.followers().get(&follower).is_some_and(|known| known.last_heard <= away_since);
     if still_away {
         tracing::error!(%follower, "the follower stays away: what is stored here counts as safe without it");
-        handle.forget_follower(&follower);
+        if let Err(error) = handle.forget_follower(&follower).await {
+            tracing::warn!(%follower, error = %Chain(&error), "cannot write down that the follower is gone");
+        }
     }
 }
 
@@ -187,9 +197,9 @@ impl Feed {
             return Ok(Over);
         }
         match plan {
-            Plan::Continue => self.handle.follower_progress(self.follower.clone(), index),
+            Plan::Continue => self.joined(index).await?,
             Plan::Replace(snapshot) => {
-                self.handle.follower_progress(self.follower.clone(), 0);
+                self.joined(0).await?;
                 next = snapshot.index.saturating_add(1);
                 if self.send_snapshot(&snapshot).await.is_err() {
                     return Ok(Over);
@@ -198,6 +208,11 @@ impl Feed {
         }
         tracing::info!(follower = %self.follower, from = next, replace, "a coordinator follows");
         self.send_entries(next).await
+    }
+
+    async fn joined(&self, index: u64) -> Result<(), Status> {
+        let joined = self.handle.follower_joined(self.follower.clone(), index).await;
+        joined.map_err(|error| Status::unavailable(Chain(&error).to_string()))
     }
 
     async fn greet(&self, snapshot_follows: bool) -> Result<(), Over> {
@@ -226,12 +241,13 @@ impl Feed {
         let mut beat = tokio::time::interval(HEARTBEAT);
         loop {
             while head.borrow_and_update().index >= next {
-                let batch = self.query(move |view| view.store.entries_from(next, BATCH_ENTRIES)).await?;
-                let contiguous = batch.first().is_some_and(|entry| entry.index == next);
+                let groups = self.query(move |view| whole_groups(view.store, next, BATCH_ENTRIES)).await?;
+                let contiguous =
+                    groups.first().and_then(|group| group.first()).is_some_and(|entry| entry.index == next);
                 if !contiguous {
                     return Err(Status::out_of_range("what you lack is no longer kept: come back for a snapshot"));
                 }
-                for entries in split(batch) {
+                for entries in pack(groups) {
                     next = entries.last().map_or(next, |entry| entry.index.saturating_add(1));
                     if self.send(Message::Entries(JournalEntries { entries })).await.is_err() {
                         return Ok(Over);
@@ -287,16 +303,52 @@ fn has(view: &View<'_>, head: Head, index: u64, hash: JournalHash) -> Result<boo
     Ok(view.store.snapshot()?.is_some_and(|snapshot| snapshot.index == index && snapshot.hash == hash))
 }
 
-/// Cuts a batch into messages of bounded weight; never an empty one.
-fn split(batch: Vec<StoredEntry>) -> Vec<Vec<JournalEntry>> {
+/// A fact or deadline with everything that was concluded from it.
+type Group = Vec<StoredEntry>;
+
+/// The groups from entry `next` on, about `max_entries` of them, each one whole. The journal's end is always the end of
+/// a group, because a group is committed in one transaction.
+fn whole_groups(store: &dyn JournalStore, next: u64, max_entries: usize) -> Result<Vec<Group>, StoreError> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut from = next;
+    loop {
+        let read = store.entries_from(from, max_entries)?;
+        let ended = read.len() < max_entries;
+        for entry in read {
+            from = entry.index.saturating_add(1);
+            let begins = entry.decode()?.trace == entry.index;
+            match groups.last_mut() {
+                Some(group) if !begins => group.push(entry),
+                _ => groups.push(vec![entry]),
+            }
+        }
+        if ended {
+            return Ok(groups);
+        }
+        // More follows, and the last group may go on there; without it there must be something left to send.
+        if groups.len() > 1 {
+            groups.pop();
+            return Ok(groups);
+        }
+    }
+}
+
+/// Packs groups into messages of bounded weight; never an empty one, never half a group.
+fn pack(groups: Vec<Group>) -> Vec<Vec<JournalEntry>> {
     let (mut messages, mut message, mut bytes) = (Vec::new(), Vec::new(), 0usize);
-    for entry in batch {
-        if !message.is_empty() && bytes.saturating_add(entry.body.len()) > BATCH_BYTES {
+    for group in groups {
+        let weight = group.iter().map(|entry| entry.body.len()).fold(0, usize::saturating_add);
+        if !message.is_empty() && bytes.saturating_add(weight) > BATCH_BYTES {
             messages.push(std::mem::take(&mut message));
             bytes = 0;
         }
-        bytes = bytes.saturating_add(entry.body.len());
-        message.push(JournalEntry { index: entry.index, hash: entry.hash.0.to_vec().into(), body: entry.body.into() });
+        bytes = bytes.saturating_add(weight);
+        let to_wire = |entry: StoredEntry| JournalEntry {
+            index: entry.index,
+            hash: entry.hash.0.to_vec().into(),
+            body: entry.body.into(),
+        };
+        message.extend(group.into_iter().map(to_wire));
     }
     if !message.is_empty() {
         messages.push(message);
@@ -307,15 +359,53 @@ fn split(batch: Vec<StoredEntry>) -> Vec<Vec<JournalEntry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sqlite::SqliteStore;
+    use muster_common::time::Timestamp;
+    use muster_coordinator_core::entry::{Entry, EntryBody, Fact, TimerKey};
 
     #[test]
-    fn batches_are_cut_by_weight_and_lose_nothing() {
+    fn groups_are_packed_by_weight_and_lose_nothing() {
         let entry = |index, bytes| StoredEntry { index, hash: JournalHash::ZERO, body: vec![b'x'; bytes] };
-        let batch = vec![entry(1, 10), entry(2, BATCH_BYTES), entry(3, 10), entry(4, BATCH_BYTES * 2), entry(5, 1)];
-        let messages = split(batch);
+        let groups = vec![
+            vec![entry(1, 10)],
+            vec![entry(2, BATCH_BYTES), entry(3, 10)],
+            vec![entry(4, BATCH_BYTES * 2)],
+            vec![entry(5, 1)],
+            vec![entry(6, 1)],
+        ];
+        let messages = pack(groups);
         let indexes: Vec<Vec<u64>> =
             messages.iter().map(|message| message.iter().map(|entry| entry.index).collect()).collect();
-        assert_eq!(indexes, [vec![1], vec![2], vec![3], vec![4], vec![5]]);
-        assert!(split(Vec::new()).is_empty());
+        assert_eq!(indexes, [vec![1], vec![2, 3], vec![4], vec![5, 6]]);
+        assert!(pack(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn a_fact_and_its_consequences_are_never_parted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = SqliteStore::open(&dir.path().join("journal.db")).unwrap();
+        // Groups of 1, 4, 2 and 3 entries.
+        let traces = [1, 2, 2, 2, 2, 6, 6, 8, 8, 8];
+        let entries: Vec<Entry> = (1u64..)
+            .zip(traces)
+            .map(|(index, trace)| {
+                let body = match index == trace {
+                    true => EntryBody::Fact(Fact::Paused { gap_ms: index }),
+                    false => EntryBody::Deadline(TimerKey::RehearOver),
+                };
+                Entry { index, at: Timestamp::UNIX_EPOCH, trace, body }
+            })
+            .collect();
+        store.append(&entries).unwrap();
+        let read = |next, max| -> Vec<Vec<u64>> {
+            let groups = whole_groups(&store, next, max).unwrap();
+            groups.iter().map(|group| group.iter().map(|entry| entry.index).collect()).collect()
+        };
+        assert_eq!(read(1, 3), [vec![1]]);
+        assert_eq!(read(2, 3), [vec![2, 3, 4, 5]], "longer than what is read at once, and whole all the same");
+        assert_eq!(read(6, 3), [vec![6, 7]]);
+        assert_eq!(read(8, 3), [vec![8, 9, 10]]);
+        assert_eq!(read(1, 100), [vec![1], vec![2, 3, 4, 5], vec![6, 7], vec![8, 9, 10]]);
+        assert!(read(11, 3).is_empty());
     }
 }

@@ -193,6 +193,8 @@ pub const META_ROLE: &str = "role";
 pub const META_HIGHEST_EPOCH: &str = "highest_epoch";
 /// Meta key: this coordinator's own epoch, as an encoded `muster.v1.EpochProof`.
 pub const META_OWN_EPOCH: &str = "own_epoch";
+/// Meta key: the standbys that this coordinator has had as primary and not given up, as a JSON list of their names.
+pub const META_FOLLOWERS: &str = "followers";
 
 /// Opens the store of a config's `[store] url`.
 pub fn open(url: &str) -> Result<Box<dyn JournalStore>, StoreError> {

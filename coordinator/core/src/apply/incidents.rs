@@ -6,8 +6,9 @@ use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
 use crate::page::{Page, PageAction, PageId};
 use crate::state::{
     Incident, IncidentStatus, MEMBERS_MAX, PageKey, PageOutcome, PageRecord, RESOLVED_INCIDENTS_MAX, State,
-    TIMELINE_MAX, TimelineLine,
+    TIMELINE_MAX,
 };
+use crate::timeline::{LineKind, TimelineLine};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
@@ -31,11 +32,11 @@ fn unresolved_mut<'a>(state: &'a mut State, cause: &str) -> Option<&'a mut Incid
 }
 
 /// Adds a line to the timeline: of a full one the first half and the newest lines stay.
-pub(super) fn note(incident: &mut Incident, step: Step, text: String) {
+pub(super) fn note(incident: &mut Incident, step: Step, kind: LineKind, text: String) {
     if incident.timeline.len() >= TIMELINE_MAX {
         incident.timeline.remove(TIMELINE_MAX / 2);
     }
-    incident.timeline.push(TimelineLine { at: step.at, index: step.index, text });
+    incident.timeline.push(TimelineLine { at: step.at, index: step.index, kind, text });
 }
 
 pub(super) fn apply_conclusion(state: &mut State, step: Step, conclusion: &Conclusion) {
@@ -55,7 +56,7 @@ pub(super) fn apply_conclusion(state: &mut State, step: Step, conclusion: &Concl
         Conclusion::NotPaged { incident, why } => {
             if let Some(known) = get_mut(state, incident) {
                 known.explained = true;
-                note(known, step, format!("not paged: {why}"));
+                note(known, step, LineKind::Decision, format!("not paged: {why}"));
             }
         }
     }
@@ -133,7 +134,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
         stability_over: false,
         resolve_wish: None,
     };
-    note(&mut incident, step, format!("opened: {title} ({why})"));
+    note(&mut incident, step, LineKind::Decision, format!("opened: {title} ({why})"));
     state.numbers.insert(number.clone(), key.clone());
     state.incidents.entry(key.cause.clone()).or_default().insert(key.generation, incident);
     agents_joined(state, &key.cause, &agents);
@@ -271,7 +272,7 @@ fn joined(state: &mut State, step: Step, key: &IncidentKey, member: &str, why: &
         } else {
             incident.members_dropped = incident.members_dropped.saturating_add(1);
         }
-        note(incident, step, format!("{member} joined: {why}"));
+        note(incident, step, LineKind::Decision, format!("{member} joined: {why}"));
     }
     agents_joined(state, &key.cause, &agents);
     if !agents.is_empty() {
@@ -301,7 +302,12 @@ fn changed(
     let Some(incident) = get_mut(state, key) else { return };
     let worse = severity > incident.severity;
     if incident.severity < REPAGE_FROM && severity >= REPAGE_FROM && incident.acknowledged.take().is_some() {
-        note(incident, step, "so much worse that the acknowledgement does not hold any more".to_owned());
+        note(
+            incident,
+            step,
+            LineKind::Decision,
+            "so much worse that the acknowledgement does not hold any more".to_owned(),
+        );
     }
     let told = incident.page_keys.iter().map(|page| page.severity).max();
     if told.is_some_and(|told| told < REPAGE_FROM) && severity >= REPAGE_FROM {
@@ -311,7 +317,7 @@ fn changed(
     incident.reason = reason;
     incident.title = title.to_owned();
     incident.why = why.to_owned();
-    note(incident, step, format!("now {severity} {reason}: {title} ({why})"));
+    note(incident, step, LineKind::Decision, format!("now {severity} {reason}: {title} ({why})"));
     let (opened, waiting) = (incident.opened, incident.hold_until.is_some());
     if worse && waiting {
         set_hold(state, step, &key.cause, opened);
@@ -321,7 +327,7 @@ fn changed(
 fn recovering(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
     let Some(incident) = get_mut(state, key) else { return };
     incident.status = IncidentStatus::Recovering;
-    note(incident, step, format!("recovering: {why}"));
+    note(incident, step, LineKind::Decision, format!("recovering: {why}"));
     restart_stability(state, step, &key.cause);
     touch_symptoms(state, &key.cause);
 }
@@ -331,7 +337,7 @@ fn relapsed(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
     incident.status = IncidentStatus::Open;
     incident.relapses = incident.relapses.saturating_add(1);
     incident.stability_over = false;
-    note(incident, step, format!("relapsed: {why}"));
+    note(incident, step, LineKind::Decision, format!("relapsed: {why}"));
     let hold_anew = !incident.has_paged() && incident.relapses < FLAPS_MAX && incident.acknowledged.is_none();
     incident.explained = incident.explained && !hold_anew;
     stop_clock(state, step, &key.cause);
@@ -422,7 +428,7 @@ fn resolved(state: &mut State, step: Step, key: &IncidentKey, resolution: &Resol
     incident.status = IncidentStatus::Resolved;
     incident.resolved = Some(step.at);
     incident.resolution = Some(resolution.clone());
-    note(incident, step, format!("resolved: {why}"));
+    note(incident, step, LineKind::Decision, format!("resolved: {why}"));
     let hold = incident.hold_until.take();
     let (agents, owner, number) = (incident.agents.clone(), incident.owner.clone(), incident.number.clone());
     if let Some(hold) = hold {
@@ -481,7 +487,7 @@ fn fold(
             incident.members.insert(member.to_owned());
         }
         let owned = owner.map(|owner| format!(", owned by {owner}")).unwrap_or_default();
-        note(incident, step, format!("{number} ({member}{owned}) is a symptom of this"));
+        note(incident, step, LineKind::Decision, format!("{number} ({member}{owned}) is a symptom of this"));
         agents_joined(state, &target.cause, agents);
     }
 }
@@ -513,7 +519,7 @@ fn page_requested(state: &mut State, step: Step, key: &IncidentKey, page: &Page,
     let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
     state.pages.insert(id, record);
     let Some(incident) = get_mut(state, key) else { return };
-    note(incident, step, format!("page {} to {}: {why}", page.action.as_str(), page.receiver));
+    note(incident, step, LineKind::Page, format!("page {} to {}: {why}", page.action.as_str(), page.receiver));
     let known = incident
         .page_keys
         .iter_mut()
@@ -583,7 +589,7 @@ pub(super) fn page_ended(state: &mut State, step: Step, record: &PageRecord, out
             PageOutcome::Failed { error } => format!("page {action} to {receiver} given up: {error}"),
             PageOutcome::Cancelled { why } => format!("page {action} to {receiver} cancelled: {why}"),
         };
-        note(incident, step, line);
+        note(incident, step, LineKind::Page, line);
     }
     settle_cause(state, key);
     state.touched.insert(key.cause.clone());

@@ -209,7 +209,7 @@ async fn each_bad_input_ends_its_own_stream_with_its_code_and_nobody_elses() {
             entry.hash = vec![1; 16].into();
             entries(vec![entry])
         }),
-        ("another history", Code::FailedPrecondition, "new spool", |agent| {
+        ("another history", Code::Aborted, "new spool", |agent| {
             let mut entry = agent.entry();
             entry.previous_hash = vec![1; 16].into();
             entries(vec![entry])
@@ -226,7 +226,7 @@ async fn each_bad_input_ends_its_own_stream_with_its_code_and_nobody_elses() {
             ToCoordinator::Goodbye(v1::Goodbye { reason: 99 })
         }),
         ("a second hello", Code::InvalidArgument, "second hello", |_| ToCoordinator::Hello(hello())),
-        ("another spool", Code::FailedPrecondition, "another spool", |agent| {
+        ("another spool", Code::Aborted, "another spool", |agent| {
             let entry = agent.entry();
             ToCoordinator::Entries(v1::EntryBatch { spool_id: vec![9; 16].into(), entries: vec![entry] })
         }),
