@@ -9,7 +9,7 @@ pub(crate) mod service;
 
 use crate::say;
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use receiver::Receiver;
 use serde_json::Value;
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Name of the fleet in all certificates.
 const FLEET: &str = "lab";
@@ -333,21 +334,26 @@ fn end_all(children: &Children) {
     children.clear();
 }
 
-/// Ends all children and the process on Ctrl-C or SIGTERM. The signals are blocked in every thread and awaited in one;
-/// `Command` gives children an empty mask.
+/// Ends all children and the process on Ctrl-C or SIGTERM. A handler, not a blocked signal: children would inherit the
+/// mask and never hear us.
 fn end_on_signal(children: &Children, root: &Path, keep: bool) -> Result<()> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block()?;
     let (children, root) = (Arc::clone(children), root.to_owned());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
     std::thread::spawn(move || {
-        if let Ok(signal) = signals.wait() {
-            say!("\n{signal}: ending what was started");
-            end_all(&children);
-            clean(&root, keep);
-            std::process::exit(128 + signal as i32);
-        }
+        let number = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => SignalKind::interrupt(),
+                _ = terminate.recv() => SignalKind::terminate(),
+            }
+        });
+        say!("\ninterrupted: ending what was started");
+        end_all(&children);
+        clean(&root, keep);
+        std::process::exit(128 + number.as_raw_value());
     });
     Ok(())
 }
