@@ -4,7 +4,7 @@
 
 use super::report::{Overall, Report};
 use muster_agent_core::diagnose::{Headline, headlines};
-use muster_common::evidence::{Evidence, Grade};
+use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::finding::Finding;
 use muster_common::limits::clip;
 use muster_common::severity::Severity;
@@ -13,6 +13,9 @@ use std::io::{self, Write};
 
 /// Bytes of one value without `--verbose`: a line on most terminals, and enough of a kernel line to know it.
 const VALUE_BYTES_MAX: usize = 120;
+
+/// Bytes of a line of evidence without `--verbose`.
+const EVIDENCE_LINE_BYTES: usize = 100;
 
 /// How to print.
 #[derive(Debug, Clone, Copy, Default)]
@@ -82,7 +85,11 @@ fn write_headline(out: &mut dyn Write, report: &Report, headline: &Headline, sty
     if finding.grade != Grade::Confirmed {
         writeln!(out, "  how sure: {}", finding.grade)?;
     }
-    write_evidence(out, &finding.evidence, "    ", style)?;
+    if style.verbose {
+        write_evidence(out, &finding.evidence, "    ", style)?;
+    } else {
+        write_new_evidence(out, finding)?;
+    }
     let symptoms: Vec<(&Finding, Grade)> =
         headline.symptoms.iter().filter_map(|(index, grade)| Some((report.findings.get(*index)?, *grade))).collect();
     for (symptom, grade) in &symptoms {
@@ -101,6 +108,37 @@ fn write_headline(out: &mut dyn Write, report: &Report, headline: &Headline, sty
         writeln!(out, "  {} {}", paint("next:", Paint::Bold, style), plain(step))?;
     }
     Ok(())
+}
+
+/// What the summary does not say already, in as few lines as it takes; `--verbose` has all of it, a line each.
+fn write_new_evidence(out: &mut dyn Write, finding: &Finding) -> io::Result<()> {
+    let telling = |(_, value): &(&str, &Value)| match value {
+        Value::Flag(false) | Value::Bytes(0) => false,
+        value => !says(&finding.summary, &value.to_string()),
+    };
+    let mut line = String::new();
+    for (key, value) in finding.evidence.iter().filter(telling) {
+        let item = format!("{} {}", plain(key), clip(&plain(&value.to_string()), VALUE_BYTES_MAX));
+        if !line.is_empty() && line.len() + item.len() > EVIDENCE_LINE_BYTES {
+            writeln!(out, "    {line}")?;
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push_str(", ");
+        }
+        line.push_str(&item);
+    }
+    if line.is_empty() { Ok(()) } else { writeln!(out, "    {line}") }
+}
+
+/// Whether `text` has `value` as words of its own: the 1 of "10" is not said.
+fn says(text: &str, value: &str) -> bool {
+    let is_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    !value.is_empty()
+        && text.match_indices(value).any(|(at, _)| {
+            let (before, after) = (text[..at].chars().next_back(), text[at + value.len()..].chars().next());
+            !is_word(before) && !is_word(after)
+        })
 }
 
 fn write_evidence(out: &mut dyn Write, evidence: &Evidence, indent: &str, style: Style) -> io::Result<()> {
@@ -224,9 +262,7 @@ CRITICAL web-1: 1 problem, 1 not answered, 1 of 4 checks ok
 
 sev2 spl process_down  /run/spl.pid
   spl (pid 7) is gone\\u{1b}[2J
-    comm    s\\npl
-    pid     7
-    ran_ms  95 s
+    comm s\\npl, ran_ms 95 s
   and so (likely): sev2 port_closed tcp:127.0.0.1:9100
     nobody listens on 127.0.0.1:9100
   next: look at the log: journalctl -u spl
