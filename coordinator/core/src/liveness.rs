@@ -34,6 +34,8 @@ struct Row {
     contact: Contact,
     reconnects: u64,
     reconnects_since: Timestamp,
+    /// Many reconnects were reported; the next report comes no sooner than this.
+    flapping_until: Option<Timestamp>,
 }
 
 /// What a sweep found; each becomes a fact.
@@ -187,7 +189,7 @@ impl Liveness {
 
 impl Row {
     fn new(last_heard: Timestamp, contact: Contact) -> Self {
-        Self { last_heard, contact, reconnects: 0, reconnects_since: last_heard }
+        Self { last_heard, contact, reconnects: 0, reconnects_since: last_heard, flapping_until: None }
     }
 
     fn sweep(
@@ -199,10 +201,12 @@ impl Row {
         sure_from: Timestamp,
         swept: &mut Vec<Swept>,
     ) {
-        if self.reconnects >= FLAP_RECONNECTS {
+        // Once in a window, however fast it goes on: the journal is not to grow with the reconnects.
+        if self.reconnects >= FLAP_RECONNECTS && self.flapping_until.is_none_or(|until| now >= until) {
             swept.push(Swept::Flapping { agent: agent.clone(), reconnects: self.reconnects });
             self.reconnects = 0;
             self.reconnects_since = now;
+            self.flapping_until = Some(now + FLAP_WINDOW);
         }
         if let Contact::Ended { how, at, reported: false } = self.contact
             && now.since(at) >= policy.heartbeat
@@ -336,11 +340,11 @@ mod tests {
     #[test]
     fn flapping_is_one_fact() {
         let mut script = vec![(0, "connect")];
-        for second in 1..=10 {
+        for second in 1..=40 {
             script.push((second, "reset"));
             script.push((second, "connect"));
         }
-        check(&script, 12, &[(0, "back"), (10, "flapping 10")]);
+        check(&script, 42, &[(0, "back"), (10, "flapping 10")]);
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
 
+mod hostile;
+mod resync;
+
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::identity::Role;
 use muster_common::ids::{AgentName, ServiceName, SpoolId};
@@ -116,7 +119,8 @@ impl Agent {
 
     /// Says hello and takes the welcome.
     async fn greet(channel: Channel, at: Position) -> Result<Self, Status> {
-        let mut agent = Self::open(channel, ToCoordinator::Hello(hello())).await?;
+        let hello = v1::Hello { spool_id: at.spool.0.as_bytes().to_vec().into(), ..hello() };
+        let mut agent = Self::open(channel, ToCoordinator::Hello(hello)).await?;
         match agent.next().await? {
             ToAgent::Welcome(welcome) => assert_eq!(welcome.resume.map(|resume| resume.sequence), Some(at.sequence)),
             other => panic!("expected a welcome, got {other:?}"),
@@ -134,13 +138,15 @@ impl Agent {
         self.to.send(ConnectRequest { message: Some(message) }).await.unwrap();
     }
 
+    /// A closed port, another one with each entry.
     fn entry(&mut self) -> v1::SpoolEntry {
-        let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Port, &format!("127.0.0.1:{}", self.at.sequence));
-        let finding = Finding::new(FindingKey { subject, reason: Reason::PortClosed }, "closed");
-        let body = encode_finding_event(&FindingEvent::Opened(finding));
-        let (sequence, previous) = (self.at.sequence + 1, self.at.hash);
-        let hash = EntryHash::of(spool(), sequence, previous, &body);
-        self.at = Position { spool: spool(), sequence, hash };
+        self.entry_of(encode_finding_event(&FindingEvent::Opened(closed(self.at.sequence))))
+    }
+
+    fn entry_of(&mut self, body: Vec<u8>) -> v1::SpoolEntry {
+        let (spool, sequence, previous) = (self.at.spool, self.at.sequence + 1, self.at.hash);
+        let hash = EntryHash::of(spool, sequence, previous, &body);
+        self.at = Position { spool, sequence, hash };
         v1::SpoolEntry {
             sequence,
             previous_hash: previous.0.to_vec().into(),
@@ -172,9 +178,35 @@ impl Agent {
     /// Sends one new entry and waits until it is acknowledged.
     async fn reports(&mut self) {
         let entry = self.entry();
-        self.send(entries(vec![entry])).await;
+        let spool_id = self.at.spool.0.as_bytes().to_vec().into();
+        self.send(ToCoordinator::Entries(v1::EntryBatch { spool_id, entries: vec![entry] })).await;
         self.acked(self.at.sequence).await;
     }
+}
+
+/// Port `n` of the host is closed.
+fn closed(n: u64) -> Finding {
+    let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Port, &format!("127.0.0.1:{n}"));
+    Finding::new(FindingKey { subject, reason: Reason::PortClosed }, "closed")
+}
+
+/// Waits until the coordinator has noticed that the agent's stream is over.
+async fn gone(world: &World, name: &str) {
+    let name = AgentName::new(name).unwrap();
+    let gone = async {
+        while world.coordinator.handle().links().get(&name).is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("the stream does not end");
+}
+
+/// Every entry of the journal on disk, by the name of its fact or conclusion.
+fn journaled(world: &World, name: &str) -> usize {
+    let store = SqliteStore::open_read_only(&world.store()).unwrap();
+    let stored = muster_coordinator::store::JournalStore::entries_from(&store, 1, 100_000).unwrap();
+    let needle = format!("{{\"{name}\":");
+    stored.iter().filter(|stored| String::from_utf8_lossy(&stored.body).contains(&needle)).count()
 }
 
 fn entries(entries: Vec<v1::SpoolEntry>) -> ToCoordinator {
@@ -274,10 +306,7 @@ async fn acknowledged_is_committed_and_sent_twice_is_stored_once() {
     agent.acked(2).await;
     let at = agent.at;
     drop(agent);
-    let name = AgentName::new("web-1").unwrap();
-    while world.coordinator.handle().links().get(&name).is_some() {
-        tokio::task::yield_now().await;
-    }
+    gone(&world, "web-1").await;
     let mut again = Agent::greet(channel, at).await.unwrap();
     again.send(entries(sent.to_vec())).await;
     again.acked(2).await;
