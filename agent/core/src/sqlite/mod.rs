@@ -4,4 +4,5 @@
 pub mod damage;
 pub mod header;
 pub mod lock_watch;
+pub mod shrink;
 pub mod state;

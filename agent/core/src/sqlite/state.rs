@@ -197,10 +197,10 @@ impl Snapshot {
     /// with certainty only where the times were [`settled`](Self::settled) before.
     pub fn undisturbed(&self, later: &Self) -> bool {
         let same_content = self.database == later.database && self.header_bytes == later.header_bytes;
-        let same_log = self.wal == later.wal
-            && self.journal == later.journal
-            && self.journal_header == later.journal_header;
-        same_content && same_log && !self.locks.writing() && !later.locks.writing()
+        let same_log =
+            self.wal == later.wal && self.journal == later.journal && self.journal_header == later.journal_header;
+        let same_state = self.state() == later.state();
+        same_content && same_log && same_state && !self.locks.writing() && !later.locks.writing()
     }
 
     /// True when a transaction that is written and rolled back after `wall_ns` would show in the times of the files.

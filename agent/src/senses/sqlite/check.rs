@@ -56,12 +56,14 @@ pub(super) enum Trouble {
 pub(super) struct Rotation {
     /// Checked in this round.
     pub(super) done: BTreeSet<String>,
-    /// Larger than a run's bound: they wait for the deep check.
+    /// Found whole in this round or an earlier one: a busy host delays coverage and never takes it back.
+    pub(super) covered: BTreeSet<String>,
+    /// Did not fit in a run's bound in this round; the next round tries them again.
     pub(super) too_large: BTreeSet<String>,
     /// Cannot be checked (an unknown function in a constraint, a row beyond the bound), with SQLite's words.
     pub(super) uncheckable: Vec<(String, String)>,
-    /// A file of this size did not fit as a whole, so the next run does not try.
-    pub(super) too_large_whole_bytes: Option<u64>,
+    /// A file of this size did not fit as a whole in this bound, so the round goes table by table.
+    pub(super) too_large_whole: Option<(u64, Duration)>,
 }
 
 /// What one pass found.
@@ -71,8 +73,10 @@ pub(super) struct Pass {
     pub(super) damage: Damage,
     /// Every page was covered by `quick_check`.
     pub(super) whole: bool,
-    /// Every table was covered by now, though not the pages between them.
+    /// This round covered every table, though not the pages between them.
     pub(super) all_tables: bool,
+    /// Every table was found whole, in this round or an earlier one.
+    pub(super) covered_once: bool,
     /// Some tables wait for the next runs.
     pub(super) more: bool,
     /// Tables covered so far in this round.
@@ -83,6 +87,10 @@ pub(super) struct Pass {
     pub(super) integrity: bool,
     /// What was left out and why; empty when nothing was.
     pub(super) not_covered: String,
+    /// The file was provably left alone meanwhile: damage needs no second check.
+    pub(super) proven: bool,
+    /// Bytes missing at the end of the file, where it was left alone meanwhile.
+    pub(super) missing_bytes: Option<u64>,
 }
 
 /// What a pass is asked to do.
@@ -195,7 +203,8 @@ pub(super) fn sort(error: &rusqlite::Error) -> Sorted {
 
 fn pass(connection: &Connection, task: Task, deadline: Instant, rotation: &mut Rotation) -> Result<Pass, Trouble> {
     let mut found = Pass::default();
-    if rotation.too_large_whole_bytes.is_none_or(|bytes| task.size_bytes < bytes / 2) {
+    let may_fit = |(bytes, bound)| task.size_bytes < bytes / 2 || task.bound > bound;
+    if rotation.too_large_whole.is_none_or(may_fit) {
         match run(connection, "quick_check", None, deadline) {
             Ok(rows) => {
                 found.damage = Damage::read(rows.iter().map(String::as_str), &roots(connection));
@@ -209,7 +218,7 @@ fn pass(connection: &Connection, task: Task, deadline: Instant, rotation: &mut R
             Err(error) => match sort(&error) {
                 Sorted::Damage(message) => found.damage = Damage::of_file(&message),
                 Sorted::Trouble(Trouble::OutOfTime) => {
-                    *rotation = Rotation { too_large_whole_bytes: Some(task.size_bytes), ..Rotation::default() };
+                    rotation.too_large_whole = Some((task.size_bytes, task.bound));
                     return by_out_of_time(found);
                 }
                 Sorted::Trouble(Trouble::Cannot(why)) => found.not_covered = why,
@@ -217,8 +226,11 @@ fn pass(connection: &Connection, task: Task, deadline: Instant, rotation: &mut R
             },
         }
     }
-    by_table(connection, deadline, rotation, &mut found)?;
-    Ok(found)
+    match by_table(connection, deadline, rotation, &mut found) {
+        Err(trouble) if found.damage.is_empty() => Err(trouble),
+        // What was found before it counts.
+        _ => Ok(found),
+    }
 }
 
 /// The whole did not fit: said, and left to the rotation of the next runs.
@@ -266,10 +278,14 @@ fn by_table(
             continue;
         }
         match run(connection, "quick_check", Some(table), deadline) {
-            Ok(rows) => found.damage.merge(Damage::read(rows.iter().map(String::as_str), &roots(connection))),
+            Ok(rows) => {
+                let damage = Damage::read(rows.iter().map(String::as_str), &roots(connection));
+                note(rotation, table, damage, found);
+            }
             Err(error) => match sort(&error) {
-                Sorted::Damage(message) => found.damage.merge(Damage::of_table(table, &message)),
+                Sorted::Damage(message) => note(rotation, table, Damage::of_table(table, &message), found),
                 Sorted::Trouble(Trouble::OutOfTime) => {
+                    // One that had the whole bound for itself is skipped, the others come first in the next run.
                     if first {
                         rotation.too_large.insert(table.clone());
                     }
@@ -289,26 +305,37 @@ fn by_table(
     Ok(())
 }
 
+fn note(rotation: &mut Rotation, table: &str, damage: Damage, found: &mut Pass) {
+    if damage.is_empty() {
+        rotation.covered.insert(table.to_owned());
+    } else {
+        rotation.covered.remove(table);
+    }
+    found.damage.merge(damage);
+}
+
 fn finish_round(tables: &[String], rotation: &mut Rotation, found: &mut Pass) {
-    found.tables_done = tables.iter().filter(|table| rotation.done.contains(*table)).count();
+    found.tables_done =
+        tables.iter().filter(|table| rotation.covered.contains(*table) || rotation.done.contains(*table)).count();
     let left = tables.iter().filter(|table| !rotation.done.contains(*table) && !rotation.too_large.contains(*table));
     let left = left.count();
     let mut not_covered = Vec::new();
     if left > 0 {
         not_covered.push(format!("{left} tables in later runs"));
     }
-    for table in rotation.too_large.iter().take(3) {
-        not_covered.push(format!("table {table:?} is larger than one run's bound and waits for the deep check"));
+    for table in rotation.too_large.iter().filter(|table| !rotation.covered.contains(*table)).take(3) {
+        not_covered.push(format!("table {table:?} did not fit in one run's bound and waits for the deep check"));
     }
     for (table, why) in rotation.uncheckable.iter().take(3) {
         not_covered.push(format!("table {table:?}: {why}"));
     }
-    found.all_tables = not_covered.is_empty();
+    found.all_tables = left == 0 && rotation.too_large.is_empty() && rotation.uncheckable.is_empty();
+    found.covered_once = tables.iter().all(|table| rotation.covered.contains(table));
     found.more = left > 0;
     if left == 0 {
-        // A new round begins with the next run, and tries what was too large again: the host may have been busy.
-        let too_large_whole_bytes = rotation.too_large_whole_bytes;
-        *rotation = Rotation { too_large_whole_bytes, ..Rotation::default() };
+        // A new round begins with the next run, and tries what did not fit again: the host may have been busy.
+        let covered = if found.covered_once { BTreeSet::new() } else { std::mem::take(&mut rotation.covered) };
+        *rotation = Rotation { covered, ..Rotation::default() };
     }
     found.not_covered = not_covered.join("; ");
 }

@@ -4,7 +4,9 @@
 
 use super::check::{self, Access, Pass, Rotation, Sorted, Task, Trouble};
 use super::files::{self, Claim, Obstacle};
+use crate::senses::{HostRoot, process};
 use muster_agent_core::sqlite::state::State;
+use muster_common::ids::ProcessId;
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -20,6 +22,9 @@ const BACKUP_STEP_PAGES: i32 = 2048;
 const COPY_PART_BYTES: u64 = 8 << 20;
 /// Room that must stay free beside the copy.
 const FREE_BYTES_MIN: u64 = 64 << 20;
+
+/// Names of scratch folders begin with this; pid and start time of their maker follow.
+const PREFIX: &str = "muster-scratch-";
 
 /// Why there is no copy, or no answer from it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +62,9 @@ impl Scratch {
     pub(super) fn new(parent: &Path) -> Result<Self, CopyError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("muster-scratch-{}-{number}", std::process::id()));
+        let owner = process::id(&HostRoot::default(), std::process::id())
+            .ok_or_else(|| CopyError::Scratch("/proc does not show this process".to_owned()))?;
+        let path = parent.join(format!("{PREFIX}{}-{}-{number}", owner.pid, owner.start_ticks));
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|error| CopyError::Scratch(error.to_string()))?;
         Ok(Self(path))
@@ -76,17 +83,24 @@ impl Drop for Scratch {
     }
 }
 
-/// Deletes what a killed agent left below `parent`.
+/// Deletes what a killed agent left below `parent`. What a living process made is left alone, this one's own copies
+/// too: a reload makes new probes while a deep check of an old one still runs.
 pub(super) fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix("muster-scratch-")?.split_once('-'));
-        let Some(pid) = pid.and_then(|(pid, _)| pid.parse::<u32>().ok()) else { continue };
-        if !Path::new(&format!("/proc/{pid}")).exists() {
+        let Some(owner) = name.to_str().and_then(owner) else { continue };
+        if process::id(&HostRoot::default(), owner.pid) != Some(owner) {
             let _left_for_the_next_start = std::fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// Who made the folder of this name. A pid alone comes back after a reboot.
+fn owner(name: &str) -> Option<ProcessId> {
+    let mut parts = name.strip_prefix(PREFIX)?.split('-');
+    let (pid, start_ticks, _number) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(ProcessId { pid: pid.parse().ok()?, start_ticks: start_ticks.parse().ok()? })
 }
 
 /// Copies the database at `path` into `scratch` and checks the copy.
@@ -94,26 +108,26 @@ pub(super) fn check_copy(path: &Path, scratch: &Path, limits: Limits) -> Result<
     let deadline = Instant::now() + limits.time_max;
     let scratch = Scratch::new(scratch)?;
     let copy = scratch.path().join("copy.db");
-    let access = {
+    let (access, proven) = {
         let claim = Claim::take(path)?;
-        let before = files::look(path, &claim)?.snapshot;
+        let look = files::look(path, &claim)?;
+        let before = &look.snapshot;
         let size_bytes = before.database.size_bytes + before.wal.map_or(0, |wal| wal.size_bytes);
         room_for(size_bytes, &scratch, limits)?;
         match before.state() {
             State::LiveWal => {
                 backup(path, &copy, deadline)?;
-                Access::Immutable
+                (Access::Immutable, false)
             }
             State::AtRest | State::WalWithoutIndex => {
                 plain(path, &copy, deadline)?;
                 if before.wal.is_some() {
                     plain(&files::sibling(path, "-wal"), &files::sibling(&copy, "-wal"), deadline)?;
                 }
-                let after = files::look(path, &claim)?.snapshot;
-                if !before.undisturbed(&after) || before.state() != after.state() {
+                if !files::undisturbed(path, &claim, before) {
                     return Err(CopyError::Changed);
                 }
-                Access::OwnCopy
+                (Access::OwnCopy, look.proves())
             }
             State::HotJournal => return Err(Trouble::HotJournal.into()),
             _ => return Err(Trouble::Busy.into()),
@@ -122,7 +136,8 @@ pub(super) fn check_copy(path: &Path, scratch: &Path, limits: Limits) -> Result<
     let bound = deadline.saturating_duration_since(Instant::now());
     let size_bytes = std::fs::metadata(&copy).map_or(0, |metadata| metadata.len());
     let task = Task { size_bytes, integrity: limits.integrity, bound };
-    Ok(check::check(&copy, access, task, &mut Rotation::default())?)
+    let pass = check::check(&copy, access, task, &mut Rotation::default())?;
+    Ok(Pass { proven, ..pass })
 }
 
 fn room_for(size_bytes: u64, scratch: &Scratch, limits: Limits) -> Result<(), CopyError> {

@@ -7,44 +7,41 @@
 
 mod check;
 mod copy;
+mod deep;
 mod files;
+mod recipe;
 mod report;
 
 use crate::probe::{Context, Lane, Probe};
 use crate::sandbox::{self, SandboxError, SandboxState};
-use check::{Access, Pass, Rotation, Task, Trouble};
+use check::{Access, Pass, Rotation, Task};
 use copy::{CopyError, Limits, Scratch};
 use files::{Claim, Look, Obstacle};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::sqlite::damage::Damage;
 use muster_agent_core::sqlite::lock_watch::LockWatch;
+use muster_agent_core::sqlite::shrink::Extent;
 use muster_agent_core::sqlite::state::{LockName, State, Token};
-use muster_common::evidence::Evidence;
+use muster_common::evidence::{Evidence, Grade};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
+use muster_common::reason::Reason;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Longest hold of SQLite's SHARED lock in rollback mode: a writer without a busy time-out meets it at most this long.
-const SHARED_HOLD_MAX: Duration = Duration::from_millis(20);
-/// Tries to find the moment between two commits.
-const TRIES: u32 = 5;
-/// Wait between them.
-const TRY_WAIT: Duration = Duration::from_millis(7);
 /// `doctor` runs `integrity_check` in place up to this size.
 const ONE_SHOT_INTEGRITY_BYTES_MAX: u64 = 64 << 20;
 /// Longest pass over one database in `doctor`.
 const ONE_SHOT_BOUND: Duration = Duration::from_secs(1);
 /// A copy within a run, rather than on the thread of the deep check, is made up to this size.
 const RUN_COPY_BYTES_MAX: u64 = 64 << 20;
-/// A replaced file is shown at least this long, and until it passed a check.
+/// `doctor` has no later run to confirm damage by: it looks again after this, when file times have moved on.
+const ONE_SHOT_CONFIRM_WAIT: Duration = Duration::from_millis(60);
+/// A replaced or shrunk file is shown at least this long, and until it passed a check.
 const REPLACED_SHOWN: Duration = Duration::from_secs(15 * 60);
-/// Wait before a deep check that failed is tried again.
-const DEEP_RETRY: Duration = Duration::from_secs(10 * 60);
 /// A clean check older than this no longer stands while newer ones cannot be made.
 const CHECK_STANDS_MAX: Duration = Duration::from_secs(3600);
 
@@ -94,12 +91,23 @@ struct Memory {
     inode: Option<u64>,
     had_content: bool,
     replaced: Option<Replaced>,
+    extent: Option<Extent>,
+    shrunk: Option<Shrunk>,
     deep_boottime_ms: Option<u64>,
+    /// The last deep check found damage.
+    deep_damaged: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Replaced {
     old_inode: u64,
+    since_boottime_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Shrunk {
+    before: Extent,
+    grade: Grade,
     since_boottime_ms: u64,
 }
 
@@ -125,6 +133,14 @@ pub struct SqliteProbe {
     damage: Damage,
     /// Damage found in the present round of the rotation.
     round: Damage,
+    /// Damage that only a deep check sees, or saw first: only a deep check clears it.
+    deep_damage: Damage,
+    /// Signs of damage beside somebody who may write: a second run must see them too.
+    suspicion: Damage,
+    /// The same, of a deep check.
+    deep_suspicion: Damage,
+    /// Signs that no second run has seen.
+    unconfirmed_count: u64,
     missing_bytes: Option<u64>,
     last: Option<Last>,
     /// When everything was last covered, and found clean or not.
@@ -134,6 +150,8 @@ pub struct SqliteProbe {
     deep: Option<JoinHandle<Result<Pass, CopyError>>>,
     deep_note: String,
     deep_tried_boottime_ms: Option<u64>,
+    /// What was there when the last deep check began.
+    deep_token: Option<Token>,
 }
 
 impl SqliteProbe {
@@ -151,6 +169,10 @@ impl SqliteProbe {
             rotation: Rotation::default(),
             damage: Damage::default(),
             round: Damage::default(),
+            deep_damage: Damage::default(),
+            suspicion: Damage::default(),
+            deep_suspicion: Damage::default(),
+            unconfirmed_count: 0,
             missing_bytes: None,
             last: None,
             complete_boottime_ms: None,
@@ -158,6 +180,7 @@ impl SqliteProbe {
             deep: None,
             deep_note: String::new(),
             deep_tried_boottime_ms: None,
+            deep_token: None,
         }
     }
 
@@ -168,7 +191,7 @@ impl SqliteProbe {
         let looked = self.path.canonicalize().map_err(|error| files::obstacle(&self.path, error));
         let looked = looked.and_then(|path| {
             let claim = Claim::take(&path)?;
-            Ok((look_between_commits(&path, &claim)?, claim, path))
+            Ok((recipe::look_between_commits(&path, &claim)?, claim, path))
         });
         let (look, claim, path) = match looked {
             Ok(looked) => looked,
@@ -205,13 +228,14 @@ impl SqliteProbe {
         let token = look.snapshot.token();
         if !self.due(&token, context) {
             drop(claim);
-            self.start_deep(path, now, context.one_shot);
+            self.start_deep(path, &token, now, context.one_shot);
             return self.incomplete();
         }
         let size_bytes = look.snapshot.database.size_bytes;
         let bound = if context.one_shot { ONE_SHOT_BOUND } else { self.options.quick_bound };
         let integrity = context.one_shot && size_bytes <= ONE_SHOT_INTEGRITY_BYTES_MAX;
         let task = Task { size_bytes, integrity, bound };
+        let rotation = self.rotation.clone();
         let attempt = match look.snapshot.state() {
             State::LiveWal => {
                 let pass = check::check(path, Access::ReadOnly, task, &mut self.rotation);
@@ -222,18 +246,23 @@ impl SqliteProbe {
                 drop(claim);
                 self.on_a_copy(path, ground, integrity, bound)
             }
-            State::RollbackLive => under_shared_lock(path, task, &mut self.rotation).map_err(CopyError::from),
-            _ => lock_free(path, look, &claim, task, &mut self.rotation).map_err(CopyError::from),
+            State::RollbackLive => recipe::under_shared_lock(path, task, &mut self.rotation).map_err(CopyError::from),
+            _ => recipe::lock_free(path, look, &claim, task, &mut self.rotation).map_err(CopyError::from),
         };
         match attempt {
+            Ok(pass) if self.suspicious(&pass) => {
+                // The next run asks the same question again.
+                self.rotation = rotation;
+                self.suspicion.merge(pass.damage);
+                self.incomplete()
+            }
             Ok(pass) => {
-                self.missing_bytes = look.snapshot.missing_bytes();
-                self.take_in(pass, token, now);
-                self.start_deep(path, now, context.one_shot);
+                self.take_in(pass, token.clone(), now);
+                self.start_deep(path, &token, now, context.one_shot);
                 self.incomplete()
             }
             Err(error @ CopyError::TooLarge(_)) => {
-                self.start_deep(path, now, context.one_shot);
+                self.start_deep(path, &token, now, context.one_shot);
                 self.stale_trouble(now, &error.to_string(), None)
             }
             Err(CopyError::Scratch(why)) => self.stale_trouble(now, &why, Some(NO_SCRATCH)),
@@ -253,15 +282,34 @@ impl SqliteProbe {
     /// Skips while nothing was committed since the last check.
     fn due(&self, token: &Token, context: &Context) -> bool {
         let Some(last) = &self.last else { return true };
-        if context.one_shot || last.more {
+        if context.one_shot || last.more || !self.suspicion.is_empty() {
             return true;
         }
         let age = context.now.since(last.boottime_ms);
-        last.token != *token && (!self.damage.is_empty() || age >= self.options.quick_interval)
+        let waits = age < self.options.quick_interval;
+        if self.damage.is_empty() && self.complete_boottime_ms.is_none() {
+            // A table did not fit: it is tried again although nothing changed.
+            return !waits;
+        }
+        last.token != *token && (!self.damage.is_empty() || !waits)
+    }
+
+    /// Damage that may be the trace of a writer, and that no earlier run has seen.
+    fn suspicious(&self, pass: &Pass) -> bool {
+        let known = !self.damage.is_empty() || pass.damage.overlaps(&self.suspicion);
+        !pass.damage.is_empty() && !pass.proven && !known
     }
 
     fn take_in(&mut self, pass: Pass, token: Token, now: &Now) {
         let covered = pass.whole || pass.all_tables;
+        if pass.whole || !pass.more || !pass.damage.is_empty() {
+            let vanished = pass.damage.is_empty() && !self.suspicion.is_empty();
+            self.unconfirmed_count += u64::from(vanished);
+            self.suspicion = Damage::default();
+        }
+        if pass.missing_bytes.is_some() || pass.damage.is_empty() {
+            self.missing_bytes = pass.missing_bytes;
+        }
         let mut said = Evidence::new().text("checked", coverage(&pass));
         if !pass.not_covered.is_empty() {
             said = said.text("not_covered", &pass.not_covered);
@@ -280,14 +328,25 @@ impl SqliteProbe {
                 self.damage.merge(round);
             }
         }
-        if covered {
+        if covered || pass.covered_once {
             self.complete_boottime_ms = Some(now.boottime_ms);
         }
     }
 
     /// Unknown as long as not everything has been covered once since the start.
     fn incomplete(&self) -> Option<Unknown> {
-        if self.complete_boottime_ms.is_some() || !self.damage.is_empty() {
+        if !self.damage.is_empty() || !self.deep_damage.is_empty() {
+            return None;
+        }
+        let signs = self.suspicion.messages.first().or(self.deep_suspicion.messages.first());
+        if let Some(sign) = signs {
+            let why = format!("signs of damage that a second check has to confirm: {sign}");
+            return Some(unchecked(&why, None));
+        }
+        if self.memory.deep_damaged {
+            return Some(unchecked("a deep check found damage; the next one has not ended yet", None));
+        }
+        if self.complete_boottime_ms.is_some() {
             return None;
         }
         let left = self.last.as_ref().and_then(|last| last.pass.get("not_covered").map(ToString::to_string));
@@ -307,6 +366,8 @@ impl SqliteProbe {
     /// open stays open.
     fn empty(&mut self, now: &Now) -> Option<Unknown> {
         (self.damage, self.round, self.missing_bytes, self.last) = Default::default();
+        (self.deep_damage, self.suspicion, self.deep_suspicion) = Default::default();
+        self.memory.deep_damaged = false;
         self.complete_boottime_ms = (!self.memory.had_content).then_some(now.boottime_ms);
         self.memory.had_content.then(|| unchecked("there is no content left to check", None))
     }
@@ -326,12 +387,14 @@ impl SqliteProbe {
 
     fn identity(&mut self, look: &Look, now: &Now) -> Vec<Problem> {
         let file = look.snapshot.database;
-        let mut problems = Vec::new();
+        let mut problems: Vec<Problem> = self.shrunk(look, now).into_iter().collect();
         if let Some(old_inode) = self.memory.inode.filter(|old| *old != file.inode) {
             self.memory.replaced = Some(Replaced { old_inode, since_boottime_ms: now.boottime_ms });
             self.last = None;
             self.complete_boottime_ms = None;
             self.rotation = Rotation::default();
+            (self.suspicion, self.deep_suspicion, self.deep_damage) = Default::default();
+            (self.memory.deep_damaged, self.memory.deep_boottime_ms) = (false, None);
         }
         self.memory.inode = Some(file.inode);
         if let Some(replaced) = &mut self.memory.replaced {
@@ -344,11 +407,36 @@ impl SqliteProbe {
                 problems.push(report::replaced(&self.path, replaced.old_inode, file.inode));
             }
         }
-        if look.snapshot.state() == State::Empty && self.memory.had_content {
-            problems.push(report::shrunk(&self.path, file.size_bytes, None));
-        }
         self.memory.had_content |= look.snapshot.header.is_some();
         problems
+    }
+
+    /// Lost most of its content since it was last seen, or all of it.
+    fn shrunk(&mut self, look: &Look, now: &Now) -> Option<Problem> {
+        let file = look.snapshot.database;
+        if look.snapshot.state() == State::Empty {
+            return self.memory.had_content.then(|| report::shrunk(&self.path, file.size_bytes, None));
+        }
+        if !look.snapshot.locks.writing()
+            && let Some(header) = &look.snapshot.header
+        {
+            let same_file = self.memory.inode.is_none_or(|inode| inode == file.inode);
+            let extent = Extent::new(file.size_bytes, header);
+            let before = self.memory.extent.replace(extent).unwrap_or(extent);
+            if let Some(grade) = before.lost(&extent, same_file) {
+                self.memory.shrunk = Some(Shrunk { before, grade, since_boottime_ms: now.boottime_ms });
+            }
+        }
+        let shrunk = self.memory.shrunk.as_mut()?;
+        // After a reboot the clock starts again.
+        shrunk.since_boottime_ms = shrunk.since_boottime_ms.min(now.boottime_ms);
+        let restored = !shrunk.before.halved(file.size_bytes);
+        let long_enough = now.since(shrunk.since_boottime_ms) >= REPLACED_SHOWN;
+        if restored || (long_enough && self.complete_boottime_ms.is_some() && self.damage.is_empty()) {
+            self.memory.shrunk = None;
+            return None;
+        }
+        Some(report::much_smaller(&self.path, file.size_bytes, &shrunk.before, shrunk.grade))
     }
 
     fn lock(&mut self, look: &Look, now: &Now) -> Option<Problem> {
@@ -362,10 +450,13 @@ impl SqliteProbe {
     }
 
     fn judge(&self, look: &Look, mut problems: Vec<Problem>, unknown: Option<Unknown>, now: &Now) -> Judgement {
-        if !self.damage.is_empty() {
-            problems.push(report::corrupt(&self.path, &self.damage, self.missing_bytes));
+        let mut damage = self.damage.clone();
+        damage.merge(self.deep_damage.clone());
+        if !damage.is_empty() {
+            problems.push(report::corrupt(&self.path, &damage, self.missing_bytes));
         }
         if self.missing_bytes.is_some() {
+            problems.retain(|problem| problem.reason != Reason::SqliteShrunk);
             problems.push(report::shrunk(&self.path, look.snapshot.database.size_bytes, self.missing_bytes));
         }
         let mut seen = report::seen(look);
@@ -378,6 +469,9 @@ impl SqliteProbe {
         if let Some(at) = self.memory.deep_boottime_ms {
             seen = seen.duration("deep_check_age_ms", now.since(at));
         }
+        if self.unconfirmed_count > 0 {
+            seen = seen.count("unconfirmed_damage_count", self.unconfirmed_count);
+        }
         if !self.attempt_note.is_empty() {
             seen = seen.text("no_new_check", &self.attempt_note);
         }
@@ -385,63 +479,6 @@ impl SqliteProbe {
             seen = seen.text("deep_check", &self.deep_note);
         }
         Judgement { problems, unknown, seen, ..Judgement::default() }
-    }
-
-    /// Starts a deep check on its own restricted thread when one is due.
-    fn start_deep(&mut self, path: &Path, now: &Now, one_shot: bool) {
-        let Some(scratch) = self.options.scratch_dir.clone().filter(|_| !one_shot && self.deep.is_none()) else {
-            return;
-        };
-        let old = |at: Option<u64>, age| at.is_none_or(|at| at > now.boottime_ms || now.since(at) >= age);
-        if !old(self.memory.deep_boottime_ms, self.options.deep_interval)
-            || !old(self.deep_tried_boottime_ms, DEEP_RETRY)
-        {
-            return;
-        }
-        let Some(turn) = DeepTurn::take() else { return };
-        self.deep_tried_boottime_ms = Some(now.boottime_ms);
-        let limits =
-            Limits { bytes_max: self.options.deep_bytes_max, time_max: self.options.deep_time_max, integrity: true };
-        let path = path.to_owned();
-        let work = move |sandbox: Result<SandboxState, SandboxError>| {
-            let _until_the_end = turn;
-            if !Ground::new(sandbox, None).allows(&path) {
-                return Err(CopyError::Scratch("the thread could not be restricted".to_owned()));
-            }
-            copy::check_copy(&path, &scratch, limits)
-        };
-        let writable = self.options.scratch_dir.iter().cloned().collect();
-        match sandbox::spawn_database_thread("sqlite-deep", writable, work) {
-            Ok(thread) => {
-                "running".clone_into(&mut self.deep_note);
-                self.deep = Some(thread);
-            }
-            Err(error) => self.deep_note = format!("no thread for it: {error}"),
-        }
-    }
-
-    fn collect_deep(&mut self, now: &Now) {
-        let Some(thread) = self.deep.take_if(|thread| thread.is_finished()) else { return };
-        match thread.join() {
-            Ok(Ok(pass)) if pass.whole => {
-                if pass.damage.is_empty() && !pass.integrity {
-                    self.deep_note = format!("not finished: {}", pass.not_covered);
-                } else {
-                    "integrity_check of a copy ran to its end".clone_into(&mut self.deep_note);
-                    self.memory.deep_boottime_ms = Some(now.boottime_ms);
-                }
-                self.damage = pass.damage;
-                self.complete_boottime_ms = Some(now.boottime_ms);
-            }
-            Ok(Ok(pass)) => {
-                self.deep_note = format!("not finished: {}", pass.not_covered);
-                if !pass.damage.is_empty() {
-                    self.damage.merge(pass.damage);
-                }
-            }
-            Ok(Err(error)) => self.deep_note = format!("not made: {error}"),
-            Err(_panic) => "not made: it panicked".clone_into(&mut self.deep_note),
-        }
     }
 }
 
@@ -463,19 +500,15 @@ impl Probe for SqliteProbe {
             None
         };
         let scratch = self.options.scratch_dir.clone().or_else(|| private.as_ref().map(|own| own.path().to_owned()));
-        std::thread::scope(|scope| {
-            let work = || {
-                let writable: Vec<PathBuf> = scratch.iter().cloned().collect();
-                let ground = Ground::new(sandbox::restrict_thread(&writable), scratch.clone());
-                self.examine(context, &ground)
-            };
-            let thread = std::thread::Builder::new().name("sqlite-probe".to_owned()).spawn_scoped(scope, work);
-            match thread.map(std::thread::ScopedJoinHandle::join) {
-                Ok(Ok(judgement)) => judgement,
-                Ok(Err(_panic)) => Judgement::unknown("the check panicked; please report this", None),
-                Err(error) => Judgement::unknown(format!("no thread for the check: {error}"), None),
+        let answer = on_restricted_thread(scratch, |ground| {
+            let judgement = self.examine(context, ground);
+            if !context.one_shot || self.suspicion.is_empty() {
+                return judgement;
             }
-        })
+            std::thread::sleep(ONE_SHOT_CONFIRM_WAIT);
+            self.examine(context, ground)
+        });
+        answer.unwrap_or_else(|why| Judgement::unknown(why, None))
     }
 
     fn save(&self) -> Option<serde_json::Value> {
@@ -489,21 +522,23 @@ impl Probe for SqliteProbe {
     }
 }
 
-/// One deep check at a time in this process: they share a disk.
-struct DeepTurn;
-
-static DEEP_RUNNING: AtomicBool = AtomicBool::new(false);
-
-impl DeepTurn {
-    fn take() -> Option<Self> {
-        (!DEEP_RUNNING.swap(true, Ordering::SeqCst)).then_some(Self)
-    }
-}
-
-impl Drop for DeepTurn {
-    fn drop(&mut self) {
-        DEEP_RUNNING.store(false, Ordering::SeqCst);
-    }
+/// Runs `work` on a thread that is restricted before it begins.
+fn on_restricted_thread<T: Send>(
+    scratch: Option<PathBuf>,
+    work: impl FnOnce(&Ground) -> T + Send,
+) -> Result<T, String> {
+    let restricted = move || {
+        let writable: Vec<PathBuf> = scratch.iter().cloned().collect();
+        work(&Ground::new(sandbox::restrict_thread(&writable), scratch))
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("sqlite-probe".to_owned()).spawn_scoped(scope, restricted);
+        match thread.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_panic)) => Err("the check panicked; please report this".to_owned()),
+            Err(error) => Err(format!("no thread for the check: {error}")),
+        }
+    })
 }
 
 /// What the present thread may do.
@@ -535,79 +570,5 @@ fn coverage(pass: &Pass) -> String {
     }
 }
 
-/// A commit is over in a moment: looks again a few times before it says that the database is locked.
-fn look_between_commits(path: &Path, claim: &Claim) -> Result<Look, Obstacle> {
-    for _ in 1..TRIES {
-        let look = files::look(path, claim)?;
-        if !matches!(look.snapshot.state(), State::Exclusive | State::Changing) {
-            return Ok(look);
-        }
-        std::thread::sleep(TRY_WAIT);
-    }
-    files::look(path, claim)
-}
-
-/// Nobody writes: no lock is taken, and the answer counts only if nothing changed meanwhile. Damage must be seen twice.
-fn lock_free(path: &Path, look: &Look, claim: &Claim, task: Task, rotation: &mut Rotation) -> Result<Pass, Trouble> {
-    let mut tried = rotation.clone();
-    let pass = check::check(path, Access::Immutable, task, &mut tried)?;
-    let undisturbed = || files::look(path, claim).is_ok_and(|later| look.snapshot.undisturbed(&later.snapshot));
-    if !undisturbed() {
-        let rollback = look.snapshot.header.is_some_and(|header| !header.is_wal());
-        return if rollback { under_shared_lock(path, task, rotation) } else { Err(Trouble::Busy) };
-    }
-    if !pass.damage.is_empty() {
-        let again = check::check(path, Access::Immutable, task, &mut rotation.clone())?;
-        if again.damage.is_empty() || !undisturbed() {
-            return Err(Trouble::Busy);
-        }
-    }
-    *rotation = tried;
-    Ok(pass)
-}
-
-/// Rollback mode with a writer at work: SQLite's own lock, for so short a time that no writer minds.
-fn under_shared_lock(path: &Path, task: Task, rotation: &mut Rotation) -> Result<Pass, Trouble> {
-    let task = Task { bound: SHARED_HOLD_MAX.min(task.bound), ..task };
-    for _ in 1..TRIES {
-        match check::check(path, Access::ReadOnly, task, rotation) {
-            Err(Trouble::Busy | Trouble::HotJournal) => std::thread::sleep(TRY_WAIT),
-            answer => return answer,
-        }
-    }
-    check::check(path, Access::ReadOnly, task, rotation)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_the_kernel_holding_it_back_sqlite_opens_nothing_it_could_write() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().canonicalize().unwrap().join("hub.db");
-        std::fs::write(&path, "").unwrap();
-        let ground = |enforcement, writable: &[PathBuf]| Ground {
-            sandbox: Some(SandboxState { enforcement, writable: writable.to_vec() }),
-            scratch: None,
-        };
-        assert!(ground(sandbox::Enforcement::Full, &[]).allows(&path));
-        assert!(ground(sandbox::Enforcement::Partial, &[]).allows(&path));
-        assert!(!ground(sandbox::Enforcement::None, &[]).allows(&path));
-        let around = [path.parent().unwrap().to_owned()];
-        assert!(!ground(sandbox::Enforcement::Full, &around).allows(&path), "below our own scratch folder");
-        assert!(!Ground { sandbox: None, scratch: None }.allows(&path));
-    }
-
-    #[test]
-    fn what_is_saved_comes_back_and_nonsense_is_ignored() {
-        let new = || SqliteProbe::new(ServiceName::host(), PathBuf::from("/x.db"), SqliteOptions::default());
-        let mut probe = new();
-        probe.memory.inode = Some(7);
-        let mut next = new();
-        next.restore(probe.save().unwrap());
-        assert_eq!(next.memory, probe.memory);
-        next.restore(serde_json::json!("nonsense"));
-        assert_eq!(next.memory.inode, Some(7));
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@ use super::files::{Holder, Look, Obstacle, comm};
 use muster_agent_core::judgement::Problem;
 use muster_agent_core::sqlite::damage::Damage;
 use muster_agent_core::sqlite::lock_watch::Held;
+use muster_agent_core::sqlite::shrink::Extent;
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
@@ -115,6 +116,27 @@ pub(super) fn shrunk(path: &Path, size_bytes: u64, missing_bytes: Option<u64>) -
         NO_RESTART,
         "find out who truncated or recreated it: deploy scripts, a restore, a full disk",
         "compare with the newest good backup",
+    ])
+}
+
+/// The file lost most of its content since it was last seen.
+pub(super) fn much_smaller(path: &Path, size_bytes: u64, before: &Extent, grade: Grade) -> Problem {
+    let shown = path.display();
+    let (was, is) = (human_bytes(before.size_bytes), human_bytes(size_bytes));
+    let summary = match grade {
+        Grade::Possible => format!("{shown} is another file and much smaller: {was} before, {is} now"),
+        _ => format!("{shown} shrank from {was} to {is}, and no transaction did it: another database lies there now"),
+    };
+    let evidence = Evidence::new()
+        .text("path", shown.to_string())
+        .bytes("size_bytes", size_bytes)
+        .bytes("size_before_bytes", before.size_bytes)
+        .count("change_counter_before", before.change_counter);
+    Problem::new(Reason::SqliteShrunk, summary).grade(grade).evidence(evidence).next_steps([
+        COPY_FIRST,
+        KEEP_BACKUPS,
+        "find out who wrote another database over it: deploy scripts, a restore from an old or empty backup",
+        "if it was meant, nothing: this clears by itself some time after the file has passed a check",
     ])
 }
 
