@@ -79,6 +79,7 @@ fn play(lab: &mut Lab) -> Result<Vec<Row>> {
 
 fn start_fleet(lab: &mut Lab) -> Result<()> {
     say!("starting two coordinators, three agents and their services …");
+    let start = std::time::Instant::now();
     lab.prepare_coordinators(&["coord-a", "coord-b"])?;
     lab.write_coordinator_config("coord-a", None, COORDINATOR_EXTRA)?;
     lab.write_coordinator_config("coord-b", Some("coord-a"), COORDINATOR_EXTRA)?;
@@ -88,13 +89,14 @@ fn start_fleet(lab: &mut Lab) -> Result<()> {
     for host in faults::HOSTS {
         lab.start_agent(host, &faults::services_config(lab, host))?;
     }
-    let (_, took) = lab.wait("three agents live, a standby following", Duration::from_secs(60), || {
+    lab.wait("three agents live, a standby following", Duration::from_secs(60), || {
         let status = lab.ctl("coord-a", &["status"])?;
         let live = status["agents_live"].as_u64() == Some(3);
         let standby = status["standbys"].as_array().is_some_and(|standbys| standbys.len() == 1);
         Ok((live && standby).then_some(()))
     })?;
-    say!("  ok    fleet up                    3 agents live, standby follows ({took:.1?})");
+    let what = "3 agents live, a standby follows".to_owned();
+    progress(&Row { fault: "fleet started", outcome: Outcome::Done { after: start.elapsed(), what } });
     Ok(())
 }
 
@@ -212,10 +214,10 @@ fn all_faults() -> impl Iterator<Item = &'static faults::Fault> {
 fn progress(row: &Row) {
     match &row.outcome {
         Outcome::Paged { after, severity, title, .. } => {
-            say!("  ok    {:<34} {severity} after {after:.1?}: {title}", row.fault);
+            say!("  ok    {:<36} {severity} paged after {after:.1?}: {title}", row.fault);
         }
-        Outcome::Skipped(why) => say!("  skip  {:<34} {why}", row.fault),
-        Outcome::Done { after, what } => say!("  ok    {:<34} {what} after {after:.1?}", row.fault),
+        Outcome::Skipped(why) => say!("  skip  {:<36} {why}", row.fault),
+        Outcome::Done { after, what } => say!("  ok    {:<36} {what} after {after:.1?}", row.fault),
     }
 }
 
