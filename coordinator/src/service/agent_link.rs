@@ -13,11 +13,11 @@ use futures_util::stream::FuturesOrdered;
 use muster_common::identity::Role;
 use muster_common::ids::{AgentName, BootId, SpoolId};
 use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
+use muster_coordinator_core::agent_stream::Acks;
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Fact};
 use muster_proto::convert::{bounded, epoch_proof_to_wire, position_to_wire, spool_id};
 use muster_proto::v1::agent_link_service_server::AgentLinkService;
 use muster_proto::v1::{self, ConnectRequest, ConnectResponse, connect_request, connect_response};
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,9 +35,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const CONFLICT_PING: Duration = Duration::from_secs(2);
 /// Batches of one stream waiting for their commit. Overflow rule: the stream is not read meanwhile.
 const BATCHES_IN_FLIGHT_MAX: usize = 8;
-/// Stored batches remembered until the standby has them. Overflow rule: the oldest is forgotten; a later batch's
-/// acknowledgement covers it.
-const UNREPLICATED_MAX: usize = 1_024;
 
 type Messages = Pin<Box<dyn futures_util::Stream<Item = Result<ConnectResponse, Status>> + Send>>;
 type Commit = Pin<Box<dyn Future<Output = Result<(u64, u64), Status>> + Send>>;
@@ -298,10 +295,7 @@ struct Session {
     reader: SpoolReader,
     outbox: Outbox,
     in_flight: FuturesOrdered<Commit>,
-    /// (journal index, sequence), ascending: stored, and not known to be replicated.
-    unreplicated: VecDeque<(u64, u64)>,
-    stored: u64,
-    replicated: u64,
+    acks: Acks,
     /// An acknowledgement is due.
     owes_ack: bool,
 }
@@ -316,9 +310,7 @@ impl Session {
             link,
             outbox,
             in_flight: FuturesOrdered::new(),
-            unreplicated: VecDeque::from([(resume.index, sequence)]),
-            stored: sequence,
-            replicated: 0,
+            acks: Acks::new(resume.index, sequence),
             owes_ack: sequence > 0,
         }
     }
@@ -438,37 +430,21 @@ impl Session {
     }
 
     fn note_stored(&mut self, index: u64, sequence: u64, replicated: Option<u64>) {
-        self.stored = sequence;
+        self.acks.committed(index, sequence);
         self.owes_ack = true;
-        if self.unreplicated.len() == UNREPLICATED_MAX {
-            self.unreplicated.pop_front();
-        }
-        self.unreplicated.push_back((index, sequence));
         self.note_replicated(replicated);
     }
 
-    /// Without a standby what is stored is as safe as it gets.
     fn note_replicated(&mut self, index: Option<u64>) {
-        let mut replicated = self.replicated;
-        while let Some((at, sequence)) = self.unreplicated.front().copied()
-            && index.is_none_or(|index| index >= at)
-        {
-            replicated = replicated.max(sequence);
-            self.unreplicated.pop_front();
-        }
-        if replicated != self.replicated {
-            self.replicated = replicated;
+        if self.acks.replicated(index) {
             self.owes_ack = true;
         }
     }
 
     fn ack(&self) -> v1::Ack {
         let SpoolId(spool) = self.reader.position().spool;
-        v1::Ack {
-            spool_id: spool.as_bytes().to_vec().into(),
-            stored_sequence: self.stored,
-            replicated_sequence: self.replicated.min(self.stored),
-        }
+        let (stored_sequence, replicated_sequence) = self.acks.told();
+        v1::Ack { spool_id: spool.as_bytes().to_vec().into(), stored_sequence, replicated_sequence }
     }
 }
 

@@ -80,7 +80,9 @@ impl SpoolReader {
 fn refused(refusal: Refusal) -> Status {
     let words = refusal.to_string();
     match refusal {
-        Refusal::OtherSpool | Refusal::Diverged(_) => Status::failed_precondition(words),
+        // Not FAILED_PRECONDITION: this is the right coordinator, and the agent is to greet it again. The welcome's
+        // position then shows the agent whether its spool is another one.
+        Refusal::OtherSpool | Refusal::Diverged(_) => Status::aborted(words),
         Refusal::NotNext { .. } | Refusal::GapNotNext { .. } => Status::out_of_range(words),
         Refusal::NoSequence
         | Refusal::WrongHash(_)
@@ -104,11 +106,11 @@ fn subject_state(wire: &v1::SubjectState) -> Result<SubjectState, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_coordinator_core::agent_stream::OBSERVED_AGE_MAX;
     use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
     use muster_common::ids::{ServiceName, SpoolId};
     use muster_common::reason::Reason;
     use muster_common::spool::EntryHash;
+    use muster_coordinator_core::agent_stream::OBSERVED_AGE_MAX;
     use muster_proto::convert::encode_finding_event;
     use tonic::Code;
 
