@@ -29,6 +29,7 @@ pub(crate) fn child_main() {
     match role.as_str() {
         "hold" => hold(&path, &option),
         "commit" => commit(&path, &option),
+        "churn" => crate::churn::churn(&path, &option),
         "probe" => probe_as(&path, &option),
         other => panic!("unknown role {other}"),
     }
@@ -134,17 +135,35 @@ pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-fn say(word: &str) {
+/// Writes a file as if long ago: nobody can have written it since without a trace in its times.
+pub(crate) fn write_long_ago(path: &Path, content: &[u8]) {
+    let mut file = std::fs::File::create(path).unwrap();
+    file.write_all(content).unwrap();
+    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
+}
+
+pub(crate) fn say(word: &str) {
     let mut out = std::io::stdout();
     writeln!(out, "\n{MARK}{word}").unwrap();
     out.flush().unwrap();
+}
+
+/// True from the moment on when the parent asks to end.
+pub(crate) fn told_to_end() -> Arc<std::sync::atomic::AtomicBool> {
+    let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let told = ended.clone();
+    std::thread::spawn(move || {
+        wait_for_the_end();
+        told.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    ended
 }
 
 fn wait_for_the_end() {
     let _closed = std::io::stdin().read(&mut [0]).unwrap();
 }
 
-fn rows(connection: &Connection, count: u32) {
+pub(crate) fn rows(connection: &Connection, count: u32) {
     connection.execute_batch("CREATE TABLE IF NOT EXISTS jobs(id INTEGER PRIMARY KEY, state TEXT, body BLOB); CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs(state)").unwrap();
     connection.execute_batch("BEGIN").unwrap();
     for number in 0..count {
@@ -187,12 +206,7 @@ fn commit(path: &Path, option: &str) {
     connection.pragma_update(None, "synchronous", "OFF").unwrap();
     rows(&connection, 3000);
     connection.busy_timeout(Duration::from_millis(busy_timeout_ms.parse().unwrap())).unwrap();
-    let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let told = ended.clone();
-    std::thread::spawn(move || {
-        wait_for_the_end();
-        told.store(true, std::sync::atomic::Ordering::SeqCst);
-    });
+    let ended = told_to_end();
     say("ready");
     let (mut commits, mut busy, mut longest) = (0u64, 0u64, Duration::ZERO);
     let mut blocked: Option<Instant> = None;
