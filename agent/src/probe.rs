@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex};
 /// Which thread a probe runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// Procfs, sockets, pid files: microseconds, no strangers' files opened by a library.
+    /// The kernel's own interfaces (procfs, sockets, the kernel log): microseconds, and no file system that could hang.
     Quick,
+    /// Small files of strangers, which may lie on a file system that hangs.
+    Files,
     /// SQLite: a thread under Landlock, with idle I/O priority.
     Database,
 }

@@ -1,8 +1,9 @@
-//! The uplink against a coordinator that lives in this process and misbehaves by script.
+//! The uplink, and the whole daemon, against a coordinator that lives in this process and misbehaves by script.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod certificates;
+mod daemon;
 mod fake;
 
 use fake::{Behaviour, Fake, Proxy, State};

@@ -120,7 +120,12 @@ fn check(path: &Path, out: &mut dyn Write) -> Result<ExitCode, Failure> {
     }
     let verdict =
         if report.problems.is_empty() { "sound" } else { "DAMAGED: restore a backup, or promote the standby" };
-    writeln!(out, "{entries} entries checked ({oldest} to {newest}), {} replayed: {verdict}", report.replayed)?;
+    let (replayed, conclusions) = (report.replayed, report.conclusions);
+    writeln!(
+        out,
+        "{entries} entries checked ({oldest} to {newest}), {replayed} replayed, {conclusions} conclusions reproduced: \
+         {verdict}"
+    )?;
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -139,7 +144,8 @@ async fn run_until_told(config: Config, credentials: Credentials) -> anyhow::Res
     let mut hangup = signal(SignalKind::hangup())?;
     let tls = config.tls.clone();
     let mut coordinator = Coordinator::start(config, credentials).await?;
-    tracing::info!(grpc = %coordinator.grpc_address(), http = ?coordinator.http_address(), "listening");
+    let http = coordinator.http_address().map_or_else(|| "none".to_owned(), |address| address.to_string());
+    tracing::info!(grpc = %coordinator.grpc_address(), http, "listening");
     notify(&[NotifyState::Ready]);
     let watchdog = tokio::spawn(feed_watchdog(coordinator.handle().clone()));
     let failure = loop {
@@ -202,6 +208,7 @@ fn start_log() {
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    // A second call in one process changes nothing.
-    drop(log.try_init());
+    // The journal adds the time itself. A second call in one process changes nothing.
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    drop(if journal { log.without_time().try_init() } else { log.try_init() });
 }

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// Threads for quick probes: they wait for the kernel, not for the processor.
 const QUICK_THREADS: usize = 4;
+/// Threads for small files: one file system that hangs takes one or two of them, and each is replaced.
+const FILES_THREADS: usize = 4;
 /// Threads for databases: each may read a disk at full speed.
 const DATABASE_THREADS: usize = 3;
 /// One database in `doctor`, whatever the config allows the daemon: nobody waits a minute for a first answer.
@@ -107,7 +109,9 @@ impl Pool {
         let count = |kind| planned.iter().filter(|planned| planned.probe.lane() == kind).count();
         let quick = count(Kind::Quick).min(QUICK_THREADS);
         let database = count(Kind::Database).min(DATABASE_THREADS);
-        let kinds = std::iter::repeat_n(Kind::Quick, quick).chain(std::iter::repeat_n(Kind::Database, database));
+        let files = count(Kind::Files).min(FILES_THREADS);
+        let kinds = [(Kind::Quick, quick), (Kind::Files, files), (Kind::Database, database)];
+        let kinds = kinds.into_iter().flat_map(|(kind, count)| std::iter::repeat_n(kind, count));
         let lanes: Vec<Lane<Done>> =
             kinds.enumerate().map(|(index, kind)| Lane::new(index, kind, sender.clone())).collect();
         let running = lanes.iter().map(|_| None).collect();
@@ -119,7 +123,7 @@ impl Pool {
             let fits = self.waiting.iter().position(|planned| planned.probe.lane() == lane.kind());
             let Some(Planned { probe, plan }) = fits.and_then(|index| self.waiting.remove(index)) else { continue };
             let bound = match lane.kind() {
-                Kind::Quick => plan.deadline.min(QUICK_DEADLINE),
+                Kind::Quick | Kind::Files => plan.deadline.min(QUICK_DEADLINE),
                 Kind::Database => plan.deadline.min(DATABASE_DEADLINE),
             };
             let subject = probe.subject().clone();

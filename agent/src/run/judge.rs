@@ -81,6 +81,8 @@ pub struct Judge<O> {
     pending: VecDeque<Append>,
     dropped_events: u64,
     retry_ms: u64,
+    /// The last write failed.
+    spool_fails: bool,
     saved_ms: u64,
     watchdog: Option<Duration>,
 }
@@ -93,7 +95,7 @@ impl<O: StateOutlet> Judge<O> {
         Self {
             schedule: Schedule::default(),
             slots: BTreeMap::new(),
-            lanes: vec![lane(Kind::Quick), lane(Kind::Database)],
+            lanes: vec![lane(Kind::Quick), lane(Kind::Files), lane(Kind::Database)],
             watcher,
             services,
             memory,
@@ -101,6 +103,7 @@ impl<O: StateOutlet> Judge<O> {
             pending: VecDeque::new(),
             dropped_events: 0,
             retry_ms: 0,
+            spool_fails: false,
             saved_ms: 0,
             watchdog: sd_notify::watchdog_enabled().map(|limit| limit / 3),
         }
@@ -290,9 +293,19 @@ impl<O: StateOutlet> Judge<O> {
         let events: Vec<Append> = self.pending.iter().cloned().collect();
         self.saved_ms = now.boottime_ms;
         match self.outlet.append(events, &self.memory, now) {
-            Ok(()) => self.pending.clear(),
+            Ok(()) => {
+                self.pending.clear();
+                if std::mem::take(&mut self.spool_fails) {
+                    tracing::info!("the spool can be written again");
+                    sd_notify::notify(&[sd_notify::NotifyState::Status("")]).ok();
+                }
+            }
             Err(error) => {
-                tracing::error!(waiting = self.pending.len(), "cannot write the spool: {error}");
+                // Once a second would bury the rest of the log, and fill the disk that is full.
+                if !std::mem::replace(&mut self.spool_fails, true) {
+                    tracing::error!(waiting = self.pending.len(), "cannot write the spool: {error}");
+                    sd_notify::notify(&[sd_notify::NotifyState::Status("cannot write the spool; findings wait")]).ok();
+                }
                 self.retry_ms = now.boottime_ms.saturating_add(RETRY_SPOOL_MS);
             }
         }

@@ -12,8 +12,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// Hung threads of one lane that are replaced. Beyond it the lane waits: a file system that hangs does not take the
-/// host's threads with it.
-pub const HUNG_THREADS_MAX: usize = 4;
+/// host's threads with it. The unit's `TasksMax=` has room for this many on every lane.
+pub const HUNG_THREADS_MAX: usize = 8;
 /// Probes have shallow stacks; SQLite is measured to need less than a quarter of this.
 const STACK_BYTES: usize = 1 << 20;
 
@@ -127,6 +127,7 @@ impl<I: From<Done> + Send + 'static> Lane<I> {
         let (lane, kind, worker, results) = (self.index, self.kind, self.worker, self.results.clone());
         let name = match kind {
             Kind::Quick => "probe",
+            Kind::Files => "probe-files",
             Kind::Database => "probe-db",
         };
         let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);

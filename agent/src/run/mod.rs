@@ -40,9 +40,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let host = HostRoot::default();
     let boot = crate::clock::boot_id(&host);
     watcher::block_signals().context("cannot block signals")?;
-    let _lock = lock_state(&config.state_dir)?;
-    let scratch = plan::make_scratch(&config).context("cannot make the folder for copies of databases")?;
-    let spool = open_spool(&config, boot)?;
+    let State { spool, scratch, in_memory, _lock } = State::open(&config, boot)?;
     let memory = Memory::load(&spool, boot)?;
     // Before the uplink's first heartbeat: a digest of nothing would ask the coordinator to forget what is open.
     let published = Published { ledger: memory.ledger.clone(), head_sequence: spool.view().head };
@@ -52,7 +50,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let (results, inbox) = channel::<Input>();
     let watcher = Watcher::spawn(results.clone()).context("cannot start the watcher thread")?;
     let mut judge = Judge::new(memory, outlet, watcher, &results);
-    judge.watch(plan::probes(&config, &host, Some(&scratch)), config.probes.blind_after);
+    judge.watch(plan::probes(&config, &host, scratch.as_deref()), config.probes.blind_after);
     tracing::info!(
         services = config.services.len(),
         coordinators = config.endpoints.len(),
@@ -63,9 +61,12 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         tracing::warn!("{not_watched}: not watched yet, this version has no probe for it");
     }
     sd_notify::notify(&[NotifyState::Ready]).ok();
+    if let Some(why) = &in_memory {
+        sd_notify::notify(&[NotifyState::Status(&format!("findings are kept in memory only: {why}"))]).ok();
+    }
     let mut current = config;
     while judge.run(&inbox) == Asked::Reload {
-        current = reload(config_path, current, &host, &scratch, &mut judge);
+        current = reload(config_path, current, &host, scratch.as_deref(), &mut judge);
     }
     sd_notify::notify(&[NotifyState::Stopping]).ok();
     tracing::info!("stopping");
@@ -87,7 +88,13 @@ fn host_stops() -> bool {
     folders.split(':').any(|folder| !folder.is_empty() && Path::new(folder).join(HOST_STOPPING_FILE).exists())
 }
 
-fn reload<O: StateOutlet>(path: &Path, old: Config, host: &HostRoot, scratch: &Path, judge: &mut Judge<O>) -> Config {
+fn reload<O: StateOutlet>(
+    path: &Path,
+    old: Config,
+    host: &HostRoot,
+    scratch: Option<&Path>,
+    judge: &mut Judge<O>,
+) -> Config {
     let reloading = NotifyState::monotonic_usec_now();
     if let Ok(usec) = reloading {
         sd_notify::notify(&[NotifyState::Reloading, usec]).ok();
@@ -102,7 +109,7 @@ fn reload<O: StateOutlet>(path: &Path, old: Config, host: &HostRoot, scratch: &P
                 tracing::warn!("changes of [agent], [coordinator], [tls] and [spool] take effect at the next restart");
             }
             let new = Config { state_dir: old.state_dir.clone(), ..new };
-            judge.watch(plan::probes(&new, host, Some(scratch)), new.probes.blind_after);
+            judge.watch(plan::probes(&new, host, scratch), new.probes.blind_after);
             tracing::info!(services = new.services.len(), "config read again");
             new
         }
@@ -116,29 +123,84 @@ fn reload<O: StateOutlet>(path: &Path, old: Config, host: &HostRoot, scratch: &P
     kept
 }
 
-/// One agent per state folder: two would answer for each other's findings.
-fn lock_state(folder: &Path) -> anyhow::Result<File> {
+/// What the agent keeps on disk, or in memory where it cannot.
+struct State {
+    spool: SpoolHandle,
+    /// The folder for copies of databases.
+    scratch: Option<PathBuf>,
+    /// Why nothing is kept on disk.
+    in_memory: Option<String>,
+    /// Held as long as the agent lives.
+    _lock: Option<File>,
+}
+
+impl State {
+    /// A state folder that is read-only or full is one more thing that is wrong with the host: the agent goes on and
+    /// reports from memory.
+    fn open(config: &Config, boot: BootId) -> anyhow::Result<Self> {
+        let limits = SpoolLimits { max_bytes: config.spool_bytes_max, ..SpoolLimits::default() };
+        let path = config.state_dir.join(SPOOL_FILE);
+        let (spool, scratch, in_memory, lock) = match Self::on_disk(config, &path, limits, boot)? {
+            Ok((spool, scratch, lock)) => (spool, Some(scratch), None, Some(lock)),
+            Err(why) => {
+                tracing::error!(
+                    "{why:#}; findings are told and kept in memory only until the folder can be written and the agent \
+                     is restarted"
+                );
+                (Spool::open_in_memory(&path, limits, boot)?, None, Some(format!("{why:#}")), None)
+            }
+        };
+        let spool = crate::spool::spawn(spool).context("cannot start the spool thread")?;
+        Ok(Self { spool, scratch, in_memory, _lock: lock })
+    }
+
+    /// Outer error: the agent must not run. Inner one: it can, in memory.
+    fn on_disk(
+        config: &Config,
+        path: &Path,
+        limits: SpoolLimits,
+        boot: BootId,
+    ) -> anyhow::Result<anyhow::Result<(Spool, PathBuf, File)>> {
+        let lock = match lock_state(&config.state_dir)? {
+            Ok(lock) => lock,
+            Err(why) => return Ok(Err(why)),
+        };
+        let opened = || {
+            let scratch = plan::make_scratch(config).context("cannot make the folder for copies of databases")?;
+            let spool = Spool::open(path, limits, boot, crate::clock::now())?;
+            anyhow::Ok((spool, scratch, lock))
+        };
+        let opened = opened();
+        if let Some(loss) = opened.as_ref().ok().and_then(|(spool, ..)| spool.loss()) {
+            let moved_to = loss.moved_to.display();
+            tracing::error!(%moved_to, "the spool was damaged ({}); a new one was begun", loss.why);
+        }
+        Ok(opened)
+    }
+}
+
+/// One agent per state folder: two would answer for each other's findings. The inner error is a folder that cannot be
+/// used, where there is no other agent to fear.
+fn lock_state(folder: &Path) -> anyhow::Result<anyhow::Result<File>> {
     let shown = folder.display();
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    let made = made.with_context(|| {
         format!("cannot make the state folder {shown}; create it for the agent's user or set [agent] state_dir")
-    })?;
+    });
+    if let Err(error) = made {
+        return Ok(Err(error));
+    }
     let path: PathBuf = folder.join("lock");
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.with_context(|| format!("cannot open {}; is the folder the agent's own?", path.display()))?;
+    let file = match file.with_context(|| format!("cannot open {}; is the folder the agent's own?", path.display())) {
+        Ok(file) => file,
+        Err(error) => return Ok(Err(error)),
+    };
     let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
     if rustix::fs::flock(&file, operation).is_err() {
         bail!("another muster-agent uses {shown}; stop it first, or set another [agent] state_dir");
     }
-    Ok(file)
-}
-
-fn open_spool(config: &Config, boot: BootId) -> anyhow::Result<SpoolHandle> {
-    let limits = SpoolLimits { max_bytes: config.spool_bytes_max, ..SpoolLimits::default() };
-    let spool = Spool::open(&config.state_dir.join(SPOOL_FILE), limits, boot, crate::clock::now())?;
-    if let Some(loss) = spool.loss() {
-        tracing::error!(moved_to = %loss.moved_to.display(), "the spool was damaged ({}); a new one was begun", loss.why);
-    }
-    crate::spool::spawn(spool).context("cannot start the spool thread")
+    Ok(Ok(file))
 }
 
 /// What the uplink may tell of the ledger: as of one entry of the spool, replaced whole.

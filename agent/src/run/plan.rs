@@ -33,7 +33,8 @@ pub struct Planned {
 pub const fn lane_index(kind: Lane) -> usize {
     match kind {
         Lane::Quick => 0,
-        Lane::Database => 1,
+        Lane::Files => 1,
+        Lane::Database => 2,
     }
 }
 
@@ -45,7 +46,7 @@ pub fn probes(config: &Config, host: &HostRoot, scratch: Option<&Path>) -> Vec<P
     let mut add = |probe: Box<dyn Probe>, interval: Duration| {
         let lane = probe.lane();
         let deadline = match lane {
-            Lane::Quick => times.deadline,
+            Lane::Quick | Lane::Files => times.deadline,
             Lane::Database => times.sqlite_deadline,
         };
         planned.push(Planned { probe, plan: Plan { lane: lane_index(lane), interval, deadline } });

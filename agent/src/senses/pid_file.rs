@@ -5,7 +5,7 @@
 
 use super::{HostRoot, process};
 use crate::clock::boot_id;
-use crate::probe::{Context, Probe};
+use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::pid_file::{
     FileReading, Malformed, PID_MAX_DEFAULT, PidFileJudge, ProcessReading, Reading, parse,
@@ -70,6 +70,10 @@ impl PidFileProbe {
 impl Probe for PidFileProbe {
     fn subject(&self) -> &SubjectKey {
         &self.subject
+    }
+
+    fn lane(&self) -> Lane {
+        Lane::Files
     }
 
     fn run(&mut self, context: &Context) -> Judgement {

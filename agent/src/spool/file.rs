@@ -6,7 +6,7 @@ use muster_agent_core::session::{Entry, Written};
 use muster_common::ids::{BootId, CoordinatorId, Epoch, SpoolId};
 use muster_common::spool::EntryHash;
 use muster_common::time::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -200,19 +200,48 @@ pub(super) fn open_or_replace(path: &Path, now: Now) -> Result<(Connection, Meta
         Refused::Damaged(why) => SpoolError::File { path: path.to_owned(), source: std::io::Error::other(why) },
     })?;
     if let Some((epoch, proof)) = epoch {
-        let keep = |connection: &mut Connection| {
-            let transaction = connection.transaction()?;
-            store_epoch(&transaction, &epoch, &proof)?;
-            transaction.commit()
-        };
-        keep(&mut connection).map_err(failed)?;
+        keep_epoch(&mut connection, &epoch, &proof).map_err(failed)?;
     }
     Ok((connection, meta, bytes, Some(SpoolLoss { moved_to, why })))
 }
 
 fn open(path: &Path) -> Result<(Connection, Meta, u64), Refused> {
     keep_private(path);
-    let mut connection = Connection::open(path)?;
+    prepare(Connection::open(path)?)
+}
+
+/// A spool that lives as long as this process: for a state folder that cannot be used. It knows the highest epoch of
+/// `path`, if that can be read: a coordinator that was replaced is refused all the same.
+pub(super) fn open_in_memory(path: &Path) -> Result<(Connection, Meta, u64), SpoolError> {
+    let failed = |source| SpoolError::Sqlite { path: path.to_owned(), source };
+    let opened = Connection::open_in_memory().map_err(failed)?;
+    let (mut connection, meta, bytes) = prepare(opened).map_err(|refused| match refused {
+        Refused::Failed(source) => failed(source),
+        Refused::Damaged(why) => SpoolError::File { path: path.to_owned(), source: std::io::Error::other(why) },
+    })?;
+    if let Some((epoch, proof)) = epoch_of_unwritable(path) {
+        keep_epoch(&mut connection, &epoch, &proof).map_err(failed)?;
+    }
+    Ok((connection, meta, bytes))
+}
+
+/// Immutable, since SQLite could not make the companions it wants on a read-only disk. The log is not read then; an
+/// epoch never stays in it for long.
+fn epoch_of_unwritable(path: &Path) -> Option<(Epoch, Vec<u8>)> {
+    let escaped = path.to_str()?.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let old = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags).ok()?;
+    load_epoch(&old).ok().flatten()
+}
+
+fn keep_epoch(connection: &mut Connection, epoch: &Epoch, proof: &[u8]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    store_epoch(&transaction, epoch, proof)?;
+    transaction.commit()
+}
+
+/// Settings, schema and checks of a connection that was just opened.
+fn prepare(mut connection: Connection) -> Result<(Connection, Meta, u64), Refused> {
     connection.busy_timeout(Duration::from_secs(2))?;
     let version = check_version(&connection)?;
     // A second agent on the same folder must not number entries too.

@@ -28,6 +28,8 @@ use std::time::Duration;
 const ENTRY_OVERHEAD_BYTES: u64 = 160;
 /// The smallest bound that still holds a few of the largest entries.
 const MAX_BYTES_MIN: u64 = 1024 * 1024;
+/// The largest bound of a spool in memory: the unit allows the whole agent 64 MiB.
+const MEMORY_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Bytes of one state that a part of the agent keeps here.
 pub const STATE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of a proof of an epoch: `muster_common::epoch_proof` allows 17 KiB and a little framing.
@@ -147,6 +149,17 @@ impl Spool {
         if spool.meta.boot != Some(boot) {
             spool.boot_changed()?;
         }
+        Ok(spool)
+    }
+
+    /// A spool in memory, for an agent whose state folder cannot be used: what it tells is told, but not kept across a
+    /// restart. The highest epoch is taken from the spool at `path`, if that can be read.
+    pub fn open_in_memory(path: &Path, limits: SpoolLimits, boot: BootId) -> Result<Self, SpoolError> {
+        let (connection, meta, bytes) = file::open_in_memory(path)?;
+        let limits = SpoolLimits { max_bytes: limits.max_bytes.clamp(MAX_BYTES_MIN, MEMORY_BYTES_MAX), ..limits };
+        let (path, damaged) = (path.to_owned(), Cell::new(false));
+        let mut spool = Self { path, connection, limits, boot, meta, bytes, loss: None, damaged };
+        spool.boot_changed()?;
         Ok(spool)
     }
 
@@ -295,7 +308,10 @@ impl Spool {
         {
             return Err(SpoolError::EpochLower { refused: epoch.clone(), highest });
         }
-        self.transaction(|transaction| file::store_epoch(transaction, epoch, proof))
+        self.transaction(|transaction| file::store_epoch(transaction, epoch, proof))?;
+        // It is durable already. Out of the log it can be read on a disk that cannot be written any more, too.
+        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).ok();
+        Ok(())
     }
 
     /// What a part of the agent kept under `key`.

@@ -4,7 +4,7 @@ use muster_common::ids::FleetName;
 use muster_common::tls::{Credentials, ca_uri};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
@@ -18,6 +18,12 @@ impl Ca {
 
     /// Credentials of `uri`, which may be reached as 127.0.0.1; their files are in `folder`.
     pub(crate) fn issue(&self, folder: &Path, uri: &str) -> Credentials {
+        let [ca, certificate, key] = self.issue_files(folder, uri);
+        Credentials::load(&ca, &certificate, &key).unwrap()
+    }
+
+    /// The files alone: of the CA, the certificate and the key.
+    pub(crate) fn issue_files(&self, folder: &Path, uri: &str) -> [PathBuf; 3] {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![
@@ -32,6 +38,6 @@ impl Ca {
         std::fs::write(&certificate_file, certificate.pem()).unwrap();
         std::fs::write(&key_file, key.serialize_pem()).unwrap();
         std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        Credentials::load(&ca_file, &certificate_file, &key_file).unwrap()
+        [ca_file, certificate_file, key_file]
     }
 }

@@ -1,0 +1,95 @@
+//! The spool cannot write: the agent goes on, and says so.
+
+use super::{Daemon, Stage};
+use crate::until;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+/// Room for a fresh spool and its log, and for little more.
+const DISK: &std::ffi::CStr = c"size=1m,mode=0700";
+
+/// A small disk of its own.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None`, with a word on why, where this process may not mount.
+    fn mount(path: PathBuf) -> Option<Self> {
+        std::fs::create_dir(&path).unwrap();
+        mount("muster-test", &path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, DISK)
+            .inspect_err(|error| println!("skipped: a full and a read-only disk: mount: {error}"))
+            .ok()?;
+        Some(Self(path))
+    }
+
+    /// Writes until nothing more goes in; gives the file that takes the room.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        // Smaller and smaller, to the last byte.
+        for size in [64 * 1024, 4096, 1] {
+            while std::io::Write::write(&mut file, &vec![0; size]).is_ok_and(|count| count > 0) {}
+        }
+        path
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        unmount(&self.0, UnmountFlags::DETACH).ok();
+    }
+}
+
+fn listeners(stage: &Stage, state: &Path) -> [TcpListener; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [web, db] = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+    stage.config(state, &format!("[service.web]\nports = [\"{web}\"]\n[service.db]\nports = [\"{db}\"]\n"));
+    listeners
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_neither_heartbeats_nor_the_watchdog_and_what_was_seen_is_told_later() {
+    let stage = Stage::set().await;
+    let Some(disk) = Disk::mount(stage.path("state")) else { return };
+    let [web, db] = listeners(&stage, &disk.0);
+    let mut daemon = Daemon::start(&stage);
+    stage.more_heartbeats().await;
+    drop(db);
+    stage.hears("db", "port_closed").await;
+    let filler = disk.fill();
+    // SQLite writes over the pages of its log that it needs no more, so that a finding or two may still fit.
+    drop(web);
+    for _ in 0..3 {
+        let pings = daemon.pings();
+        stage.more_heartbeats().await;
+        daemon.more_pings(pings).await;
+    }
+    std::fs::remove_file(filler).unwrap();
+    let state = stage.hears("web", "port_closed").await;
+    assert_eq!((state.streams, state.broken), (1, None));
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_state_folder_that_is_read_only_leaves_an_agent_that_tells_from_memory() {
+    let stage = Stage::set().await;
+    let Some(disk) = Disk::mount(stage.path("state")) else { return };
+    let [web, db] = listeners(&stage, &disk.0);
+    let mut daemon = Daemon::start(&stage);
+    stage.more_heartbeats().await;
+    assert_eq!(daemon.stop().await, Some(0));
+
+    mount_remount(&disk.0, MountFlags::RDONLY, DISK).unwrap();
+    let mut daemon = Daemon::start(&stage);
+    daemon.says(&["ERROR", "kept in memory only", "Read-only file system"]).await;
+    drop((web, db));
+    stage.hears("web", "port_closed").await;
+    stage.hears("db", "port_closed").await;
+    let state = stage.more_heartbeats().await;
+    assert_eq!(state.broken, None);
+    let highest = |hello: &muster_proto::v1::Hello| hello.highest_epoch.clone().and_then(|proof| proof.epoch);
+    let last = state.hellos.last().and_then(highest);
+    assert_eq!(last.map(|epoch| epoch.number), Some(1), "the epoch heard before is known");
+    assert_eq!(daemon.stop().await, Some(0));
+    until(&stage.fake, |state| state.goodbyes.len() == 2).await;
+}
