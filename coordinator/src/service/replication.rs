@@ -22,6 +22,7 @@ use muster_proto::v1::{
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
@@ -48,6 +49,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A follower that has been away for this long no longer holds back what agents may delete.
 const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
+
+/// Between two looks whether a follower that was away is back.
+const ABSENCE_LOOK: Duration = Duration::from_secs(10);
 
 /// Serves followers.
 #[derive(Debug)]
@@ -131,16 +135,20 @@ async fn read_acks(
 /// Gives a follower that is away [`FORGET_AFTER`] to come back; then it no longer counts.
 pub(crate) async fn forget_if_away(handle: Handle, follower: CoordinatorId) {
     let (away_since, stop) = (handle.now(), handle.stopping());
-    tokio::select! {
-        () = stop.cancelled() => return,
-        () = tokio::time::sleep(FORGET_AFTER) => {}
-    }
-    let still_away = handle.followers().get(&follower).is_some_and(|known| known.last_heard <= away_since);
-    if still_away {
-        tracing::error!(%follower, "the follower stays away: what is stored here counts as safe without it");
-        if let Err(error) = handle.forget_follower(&follower).await {
-            tracing::warn!(%follower, error = %Chain(&error), "cannot write down that the follower is gone");
+    let forget_at = Instant::now() + FORGET_AFTER;
+    while Instant::now() < forget_at {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(ABSENCE_LOOK) => {}
         }
+        let still_away = handle.followers().get(&follower).is_some_and(|known| known.last_heard <= away_since);
+        if !still_away {
+            return;
+        }
+    }
+    tracing::error!(%follower, "the follower stays away: what is stored here counts as safe without it");
+    if let Err(error) = handle.forget_follower(&follower).await {
+        tracing::warn!(%follower, error = %Chain(&error), "cannot write down that the follower is gone");
     }
 }
 

@@ -21,8 +21,10 @@ pub struct CheckReport {
     pub oldest: u64,
     /// Last entry.
     pub newest: u64,
-    /// Entries whose conclusions the rules reproduced.
+    /// Entries that were replayed; 0 where other rules wrote them.
     pub replayed: u64,
+    /// Conclusions among them, each of which the rules reproduced byte for byte.
+    pub conclusions: u64,
     /// What is wrong, in order of position; empty when the journal is sound.
     pub problems: Vec<String>,
 }
@@ -81,7 +83,11 @@ fn replay(store: &SqliteStore, report: &mut CheckReport) -> Result<(), StoreErro
         return Ok(());
     }
     match verify(state, &entries) {
-        Ok(_) => report.replayed = u64::try_from(entries.len()).unwrap_or(u64::MAX),
+        Ok(_) => {
+            let conclusions = entries.iter().filter(|entry| matches!(entry.body, EntryBody::Conclusion(_))).count();
+            report.replayed = u64::try_from(entries.len()).unwrap_or(u64::MAX);
+            report.conclusions = u64::try_from(conclusions).unwrap_or(u64::MAX);
+        }
         Err(divergence) => report.problems.push(format!(
             "entry {}: the rules of this version conclude something else than what is recorded",
             divergence.index

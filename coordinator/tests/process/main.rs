@@ -1,6 +1,9 @@
-//! Failover as it happens: two real processes, `kill -9` and SIGSTOP, and the commands a person would type.
+//! Coordinators as they live: real processes, `kill -9`, SIGSTOP and SIGHUP, and the commands a person would type.
+//! Failover here, a single one's life in [`life`].
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod life;
 
 use muster_common::tls::Credentials;
 use muster_coordinator::failover::client::connect;
@@ -61,11 +64,10 @@ impl Fleet {
         let dir = TempDir::new().unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         command(&["ca", "init", "--dir", &at("ca"), "--fleet", "prod"]);
-        for (role, name) in [("coordinator", NAMES[0]), ("coordinator", NAMES[1]), ("operator", "ann")] {
-            let out = at(name);
-            let san = ["--san", "127.0.0.1", "--san", "localhost"];
-            let issue = ["ca", "issue", "--dir", &at("ca"), "--role", role, "--name", name, "--out", &out];
-            command(&[issue.as_slice(), san.as_slice()].concat());
+        for (role, name) in
+            [("coordinator", NAMES[0]), ("coordinator", NAMES[1]), ("operator", "ann"), ("agent", "web-1")]
+        {
+            issue(dir.path(), role, name, name);
         }
         let operator = load(&dir.path().join("ann"));
         let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
@@ -140,6 +142,13 @@ impl Fleet {
     }
 }
 
+fn issue(dir: &Path, role: &str, name: &str, folder: &str) {
+    let at = |name: &str| dir.join(name).display().to_string();
+    let san = ["--san", "127.0.0.1", "--san", "localhost"];
+    let issue = ["ca", "issue", "--dir", &at("ca"), "--role", role, "--name", name, "--out", &at(folder)];
+    command(&[issue.as_slice(), san.as_slice()].concat());
+}
+
 fn command(args: &[&str]) {
     let output = Command::new(BINARY).args(args).output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -152,7 +161,7 @@ fn load(dir: &Path) -> Credentials {
 fn write_config(folder: &Path, grpc: SocketAddr, failover: &str) -> PathBuf {
     let at = |file: &str| folder.join(file).display().to_string();
     let text = format!(
-        "[listen]\ngrpc = \"{grpc}\"\nunix = \"{}\"\n[tls]\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n\
+        "[listen]\ngrpc = \"{grpc}\"\nhttp = \"127.0.0.1:0\"\nunix = \"{}\"\n[tls]\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n\
          [store]\nurl = \"sqlite:{}\"\n[failover]\n{failover}\n",
         at("sock"),
         at("ca.pem"),
