@@ -2,11 +2,13 @@
 
 use crate::lab::{Lab, WEBHOOK_PATH};
 use crate::say;
+use crate::suite::workspace;
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Which one.
@@ -18,13 +20,29 @@ pub(crate) enum Drill {
         #[arg(long, default_value_t = 100)]
         rounds: u32,
     },
+    /// Many seeded worlds: agents, network, disks, coordinators, all breaking, no process started
+    Sim {
+        /// How many worlds
+        #[arg(long, default_value_t = 500)]
+        seeds: u64,
+    },
 }
 
 /// Runs a drill.
 pub(crate) fn run(drill: &Drill) -> Result<()> {
     match drill {
         Drill::Crash { rounds } => crash(*rounds),
+        Drill::Sim { seeds } => sim(*seeds),
     }
+}
+
+/// Runs `seeds` worlds of the simulator; a failing one says how to run it again.
+fn sim(seeds: u64) -> Result<()> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["test", "--package", "muster-tests", "--test", "simulation", "--", "--nocapture"]);
+    let status = cargo.current_dir(workspace()).env("MUSTER_SEEDS", seeds.to_string()).status();
+    ensure!(status.context("cannot run cargo test")?.success(), "a world broke a promise: see its seed above");
+    Ok(())
 }
 
 /// Everything pages at once and nothing resolves by itself while the drill runs.

@@ -2,7 +2,7 @@
 
 use crate::apply::apply;
 use crate::decide::decide;
-use crate::entry::{Entry, EntryBody, Fact};
+use crate::entry::{Conclusion, Entry, EntryBody, Fact};
 use crate::state::{State, next_deadline};
 use muster_common::limits::{NOTE_BYTES_MAX, clip};
 use muster_common::time::Timestamp;
@@ -28,16 +28,25 @@ pub enum ReplicationError {
     },
 }
 
+/// The rules: the next conclusion about a cause key, if any.
+pub type Rules = fn(&State, Timestamp, &str) -> Option<Conclusion>;
+
 /// State and the rules over it.
 #[derive(Debug, Clone)]
 pub struct Machine {
     state: State,
+    rules: Rules,
 }
 
 impl Machine {
     /// Goes on from `state`.
     pub fn new(state: State) -> Self {
-        Self { state }
+        Self::with_rules(state, decide)
+    }
+
+    /// Goes on from `state` under other rules than [`decide`]: for tests of what happens when a rule is broken.
+    pub fn with_rules(state: State, rules: Rules) -> Self {
+        Self { state, rules }
     }
 
     /// What is known now, uncommitted entries included.
@@ -119,8 +128,8 @@ impl Machine {
         let mut fault = Ok(());
         let mut conclusions = 0;
         while let Some(cause) = work.pop_first() {
-            let state = &self.state;
-            match catch_unwind(AssertUnwindSafe(|| decide(state, at, &cause))) {
+            let (state, rules) = (&self.state, self.rules);
+            match catch_unwind(AssertUnwindSafe(|| rules(state, at, &cause))) {
                 Ok(None) => {}
                 Ok(Some(conclusion)) => {
                     self.append(at, trace, EntryBody::Conclusion(conclusion), entries);

@@ -1,21 +1,28 @@
-//! A model of an agent: a spool with positions, one stream at a time, heartbeats with a digest.
+//! An agent: the real session and the real ledger; what is wrong with its host, its spool and its clocks are the world's.
 
-use super::{Down, Up, agent_name, spool_id};
+use super::spool::Spool;
+use super::{FLEET, HEARTBEAT};
 use crate::scenario::key;
-use muster_common::finding::{Finding, FindingEvent, FindingKey, SubjectKey, open_digest};
-use muster_common::ids::{AgentName, SpoolId};
+use muster_agent_core::clock::Now;
+use muster_agent_core::judgement::{Judgement, Problem, Verdict};
+use muster_agent_core::ledger::Ledger;
+use muster_agent_core::session::{Input, Output, Phase, Session};
+use muster_common::evidence::Evidence;
+use muster_common::finding::{FindingKey, SubjectKey};
+use muster_common::ids::{AgentName, BootId, FleetName, SpoolId};
 use muster_common::reason::Reason;
+use muster_common::spool::EntryHash;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::SubjectState;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Between heartbeats.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Entries said in one step.
-const BURST: usize = 20;
+/// Between two runs of a host's probes.
+pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Before the world begins the host was up for so long.
+const UPTIME: Duration = Duration::from_secs(86_400);
 
-/// Conditions that agents of the world may have.
+/// Conditions that hosts of the world may have.
 pub(super) fn conditions() -> Vec<FindingKey> {
     vec![
         key("spl", "/run/spl.pid", Reason::ProcessDown),
@@ -28,181 +35,252 @@ pub(super) fn conditions() -> Vec<FindingKey> {
     ]
 }
 
-/// Occurrences that agents of the world may have.
+/// Occurrences that hosts of the world may have.
 pub(super) fn occurrences() -> Vec<FindingKey> {
     let restart = key("spl", "/run/spl.pid", Reason::ProcessRestarted);
     vec![restart.clone(), restart, key("spl", "oom", Reason::OomKill), key("host", "oom", Reason::OomKill)]
 }
 
+/// What survives a crash, and what a reverted disk brings back.
 #[derive(Debug, Clone)]
-struct Link {
-    stream: usize,
-    welcomed: bool,
-    sent: u64,
-    resync: bool,
+pub(super) struct Disk {
+    pub(super) spool: Spool,
+    pub(super) ledger: Ledger,
 }
 
-/// The model.
+/// A whole virtual machine, put aside.
+#[derive(Debug, Clone)]
+pub(super) struct Snapshot {
+    disk: Disk,
+    boot: BootId,
+    uptime: Duration,
+}
+
+/// The process: gone after a crash.
 #[derive(Debug)]
-pub(super) struct ModelAgent {
-    pub(super) name: AgentName,
-    pub(super) up: bool,
-    pub(super) unreachable_until: Timestamp,
-    pub(super) spool: SpoolId,
-    pub(super) head: u64,
-    pub(super) open: BTreeMap<FindingKey, Finding>,
-    index: usize,
-    lives: u64,
-    kept: VecDeque<(u64, Timestamp, FindingEvent)>,
-    replicated: u64,
-    epoch: u64,
-    link: Option<Link>,
-    next_try: Timestamp,
-    next_beat: Timestamp,
+pub(super) struct Process {
+    pub(super) session: Session,
+    /// The session's number of its stream, and the world's.
+    pub(super) stream: Option<(u64, usize)>,
+    /// The open set as last taken.
+    pub(super) open_set: Option<(u64, Vec<SubjectState>)>,
+    last_beat: Option<Timestamp>,
 }
 
-impl ModelAgent {
+/// The agent.
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub(super) name: AgentName,
+    pub(super) unreachable_until: Timestamp,
+    /// What is wrong with the host.
+    pub(super) sick: BTreeSet<FindingKey>,
+    /// Seen by the next run of the probes.
+    pub(super) happened: Vec<(FindingKey, Timestamp)>,
+    pub(super) disk: Disk,
+    pub(super) process: Option<Process>,
+    /// Rises with each start: what an earlier process asked for is answered to nobody.
+    pub(super) life: u64,
+    pub(super) boot: BootId,
+    pub(super) next_probe: Timestamp,
+    /// When the spool is done with what it was asked last.
+    pub(super) spool_busy_until: Timestamp,
+    /// Every entry ever written, by its hash: which event it tells.
+    pub(super) written: BTreeMap<EntryHash, u64>,
+    /// Events that may be told twice: their spool had to start anew.
+    pub(super) repeated: BTreeSet<u64>,
+    /// Events that may be missing: evicted, or on a disk that is no more.
+    pub(super) gone: BTreeSet<u64>,
+    pub(super) snapshot: Option<Snapshot>,
+    boot_at: Timestamp,
+    index: usize,
+    ids: u64,
+}
+
+impl Agent {
     pub(super) fn new(name: &str, index: usize, now: Timestamp) -> Self {
-        Self {
-            name: agent_name(name),
-            up: true,
+        let mut agent = Self {
+            name: super::agent_name(name),
             unreachable_until: now,
-            spool: spool_id(index, 1),
-            head: 0,
-            open: BTreeMap::new(),
+            sick: BTreeSet::new(),
+            happened: Vec::new(),
+            disk: Disk { spool: Spool::new(SpoolId(super::uuid(index, 0))), ledger: Ledger::default() },
+            process: None,
+            life: 0,
+            boot: BootId(super::uuid(index, 1)),
+            next_probe: now + Duration::from_millis(700 * index as u64),
+            spool_busy_until: now,
+            written: BTreeMap::new(),
+            repeated: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            snapshot: None,
+            boot_at: now - UPTIME,
             index,
-            lives: 1,
-            kept: VecDeque::new(),
-            replicated: 0,
-            epoch: 0,
-            link: None,
-            next_try: now,
-            next_beat: now,
+            ids: 2,
+        };
+        agent.start();
+        agent
+    }
+
+    fn fresh_uuid(&mut self) -> uuid::Uuid {
+        self.ids += 1;
+        super::uuid(self.index, self.ids)
+    }
+
+    pub(super) fn clocks(&self, now: Timestamp) -> Now {
+        Now { boottime_ms: u64::try_from(now.since(self.boot_at).as_millis()).unwrap_or(u64::MAX), wall: now }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// A new process on what the disk holds.
+    pub(super) fn start(&mut self) {
+        let fleet = FleetName::new(FLEET).unwrap_or_else(|error| panic!("{error}"));
+        let endpoints = super::COORDINATORS.iter().map(|name| super::endpoint(name)).collect();
+        let spool = &self.disk.spool;
+        let session = Session::new(fleet, endpoints, spool.epoch.clone(), spool.view());
+        self.life += 1;
+        self.process = Some(Process { session, stream: None, open_set: None, last_beat: None });
+    }
+
+    /// kill -9; gives the stream that breaks.
+    pub(super) fn crash(&mut self) -> Option<usize> {
+        self.process.take().and_then(|process| process.stream).map(|(_, stream)| stream)
+    }
+
+    /// Another boot of the same disk.
+    pub(super) fn reboot(&mut self, now: Timestamp) {
+        self.boot = BootId(self.fresh_uuid());
+        self.boot_at = now;
+        self.disk.ledger.rebooted();
+    }
+
+    pub(super) fn take_snapshot(&mut self, now: Timestamp) {
+        let uptime = now.since(self.boot_at);
+        self.snapshot = Some(Snapshot { disk: self.disk.clone(), boot: self.boot, uptime });
+    }
+
+    /// The machine as it was put aside, boot clock and all. What was written since is on no disk any more.
+    pub(super) fn revert(&mut self, snapshot: Snapshot, now: Timestamp) {
+        self.lose_disk();
+        let kept = snapshot.disk.spool.entries.iter().filter_map(|entry| self.written.get(&entry.hash));
+        for event in kept {
+            self.gone.remove(event);
+            // Coordinators remember one spool of an agent: one that comes back after another tells all again.
+            if snapshot.disk.spool.id != self.disk.spool.id {
+                self.repeated.insert(*event);
+            }
         }
+        self.disk = snapshot.disk;
+        self.boot = snapshot.boot;
+        self.boot_at = now - snapshot.uptime;
+    }
+
+    /// A new disk.
+    pub(super) fn replace_disk(&mut self) {
+        self.lose_disk();
+        let id = SpoolId(self.fresh_uuid());
+        self.disk = Disk { spool: Spool::new(id), ledger: Ledger::default() };
+    }
+
+    fn lose_disk(&mut self) {
+        let spool = &self.disk.spool;
+        let lost = spool.entries.iter().filter(|entry| entry.sequence > spool.replicated);
+        let lost: Vec<u64> = lost.filter_map(|entry| self.written.get(&entry.hash).copied()).collect();
+        self.gone.extend(lost);
+    }
+
+    pub(super) fn evict(&mut self) -> usize {
+        let lost = self.disk.spool.evict();
+        self.gone.extend(lost.iter().filter_map(|hash| self.written.get(hash)));
+        lost.len()
+    }
+
+    pub(super) fn restart_spool(&mut self) {
+        let id = SpoolId(self.fresh_uuid());
+        for (old, new) in self.disk.spool.restart(id) {
+            if let Some(event) = self.written.get(&old).copied() {
+                self.repeated.insert(event);
+                self.written.insert(new, event);
+            }
+        }
+    }
+
+    /// One run of all probes; each is blind `blind` times in a hundred. True when something was written.
+    pub(super) fn probe(&mut self, now: Timestamp, mut blind: impl FnMut() -> bool) -> bool {
+        self.next_probe = now + PROBE_INTERVAL;
+        let clocks = self.clocks(now);
+        let subjects: BTreeSet<SubjectKey> =
+            conditions().into_iter().chain(occurrences()).map(|key| key.subject).collect();
+        let mut wrote = false;
+        for subject in subjects {
+            let problems = self.sick.iter().filter(|key| key.subject == subject);
+            let problems = problems.map(|key| Problem::new(key.reason, "broken")).collect();
+            let mut judgement = Judgement { problems, seen: Evidence::new(), ..Judgement::default() };
+            if blind() {
+                judgement = Judgement::unknown("cannot see", None);
+            }
+            let happened = self.happened.extract_if(.., |(key, _)| key.subject == subject).collect::<Vec<_>>();
+            for (key, at) in happened {
+                let mut occurrence = Problem::new(key.reason, "happened");
+                occurrence.observed_boottime_ms = Some(self.clocks(at).boottime_ms);
+                judgement = judgement.occurred(occurrence);
+            }
+            for change in self.disk.ledger.observe(clocks, &subject, &judgement) {
+                let hash = self.disk.spool.append(&change.event, change.observed_boottime_ms, self.boot, clocks);
+                let event = self.written.len() as u64;
+                // After a revert the same words may take the same place in the chain again.
+                if let Some(known) = self.written.insert(hash, event) {
+                    self.written.insert(hash, known);
+                    self.repeated.insert(known);
+                }
+                wrote = true;
+            }
+        }
+        wrote
+    }
+
+    /// Gives the session an input and checks what it says.
+    pub(super) fn handle(&mut self, now: Timestamp, random: u64, input: Input) -> Vec<Output> {
+        let now_ms = self.clocks(now).boottime_ms;
+        let Some(process) = self.process.as_mut() else { return Vec::new() };
+        let outputs = process.session.handle(now_ms, random, input);
+        for output in &outputs {
+            match output {
+                Output::SendHeartbeat { .. } => process.last_beat = Some(now),
+                Output::Connect { .. } => process.last_beat = None,
+                _ => {}
+            }
+        }
+        if process.session.phase() == Phase::Streaming
+            && let Some(last) = process.last_beat
+        {
+            assert!(now.since(last) <= HEARTBEAT, "{}: no heartbeat since {last}", self.name);
+        }
+        outputs
+    }
+
+    pub(super) fn deadline(&self) -> Option<Timestamp> {
+        let deadline_ms = self.process.as_ref()?.session.deadline_ms()?;
+        Some(self.boot_at + Duration::from_millis(deadline_ms))
     }
 
     pub(super) fn stream(&self) -> Option<usize> {
-        self.link.as_ref().map(|link| link.stream)
+        self.process.as_ref()?.stream.map(|(_, stream)| stream)
     }
 
-    fn spool_event(&mut self, now: Timestamp, event: FindingEvent) {
-        self.head += 1;
-        self.kept.push_back((self.head, now, event));
-    }
-
-    pub(super) fn open(&mut self, finding: Finding, now: Timestamp) {
-        self.open.insert(finding.key.clone(), finding.clone());
-        self.spool_event(now, FindingEvent::Opened(finding));
-    }
-
-    pub(super) fn clear(&mut self, key: &FindingKey, now: Timestamp) {
-        self.open.remove(key);
-        let event =
-            FindingEvent::Cleared { key: key.clone(), summary: "well".to_owned(), evidence: Default::default() };
-        self.spool_event(now, event);
-    }
-
-    pub(super) fn occur(&mut self, finding: Finding, now: Timestamp) {
-        self.spool_event(now, FindingEvent::Occurred(finding));
-    }
-
-    /// Another spool: a new disk. What was not sent is gone; what is open is found again by the resync.
-    pub(super) fn replace_spool(&mut self) {
-        self.lives += 1;
-        self.spool = spool_id(self.index, self.lives);
-        self.head = 0;
-        self.replicated = 0;
-        self.kept.clear();
-    }
-
-    /// Evicts the older half, acknowledged or not.
-    pub(super) fn evict(&mut self) -> usize {
-        let half = self.kept.len() / 2;
-        self.kept.drain(..half);
-        half
-    }
-
-    pub(super) fn wants_to_connect(&self, now: Timestamp) -> bool {
-        self.up && self.link.is_none() && now >= self.next_try && now >= self.unreachable_until
-    }
-
-    pub(super) fn connected(&mut self, stream: usize) -> Up {
-        self.link = Some(Link { stream, welcomed: false, sent: 0, resync: false });
-        Up::Hello { spool: self.spool }
-    }
-
-    pub(super) fn disconnected(&mut self, next_try: Timestamp) {
-        self.link = None;
-        self.next_try = next_try;
-    }
-
-    /// What it has to say now.
-    pub(super) fn speak(&mut self, now: Timestamp) -> Vec<Up> {
-        let Some(link) = self.link.as_mut().filter(|link| link.welcomed && self.up) else { return Vec::new() };
-        let mut said = Vec::new();
-        let oldest = self.kept.front().map_or(self.head + 1, |(sequence, ..)| *sequence);
-        if oldest > link.sent + 1 {
-            said.push(Up::Lost { first: link.sent + 1, last: oldest - 1 });
-            link.sent = oldest - 1;
-        }
-        let unsent = self.kept.iter().filter(|(sequence, ..)| *sequence > link.sent).take(BURST);
-        let unsent: Vec<_> = unsent.cloned().collect();
-        for (sequence, observed, event) in unsent {
-            link.sent = sequence;
-            said.push(Up::Entry { sequence, age: now.since(observed), event });
-        }
-        let resync = link.resync && link.sent == self.head;
-        if resync {
-            link.resync = false;
-        }
-        if now >= self.next_beat {
-            self.next_beat = now + HEARTBEAT;
-            said.push(Up::Beat { head: self.head, digest: open_digest(self.open.keys()) });
-        }
-        if resync {
-            said.push(Up::OpenSet { subjects: self.subjects() });
-        }
-        said
-    }
-
-    fn subjects(&self) -> Vec<SubjectState> {
-        let subjects: BTreeSet<SubjectKey> = conditions().into_iter().map(|key| key.subject).collect();
-        let state = |subject: SubjectKey| {
-            let open = self.open.values().filter(|finding| finding.key.subject == subject).cloned();
-            let open: Vec<Finding> = open.collect();
-            SubjectState { subject, ok: Some(open.is_empty()), open }
+    /// Verdicts and open conditions, as a resync tells them.
+    pub(super) fn subjects(&self) -> Vec<SubjectState> {
+        let state = |state: muster_agent_core::ledger::SubjectState<'_>| SubjectState {
+            subject: state.subject.clone(),
+            ok: match state.verdict {
+                Verdict::Ok => Some(true),
+                Verdict::Problem => Some(false),
+                Verdict::Unknown => None,
+            },
+            open: state.open.into_iter().cloned().collect(),
         };
-        subjects.into_iter().map(state).collect()
-    }
-
-    /// False when the stream must end: a coordinator of a lower epoch.
-    pub(super) fn hear(&mut self, message: Down) -> bool {
-        let Some(link) = self.link.as_mut() else { return true };
-        match message {
-            Down::Welcome { epoch, known } => {
-                if epoch < self.epoch {
-                    return false;
-                }
-                self.epoch = epoch;
-                let known = known.filter(|(spool, _)| *spool == self.spool).map_or(0, |(_, sequence)| sequence);
-                assert!(
-                    known >= self.replicated,
-                    "{} was told that {} is safe, {known} is known",
-                    self.name,
-                    self.replicated
-                );
-                link.welcomed = true;
-                link.sent = known.min(self.head);
-            }
-            Down::Ack { stored, replicated } => {
-                assert!(stored <= self.head, "{} was told that more is stored than it sent", self.name);
-                self.replicated = self.replicated.max(replicated);
-                while self.kept.front().is_some_and(|(sequence, ..)| *sequence <= replicated) {
-                    self.kept.pop_front();
-                }
-            }
-            Down::Resync => link.resync = true,
-        }
-        true
+        self.disk.ledger.subjects().map(state).collect()
     }
 }

@@ -1,17 +1,36 @@
-//! The coordinator's side: the real machine and liveness table around an in-memory journal.
+//! The coordinator's side: the real machine, liveness table and stream rules around an in-memory journal.
+//!
+//! Invariant: an acknowledgement is made of what is committed, never of what is pending.
 
-use super::{Down, Up};
+use super::{RESYNC_INTERVAL, Up};
 use crate::scenario::{hello, policy};
-use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName};
-use muster_common::spool::{EntryHash, Position};
+use muster_agent_core::session::{End, Message, Welcome};
+use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName, SpoolId};
 use muster_common::time::Timestamp;
-use muster_coordinator_core::entry::{Disconnect, Entry, Fact, IncidentKey, OperatorAction};
+use muster_coordinator_core::agent_stream::{Acks, Offered, Refusal, SpoolReader, greet, wants_resync};
+use muster_coordinator_core::entry::{Disconnect, Entry, EntryBody, Fact, IncidentKey, OperatorAction};
 use muster_coordinator_core::liveness::{Heard, Liveness, Swept};
 use muster_coordinator_core::page::PageId;
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::state::PageRecord;
 use muster_coordinator_core::{Machine, State, apply, invariants};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// One agent's stream after its welcome.
+#[derive(Debug)]
+struct Stream {
+    number: usize,
+    reader: SpoolReader,
+    acks: Acks,
+    /// (journal index, sequence) of batches that are fed and not committed.
+    in_flight: VecDeque<(u64, u64)>,
+    owes_ack: bool,
+    asked: u64,
+    asked_at: Option<Timestamp>,
+    /// (head, digest) of the newest heartbeat.
+    newest: Option<(u64, u64)>,
+}
 
 /// One of the two.
 #[derive(Debug)]
@@ -21,12 +40,18 @@ pub(super) struct Coordinator {
     pub(super) primary: bool,
     pub(super) epoch: u64,
     pub(super) back_at: Option<Timestamp>,
+    /// It stands still until then.
+    pub(super) frozen_until: Option<Timestamp>,
     pub(super) machine: Machine,
     pub(super) committed: Vec<Entry>,
     pub(super) pending: Vec<Entry>,
+    /// Journal index that the other one is known to have.
+    pub(super) follower_index: u64,
+    /// How far each agent's spool is committed, told by the journal alone.
+    pub(super) stored: BTreeMap<AgentName, (SpoolId, u64)>,
     reigned: bool,
     liveness: Liveness,
-    streams: BTreeMap<AgentName, usize>,
+    streams: BTreeMap<AgentName, Stream>,
 }
 
 impl Coordinator {
@@ -38,13 +63,24 @@ impl Coordinator {
             primary: false,
             epoch: 0,
             back_at: None,
+            frozen_until: None,
             liveness: Liveness::from_state(&genesis, genesis.last_at()),
             machine: Machine::new(genesis),
             committed: Vec::new(),
             pending: Vec::new(),
+            follower_index: 0,
+            stored: BTreeMap::new(),
             reigned: false,
             streams: BTreeMap::new(),
         }
+    }
+
+    pub(super) fn own_epoch(&self) -> Epoch {
+        Epoch { number: self.epoch, coordinator: self.id() }
+    }
+
+    pub(super) fn reigns(&self) -> bool {
+        self.up && self.primary
     }
 
     fn id(&self) -> CoordinatorId {
@@ -59,9 +95,8 @@ impl Coordinator {
     }
 
     fn started(&self) -> Fact {
-        let fleet = FleetName::new("test").unwrap_or_else(|error| panic!("{error}"));
-        let epoch = Epoch { number: self.epoch, coordinator: self.id() };
-        Fact::Started { coordinator: self.id(), fleet, version: "0.1.0".to_owned(), epoch }
+        let fleet = FleetName::new(super::FLEET).unwrap_or_else(|error| panic!("{error}"));
+        Fact::Started { coordinator: self.id(), fleet, version: "0.1.0".to_owned(), epoch: self.own_epoch() }
     }
 
     pub(super) fn start(&mut self, now: Timestamp, epoch: u64, policy: Policy) {
@@ -82,7 +117,9 @@ impl Coordinator {
     /// Loses what was not committed; says how much.
     pub(super) fn crash(&mut self) -> usize {
         self.up = false;
+        self.frozen_until = None;
         let lost = self.pending.len();
+        self.streams.clear();
         self.pending.clear();
         let mut state = State::genesis();
         self.committed.iter().for_each(|entry| apply(&mut state, entry));
@@ -111,9 +148,10 @@ impl Coordinator {
     pub(super) fn take_over(&mut self, now: Timestamp, epoch: u64) {
         self.primary = true;
         self.epoch = epoch;
-        let epoch = Epoch { number: epoch, coordinator: self.id() };
+        // What it has came from the other one, which thus has it too.
+        self.follower_index = self.committed.len() as u64;
         let (by, reason) = ("ops".to_owned(), "drill".to_owned());
-        self.feed(now, Fact::TookOver { epoch, from: None, by, reason, overridden: Vec::new() });
+        self.feed(now, Fact::TookOver { epoch: self.own_epoch(), from: None, by, reason, overridden: Vec::new() });
         if self.machine.state().policy().receivers.is_empty() {
             self.feed(now, Fact::PolicyLoaded { policy: Box::new(policy()) });
         }
@@ -128,17 +166,59 @@ impl Coordinator {
         self.reigned = false;
         if !common {
             self.committed.clear();
+            self.stored.clear();
             self.machine = Machine::new(State::genesis());
         }
         let news = entries.get(self.committed.len()..).unwrap_or_default();
         for entry in news {
             self.machine.apply_replicated(entry).unwrap_or_else(|error| panic!("{error}"));
         }
+        self.note_stored(news);
         self.committed.extend_from_slice(news);
     }
 
+    fn note_stored(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            match &entry.body {
+                EntryBody::Fact(Fact::FindingReceived { agent, position, .. }) => {
+                    self.stored.insert(agent.clone(), (position.spool, position.sequence));
+                }
+                EntryBody::Fact(Fact::FindingsLost { agent, spool, last, .. }) => {
+                    self.stored.insert(agent.clone(), (*spool, *last));
+                }
+                EntryBody::Fact(Fact::SpoolReplaced { agent, new, .. }) => {
+                    self.stored.insert(agent.clone(), (*new, 0));
+                }
+                _ => {}
+            }
+        }
+    }
+
     pub(super) fn commit(&mut self) {
-        self.committed.append(&mut self.pending);
+        let pending = std::mem::take(&mut self.pending);
+        self.note_stored(&pending);
+        self.committed.extend(pending);
+        let head = self.committed.len() as u64;
+        for stream in self.streams.values_mut() {
+            while let Some((_, sequence)) = stream.in_flight.pop_front_if(|(index, _)| *index <= head) {
+                stream.acks.committed(head, sequence);
+                stream.owes_ack = true;
+            }
+        }
+    }
+
+    /// What is to be acknowledged now, by stream.
+    pub(super) fn due_acks(&mut self) -> Vec<(AgentName, usize, Message)> {
+        let mut due = Vec::new();
+        for (agent, stream) in &mut self.streams {
+            if stream.acks.replicated(Some(self.follower_index)) || stream.owes_ack {
+                stream.owes_ack = false;
+                let (stored, replicated) = stream.acks.told();
+                let spool = stream.reader.position().spool;
+                due.push((agent.clone(), stream.number, Message::Ack { spool, stored, replicated }));
+            }
+        }
+        due
     }
 
     pub(super) fn paused(&mut self, now: Timestamp) {
@@ -146,6 +226,7 @@ impl Coordinator {
         if let Some(until) = self.machine.state().rehear_until() {
             self.liveness.paused(until);
         }
+        self.frozen_until = None;
     }
 
     pub(super) fn tick(&mut self, now: Timestamp) {
@@ -162,78 +243,112 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn stream_ended(&mut self, agent: &AgentName, stream: usize, now: Timestamp, goodbye: bool) {
-        if !self.up || self.streams.get(agent) != Some(&stream) {
+    /// Asks those whose open set is in doubt.
+    pub(super) fn due_resyncs(&mut self, now: Timestamp) -> Vec<(usize, Message)> {
+        let (mut due, mut differ) = (Vec::new(), Vec::new());
+        for (agent, stream) in &mut self.streams {
+            let (Some((head, digest)), Some(record)) = (stream.newest, self.machine.state().agent(agent)) else {
+                continue;
+            };
+            let asked_lately = stream.asked_at.is_some_and(|at| now.since(at) < RESYNC_INTERVAL);
+            if asked_lately || !wants_resync(record, head, digest) {
+                continue;
+            }
+            stream.asked += 1;
+            stream.asked_at = Some(now);
+            due.push((stream.number, Message::Resync { id: stream.asked }));
+            if record.digest_matches {
+                differ.push(agent.clone());
+            }
+        }
+        for agent in differ {
+            self.feed(now, Fact::DigestDiffers { agent });
+        }
+        due
+    }
+
+    pub(super) fn stream_ended(&mut self, agent: &AgentName, number: usize, now: Timestamp, how: Disconnect) {
+        if !self.up || self.streams.get(agent).is_none_or(|stream| stream.number != number) {
             return;
         }
         self.streams.remove(agent);
-        let how = if goodbye { Disconnect::Goodbye } else { Disconnect::Reset };
         if self.liveness.disconnected(agent, how, now) {
             self.feed(now, Fact::AgentDisconnected { agent: agent.clone(), how });
         }
     }
 
-    /// A message of an agent; perhaps an answer.
-    pub(super) fn hear(&mut self, now: Timestamp, agent: &AgentName, stream: usize, message: Up) -> Option<Down> {
-        if !self.up || !self.primary {
-            return None;
+    /// Somebody tells of an epoch, with proof. True when that ends this reign.
+    pub(super) fn hear_epoch(&mut self, now: Timestamp, epoch: Epoch, from: &str) -> bool {
+        if !self.reigns() || epoch <= self.own_epoch() {
+            return false;
         }
-        if let Up::Hello { spool } = message {
-            self.streams.insert(agent.clone(), stream);
-            if self.liveness.connected(agent, now) == Heard::Back {
-                let hello = hello(agent.as_str());
-                self.feed(now, Fact::AgentConnected { agent: agent.clone(), hello });
-            }
-            let known = self.machine.state().agent(agent).and_then(|agent| agent.position);
-            if known.is_none_or(|known| known.spool != spool) {
-                self.feed(now, Fact::SpoolReplaced { agent: agent.clone(), old: known, new: spool });
-            }
-            let known = known.map(|known| (known.spool, known.sequence));
-            return Some(Down::Welcome { epoch: self.epoch, known });
+        self.feed(now, Fact::EpochHeard { epoch, from: from.to_owned() });
+        let after = self.pending.len();
+        let deadlines = self.machine.run_deadlines(now + Duration::from_secs(3600));
+        assert!(deadlines.is_empty(), "{} went on after it heard of a higher epoch", self.name);
+        assert_eq!(after, self.pending.len());
+        true
+    }
+
+    /// The first message of a stream, and its answer.
+    pub(super) fn welcome(&mut self, now: Timestamp, agent: &AgentName, number: usize, spool: SpoolId) -> Message {
+        let said = muster_coordinator_core::entry::AgentHello { spool, ..hello(agent.as_str()) };
+        let heard = self.liveness.connected(agent, now);
+        let (facts, position) = greet(self.machine.state().agent(agent), heard, agent, said);
+        for fact in facts {
+            self.feed(now, fact);
         }
-        if self.streams.get(agent) != Some(&stream) {
-            return None;
+        let index = self.machine.state().head_index();
+        // Pages, acknowledgements and welcomes alike: nothing leaves before it is committed.
+        self.commit();
+        let stream = Stream {
+            number,
+            reader: SpoolReader::new(agent.clone(), position),
+            acks: Acks::new(index, position.sequence),
+            in_flight: VecDeque::new(),
+            owes_ack: position.sequence > 0,
+            asked: 0,
+            asked_at: None,
+            newest: None,
+        };
+        self.streams.insert(agent.clone(), stream);
+        Message::Welcome(Box::new(Welcome {
+            fleet: super::FLEET.to_owned(),
+            epoch: self.own_epoch(),
+            proof: vec![1],
+            heartbeat_interval_ms: u64::try_from(super::HEARTBEAT.as_millis()).unwrap_or(u64::MAX),
+            resume: Some(position),
+            endpoints: Vec::new(),
+        }))
+    }
+
+    /// A later message; perhaps the end of the stream.
+    pub(super) fn hear(&mut self, now: Timestamp, agent: &AgentName, number: usize, message: Up) -> Result<(), End> {
+        if !self.reigns() || self.streams.get(agent).is_none_or(|stream| stream.number != number) {
+            return Ok(());
         }
         if self.liveness.heard(agent, now) == Heard::Back {
             self.feed(now, Fact::AgentHeard { agent: agent.clone() });
         }
-        self.hear_on_stream(now, agent, stream, message)
-    }
-
-    fn hear_on_stream(&mut self, now: Timestamp, agent: &AgentName, stream: usize, message: Up) -> Option<Down> {
-        let position = self.machine.state().agent(agent)?.position?;
-        let who = agent.clone();
-        match message {
-            Up::Entry { sequence, age, event } if sequence == position.sequence + 1 => {
-                let position = Position { spool: position.spool, sequence, hash: EntryHash([1; 16]) };
-                let observed = now - age;
-                self.feed(now, Fact::FindingReceived { agent: who, position, observed, estimated: false, event });
-                None
-            }
-            Up::Lost { first, last } => {
-                self.feed(now, Fact::FindingsLost { agent: who, spool: position.spool, first, last });
-                None
-            }
-            Up::Beat { head, digest } => {
-                let known = self.machine.state().agent(agent)?;
-                let doubtful = !known.digest_matches || known.digest != digest;
-                if head != position.sequence || !doubtful {
-                    return None;
+        let Some(stream) = self.streams.get_mut(agent) else { return Ok(()) };
+        match read(stream, now, message) {
+            Ok(facts) => {
+                let any = !facts.is_empty();
+                for fact in facts {
+                    self.feed(now, fact);
                 }
-                if known.digest_matches {
-                    self.feed(now, Fact::DigestDiffers { agent: who });
+                let index = self.machine.state().head_index();
+                if let Some(stream) = self.streams.get_mut(agent).filter(|_| any) {
+                    stream.in_flight.push_back((index, stream.reader.position().sequence));
                 }
-                Some(Down::Resync)
+                Ok(())
             }
-            Up::OpenSet { subjects } => {
-                self.feed(now, Fact::OpenSetReceived { agent: who, subjects });
-                None
+            Err(refusal) => {
+                // A disk that went back in time is the one honest reason.
+                assert!(matches!(refusal, Refusal::Diverged(_)), "{agent} was refused: {refusal}");
+                self.stream_ended(agent, number, now, Disconnect::Refused);
+                Err(End::NotPrimary)
             }
-            Up::Goodbye => {
-                self.stream_ended(agent, stream, now, true);
-                None
-            }
-            Up::Entry { .. } | Up::Hello { .. } => None,
         }
     }
 
@@ -262,4 +377,37 @@ impl Coordinator {
     pub(super) fn page_delivered(&mut self, now: Timestamp, page: PageId) {
         self.feed(now, Fact::PageDelivered { page });
     }
+}
+
+fn read(stream: &mut Stream, now: Timestamp, message: Up) -> Result<Vec<Fact>, Refusal> {
+    let mut facts = Vec::new();
+    match message {
+        Up::Beat { head, digest } => stream.newest = Some((head, digest)),
+        Up::Entries { spool, entries } => {
+            stream.reader.must_be_ours(spool)?;
+            for (entry, age) in &entries {
+                let offered = Offered {
+                    sequence: entry.sequence,
+                    previous_hash: entry.previous_hash,
+                    hash: entry.hash,
+                    age: Duration::from_millis(age.ms),
+                    estimated: age.estimated,
+                    body: &entry.body,
+                };
+                match stream.reader.entry(offered, now, muster_proto::convert::finding_event)? {
+                    Some(fact) => facts.push(fact),
+                    None => stream.owes_ack = true,
+                }
+            }
+        }
+        Up::Gap { spool, first, last } => {
+            stream.reader.must_be_ours(spool)?;
+            facts.extend(stream.reader.gap(first, last)?);
+        }
+        Up::OpenSet { request, head, subjects } => {
+            facts.extend(stream.reader.open_set(stream.asked, request, head, subjects, true)?);
+        }
+        Up::Hello { .. } | Up::Goodbye { .. } | Up::Closed => {}
+    }
+    Ok(facts)
 }

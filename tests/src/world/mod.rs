@@ -1,34 +1,49 @@
-//! A seeded world: agents that spool, a network that delays, cuts and repeats, two coordinators of which one reigns,
-//! crashes that lose what was not committed, takeovers, a pager that forgets to answer.
+//! A seeded world: hosts that fall ill, agents that spool, a network that delays, cuts and repeats, disks that are lost,
+//! filled or reverted, two coordinators of which one should reign, crashes that lose what was not committed, takeovers
+//! that the old primary hears of late, a pager that forgets to answer.
 //!
-//! The coordinator's side is the real machine and the real liveness table; agents are a model of the protocol's promises
-//! ([`agent::ModelAgent`]). First faults with invariants after every fact, then healing, after which all must agree.
-//! Whatever is done at random is written to the trace as what it was; a seed gives the same trace each time.
+//! What is decided is decided by the real pieces: the agents' session and ledger, the coordinator's machine, liveness
+//! table and stream rules. The world is their shell: clocks, network, disks, randomness from the seed. First faults with
+//! invariants after every event, then healing, after which all must agree. Whatever is done at random is written to the
+//! trace as what it was; a seed gives the same trace each time.
 
 mod agent;
+mod checks;
 mod coordinator;
+mod faults;
+mod shell;
+mod spool;
 
 use crate::rng::Rng;
-use crate::scenario::{START_UNIX_MS, json, policy};
-use agent::ModelAgent;
+use crate::scenario::{START_UNIX_MS, policy};
+use agent::Agent;
 use coordinator::Coordinator;
-use muster_common::finding::{Finding, FindingEvent};
-use muster_common::ids::{AgentName, SpoolId};
+use muster_agent_core::session::{Age, End, Entry, Message};
+use muster_common::ids::{AgentName, Epoch, SpoolId};
 use muster_common::time::Timestamp;
-use muster_coordinator_core::entry::{IncidentKey, SubjectState};
-use muster_coordinator_core::page::PageAction;
-use muster_coordinator_core::{State, apply, replay};
+use muster_coordinator_core::entry::{Disconnect, SubjectState};
+use shell::Work;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// The fleet.
+const FLEET: &str = "test";
 /// Agents of a world.
 const AGENTS: [&str; 5] = ["a1", "a2", "a3", "a4", "a5"];
-/// One step of the world.
+/// Its coordinators.
+const COORDINATORS: [&str; 2] = ["coord-a", "coord-b"];
+/// Heartbeats, as the policy of the scenarios has them.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A resync is not asked for again sooner.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(10);
+/// One turn of the coordinators.
 const TICK: Duration = Duration::from_secs(1);
 /// Steps with faults.
 const FAULT_TICKS: u64 = 400;
-/// Steps after healing: every reconnect, the stability windows twice, and the storm window.
-const HEALED_TICKS: u64 = 1100;
+/// Steps after healing until all must agree about what is still wrong: back-offs, re-hear window, resyncs.
+const AGREE_TICKS: u64 = 120;
+/// Steps after all is well: the stability windows twice, and the storm window.
+const HEALED_TICKS: u64 = 1000;
 /// Seconds of one of them: still several within the stale threshold.
 const HEALED_TICK: Duration = Duration::from_secs(3);
 /// Longest delay of a message.
@@ -37,27 +52,75 @@ const DELAY_MS_MAX: u64 = 2_500;
 /// To the coordinator.
 #[derive(Debug, Clone)]
 pub(crate) enum Up {
-    Hello { spool: SpoolId },
-    Entry { sequence: u64, age: Duration, event: FindingEvent },
-    Lost { first: u64, last: u64 },
-    Beat { head: u64, digest: u64 },
-    OpenSet { subjects: Vec<SubjectState> },
-    Goodbye,
+    Hello {
+        spool: SpoolId,
+        highest: Option<Epoch>,
+    },
+    Beat {
+        head: u64,
+        digest: u64,
+    },
+    Entries {
+        spool: SpoolId,
+        entries: Vec<(Entry, Age)>,
+    },
+    Gap {
+        spool: SpoolId,
+        first: u64,
+        last: u64,
+    },
+    OpenSet {
+        request: u64,
+        head: u64,
+        subjects: Vec<SubjectState>,
+    },
+    Goodbye {
+        how: Disconnect,
+    },
+    /// The agent closed its end; what it said before comes before.
+    Closed,
 }
 
-/// To the agent.
+/// What happens at its time.
 #[derive(Debug, Clone)]
-pub(crate) enum Down {
-    Welcome { epoch: u64, known: Option<(SpoolId, u64)> },
-    Ack { stored: u64, replicated: u64 },
-    Resync,
-}
-
-/// Either way.
-#[derive(Debug, Clone)]
-enum Message {
-    Up(Up),
-    Down(Down),
+enum Event {
+    /// An agent knocks.
+    Knock {
+        stream: usize,
+    },
+    /// The transport stands, or does not.
+    Connected {
+        stream: usize,
+        refused: Option<End>,
+    },
+    Up {
+        stream: usize,
+        message: Up,
+    },
+    Down {
+        stream: usize,
+        message: Message,
+    },
+    /// An end notices that the stream is over.
+    AgentSees {
+        stream: usize,
+        end: End,
+    },
+    CoordinatorSees {
+        stream: usize,
+    },
+    /// A spool did what its agent's process number `life` asked for under `session_stream`.
+    Spool {
+        agent: usize,
+        life: u64,
+        session_stream: u64,
+        work: Box<Work>,
+    },
+    /// An agent that was down starts again.
+    Starts {
+        agent: usize,
+        life: u64,
+    },
 }
 
 /// A connection. Messages of one arrive in order; after it was cut they arrive nowhere.
@@ -65,6 +128,10 @@ enum Message {
 struct Stream {
     agent: usize,
     coordinator: usize,
+    /// The session's number.
+    number: u64,
+    /// Of the agent's process.
+    life: u64,
     open: bool,
     last_up: Timestamp,
     last_down: Timestamp,
@@ -75,13 +142,21 @@ struct Stream {
 pub struct World {
     rng: Rng,
     now: Timestamp,
-    agents: Vec<ModelAgent>,
+    agents: Vec<Agent>,
     coordinators: Vec<Coordinator>,
     streams: Vec<Stream>,
-    network: BTreeMap<(Timestamp, u64), (usize, Message)>,
-    sent: u64,
+    events: BTreeMap<(Timestamp, u64), Event>,
+    n_events: u64,
     faults: bool,
-    told: BTreeMap<(String, u64), BTreeSet<String>>,
+    /// Deduplication keys told about an incident, and the most re-pages any coordinator counted for it.
+    told: BTreeMap<(String, u64), (BTreeSet<String>, u64)>,
+    /// Deduplication keys that are open at the receiver.
+    ringing: BTreeSet<String>,
+    /// Events that an agent was told are safe for ever.
+    safe: BTreeSet<(usize, u64)>,
+    takeovers: u64,
+    /// What was seen at least once over the run, for those who ask whether a seed tries anything.
+    pub seen: BTreeMap<&'static str, u64>,
     /// What happened, in words.
     pub trace: Vec<String>,
 }
@@ -90,18 +165,20 @@ impl World {
     /// A fresh fleet under `seed`.
     pub fn new(seed: u64) -> Self {
         let now = Timestamp::from_unix_ms(START_UNIX_MS);
-        let agents = AGENTS.iter().enumerate().map(|(index, name)| ModelAgent::new(name, index, now)).collect();
-        let coordinators = vec![Coordinator::new("coord-a"), Coordinator::new("coord-b")];
         let mut world = Self {
             rng: Rng::new(seed),
             now,
-            agents,
-            coordinators,
+            agents: AGENTS.iter().enumerate().map(|(index, name)| Agent::new(name, index, now)).collect(),
+            coordinators: COORDINATORS.iter().map(|name| Coordinator::new(name)).collect(),
             streams: Vec::new(),
-            network: BTreeMap::new(),
-            sent: 0,
+            events: BTreeMap::new(),
+            n_events: 0,
             faults: true,
             told: BTreeMap::new(),
+            ringing: BTreeSet::new(),
+            safe: BTreeSet::new(),
+            takeovers: 0,
+            seen: BTreeMap::new(),
             trace: Vec::new(),
         };
         if let Some(first) = world.coordinators.first_mut() {
@@ -114,192 +191,76 @@ impl World {
     pub fn run(&mut self) {
         for tick in 0..FAULT_TICKS {
             self.act();
-            self.step();
-            if tick % 100 == 99 {
+            self.step(TICK);
+            if tick % 200 == 199 {
                 self.check_journal();
             }
         }
         self.heal();
+        for _ in 0..AGREE_TICKS {
+            self.step(HEALED_TICK);
+        }
+        self.check_open_sets();
+        self.agents.iter_mut().for_each(|agent| agent.sick.clear());
         for _ in 0..HEALED_TICKS {
-            self.step();
+            self.step(HEALED_TICK);
         }
         self.check_journal();
-        self.check_agreement();
+        self.check_open_sets();
+        self.check_everything_is_over();
+        self.check_every_event_once();
     }
 
     fn note(&mut self, words: String) {
         self.trace.push(format!("{} {words}", self.now));
     }
 
-    /// One random thing.
-    fn act(&mut self) {
-        let who = usize::try_from(self.rng.below(self.agents.len() as u64)).unwrap_or_default();
-        match self.rng.below(100) {
-            0..=29 => self.change_condition(who),
-            30..=39 => self.occur(who),
-            40..=44 => self.cut(who),
-            45..=47 => {
-                let until = self.now + Duration::from_secs(self.rng.below(90));
-                self.agents[who].unreachable_until = until;
-                self.cut(who);
-                self.note(format!("{} is unreachable until {until}", AGENTS[who]));
-            }
-            48 => self.toggle_agent(who),
-            49 => {
-                self.agents[who].replace_spool();
-                self.cut(who);
-                self.note(format!("{} lost its spool", AGENTS[who]));
-            }
-            50 => {
-                let lost = self.agents[who].evict();
-                self.note(format!("{} evicted {lost} entries", AGENTS[who]));
-            }
-            51 => self.crash(),
-            52 if self.rng.chance(50) => self.take_over(),
-            53..=55 => self.operate(),
-            56 => self.pause(),
-            _ => {}
-        }
+    fn count(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
     }
 
-    fn change_condition(&mut self, who: usize) {
-        let conditions = agent::conditions();
-        let Some(key) = self.rng.pick(&conditions).cloned() else { return };
-        let agent = &mut self.agents[who];
-        let words = if agent.open.contains_key(&key) {
-            agent.clear(&key, self.now);
-            format!("{} clears {key}", AGENTS[who])
-        } else {
-            let finding = Finding::new(key.clone(), "broken");
-            agent.open(finding, self.now);
-            format!("{} opens {key}", AGENTS[who])
-        };
-        self.note(words);
+    fn schedule(&mut self, at: Timestamp, event: Event) {
+        self.n_events += 1;
+        self.events.insert((at.max(self.now), self.n_events), event);
     }
 
-    fn occur(&mut self, who: usize) {
-        let occurrences = agent::occurrences();
-        let Some(key) = self.rng.pick(&occurrences).cloned() else { return };
-        self.agents[who].occur(Finding::new(key.clone(), "happened"), self.now);
-        self.note(format!("{} has {key}", AGENTS[who]));
-    }
-
-    /// Ends the agent's stream; both sides notice.
-    fn cut(&mut self, who: usize) {
-        let Some(stream) = self.agents[who].stream() else { return };
-        self.streams[stream].open = false;
-        let coordinator = self.streams[stream].coordinator;
-        let name = self.agents[who].name.clone();
-        let delay = Duration::from_millis(500 + self.rng.below(5_000));
-        self.agents[who].disconnected(self.now + delay);
-        let now = self.now;
-        self.coordinators[coordinator].stream_ended(&name, stream, now, false);
-        self.note(format!("the stream of {name} is cut"));
-    }
-
-    fn toggle_agent(&mut self, who: usize) {
-        let name = self.agents[who].name.clone();
-        if self.agents[who].up {
-            if let Some(stream) = self.agents[who].stream() {
-                self.send_up(stream, Up::Goodbye);
-            }
-            self.agents[who].up = false;
-            self.note(format!("{name} is stopped"));
-        } else {
-            self.agents[who].up = true;
-            let now = self.now;
-            self.agents[who].disconnected(now);
-            self.note(format!("{name} is started"));
-        }
-    }
-
+    /// The one that reigns by right: of the highest epoch.
     fn primary(&self) -> usize {
-        self.coordinators.iter().position(|coordinator| coordinator.primary).unwrap_or_default()
+        let reigning = self.coordinators.iter().enumerate().filter(|(_, coordinator)| coordinator.primary);
+        reigning.max_by_key(|(_, coordinator)| coordinator.epoch).map_or(0, |(index, _)| index)
     }
 
-    fn crash(&mut self) {
-        let index = self.primary();
-        if !self.coordinators[index].up {
-            return;
-        }
-        let lost = self.coordinators[index].crash();
-        let back = self.now + Duration::from_secs(1 + self.rng.below(60));
-        self.coordinators[index].back_at = Some(back);
-        self.cut_all(index);
-        self.note(format!("the primary crashes, loses {lost} entries, is back at {back}"));
-    }
-
-    fn cut_all(&mut self, coordinator: usize) {
-        for who in 0..self.agents.len() {
-            let stream = self.agents[who].stream();
-            if stream.is_some_and(|stream| self.streams[stream].coordinator == coordinator) {
-                if let Some(stream) = stream {
-                    self.streams[stream].open = false;
+    /// Everything that happens within `length`, in its order; then the coordinators' turn.
+    fn step(&mut self, length: Duration) {
+        let end = self.now + length;
+        loop {
+            let event = self.events.first_key_value().map(|((at, _), _)| *at).filter(|at| *at <= end);
+            let due = |agent: &Agent| {
+                let probe = agent.is_up().then_some(agent.next_probe);
+                agent.deadline().into_iter().chain(probe).min()
+            };
+            let next = self.agents.iter().enumerate().filter_map(|(who, agent)| Some((due(agent)?, who))).min();
+            let next = next.filter(|(at, _)| *at <= end);
+            match (event, next) {
+                (None, None) => break,
+                (Some(at), next) if next.is_none_or(|(due, _)| at <= due) => {
+                    self.now = self.now.max(at);
+                    if let Some(((_, order), event)) = self.events.pop_first() {
+                        self.happen(order, event);
+                    }
                 }
-                let delay = Duration::from_millis(500 + self.rng.below(30_000));
-                self.agents[who].disconnected(self.now + delay);
+                (_, Some((at, who))) => {
+                    self.now = self.now.max(at);
+                    self.agent_due(who);
+                }
+                (Some(_), None) => {}
             }
         }
-    }
-
-    /// The standby becomes the primary; the old one ends and follows.
-    fn take_over(&mut self) {
-        let old = self.primary();
-        let new = 1 - old;
-        let epoch = self.coordinators[old].epoch.max(self.coordinators[new].epoch) + 1;
-        self.cut_all(old);
-        self.coordinators[old].step_down();
-        let now = self.now;
-        self.coordinators[new].take_over(now, epoch);
-        self.note(format!("{} takes over with epoch {epoch}", self.coordinators[new].name));
-    }
-
-    fn operate(&mut self) {
-        let index = self.primary();
-        let open: Vec<IncidentKey> = {
-            let state = self.coordinators[index].machine.state();
-            state.incidents().filter(|incident| incident.is_unresolved()).map(|incident| incident.key.clone()).collect()
-        };
-        let resolve = self.rng.chance(40);
-        let Some(key) = self.rng.pick(&open).cloned() else { return };
-        let now = self.now;
-        if self.coordinators[index].up {
-            self.coordinators[index].operate(now, &key, resolve);
-            self.note(format!("{} of {}", if resolve { "resolve" } else { "acknowledge" }, key.cause));
-        }
-    }
-
-    fn pause(&mut self) {
-        let index = self.primary();
-        if !self.coordinators[index].up {
-            return;
-        }
-        self.now = self.now + Duration::from_secs(60);
-        let now = self.now;
-        self.coordinators[index].paused(now);
-        self.note("the primary stood still for 60 s".to_owned());
-    }
-
-    fn send_up(&mut self, stream: usize, message: Up) {
-        self.send(stream, Message::Up(message));
-    }
-
-    fn send(&mut self, stream: usize, message: Message) {
-        let delay_ms = if self.faults { self.rng.below(DELAY_MS_MAX) } else { 10 };
-        let route = &mut self.streams[stream];
-        let last = if matches!(message, Message::Up(_)) { &mut route.last_up } else { &mut route.last_down };
-        let at = (self.now + Duration::from_millis(delay_ms)).max(*last);
-        *last = at;
-        self.sent += 1;
-        self.network.insert((at, self.sent), (stream, message));
-    }
-
-    fn step(&mut self) {
-        self.now = self.now + if self.faults { TICK } else { HEALED_TICK };
+        self.now = end;
         self.restart_coordinators();
-        self.agents_act();
-        self.deliver();
-        self.coordinators_act();
+        for index in 0..self.coordinators.len() {
+            self.coordinator_turn(index);
+        }
     }
 
     fn restart_coordinators(&mut self) {
@@ -308,67 +269,22 @@ impl World {
             if coordinator.back_at.is_some_and(|back| back <= now) {
                 coordinator.restart(now);
             }
-        }
-    }
-
-    fn agents_act(&mut self) {
-        for who in 0..self.agents.len() {
-            let now = self.now;
-            if self.agents[who].wants_to_connect(now) {
-                let index = self.primary();
-                if self.coordinators[index].up {
-                    let stream = self.streams.len();
-                    let (agent, coordinator) = (who, index);
-                    self.streams.push(Stream { agent, coordinator, open: true, last_up: now, last_down: now });
-                    let hello = self.agents[who].connected(stream);
-                    self.send_up(stream, hello);
-                } else {
-                    self.agents[who].disconnected(now + Duration::from_secs(1 + self.rng.below(20)));
-                }
-            }
-            for message in self.agents[who].speak(now) {
-                if let Some(stream) = self.agents[who].stream() {
-                    self.send_up(stream, message);
-                }
+            if coordinator.frozen_until.is_some_and(|until| until <= now) {
+                coordinator.paused(now);
             }
         }
     }
 
-    fn deliver(&mut self) {
-        while let Some(entry) = self.network.first_entry().filter(|entry| entry.key().0 <= self.now) {
-            let (stream, message) = entry.remove();
-            let Stream { agent, coordinator, open, .. } = self.streams[stream];
-            if !open {
-                continue;
-            }
-            let now = self.now;
-            match message {
-                Message::Up(message) => {
-                    let repeated = self.faults && self.rng.chance(3);
-                    let name = self.agents[agent].name.clone();
-                    for _ in 0..=u8::from(repeated) {
-                        let answer = self.coordinators[coordinator].hear(now, &name, stream, message.clone());
-                        if let Some(answer) = answer {
-                            self.send(stream, Message::Down(answer));
-                        }
-                    }
-                }
-                Message::Down(message) => {
-                    if !self.agents[agent].hear(message) {
-                        self.cut(agent);
-                    }
-                }
-            }
-        }
-    }
-
-    fn coordinators_act(&mut self) {
-        let index = self.primary();
-        if !self.coordinators[index].up {
+    fn coordinator_turn(&mut self, index: usize) {
+        let now = self.now;
+        if !self.coordinators[index].reigns() || self.coordinators[index].frozen_until.is_some() {
             return;
         }
-        let now = self.now;
         self.coordinators[index].tick(now);
+        for (stream, message) in self.coordinators[index].due_resyncs(now) {
+            self.count("resync");
+            self.send_down(stream, message);
+        }
         if self.faults && self.rng.chance(30) {
             return;
         }
@@ -376,7 +292,10 @@ impl World {
         if !self.faults || self.rng.chance(60) {
             self.replicate(index);
         }
-        self.acknowledge(index);
+        for (agent, stream, ack) in self.coordinators[index].due_acks() {
+            self.check_ack(index, &agent, &ack);
+            self.send_down(stream, ack);
+        }
         if !self.faults || self.rng.chance(70) {
             self.page(index);
         }
@@ -384,26 +303,12 @@ impl World {
 
     fn replicate(&mut self, index: usize) {
         let (before, after) = self.coordinators.split_at_mut(1);
-        match (index, before.first_mut(), after.first_mut()) {
-            (0, Some(primary), Some(standby)) | (1, Some(standby), Some(primary)) => standby.follow(&primary.committed),
-            _ => {}
-        }
-    }
-
-    fn acknowledge(&mut self, index: usize) {
-        for who in 0..self.agents.len() {
-            let Some(stream) = self.agents[who].stream().filter(|stream| self.streams[*stream].open) else { continue };
-            let name = self.agents[who].name.clone();
-            let spool = self.agents[who].spool;
-            let position = |coordinator: &Coordinator| {
-                let position = coordinator.machine.state().agent(&name)?.position?;
-                (position.spool == spool).then_some(position.sequence)
-            };
-            let stored = position(&self.coordinators[index]).unwrap_or(0);
-            let replicated = position(&self.coordinators[1 - index]).unwrap_or(0).min(stored);
-            if self.streams[stream].coordinator == index {
-                self.send(stream, Message::Down(Down::Ack { stored, replicated }));
-            }
+        let (Some(first), Some(second)) = (before.first_mut(), after.first_mut()) else { return };
+        let (primary, standby) = if index == 0 { (first, second) } else { (second, first) };
+        // One that believes to reign itself follows nobody.
+        if standby.up && !standby.primary {
+            standby.follow(&primary.committed);
+            primary.follower_index = primary.committed.len() as u64;
         }
     }
 
@@ -411,83 +316,25 @@ impl World {
     fn page(&mut self, index: usize) {
         let now = self.now;
         for page in self.coordinators[index].begin_pages(now) {
-            let state = self.coordinators[index].machine.state();
-            if page.page.action == PageAction::Trigger {
-                // A page that was tried before is tried again: its receiver may know of it already.
-                let silence = page.page.cause_key.ends_with("/agent") && !page.attempted;
-                assert!(!(silence && state.rehear_until().is_some()), "paged about a silence while re-hearing");
-                let repages = state.incident(&page.incident).map_or(0, |incident| incident.repages);
-                let key = (page.incident.cause.clone(), page.incident.generation);
-                let keys = self.told.entry(key.clone()).or_default();
-                keys.insert(page.page.dedup_key.clone());
-                assert!(keys.len() as u64 <= repages + 1, "{key:?} was paged under {keys:?}");
-            }
+            self.check_page(index, &page);
             if !self.faults || self.rng.chance(80) {
                 self.coordinators[index].page_delivered(now, page.id);
             }
         }
     }
-
-    fn heal(&mut self) {
-        self.faults = false;
-        let now = self.now;
-        for who in 0..self.agents.len() {
-            let agent = &mut self.agents[who];
-            agent.unreachable_until = now;
-            if !agent.up {
-                agent.up = true;
-                agent.disconnected(now);
-            }
-            let open: Vec<_> = agent.open.keys().cloned().collect();
-            for key in open {
-                agent.clear(&key, now);
-            }
-        }
-        let state = self.coordinators[self.primary()].machine.state();
-        let (entries, incidents) = (state.head_index(), state.incidents().count());
-        let keys = self.told.values().map(BTreeSet::len).sum::<usize>();
-        self.note(format!("healed after {entries} entries, {incidents} incidents, {keys} deduplication keys"));
-    }
-
-    fn check_journal(&self) {
-        for coordinator in &self.coordinators {
-            let mut fresh = State::genesis();
-            let all = coordinator.committed.iter().chain(&coordinator.pending);
-            all.clone().for_each(|entry| apply(&mut fresh, entry));
-            let live = json(coordinator.machine.state());
-            assert_eq!(json(&fresh), live, "{}: the journal gives another state", coordinator.name);
-            let all: Vec<_> = all.cloned().collect();
-            if let Err(divergence) = replay::verify(State::genesis(), &all) {
-                panic!("{}: the replay diverges: {divergence:#?}", coordinator.name);
-            }
-        }
-    }
-
-    fn check_agreement(&self) {
-        let state = self.coordinators[self.primary()].machine.state();
-        for agent in &self.agents {
-            let known = state.agent(&agent.name).unwrap_or_else(|| panic!("{} is not known", agent.name));
-            let theirs: Vec<_> = known.open.keys().collect();
-            let ours: Vec<_> = agent.open.keys().collect();
-            assert_eq!(theirs, ours, "open conditions of {} differ", agent.name);
-            assert!(known.digest_matches, "the digest of {} is in doubt", agent.name);
-            let position = known.position.map(|position| position.sequence);
-            assert_eq!(position, Some(agent.head), "entries of {} are missing", agent.name);
-        }
-        assert_eq!(state.n_silent(), 0, "someone still counts as silent");
-        assert_eq!(state.pending_pages().count(), 0, "pages are pending");
-        let unresolved: Vec<_> = state.incidents().filter(|incident| incident.is_unresolved()).collect();
-        assert!(unresolved.is_empty(), "unresolved: {unresolved:#?}");
-    }
 }
 
-/// A spool id of the model.
-fn spool_id(agent: usize, life: u64) -> SpoolId {
-    let text = format!("{agent:08x}-0000-4000-8000-{life:012x}");
-    serde_json::from_value(serde_json::Value::String(text)).unwrap_or_else(|error| panic!("{error}"))
+/// The address of a coordinator.
+fn endpoint(name: &str) -> String {
+    format!("https://{name}:7420")
 }
 
-/// A name of the model.
+/// The `n`th id of an agent.
+fn uuid(agent: usize, n: u64) -> uuid::Uuid {
+    uuid::Uuid::from_u64_pair(agent as u64 + 1, n)
+}
+
+/// A name of the world.
 fn agent_name(name: &str) -> AgentName {
     crate::scenario::agent(name)
 }
