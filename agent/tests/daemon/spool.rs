@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 /// Room for a fresh spool and its log, and for little more.
 const DISK: &std::ffi::CStr = c"size=1m,mode=0700";
 
+/// SQLite writes over the pages of its log that it needs no more: enough findings that they do not fit in there.
+const SERVICES: usize = 60;
+
 /// A small disk of its own.
 struct Disk(PathBuf);
 
@@ -40,10 +43,13 @@ impl Drop for Disk {
     }
 }
 
-fn listeners(stage: &Stage, state: &Path) -> [TcpListener; 2] {
-    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    let [web, db] = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
-    stage.config(state, &format!("[service.web]\nports = [\"{web}\"]\n[service.db]\nports = [\"{db}\"]\n"));
+/// So many services `web-N` with a port each.
+fn listeners(stage: &Stage, state: &Path, count: usize) -> Vec<TcpListener> {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let service = |(n, listener): (usize, &TcpListener)| {
+        format!("[service.web-{n}]\nports = [\"{}\"]\n", listener.local_addr().unwrap())
+    };
+    stage.config(state, &listeners.iter().enumerate().map(service).collect::<String>());
     listeners
 }
 
@@ -51,21 +57,25 @@ fn listeners(stage: &Stage, state: &Path) -> [TcpListener; 2] {
 async fn a_full_disk_stops_neither_heartbeats_nor_the_watchdog_and_what_was_seen_is_told_later() {
     let stage = Stage::set().await;
     let Some(disk) = Disk::mount(stage.path("state")) else { return };
-    let [web, db] = listeners(&stage, &disk.0);
+    let mut listeners = listeners(&stage, &disk.0, SERVICES);
     let mut daemon = Daemon::start(&stage);
     stage.more_heartbeats().await;
-    drop(db);
-    stage.hears("db", "port_closed").await;
+    drop(listeners.remove(0));
+    stage.hears("web-0", "port_closed").await;
     let filler = disk.fill();
-    // SQLite writes over the pages of its log that it needs no more, so that a finding or two may still fit.
-    drop(web);
+    drop(listeners);
+    daemon.says(&["ERROR", "cannot write the spool"]).await;
     for _ in 0..3 {
         let pings = daemon.pings();
         stage.more_heartbeats().await;
         daemon.more_pings(pings).await;
     }
     std::fs::remove_file(filler).unwrap();
-    let state = stage.hears("web", "port_closed").await;
+    daemon.says(&["the spool can be written again"]).await;
+    let mut state = stage.more_heartbeats().await;
+    for n in 0..SERVICES {
+        state = stage.hears(&format!("web-{n}"), "port_closed").await;
+    }
     assert_eq!((state.streams, state.broken), (1, None));
     assert_eq!(daemon.stop().await, Some(0));
 }
@@ -74,7 +84,7 @@ async fn a_full_disk_stops_neither_heartbeats_nor_the_watchdog_and_what_was_seen
 async fn a_state_folder_that_is_read_only_leaves_an_agent_that_tells_from_memory() {
     let stage = Stage::set().await;
     let Some(disk) = Disk::mount(stage.path("state")) else { return };
-    let [web, db] = listeners(&stage, &disk.0);
+    let listeners = listeners(&stage, &disk.0, 2);
     let mut daemon = Daemon::start(&stage);
     stage.more_heartbeats().await;
     assert_eq!(daemon.stop().await, Some(0));
@@ -82,9 +92,9 @@ async fn a_state_folder_that_is_read_only_leaves_an_agent_that_tells_from_memory
     mount_remount(&disk.0, MountFlags::RDONLY, DISK).unwrap();
     let mut daemon = Daemon::start(&stage);
     daemon.says(&["ERROR", "kept in memory only", "Read-only file system"]).await;
-    drop((web, db));
-    stage.hears("web", "port_closed").await;
-    stage.hears("db", "port_closed").await;
+    drop(listeners);
+    stage.hears("web-0", "port_closed").await;
+    stage.hears("web-1", "port_closed").await;
     let state = stage.more_heartbeats().await;
     assert_eq!(state.broken, None);
     let highest = |hello: &muster_proto::v1::Hello| hello.highest_epoch.clone().and_then(|proof| proof.epoch);
