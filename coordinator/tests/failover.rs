@@ -14,8 +14,10 @@ use muster_coordinator::config;
 use muster_coordinator::failover::client::connect;
 use muster_coordinator::runtime::{CoordinatorRole, Handle, RuntimeError};
 use muster_coordinator::serve::Coordinator;
-use muster_coordinator::store::{Head, META_HIGHEST_EPOCH};
-use muster_coordinator_core::entry::{AgentHello, Fact};
+use muster_coordinator::store::check::check_store;
+use muster_coordinator::store::sqlite::SqliteStore;
+use muster_coordinator::store::{Head, JournalStore as _, META_HIGHEST_EPOCH};
+use muster_coordinator_core::entry::{AgentHello, Conclusion, Entry, EntryBody, Fact};
 use muster_proto::v1::failover_service_client::FailoverServiceClient;
 use muster_proto::v1::replicate_request::Message;
 use muster_proto::v1::replication_service_client::ReplicationServiceClient;
@@ -225,6 +227,68 @@ async fn a_promoted_standby_stays_primary_after_a_restart() {
     let epoch = b.handle().standing().borrow().epoch().map(|epoch| epoch.to_string());
     assert_eq!(epoch.as_deref(), Some("2@coord-b"));
     b.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_primary_waits_for_the_standby_it_had() {
+    let fleet = Fleet::new();
+    let a = fleet.start_primary().await;
+    assert_eq!(*a.handle().replicated().borrow(), None, "nobody to wait for");
+    let b = fleet.start_standby().await;
+    let held = in_step(a.handle(), b.handle()).await;
+    b.stop().await.unwrap();
+    // What b lacks is not replicated, however long the journal grows.
+    a.handle().submit(connected("web-1")).await.unwrap();
+    let replicated = *a.handle().replicated().borrow();
+    assert!(replicated.is_some_and(|index| index < a.handle().head().borrow().index), "{replicated:?} {held:?}");
+    a.stop().await.unwrap();
+    let a = fleet.start_primary().await;
+    assert_eq!(*a.handle().replicated().borrow(), Some(0), "b may have nothing, until it says what it has");
+    let status = fleet.status(0).await;
+    assert_eq!(status.standbys.first().map(|standby| standby.coordinator_id.as_str()), Some("coord-b"));
+    let b = fleet.start_standby().await;
+    in_step(a.handle(), b.handle()).await;
+    a.stop().await.unwrap();
+    b.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_cut_off_anywhere_takes_over_with_whole_thoughts() {
+    let fleet = Fleet::new();
+    let a = fleet.start_primary().await;
+    let b = fleet.start_standby().await;
+    in_step(a.handle(), b.handle()).await;
+    // Each of these makes several entries; the cut comes while they flow.
+    let mut head = b.handle().head();
+    let handle = a.handle().clone();
+    let flood = tokio::spawn(async move {
+        for n in 0..200 {
+            let name = format!("web-{n}");
+            if handle.submit_all(vec![connected(&name), corrupt(&name)]).await.is_err() {
+                return;
+            }
+        }
+    });
+    let begun = head.borrow().index;
+    patiently("entries on the standby", head.wait_for(|head| head.index > begun + 20)).await.unwrap();
+    promoted(&fleet, true).await;
+    flood.await.unwrap();
+    b.stop().await.unwrap();
+    a.stop().await.unwrap();
+    let store = SqliteStore::open_read_only(&fleet.folder(1).join("journal.db")).unwrap();
+    let report = check_store(&store).unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
+    assert_eq!(report.replayed, report.entries);
+    // Whatever is not a conclusion begins a thought; the takeover comes between two of them.
+    let entries: Vec<_> =
+        store.entries_from(1, 100_000).unwrap().iter().map(|stored| stored.decode().unwrap()).collect();
+    let takeover =
+        entries.iter().position(|entry| matches!(entry.body, EntryBody::Fact(Fact::TookOver { .. }))).unwrap();
+    let (before, _) = entries.split_at(takeover);
+    let received = |entry: &&Entry| matches!(entry.body, EntryBody::Fact(Fact::FindingReceived { .. }));
+    let opened = |entry: &&Entry| matches!(entry.body, EntryBody::Conclusion(Conclusion::IncidentOpened { .. }));
+    assert!(before.iter().filter(received).count() > 0);
+    assert_eq!(before.iter().filter(received).count(), before.iter().filter(opened).count());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
