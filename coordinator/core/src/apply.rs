@@ -10,8 +10,8 @@ mod storms;
 
 use crate::cause;
 use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey};
-use crate::page::PageId;
-use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, PAST_PAGES_MAX, PageOutcome, State};
+use crate::page::{PageAction, PageId};
+use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, Incident, PAST_PAGES_MAX, PageOutcome, State};
 use crate::timeline::LineKind;
 use muster_common::evidence::Grade;
 use muster_common::ids::{AgentName, Epoch};
@@ -148,10 +148,29 @@ fn operator(state: &mut State, step: Step, by: &str, cause: &str, generation: u6
 fn page_ended(state: &mut State, step: Step, id: PageId, outcome: PageOutcome) {
     let Some(mut record) = state.pages.remove(&id) else { return };
     incidents::page_ended(state, step, &record, &outcome);
+    if let Some(incident) = incidents::get_mut(state, &record.incident) {
+        count(incident, step, record.page.action == PageAction::Trigger, &outcome);
+    }
     record.outcome = Some(outcome);
     state.past_pages.push_back(record);
     if state.past_pages.len() > PAST_PAGES_MAX {
         state.past_pages.pop_front();
+    }
+}
+
+/// What an incident keeps of its pages after they are forgotten.
+fn count(incident: &mut Incident, step: Step, is_trigger: bool, outcome: &PageOutcome) {
+    match outcome {
+        PageOutcome::Delivered => {
+            incident.pages_delivered = incident.pages_delivered.saturating_add(1);
+            if is_trigger {
+                incident.first_delivered.get_or_insert(step.at);
+            }
+        }
+        PageOutcome::Failed { .. } => {
+            incident.triggers_failed = incident.triggers_failed.saturating_add(u64::from(is_trigger));
+        }
+        PageOutcome::Cancelled { .. } => {}
     }
 }
 

@@ -303,6 +303,15 @@ pub struct Incident {
     pub explained: bool,
     /// Keys under which it was paged.
     pub page_keys: Vec<PageKey>,
+    /// When a receiver first accepted a trigger.
+    #[serde(default)]
+    pub first_delivered: Option<Timestamp>,
+    /// Pages accepted.
+    #[serde(default)]
+    pub pages_delivered: u64,
+    /// Triggers given up.
+    #[serde(default)]
+    pub triggers_failed: u64,
     /// Hosts concerned that are not heard, or whose open set is in doubt: the stability window stands still.
     pub blind: BTreeSet<AgentName>,
     /// What is left of the stability window, at `stability_from`.
