@@ -170,8 +170,8 @@ fn doctor_config(asked: Option<&Path>, host: &HostRoot, notes: &mut Vec<String>)
         None => {
             let found = discover::discover(host);
             notes.push(format!(
-                "no config: {} services discovered; `muster-agent init` prints what to keep in {}",
-                found.services.len(),
+                "no config: {} discovered; `muster-agent init` prints what to keep in {}",
+                counted(found.services.len(), "service"),
                 config::PATH_DEFAULT
             ));
             notes.extend(found.notes.iter().cloned());
@@ -208,14 +208,13 @@ fn check_config(path: &Path) -> u8 {
         Err(error) => return wrong_config(&error, EXIT_WRONG_CONFIG),
     };
     let mut out = std::io::stdout().lock();
-    let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let sum = |of: fn(&config::Service) -> usize| config.services.iter().map(of).sum::<usize>();
     let parts = [
-        count(config.services.len(), "service"),
-        count(sum(|service| usize::from(service.pid_file.is_some())), "pid file"),
-        count(sum(|service| service.ports.len()), "port"),
-        count(sum(|service| service.sqlite.len()), "database"),
-        count(config.endpoints.len(), "coordinator"),
+        counted(config.services.len(), "service"),
+        counted(sum(|service| usize::from(service.pid_file.is_some())), "pid file"),
+        counted(sum(|service| service.ports.len()), "port"),
+        counted(sum(|service| service.sqlite.len()), "database"),
+        counted(config.endpoints.len(), "coordinator"),
     ];
     let _written = writeln!(out, "ok: {}", parts.join(", "));
     for not_watched in crate::run::plan::not_watched(&config) {
@@ -223,6 +222,10 @@ fn check_config(path: &Path) -> u8 {
         let _written = writeln!(out, "note: {what}: not watched yet, this version has no probe for it");
     }
     0
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn init() -> u8 {

@@ -28,7 +28,7 @@ const DEADLINES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the config {path:?}; create it with `muster-agent init > {path}` or name one with --config")]
+    #[error("cannot read the config {path:?}; {}", way_out(path, source))]
     Read {
         /// Which file.
         path: String,
@@ -39,6 +39,18 @@ pub enum ConfigError {
     /// The file is read but wrong.
     #[error(transparent)]
     Wrong(#[from] ConfigErrors),
+}
+
+fn way_out(path: &str, source: &std::io::Error) -> String {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("create it with `muster-agent init > {path}` or name one with --config")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "run as root or as the agent's user, or let this user read it and the folders above it".to_owned()
+        }
+        _ => "name a readable file with --config".to_owned(),
+    }
 }
 
 /// The whole config.

@@ -73,6 +73,10 @@ fn doctor_refuses_a_wrong_config_and_an_unknown_service() {
     let bad = write(folder.path(), "bad.toml", "nonsense");
     assert_eq!(status(&agent(&["doctor", "--config", &bad])), 3);
     assert_eq!(status(&agent(&["doctor", "--config", "/nonexistent.toml"])), 3);
+    // A folder: nothing to create there.
+    let folder_named = agent(&["doctor", "--config", &folder.path().display().to_string()]);
+    assert_eq!(status(&folder_named), 3);
+    assert!(!stderr(&folder_named).contains("muster-agent init"), "{}", stderr(&folder_named));
     let good = write(folder.path(), "good.toml", "[service.web]\nports = [\"127.0.0.1:80\"]\n");
     let output = agent(&["doctor", "--config", &good, "--service", "wbe"]);
     assert_eq!(status(&output), 3);

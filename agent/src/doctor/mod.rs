@@ -68,6 +68,12 @@ fn explain(now: Now, mut ran: Vec<Ran>) -> Vec<Ran> {
     }
     for one in &mut ran {
         causes.explain(now, &one.subject, &mut one.judgement);
+        // The kernel's log reaches back to the boot: a kill of last month is told as such.
+        for happened in &mut one.judgement.occurrences {
+            if let Some(at_ms) = happened.observed_boottime_ms {
+                happened.summary = format!("{}; {} ago", happened.summary, human_duration(now.since(at_ms)));
+            }
+        }
     }
     ran
 }

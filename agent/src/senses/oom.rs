@@ -40,7 +40,7 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 /// The way to the log without privileges.
 const WAY_OUT: &str =
-    "start the agent with StandardInput=file:/dev/kmsg as the shipped unit does, or give it CAP_SYSLOG";
+    "run as root; the daemon needs StandardInput=file:/dev/kmsg, as the shipped unit has it, or CAP_SYSLOG";
 
 /// Watches the kernel log.
 #[derive(Debug)]
