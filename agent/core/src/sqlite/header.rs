@@ -26,6 +26,8 @@ pub struct Header {
     pub page_count: Option<u32>,
     /// Changes with the schema.
     pub schema_cookie: u32,
+    /// Free pages are given back to the file system without a VACUUM.
+    pub auto_vacuum: bool,
 }
 
 impl Header {
@@ -49,6 +51,7 @@ impl Header {
             change_counter,
             page_count: valid.then_some(count),
             schema_cookie: be32(bytes, 40)?,
+            auto_vacuum: be32(bytes, 52)? != 0,
         })
     }
 

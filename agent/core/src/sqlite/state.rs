@@ -269,6 +269,7 @@ pub(crate) mod tests {
             change_counter: 1,
             page_count: Some(2),
             schema_cookie: 1,
+            auto_vacuum: false,
         };
         Snapshot {
             database: file,

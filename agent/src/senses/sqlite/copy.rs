@@ -200,3 +200,67 @@ fn steps(source: &Connection, target: &mut Connection, deadline: Instant) -> Res
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(bytes_max: u64) -> Limits {
+        Limits { bytes_max, time_max: Duration::from_secs(3600), integrity: true }
+    }
+
+    fn left_in_scratch(scratch: &Path) -> usize {
+        std::fs::read_dir(scratch).unwrap().count()
+    }
+
+    #[test]
+    fn a_log_counts_towards_the_limit_and_nothing_is_left_behind() {
+        let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("hub.db");
+        let writer = Connection::open(folder.path().join("live.db")).unwrap();
+        writer.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE jobs(body)").unwrap();
+        writer.execute_batch("INSERT INTO jobs VALUES (randomblob(500000))").unwrap();
+        for suffix in ["", "-wal"] {
+            std::fs::copy(files::sibling(&folder.path().join("live.db"), suffix), files::sibling(&path, suffix))
+                .unwrap();
+        }
+        let refused = check_copy(&path, scratch.path(), limits(400_000));
+        assert!(matches!(refused, Err(CopyError::TooLarge(_))), "{refused:?}");
+        let pass = check_copy(&path, scratch.path(), limits(4_000_000)).unwrap();
+        assert!(pass.whole && pass.integrity && pass.damage.is_empty(), "{pass:?}");
+        assert_eq!(left_in_scratch(scratch.path()), 0);
+        let out_of_time = check_copy(&path, scratch.path(), Limits { time_max: Duration::ZERO, ..limits(4_000_000) });
+        assert!(!out_of_time.is_ok_and(|pass| pass.whole && pass.integrity));
+        assert_eq!(left_in_scratch(scratch.path()), 0);
+    }
+
+    #[test]
+    fn a_plain_copy_is_the_same_whether_the_file_system_can_share_blocks_or_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        let content: Vec<u8> = (0..3_000_000u32).map(|number| number.to_le_bytes()[1]).collect();
+        std::fs::write(&from, &content).unwrap();
+        plain(&from, &to, Instant::now() + Duration::from_secs(3600)).unwrap();
+        assert!(std::fs::read(&to).unwrap() == content);
+        assert!(plain(&from, &to, Instant::now() + Duration::from_secs(3600)).is_err(), "never over something");
+    }
+
+    #[test]
+    fn a_sweep_takes_only_what_the_dead_left() {
+        let parent = tempfile::tempdir().unwrap();
+        let running = Scratch::new(parent.path()).unwrap();
+        let again = Scratch::new(parent.path()).unwrap();
+        assert_ne!(running.path(), again.path());
+        let own = process::id(&HostRoot::default(), std::process::id()).unwrap();
+        let before_the_reboot = parent.path().join(format!("{PREFIX}{}-{}-0", own.pid, own.start_ticks + 1));
+        let dead = parent.path().join(format!("{PREFIX}{}-5-0", u32::MAX));
+        let (foreign, odd) = (parent.path().join("keep-me"), parent.path().join(format!("{PREFIX}x")));
+        for folder in [&before_the_reboot, &dead, &foreign, &odd] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        // A reload makes new probes, and they sweep.
+        sweep(parent.path());
+        assert!(running.path().is_dir() && again.path().is_dir() && foreign.is_dir() && odd.is_dir());
+        assert!(!dead.exists() && !before_the_reboot.exists());
+    }
+}

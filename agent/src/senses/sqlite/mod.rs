@@ -117,6 +117,7 @@ struct Last {
     token: Token,
     boottime_ms: u64,
     more: bool,
+    covered: bool,
     pass: Evidence,
 }
 
@@ -287,11 +288,9 @@ impl SqliteProbe {
         }
         let age = context.now.since(last.boottime_ms);
         let waits = age < self.options.quick_interval;
-        if self.damage.is_empty() && self.complete_boottime_ms.is_none() {
-            // A table did not fit: it is tried again although nothing changed.
-            return !waits;
-        }
-        last.token != *token && (!self.damage.is_empty() || !waits)
+        let changed = last.token != *token;
+        // What did not fit is tried again although nothing changed; a repair is looked at without waiting.
+        (changed && !self.damage.is_empty()) || ((changed || !last.covered) && !waits)
     }
 
     /// Damage that may be the trace of a writer, and that no earlier run has seen.
@@ -314,7 +313,7 @@ impl SqliteProbe {
         if !pass.not_covered.is_empty() {
             said = said.text("not_covered", &pass.not_covered);
         }
-        self.last = Some(Last { token, boottime_ms: now.boottime_ms, more: pass.more, pass: said });
+        self.last = Some(Last { token, boottime_ms: now.boottime_ms, more: pass.more, covered, pass: said });
         if pass.whole {
             self.round = Damage::default();
             self.damage = pass.damage;
