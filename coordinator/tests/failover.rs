@@ -434,5 +434,12 @@ async fn incidents_and_undelivered_pages_carry_over_under_the_same_keys() {
     let page = patiently("the page", pages.recv()).await.unwrap();
     assert_eq!(page.get("dedup_key").and_then(|key| key.as_str()), expected.first().map(String::as_str));
     assert_eq!(page.get("action").and_then(|action| action.as_str()), Some("trigger"));
+    patiently("the delivery in the metrics", async {
+        while !b.handle().metrics().encode().contains("pages_delivered_total{receiver=\"ops\"} 1") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(b.handle().metrics().encode().contains("page_calls_total{receiver=\"ops\"} 1"));
     b.stop().await.unwrap();
 }

@@ -48,6 +48,8 @@ pub struct Link {
     pub resync_asked: AtomicU64,
     /// Log time in ms of that.
     pub resync_asked_ms: AtomicI64,
+    /// Log time in ms at which a contender for this stream's name was last journaled.
+    pub conflict_told_ms: AtomicI64,
     /// Highest ping sent.
     pub pinged: AtomicU64,
     /// Highest ping answered.
@@ -73,6 +75,7 @@ impl Link {
             newest: Mutex::new(None),
             resync_asked: AtomicU64::new(0),
             resync_asked_ms: AtomicI64::new(i64::MIN),
+            conflict_told_ms: AtomicI64::new(i64::MIN),
             pinged: AtomicU64::new(0),
             ponged: AtomicU64::new(0),
             pong: Notify::new(),
@@ -112,6 +115,12 @@ impl Link {
     pub fn ponged(&self, id: u64) {
         self.ponged.fetch_max(id.min(self.pinged.load(Ordering::Relaxed)), Ordering::Release);
         self.pong.notify_waiters();
+    }
+
+    /// Whether a contender at `now_ms` is to be journaled: the first one, and then one in each interval.
+    pub fn tells_conflict(&self, now_ms: i64, interval_ms: i64) -> bool {
+        let due = |told_ms: i64| (now_ms.saturating_sub(told_ms) >= interval_ms).then_some(now_ms);
+        self.conflict_told_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok()
     }
 
     /// Notes that something was heard.

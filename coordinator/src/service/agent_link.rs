@@ -33,6 +33,10 @@ const PROTOCOL_VERSION: u32 = 1;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the first stream of an identity may take to answer before the second one replaces it.
 const CONFLICT_PING: Duration = Duration::from_secs(2);
+/// Agents of a fleet: twice the largest this is built for. Overflow rule: one that was never seen is refused.
+const AGENTS_MAX: usize = 20_000;
+/// Between two facts about one contested name: whoever loses tries again and again.
+const CONFLICT_INTERVAL_MS: i64 = 60_000;
 /// Batches of one stream waiting for their commit. Overflow rule: the stream is not read meanwhile.
 const BATCHES_IN_FLIGHT_MAX: usize = 8;
 
@@ -77,7 +81,16 @@ impl AgentLink {
     ) -> Result<Session, Status> {
         let agent = caller.agent().ok_or_else(|| Status::permission_denied("only agents may open an agent link"))?;
         self.must_reign()?;
-        let per_s = self.handle.query(|view| view.state.policy().liveness.admission_per_s).await.map_err(status)?;
+        let name = agent.clone();
+        let asked = self.handle.query(move |view| {
+            let room = view.state.agent(&name).is_some() || view.state.n_agents() < AGENTS_MAX;
+            (room, view.state.policy().liveness.admission_per_s)
+        });
+        let (room, per_s) = asked.await.map_err(status)?;
+        if !room {
+            let text = format!("{AGENTS_MAX} agents are known already: this one needs a fleet with room");
+            return Err(Status::resource_exhausted(text));
+        }
         if !self.admission.admit(Instant::now(), per_s) {
             return Err(Status::resource_exhausted("too many agents connect at once: come back in a few seconds"));
         }
@@ -136,8 +149,10 @@ impl AgentLink {
             return Ok(());
         }
         let (holder, refused) = (first.peer.clone(), said.peer_address.clone());
-        let fact = Fact::IdentityConflict { agent: agent.clone(), holder: holder.clone(), refused };
-        self.handle.submit(fact).await.map_err(status)?;
+        if first.tells_conflict(self.handle.now().unix_ms(), CONFLICT_INTERVAL_MS) {
+            let fact = Fact::IdentityConflict { agent: agent.clone(), holder: holder.clone(), refused };
+            self.handle.submit(fact).await.map_err(status)?;
+        }
         Err(Status::already_exists(format!(
             "another living agent at {holder} uses the certificate of {agent:?}: issue this host its own",
             agent = agent.as_str()

@@ -332,6 +332,16 @@ async fn a_living_first_stream_keeps_the_name_and_a_dead_one_is_replaced() {
     first.send(ToCoordinator::Pong(v1::Pong { id })).await;
     let refused = contender.await.unwrap().err().unwrap();
     assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
+    // It tries again at once; one fact is enough for both.
+    let contender = tokio::spawn(Agent::greet(second_channel.clone(), Position::start(spool())));
+    let id = loop {
+        if let ToAgent::Ping(ping) = first.next().await.unwrap() {
+            break ping.id;
+        }
+    };
+    first.send(ToCoordinator::Pong(v1::Pong { id })).await;
+    assert_eq!(contender.await.unwrap().err().unwrap().code(), Code::AlreadyExists);
+    assert_eq!(journaled(&world, "identity_conflict"), 1);
     first.reports().await;
     // The first does not answer this time.
     let mut second = Agent::greet(second_channel, first.at).await.unwrap();
