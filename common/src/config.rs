@@ -7,7 +7,7 @@
 //! known keys: there is no second one to keep in step.
 
 use crate::units::{parse_bytes, parse_duration};
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,6 +15,11 @@ use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+/// Mistakes printed: who has more mends these first.
+const MISTAKES_SHOWN_MAX: usize = 100;
+/// Bytes of the lines shown with a mistake; beyond it only the place is told.
+const SNIPPET_BYTES_MAX: usize = 8 * 1024;
 
 /// One mistake in a config.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +48,40 @@ impl ConfigErrors {
     pub fn render(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
-        for mistake in &self.mistakes {
-            let snippet = Snippet::source(self.text.as_str())
-                .path(self.file.as_str())
-                .annotation(AnnotationKind::Primary.span(mistake.span.clone()).label(mistake.expected.as_str()));
-            let report = &[Level::ERROR.primary_title(mistake.message.as_str()).element(snippet)];
-            out.push_str(&renderer.render(report));
+        for mistake in self.mistakes.iter().take(MISTAKES_SHOWN_MAX) {
+            out.push_str(&self.render_one(mistake, &renderer));
             out.push_str("\n\n");
+        }
+        let more = self.mistakes.len().saturating_sub(MISTAKES_SHOWN_MAX);
+        if more > 0 {
+            out.push_str(&format!("and {more} more\n\n"));
         }
         let n = self.mistakes.len();
         out.push_str(&format!("{}: {n} mistake{}", self.file, if n == 1 { "" } else { "s" }));
         out
+    }
+
+    /// Only the lines around the mistake are handed to the renderer, which walks all it is given.
+    fn render_one(&self, mistake: &Mistake, renderer: &Renderer) -> String {
+        let span = clamp(mistake.span.clone(), &self.text);
+        let (before, after) = (self.text.get(..span.start), self.text.get(span.end..));
+        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let end = after.find('\n').map_or(self.text.len(), |newline| span.end + newline);
+        let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count();
+        let lines = self.text.get(start..end).filter(|lines| lines.len() <= SNIPPET_BYTES_MAX);
+        let title = Level::ERROR.primary_title(mistake.message.as_str());
+        let Some(lines) = lines else {
+            let column = 1 + before.get(start..).unwrap_or_default().chars().count();
+            let place = Origin::path(self.file.as_str()).line(line).char_column(column);
+            return renderer.render(&[title.element(place).element(Level::NOTE.message(mistake.expected.as_str()))]);
+        };
+        let mark = AnnotationKind::Primary.span(span.start - start..span.end - start);
+        let snippet = Snippet::source(lines)
+            .path(self.file.as_str())
+            .line_start(line)
+            .annotation(mark.label(mistake.expected.as_str()));
+        renderer.render(&[title.element(snippet)])
     }
 }
 
@@ -115,7 +143,7 @@ impl<'a> Reader<'a> {
     /// The key's value, if it is there.
     pub fn value(&self, key: &str) -> Option<Value<'a>> {
         self.asked.borrow_mut().insert(key.to_owned());
-        let (_, value) = self.table.iter().find(|(name, _)| name.get_ref() == key)?;
+        let value = self.table.get(key)?;
         Some(Value { value, path: join(&self.path, key), mistakes: self.mistakes })
     }
 
@@ -437,5 +465,24 @@ mod tests {
     fn syntax_errors_are_reported_with_the_rest() {
         let error = read("a.toml", "[memory]\ninterval = \nx = 1\n", walk).unwrap_err();
         assert!(error.mistakes.len() >= 2, "{error}");
+    }
+
+    #[test]
+    fn a_file_full_of_mistakes_is_told_within_bounds() {
+        let text: String = (0..20_000).map(|n| format!("wrong{n} = {n}\n")).collect();
+        let error = read("a.toml", &text, walk).unwrap_err();
+        assert_eq!(error.mistakes.len(), 20_000);
+        let shown = error.to_string();
+        assert_eq!(shown.matches("did you mean").count() + shown.matches("expected one of").count(), 100, "{shown}");
+        assert!(shown.contains("a.toml:100:1") && shown.contains("100 | wrong99 = 99"), "{shown}");
+        assert!(shown.ends_with("and 19900 more\n\na.toml: 20000 mistakes"), "{shown}");
+    }
+
+    #[test]
+    fn a_mistake_in_a_line_without_end_is_told_by_its_place() {
+        let text = format!("[memory]\nlong = \"{}\"\n", "x".repeat(100_000));
+        let error = read("a.toml", &text, walk).unwrap_err();
+        let shown = error.to_string();
+        assert!(shown.len() < 1000 && shown.contains("a.toml:2:1"), "{}", shown.len());
     }
 }
