@@ -5,6 +5,8 @@ use crate::runtime::{Handle, RuntimeError};
 use muster_common::chain::Chain;
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::page::PageId;
+use muster_coordinator_core::state::{PageRecord, State};
+use std::cmp::Reverse;
 
 /// The journal's pages without an outcome.
 #[derive(Debug, Clone)]
@@ -29,24 +31,33 @@ fn refused(error: RuntimeError) -> OutboxError {
     OutboxError(Chain(&error).to_string())
 }
 
+/// Runs on the loop's thread: whatever is not asked for is not copied, however many pages wait.
+fn cut(state: &State, of: Of<'_>, limit: usize) -> Vec<Pending> {
+    let mut found: Vec<&PageRecord> = state.sendable_pages();
+    found.retain(|record| of.matches(&record.page.receiver));
+    found.sort_by_key(|record| (Reverse(record.page.severity), record.id));
+    let pending =
+        |record: &PageRecord| Pending { id: record.id, page: record.page.clone(), attempted: record.attempted };
+    found.into_iter().take(limit).map(pending).collect()
+}
+
 impl Outbox for JournalOutbox {
     fn may_page(&self) -> bool {
         self.handle.may_page()
     }
 
     async fn pending(&self, of: Of<'_>, limit: usize) -> Result<Vec<Pending>, OutboxError> {
-        let pages = self.handle.query(|view| {
-            let pending = |record: &muster_coordinator_core::state::PageRecord| Pending {
-                id: record.id,
-                page: record.page.clone(),
-                attempted: record.attempted,
-            };
-            view.state.sendable_pages().into_iter().map(pending).collect::<Vec<_>>()
-        });
-        let mut pages = pages.await.map_err(refused)?;
-        pages.retain(|pending| of.matches(&pending.page.receiver));
-        pages.truncate(limit);
-        Ok(pages)
+        let pages = match of {
+            Of::Receiver(name) => {
+                let name = name.to_owned();
+                self.handle.query(move |view| cut(view.state, Of::Receiver(&name), limit)).await
+            }
+            Of::NoneOf(names) => {
+                let names = names.to_vec();
+                self.handle.query(move |view| cut(view.state, Of::NoneOf(&names), limit)).await
+            }
+        };
+        pages.map_err(refused)
     }
 
     async fn attempted(&self, page: PageId) -> Result<bool, OutboxError> {

@@ -44,8 +44,20 @@ pub(crate) fn incident_state(value: i32) -> &'static str {
     match v1::IncidentState::try_from(value) {
         Ok(v1::IncidentState::Open) => "open",
         Ok(v1::IncidentState::Acknowledged) => "acknowledged",
+        Ok(v1::IncidentState::Recovering) => "recovering",
         Ok(v1::IncidentState::Resolved) => "resolved",
         Ok(v1::IncidentState::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// Whether somebody was told, as a word.
+pub(crate) fn paged_state(value: i32) -> &'static str {
+    match v1::PagedState::try_from(value) {
+        Ok(v1::PagedState::No) => "no",
+        Ok(v1::PagedState::Pending) => "pending",
+        Ok(v1::PagedState::Yes) => "yes",
+        Ok(v1::PagedState::Failed) => "failed",
+        Ok(v1::PagedState::Unspecified) | Err(_) => "unknown",
     }
 }
 
@@ -122,6 +134,7 @@ pub(crate) fn fleet_status(status: &v1::GetFleetStatusResponse) -> Value {
         "open_incidents": status.open_incidents,
         "unacknowledged_incidents": status.unacknowledged_incidents,
         "pages_pending": status.pages_pending,
+        "pages_failed": status.pages_failed,
         "journal_index": status.journal_index,
         "rehear_until": time(&status.rehear_until),
         "standbys": status.standbys,
@@ -228,7 +241,9 @@ pub(crate) fn incident(incident: &v1::Incident) -> Value {
         "findings": incident.findings,
         "next_steps": incident.next_steps,
         "paged": time(&incident.paged),
+        "paged_state": paged_state(incident.paged_state),
         "pages_sent": incident.pages_sent,
+        "pages_failed": incident.pages_failed,
         "folded_into": incident.folded_into,
         "not_paged_because": incident.not_paged_because,
         "timeline": timeline.collect::<Vec<_>>(),

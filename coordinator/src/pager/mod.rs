@@ -77,7 +77,7 @@ pub trait Outbox: Send + Sync + 'static {
     /// True while this coordinator is the primary: nobody else may page.
     fn may_page(&self) -> bool;
 
-    /// Committed pages without an outcome, oldest first, at most `limit`.
+    /// Committed pages without an outcome, of each key the oldest, the worst ones first, at most `limit`.
     fn pending(&self, of: Of<'_>, limit: usize) -> impl Future<Output = Result<Vec<Pending>, OutboxError>> + Send;
 
     /// Commits that the page is about to be tried. `false`: it was cancelled or concluded meanwhile, drop it.

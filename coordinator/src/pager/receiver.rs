@@ -137,6 +137,10 @@ impl Receiver {
         match status {
             408 | 429 => Judgement::Retry { error, after: response.retry_after },
             300..=399 => Judgement::Refused(format!("{error}; redirects are not followed, configure the final URL")),
+            // What a proxy, a rotated token or a deployment in progress answers, and takes back when it is mended.
+            401 | 403 | 404 | 409 | 425 if matches!(self.config.kind, ReceiverKind::Webhook { .. }) => {
+                Judgement::Retry { error, after: response.retry_after }
+            }
             400..=499 => Judgement::Refused(error),
             // 2xx other than PagerDuty's 202, 1xx and 5xx: not accepted, but it may be later.
             _ => Judgement::Retry { error, after: response.retry_after },
@@ -224,10 +228,10 @@ pub(super) mod tests {
         for status in [200, 201, 202, 204] {
             assert_eq!(receiver.judge(&answer(status, "")), Judgement::Delivered);
         }
-        for status in [301, 400, 401, 404, 410, 422] {
+        for status in [301, 400, 405, 410, 413, 422] {
             assert!(matches!(receiver.judge(&answer(status, "no")), Judgement::Refused(_)), "{status}");
         }
-        for status in [408, 429, 500, 502, 503, 504] {
+        for status in [401, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504] {
             let judged = receiver.judge(&answer(status, ""));
             assert!(
                 matches!(judged, Judgement::Retry { after: Some(after), .. } if after == Duration::from_secs(7)),

@@ -2,11 +2,11 @@
 
 use super::caller::{READERS, allow};
 use super::events::event;
-use super::paging::{PageRequest, encode};
+use super::paging::{PageRequest, bad_token, encode};
 use super::status_of;
 use super::watch::{Watched, Watchers};
 use crate::runtime::{Batch, Handle, View};
-use muster_common::finding::{Finding, FindingEvent};
+use muster_common::finding::{Finding, FindingEvent, FindingKey};
 use muster_common::ids::AgentName;
 use muster_common::reason::ReasonKind;
 use muster_common::severity::Severity;
@@ -15,7 +15,7 @@ use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
 use muster_proto::convert::{finding_to_wire, severity, timestamp_to_wire};
 use muster_proto::v1;
 use muster_proto::v1::finding_service_server::FindingService;
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
 use tonic::{Request, Response, Status};
 
 /// Journal entries looked at for one page of a filtered list. Overflow rule: the page may be short, its token goes on.
@@ -107,7 +107,16 @@ impl Row<'_> {
     }
 }
 
-fn list(view: &View<'_>, filter: &Filter, occurrences: bool, wanted: &PageRequest) -> v1::ListFindingsResponse {
+/// Worst first, then by agent and name; the index tells occurrences of one name apart.
+type Order<A, K> = (Reverse<Severity>, A, K, u64);
+
+fn list(
+    view: &View<'_>,
+    filter: &Filter,
+    occurrences: bool,
+    wanted: &PageRequest,
+    after: Option<&Order<AgentName, FindingKey>>,
+) -> v1::ListFindingsResponse {
     let open = view.state.open_findings().map(|(agent, open)| Row {
         agent,
         finding: &open.finding,
@@ -124,11 +133,14 @@ fn list(view: &View<'_>, filter: &Filter, occurrences: bool, wanted: &PageReques
         estimated: false,
         index: occurrence.index,
     });
-    // Worst first, then by name; the index tells occurrences of one name apart.
-    let key = |row: &Row<'_>| format!("{}/{}/{:020}", row.finding.severity.level(), row.id(), row.index);
-    let rows: BTreeMap<String, Row<'_>> =
-        open.chain(recent).filter(|row| filter.matches(row.agent, row.finding)).map(|row| (key(&row), row)).collect();
-    let page = wanted.cut(&rows, |row| row.wire(view));
+    let rows = open.chain(recent).filter(|row| filter.matches(row.agent, row.finding));
+    let keyed = rows.map(|row| ((Reverse(row.finding.severity), row.agent, &row.finding.key, row.index), row));
+    let after = after.map(|(severity, agent, key, index)| (*severity, agent, key, *index));
+    let token = |(Reverse(severity), agent, key, index): &Order<&AgentName, &FindingKey>| {
+        // Plain data: it always encodes, and an empty token would only begin the list anew.
+        serde_json::to_string(&(severity, agent, key, index)).unwrap_or_default()
+    };
+    let page = wanted.cut(keyed, after.as_ref(), token, |row| row.wire(view));
     v1::ListFindingsResponse { findings: page.items, next_page_token: page.next_token, total_size: page.total }
 }
 
@@ -178,7 +190,10 @@ impl FindingService for FindingApi {
         let wanted = PageRequest::new(request.page_size, &request.page_token)?;
         let filter = Filter::new(request.agent, request.service, request.reason, request.min_severity)?;
         let occurrences = request.include_occurrences;
-        let read = move |view: &View<'_>| list(view, &filter, occurrences, &wanted);
+        let after = wanted.after().map(serde_json::from_str::<(Severity, AgentName, FindingKey, u64)>).transpose();
+        let after = after.map_err(|_| bad_token())?;
+        let after = after.map(|(severity, agent, key, index)| (Reverse(severity), agent, key, index));
+        let read = move |view: &View<'_>| list(view, &filter, occurrences, &wanted, after.as_ref());
         self.handle.query(read).await.map(Response::new).map_err(|error| status_of(&error))
     }
 
@@ -217,9 +232,7 @@ impl FindingService for FindingApi {
         allow(&request, READERS)?;
         let request = request.into_inner();
         let wanted = PageRequest::new(request.page_size, &request.page_token)?;
-        let bad =
-            |_| Status::invalid_argument("page_token is not one of ours: use next_page_token of the answer before");
-        let before = wanted.after().map(str::parse::<u64>).transpose().map_err(bad)?;
+        let before = wanted.after().map(str::parse::<u64>).transpose().map_err(|_| bad_token())?;
         let read = move |view: &View<'_>| {
             let end = view.state.head_index() + 1;
             events(view, before.unwrap_or(end).min(end), wanted.size(), &request.agent, &request.incident)

@@ -2,7 +2,7 @@
 
 use super::caller::{READERS, allow};
 use super::events::maybe;
-use super::paging::PageRequest;
+use super::paging::{PageRequest, bad_token};
 use super::status_of;
 use super::watch::{Watched, Watchers};
 use crate::runtime::{Batch, Handle, Link, View};
@@ -38,7 +38,7 @@ impl FleetApi {
         let read = move |view: &View<'_>| {
             let wanted = |record: &&AgentRecord| only.as_ref().is_none_or(|only| only.contains(&record.name));
             let wire = |record: &AgentRecord| agent(view, record, links.get(&record.name).map(Arc::as_ref));
-            view.state.agents().filter(wanted).map(wire).filter(|agent| filter.matches(agent)).collect()
+            view.state.agents().filter(wanted).filter(|record| filter.matches(record)).map(wire).collect()
         };
         self.handle.query(read).await.map_err(|error| status_of(&error))
     }
@@ -62,9 +62,10 @@ impl Filter {
         Ok(Self { state, labels })
     }
 
-    fn matches(&self, agent: &v1::Agent) -> bool {
-        let state = self.state == AgentState::Unspecified || agent.state == i32::from(self.state);
-        state && self.labels.iter().all(|(key, value)| agent.labels.get(key) == Some(value))
+    fn matches(&self, record: &AgentRecord) -> bool {
+        let state = self.state == AgentState::Unspecified || state_of(record).0 == self.state;
+        let label = |key| record.hello.as_ref().and_then(|hello| hello.labels.get(key));
+        state && self.labels.iter().all(|(key, value)| label(key) == Some(value))
     }
 }
 
@@ -91,9 +92,15 @@ impl FleetService for FleetApi {
         let request = request.into_inner();
         let wanted = PageRequest::new(request.page_size, &request.page_token)?;
         let filter = Filter::new(request.state, request.labels)?;
-        let agents = self.agents(filter, None).await?;
-        let agents: BTreeMap<String, v1::Agent> = agents.into_iter().map(|agent| (agent.id.clone(), agent)).collect();
-        let page = wanted.cut(&agents, v1::Agent::clone);
+        let after = wanted.after().map(AgentName::new).transpose().map_err(|_| bad_token())?;
+        let links = self.links();
+        let read = move |view: &View<'_>| {
+            let matching = view.state.agents().filter(|record| filter.matches(record));
+            let wire = |record: &AgentRecord| agent(view, record, links.get(&record.name).map(Arc::as_ref));
+            let keyed = matching.map(|record| (&record.name, record));
+            wanted.cut(keyed, after.as_ref().as_ref(), |name| name.to_string(), wire)
+        };
+        let page = self.handle.query(read).await.map_err(|error| status_of(&error))?;
         Ok(Response::new(v1::ListAgentsResponse {
             agents: page.items,
             next_page_token: page.next_token,
@@ -176,6 +183,7 @@ fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
     let count = |state: AgentState| by_state.get(&i32::from(state)).copied().unwrap_or_default();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let open: Vec<_> = state.incidents().filter(|incident| incident.is_unresolved()).collect();
+    let failed = open.iter().map(|incident| incident.triggers_failed).fold(0, u64::saturating_add);
     v1::GetFleetStatusResponse {
         fleet: view.standing.fleet.to_string(),
         coordinator_id: view.standing.id.to_string(),
@@ -190,11 +198,12 @@ fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
         agents_not_yet_reheard: count(AgentState::NotYetReheard),
         open_findings: number(state.open_findings().count()),
         open_incidents: number(open.len()),
-        unacknowledged_incidents: number(open.iter().filter(|incident| incident.owner.is_none()).count()),
+        unacknowledged_incidents: number(open.iter().filter(|incident| incident.acknowledged.is_none()).count()),
         pages_pending: number(state.pending_pages().count()),
         journal_index: state.head_index(),
         rehear_until: maybe(state.rehear_until()),
         standbys: Vec::new(),
+        pages_failed: u32::try_from(failed).unwrap_or(u32::MAX),
     }
 }
 

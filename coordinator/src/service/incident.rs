@@ -2,17 +2,18 @@
 
 use super::caller::{ACTORS, READERS, allow};
 use super::events::{incident_of, maybe};
-use super::paging::PageRequest;
+use super::paging::{PageRequest, bad_token};
 use super::status_of;
 use super::watch::{Watched, Watchers};
 use crate::runtime::{Batch, Handle, View};
 use muster_common::limits::{NOTE_BYTES_MAX, clip};
 use muster_coordinator_core::entry::{Fact, IncidentKey, OperatorAction, Resolution};
-use muster_coordinator_core::state::{Incident, IncidentStatus, PageOutcome, PageRecord};
+use muster_coordinator_core::state::{Incident, IncidentStatus};
 use muster_proto::convert::{bounded, grade_to_wire, severity_to_wire, timestamp_to_wire};
 use muster_proto::v1::incident_service_server::IncidentService;
-use muster_proto::v1::{self, IncidentState};
-use std::collections::{BTreeMap, BTreeSet};
+use muster_proto::v1::{self, IncidentState, PagedState};
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use tonic::{Request, Response, Status};
 
 /// Serves operators.
@@ -87,6 +88,11 @@ impl IncidentService for IncidentApi {
         allow(&request, READERS)?;
         let request = request.into_inner();
         let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+        let after = wanted.after().map(|token| {
+            let (opened_ms, number) = token.split_once('/').ok_or_else(bad_token)?;
+            Ok::<_, Status>((opened_ms.parse::<i64>().map_err(|_| bad_token())?, number.to_owned()))
+        });
+        let after = after.transpose()?;
         let state = IncidentState::try_from(request.state)
             .map_err(|_| Status::invalid_argument(format!("state has the unknown value {}", request.state)))?;
         let read = move |view: &View<'_>| {
@@ -100,13 +106,10 @@ impl IncidentService for IncidentApi {
                     && (agent.is_empty() || incident.agents.iter().any(|name| name.as_str() == agent))
                     && (request.service.is_empty() || services(incident).contains(&request.service))
             });
-            // Newest first; the number tells those of one moment apart.
-            let key = |incident: &Incident| {
-                let age = i64::MAX - incident.opened.unix_ms();
-                format!("{age:020}/{}", incident.number)
-            };
-            let incidents: BTreeMap<String, &Incident> = matching.map(|incident| (key(incident), incident)).collect();
-            wanted.cut(&incidents, |incident| wire(view, incident, false))
+            let after = after.as_ref().map(|(opened_ms, number)| (Reverse(*opened_ms), number.as_str()));
+            let keyed = matching.map(|incident| (order(incident), incident));
+            let token = |(Reverse(opened_ms), number): &Order<'_>| format!("{opened_ms}/{number}");
+            wanted.cut(keyed, after.as_ref(), token, |incident| wire(view, incident, false))
         };
         let page = self.handle.query(read).await.map_err(|error| status_of(&error))?;
         Ok(Response::new(v1::ListIncidentsResponse {
@@ -176,6 +179,9 @@ impl IncidentService for IncidentApi {
         let by = allow(&request, ACTORS)?.name();
         let request = request.into_inner();
         let summary = bounded("summary", &request.summary, NOTE_BYTES_MAX)?;
+        if summary.trim().is_empty() {
+            return Err(Status::invalid_argument("summary is empty: say why it is over"));
+        }
         self.act(by, &request.id, true, OperatorAction::Resolve { summary }).await
     }
 
@@ -190,10 +196,18 @@ impl IncidentService for IncidentApi {
     }
 }
 
+/// Newest first; the number tells those of one moment apart.
+type Order<'a> = (Reverse<i64>, &'a str);
+
+fn order(incident: &Incident) -> Order<'_> {
+    (Reverse(incident.opened.unix_ms()), &incident.number)
+}
+
 fn state_of(incident: &Incident) -> IncidentState {
     match incident.status {
         IncidentStatus::Resolved => IncidentState::Resolved,
-        _ if incident.owner.is_some() => IncidentState::Acknowledged,
+        IncidentStatus::Recovering => IncidentState::Recovering,
+        _ if incident.acknowledged.is_some() => IncidentState::Acknowledged,
         _ => IncidentState::Open,
     }
 }
@@ -204,10 +218,6 @@ fn services(incident: &Incident) -> BTreeSet<String> {
 }
 
 fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incident {
-    let ours = |record: &&PageRecord| record.incident == incident.key;
-    let pages: Vec<&PageRecord> =
-        view.state.pending_pages().filter(ours).chain(view.state.past_pages().filter(ours)).collect();
-    let delivered = pages.iter().filter(|record| record.outcome == Some(PageOutcome::Delivered)).count();
     let timeline = incident.timeline.iter().filter(|_| with_timeline).map(|line| v1::TimelineItem {
         at: Some(timestamp_to_wire(line.at)),
         kind: line.kind.as_str().to_owned(),
@@ -236,11 +246,23 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
         services: services(incident).into_iter().collect(),
         findings: incident.members.iter().filter(|member| member.contains('/')).cloned().collect(),
         next_steps: incident.next_steps.clone(),
-        paged: maybe(pages.iter().map(|record| record.page.requested).min()),
-        pages_sent: u32::try_from(delivered).unwrap_or(u32::MAX),
+        paged: maybe(incident.first_delivered),
+        pages_sent: u32::try_from(incident.pages_delivered).unwrap_or(u32::MAX),
         folded_into,
         timeline: timeline.collect(),
         not_paged_because: not_paged_because(view, incident),
+        paged_state: paged_state(incident).into(),
+        pages_failed: u32::try_from(incident.triggers_failed).unwrap_or(u32::MAX),
+    }
+}
+
+fn paged_state(incident: &Incident) -> PagedState {
+    let pending = || incident.page_keys.iter().any(|key| !key.pending.is_empty());
+    match incident {
+        _ if incident.first_delivered.is_some() => PagedState::Yes,
+        _ if pending() => PagedState::Pending,
+        _ if incident.triggers_failed > 0 => PagedState::Failed,
+        _ => PagedState::No,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use muster_common::limits::{LIST_PAGE_SIZE_DEFAULT, LIST_PAGE_SIZE_MAX};
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use tonic::Status;
 
 /// Bytes of a token; an item's key is far shorter.
@@ -46,21 +45,34 @@ impl PageRequest {
         self.after.as_deref()
     }
 
-    /// Cuts the page out of `items`, which are in order of their keys.
-    pub(super) fn cut<T, U>(&self, items: &BTreeMap<String, T>, wire: impl Fn(&T) -> U) -> Page<U> {
-        let from = match &self.after {
-            Some(after) => Bound::Excluded(after.clone()),
-            None => Bound::Unbounded,
-        };
-        let mut rest = items.range((from, Bound::Unbounded));
-        let page: Vec<_> = rest.by_ref().take(self.size).collect();
-        let more = rest.next().is_some();
-        let next_token = match page.last() {
-            Some((key, _)) if more => encode(key),
-            _ => String::new(),
-        };
-        let items_given = page.into_iter().map(|(_, item)| wire(item)).collect();
-        Page { items: items_given, next_token, total: i32::try_from(items.len()).unwrap_or(i32::MAX) }
+    /// The first items behind `after` by key, as many as were asked for, made into their wire form. Of all others only
+    /// the number is kept: this runs on the loop's thread.
+    pub(super) fn cut<K: Ord, T, U>(
+        &self,
+        items: impl Iterator<Item = (K, T)>,
+        after: Option<&K>,
+        token: impl Fn(&K) -> String,
+        wire: impl Fn(T) -> U,
+    ) -> Page<U> {
+        let mut first = BTreeMap::new();
+        let (mut total, mut more) = (0_i32, false);
+        for (key, item) in items {
+            total = total.saturating_add(1);
+            if after.is_some_and(|after| key <= *after) {
+                continue;
+            }
+            let room = first.len() < self.size;
+            if room || first.last_key_value().is_some_and(|(last, _)| key < *last) {
+                first.insert(key, item);
+            }
+            more |= !room;
+            if first.len() > self.size {
+                first.pop_last();
+            }
+        }
+        let last = first.last_key_value().filter(|_| more);
+        let next_token = last.map(|(key, _)| encode(&token(key))).unwrap_or_default();
+        Page { items: first.into_values().map(wire).collect(), next_token, total }
     }
 }
 
@@ -69,14 +81,18 @@ pub(super) fn encode(key: &str) -> String {
     key.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// For a token that decodes to what no list of ours gave.
+pub(super) fn bad_token() -> Status {
+    Status::invalid_argument("page_token is not one of ours: use next_page_token of the answer before")
+}
+
 fn decode(token: &str) -> Result<String, Status> {
-    let bad = || Status::invalid_argument("page_token is not one of ours: use next_page_token of the answer before");
     if token.len() > TOKEN_BYTES_MAX || !token.is_ascii() || !token.len().is_multiple_of(2) {
-        return Err(bad());
+        return Err(bad_token());
     }
     let digit = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = token.as_bytes().chunks(2).map(digit).collect();
-    String::from_utf8(bytes.ok_or_else(bad)?).map_err(|_| bad())
+    String::from_utf8(bytes.ok_or_else(bad_token)?).map_err(|_| bad_token())
 }
 
 #[cfg(test)]
@@ -85,10 +101,13 @@ mod tests {
 
     #[test]
     fn pages_follow_each_other_without_gap_or_repeat() {
-        let items: BTreeMap<String, u32> = (0..25).map(|n| (format!("{n:03}"), n)).collect();
+        // In no order at all: 7 is prime to 25.
+        let items = || (0..25).map(|n| n * 7 % 25).map(|n| (n, n));
         let (mut token, mut seen) = (String::new(), Vec::new());
         loop {
-            let page = PageRequest::new(10, &token).unwrap().cut(&items, |n| *n);
+            let request = PageRequest::new(10, &token).unwrap();
+            let after = request.after().map(|after| after.parse::<u32>().unwrap());
+            let page = request.cut(items(), after.as_ref(), u32::to_string, |n| n);
             assert_eq!(page.total, 25);
             seen.extend(page.items);
             token = page.next_token;

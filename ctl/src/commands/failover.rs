@@ -171,8 +171,9 @@ fn print_promotion(
         None => Ok(()),
         Some(true) => out.line(&format!("{old} has attached as a standby")),
         Some(false) => out.line(&format!(
-            "{old} has not attached as a standby (exit status {OLD_PRIMARY_MISSING}): there is no second copy of the \
-             journal; when it comes back it hears the new epoch and stops, then start it as a standby"
+            "the promotion succeeded. {old} has not attached as a standby, as is to be expected when it is dead (exit \
+             status {OLD_PRIMARY_MISSING} says this, not a failure): there is no second copy of the journal; when it \
+             comes back it hears the new epoch and stops, then start it as a standby"
         )),
     }
 }

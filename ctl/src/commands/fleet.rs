@@ -24,6 +24,20 @@ pub(super) async fn status(channel: Channel, out: &mut Out) -> Result<(), CtlErr
         status.agents_live, status.agents_stale, status.agents_stopped, status.agents_not_yet_reheard
     );
     let standbys = if status.standbys.is_empty() { "none".to_owned() } else { clean(&status.standbys.join(", ")) };
+    let failed = match status.pages_failed {
+        0 => String::new(),
+        n => format!(", {n} given up: see musterctl incidents list"),
+    };
+    let pages = format!("{} pending{failed}", status.pages_pending);
+    if status.role != "primary" {
+        // Whatever it shows below is what it last knew.
+        out.line(&format!(
+            "{} is {}, not the primary: what follows is what it knew at journal entry {}; ask the primary for now",
+            clean(&status.coordinator_id),
+            clean(&status.role),
+            status.journal_index
+        ))?;
+    }
     out.fields(&[
         ("fleet", clean(&status.fleet)),
         (
@@ -36,7 +50,7 @@ pub(super) async fn status(channel: Channel, out: &mut Out) -> Result<(), CtlErr
         ("agents", agents),
         ("incidents", incidents),
         ("findings", format!("{} open", status.open_findings)),
-        ("pages", format!("{} pending", status.pages_pending)),
+        ("pages", pages),
         ("journal", format!("entry {}", status.journal_index)),
         ("re-hearing", out.time(status.rehear_until.as_ref())),
     ])?;

@@ -60,10 +60,9 @@ pub(super) async fn list(
 }
 
 fn paged(incident: &Incident) -> String {
-    match (incident.paged.is_some(), incident.not_paged_because.as_str()) {
-        (true, _) => "yes".to_owned(),
-        (false, "") => "no".to_owned(),
-        (false, why) => format!("no: {}", clean(why)),
+    match (json::paged_state(incident.paged_state), incident.not_paged_because.as_str()) {
+        ("no", why) if !why.is_empty() => format!("no: {}", clean(why)),
+        (word, _) => word.to_owned(),
     }
 }
 
@@ -80,6 +79,10 @@ pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<
         Some(at) => format!("{}, {} in all", out.time(Some(at)), counted(count(incident.pages_sent), "page")),
         None => paged(&incident),
     };
+    let given_up = match incident.pages_failed {
+        0 => String::new(),
+        n => format!("; {} given up, see the timeline", counted(count(n), "page")),
+    };
     let acknowledged = match incident.owner.as_str() {
         "" => "by nobody".to_owned(),
         owner => format!("by {} {}", clean(owner), out.time(incident.acknowledged.as_ref())),
@@ -93,7 +96,7 @@ pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<
         ("resolved", out.time(incident.resolved.as_ref())),
         ("resolution", clean(&incident.resolution)),
         ("acknowledged", acknowledged),
-        ("paged", paged),
+        ("paged", format!("{paged}{given_up}")),
         ("folded into", clean(&incident.folded_into)),
         ("agents", clean(&incident.agents.join(", "))),
         ("services", clean(&incident.services.join(", "))),
