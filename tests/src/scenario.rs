@@ -22,6 +22,7 @@ use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{
     AgentHello, Conclusion, Disconnect, Entry, EntryBody, Fact, OperatorAction, Resolution, Silence, SubjectState,
 };
+use muster_coordinator_core::page::PageId;
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::{Machine, State, apply, invariants, next_deadline, replay};
 use std::collections::BTreeMap;
@@ -102,9 +103,12 @@ impl DefaultOf for SpoolId {
     }
 }
 
-/// The policy of the scripts: the default with one receiver.
+/// Whose pages a log tells. What each of the others was told is compared with it.
+const RECEIVER: &str = "ops";
+
+/// The policy of the scripts: the default with two receivers.
 pub fn policy() -> Policy {
-    Policy { receivers: vec!["ops".to_owned()], ..Policy::default() }
+    Policy { receivers: vec![RECEIVER.to_owned(), "chat".to_owned()], ..Policy::default() }
 }
 
 impl Fleet {
@@ -272,18 +276,45 @@ impl Fleet {
         self.feed(Fact::Operator { by: "ann".to_owned(), cause: cause.to_owned(), generation, action });
     }
 
-    /// What followed, one line each.
+    /// What followed, one line each; of the pages those of one receiver.
     pub fn log(&self) -> String {
-        let mut lines = Vec::new();
+        self.told(RECEIVER, |_| true).join("\n")
+    }
+
+    /// Conclusions that `counts` about no page, or about one of the receiver's.
+    fn told(&self, receiver: &str, counts: impl Fn(&Conclusion) -> bool) -> Vec<String> {
         let start = Timestamp::from_unix_ms(START_UNIX_MS);
+        let mut receivers: BTreeMap<PageId, &str> = BTreeMap::new();
+        let mut lines = Vec::new();
         for entry in &self.journal {
-            if let EntryBody::Conclusion(conclusion) = &entry.body
+            let EntryBody::Conclusion(conclusion) = &entry.body else { continue };
+            let whose = match conclusion {
+                Conclusion::PageRequested { page, .. } => {
+                    receivers.insert(PageId(entry.index), &page.receiver);
+                    Some(page.receiver.as_str())
+                }
+                Conclusion::PageCancelled { page, .. } => receivers.get(page).copied(),
+                _ => Some(receiver),
+            };
+            if whose == Some(receiver)
+                && counts(conclusion)
                 && let Some(words) = told(conclusion)
             {
                 lines.push(format!("{} {words}", entry.at.since(start).as_secs()));
             }
         }
-        lines.join("\n")
+        lines
+    }
+
+    /// Every receiver was told the same at the same time.
+    fn check_receivers(&self) {
+        let of_pages =
+            |told: &Conclusion| matches!(told, Conclusion::PageRequested { .. } | Conclusion::PageCancelled { .. });
+        let receivers = &self.machine.state().policy().receivers;
+        for receiver in receivers {
+            let (found, expected) = (self.told(receiver, of_pages), self.told(RECEIVER, of_pages));
+            assert_eq!(found, expected, "{receiver} was told something else");
+        }
     }
 
     /// The journal applied from genesis, and its facts replayed, agree with what ran.
@@ -350,6 +381,7 @@ pub fn check_under(policy: Policy, script: &str, expected: &str) -> Fleet {
     }
     let (found, expected) = (fleet.log(), lines(expected).join("\n"));
     assert_eq!(found, expected, "\nfound:\n{found}\n\nexpected:\n{expected}\n");
+    fleet.check_receivers();
     fleet.check_journal();
     fleet
 }

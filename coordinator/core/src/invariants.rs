@@ -118,6 +118,7 @@ fn one_incident(state: &State, incident: &Incident, found: &mut Found) {
     if incident.stability_from.is_some() {
         found.unless(incident.blind.is_empty(), "stability counts only while all hosts are heard", name);
     }
+    everybody_told(state, incident, found);
     let mut keys: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for page in &incident.page_keys {
         keys.entry(&page.receiver).or_default().insert(&page.dedup_key);
@@ -125,6 +126,20 @@ fn one_incident(state: &State, incident: &Incident, found: &mut Found) {
     let most = usize::try_from(incident.repages).unwrap_or(usize::MAX).saturating_add(1);
     let few = keys.values().all(|keys| keys.len() <= most);
     found.unless(few, "one deduplication key per generation and re-page", name);
+}
+
+/// Who is to be told is told in the same step as the first of them.
+fn everybody_told(state: &State, incident: &Incident, found: &mut Found) {
+    let Some(newest) = incident.page_keys.last().map(|page| &page.dedup_key) else { return };
+    if state.fenced_by().is_some() {
+        return;
+    }
+    let keys = incident.page_keys.iter().filter(|page| page.dedup_key == *newest);
+    let told: BTreeSet<&str> = keys.map(|page| page.receiver.as_str()).collect();
+    for receiver in &incident.receivers {
+        let asked = told.contains(receiver.as_str()) || !state.policy().receivers.contains(receiver);
+        found.unless(asked, "a page goes to every receiver", || format!("{} {receiver}", incident.number));
+    }
 }
 
 fn pages(state: &State, found: &mut Found) {

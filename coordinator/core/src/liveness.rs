@@ -79,13 +79,16 @@ pub enum Heard {
 #[derive(Debug, Clone)]
 pub struct Liveness {
     rows: BTreeMap<AgentName, Row>,
+    /// Since when this process listens: what was heard before says nothing about an agent that is awaited.
+    listening_since: Timestamp,
     listening_until_sure: Timestamp,
 }
 
 impl Liveness {
     /// Every agent of State is awaited; those that are silent or said goodbye stay what they are.
     pub fn from_state(state: &State, now: Timestamp) -> Self {
-        let mut table = Self { rows: BTreeMap::new(), listening_until_sure: state.rehear_until().unwrap_or(now) };
+        let listening_until_sure = state.rehear_until().unwrap_or(now);
+        let mut table = Self { rows: BTreeMap::new(), listening_since: now, listening_until_sure };
         for agent in state.agents() {
             let (contact, last_heard) = match &agent.link {
                 Link::Silent { last_heard, .. } => (Contact::Silent, *last_heard),
@@ -125,11 +128,12 @@ impl Liveness {
         answer
     }
 
-    /// A message came on an open stream.
-    pub fn heard(&mut self, agent: &AgentName, now: Timestamp) -> Heard {
+    /// A message came on an open stream at `at`. Told again, or late, it is no sign of life after a standstill.
+    pub fn heard(&mut self, agent: &AgentName, at: Timestamp) -> Heard {
         let Some(row) = self.rows.get_mut(agent) else { return Heard::AsExpected };
-        row.last_heard = row.last_heard.max(now);
+        row.last_heard = row.last_heard.max(at);
         match row.contact {
+            Contact::Awaited if at < self.listening_since => Heard::AsExpected,
             Contact::Silent | Contact::Awaited => {
                 row.contact = Contact::Open;
                 Heard::Back
@@ -142,6 +146,10 @@ impl Liveness {
     pub fn disconnected(&mut self, agent: &AgentName, how: Disconnect, now: Timestamp) -> bool {
         let Some(row) = self.rows.get_mut(agent) else { return false };
         if how == Disconnect::Replaced || row.contact == Contact::Silent {
+            return false;
+        }
+        // The stream of before a standstill ends when its keepalives were missed: the agent is awaited all the same.
+        if row.contact == Contact::Awaited && !planned(how) {
             return false;
         }
         row.contact = Contact::Ended { how, at: now, reported: planned(how) };
@@ -164,8 +172,9 @@ impl Liveness {
     }
 
     /// This process stood still: what it did not hear meanwhile proves nothing. Every open stream is awaited again
-    /// until `rehear_until`.
-    pub fn paused(&mut self, rehear_until: Timestamp) {
+    /// until `rehear_until`, whatever was heard before `now`.
+    pub fn paused(&mut self, now: Timestamp, rehear_until: Timestamp) {
+        self.listening_since = now;
         self.listening_until_sure = rehear_until;
         for row in self.rows.values_mut() {
             match row.contact {
@@ -218,7 +227,9 @@ impl Row {
             Contact::Open if now.since(self.last_heard) >= stale => Silence::Nothing,
             Contact::Awaited if now >= sure_from => Silence::NotReheard,
             Contact::Ended { how, at, .. } if planned(how) && now.since(at) >= policy.goodbye_grace => Silence::Goodbye,
-            Contact::Ended { how, .. } if !planned(how) && now.since(self.last_heard) >= stale => Silence::Reset,
+            Contact::Ended { how, .. } if !planned(how) && now >= sure_from && now.since(self.last_heard) >= stale => {
+                Silence::Reset
+            }
             _ => return,
         };
         self.contact = Contact::Silent;
@@ -292,7 +303,8 @@ mod tests {
                     }
                     "reset" => assert!(!table.disconnected(&agent(), Disconnect::Reset, at(second))),
                     "goodbye" => assert!(table.disconnected(&agent(), Disconnect::Goodbye, at(second))),
-                    "pause" => table.paused(at(second + 50)),
+                    "late beat" => assert_eq!(table.heard(&agent(), at(second - 2)), Heard::AsExpected),
+                    "pause" => table.paused(at(second), at(second + 50)),
                     _ => panic!("unknown step {what}"),
                 }
             }
@@ -335,6 +347,23 @@ mod tests {
         let script = [(0, "connect"), (10, "beat"), (11, "pause"), (30, "beat")];
         check(&script, 40, &[(0, "back"), (30, "back")]);
         check(&[(0, "connect"), (10, "beat"), (11, "pause")], 70, &[(0, "back"), (61, "NotReheard")]);
+    }
+
+    #[test]
+    fn the_old_streams_end_after_a_pause_proves_nothing() {
+        let script = [(0, "connect"), (10, "beat"), (14, "pause"), (15, "reset"), (35, "connect"), (40, "beat")];
+        check(&script, 50, &[(0, "back"), (35, "back")]);
+        // The new stream may come before the end of the old one is noticed; only then the fleet is at rest again.
+        let script = [(0, "connect"), (10, "pause"), (11, "reset"), (20, "connect"), (22, "reset")];
+        check(&script, 59, &[(0, "back"), (20, "back"), (27, "disconnected")]);
+        check(&[(0, "connect"), (10, "pause"), (11, "reset")], 90, &[(0, "back"), (60, "NotReheard")]);
+        check(&[(0, "connect"), (10, "pause"), (11, "goodbye")], 60, &[(0, "back")]);
+    }
+
+    #[test]
+    fn what_was_heard_before_a_pause_does_not_count_after_it() {
+        let script = [(0, "connect"), (10, "pause"), (11, "late beat"), (48, "beat")];
+        check(&script, 55, &[(0, "back"), (48, "back")]);
     }
 
     #[test]

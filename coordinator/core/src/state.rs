@@ -303,6 +303,8 @@ pub struct Incident {
     pub explained: bool,
     /// Keys under which it was paged.
     pub page_keys: Vec<PageKey>,
+    /// The receivers there were when the first page under the newest key was requested: each of them gets one.
+    pub receivers: Vec<String>,
     /// When a receiver first accepted a trigger.
     #[serde(default)]
     pub first_delivered: Option<Timestamp>,

@@ -1,5 +1,6 @@
 //! How everyone else talks to the loop: facts in, committed entries and answers out. Cheap to clone.
 
+use super::clock::LogClock;
 use super::links::Links;
 use super::resync::Resynced;
 use crate::metrics::Metrics;
@@ -246,7 +247,8 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     /// Turns of the loop: a number that stands still means a loop that hangs.
     pub(super) turns: AtomicU64,
-    pub(super) now_ms: AtomicU64,
+    /// The loop's clock. Everyone reads it for himself: what comes while the loop stands still is heard when it came.
+    pub(super) clock: Mutex<LogClock>,
     /// Time since boot, in ms, at the loop's last turn.
     pub(super) turned_at_ms: AtomicU64,
     pub(super) peers: PeerQuestion,
@@ -328,9 +330,9 @@ impl Handle {
         self.shared.standing.borrow().role
     }
 
-    /// Log time as of the loop's last turn.
+    /// Log time.
     pub fn now(&self) -> Timestamp {
-        Timestamp::from_unix_ms(i64::try_from(self.shared.now_ms.load(Ordering::Relaxed)).unwrap_or(i64::MAX))
+        lock(&self.shared.clock).now()
     }
 
     /// Turns the loop has made. It turns at least twice a second while it is healthy.

@@ -102,7 +102,7 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         links: Arc::new(Links::default()),
         metrics: start.metrics,
         turns: AtomicU64::new(0),
-        now_ms: AtomicU64::new(0),
+        clock: Mutex::new(clock),
         turned_at_ms: AtomicU64::new(0),
         peers: PeerQuestion::default(),
         stop: CancellationToken::new(),
@@ -126,7 +126,7 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         words: Vec::new(),
         answers: Vec::new(),
     };
-    turner.tell_time(now);
+    turner.tell_alive();
     turner.reign_begins(now)?;
     let stop_loop = shared.stop_loop.clone();
     let (tell_end, ended) = oneshot::channel();
@@ -204,7 +204,7 @@ impl Turner {
     fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), RuntimeError> {
         let now = self.clock.now();
         self.watch_for_pause(now);
-        self.tell_time(now);
+        self.tell_alive();
         for input in inputs.drain(..) {
             self.take(now, input)?;
         }
@@ -241,11 +241,6 @@ impl Turner {
         }
     }
 
-    fn tell_time(&self, now: Timestamp) {
-        self.tell_alive();
-        self.shared.now_ms.store(u64::try_from(now.unix_ms()).unwrap_or_default(), Ordering::Relaxed);
-    }
-
     fn watch_for_pause(&mut self, now: Timestamp) {
         let liveness = &self.machine.state().policy().liveness;
         let bound = (liveness.heartbeat * liveness.stale_after / 2).max(PAUSE_MIN);
@@ -255,7 +250,7 @@ impl Turner {
         }
         tracing::warn!(gap_ms = gap.as_millis(), "this process stood still; agents get time to be heard again");
         self.feed(now, Fact::Paused { gap_ms: u64::try_from(gap.as_millis()).unwrap_or(u64::MAX) });
-        self.liveness.paused(self.machine.state().rehear_until().unwrap_or(now));
+        self.liveness.paused(now, self.machine.state().rehear_until().unwrap_or(now));
     }
 
     /// Feeds one fact and gives its index.
@@ -501,6 +496,7 @@ impl Turner {
         self.words = standing.words();
         self.standing = standing;
         self.clock = LogClock::anchored(self.machine.state().last_at().max(now));
+        *lock(&self.shared.clock) = self.clock;
         let now = self.clock.now();
         let index = self.feed(now, fact);
         self.listen_anew(now);

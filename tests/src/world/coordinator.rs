@@ -224,7 +224,7 @@ impl Coordinator {
     pub(super) fn paused(&mut self, now: Timestamp) {
         self.feed(now, Fact::Paused { gap_ms: 60_000 });
         if let Some(until) = self.machine.state().rehear_until() {
-            self.liveness.paused(until);
+            self.liveness.paused(now, until);
         }
         self.frozen_until = None;
     }

@@ -128,6 +128,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
         hold_over: false,
         explained: false,
         page_keys: Vec::new(),
+        receivers: Vec::new(),
         first_delivered: None,
         pages_delivered: 0,
         triggers_failed: 0,
@@ -521,7 +522,11 @@ fn page_requested(state: &mut State, step: Step, key: &IncidentKey, page: &Page,
     let id = PageId(step.index);
     let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
     state.pages.insert(id, record);
+    let receivers = state.policy.receivers.clone();
     let Some(incident) = get_mut(state, key) else { return };
+    if !incident.page_keys.iter().any(|known| known.dedup_key == page.dedup_key) {
+        incident.receivers = receivers;
+    }
     note(incident, step, LineKind::Page, format!("page {} to {}: {why}", page.action.as_str(), page.receiver));
     let known = incident
         .page_keys

@@ -62,8 +62,11 @@ pub(super) fn page(
             Some(known) if incident.reason != known.reason => format!("better explained: {}", incident.why),
             Some(_) => continue,
         };
-        // Someone who joins the receivers later hears of what is open; of what recovers only those who were told.
-        if known.is_none() && incident.has_paged() && incident.status == IncidentStatus::Recovering {
+        // Someone who joins the receivers later hears of what is open; of what recovers only those who were told, and
+        // those whose page is still to come in the round that the first one began.
+        let round = incident.page_keys.iter().any(|page| page.dedup_key == dedup);
+        let joined_later = round && !incident.receivers.contains(receiver);
+        if known.is_none() && joined_later && incident.status == IncidentStatus::Recovering {
             continue;
         }
         let page = build(state, now, key, cause, incident, found, receiver, &dedup, PageAction::Trigger, &why);
