@@ -117,11 +117,14 @@ impl<O: StateOutlet> Judge<O> {
         let wanted: BTreeSet<SubjectKey> = planned.iter().map(|planned| planned.probe.subject().clone()).collect();
         let gone: Vec<SubjectKey> = self.slots.keys().filter(|subject| !wanted.contains(subject)).cloned().collect();
         for subject in gone {
-            self.schedule.remove(&subject);
             self.watcher.forget(&subject);
             match self.slots.get_mut(&subject) {
+                // Its run stays in the schedule until it is over: if it hangs, its lane must hear of it.
                 Some(slot) if slot.probe.is_none() => slot.successor = Some(None),
-                _ => drop(self.slots.remove(&subject)),
+                _ => {
+                    self.slots.remove(&subject);
+                    self.schedule.remove(&subject);
+                }
             }
         }
         for Planned { mut probe, plan } in planned {
@@ -135,12 +138,9 @@ impl<O: StateOutlet> Judge<O> {
             }
             if away {
                 slot.successor = Some(Some(probe));
-            } else {
-                slot.probe = Some(probe);
-            }
-            if away && self.schedule.is_running(&subject) {
                 self.schedule.replan(&subject, plan);
             } else {
+                slot.probe = Some(probe);
                 self.schedule.add(now.boottime_ms, subject, plan);
             }
         }
@@ -170,16 +170,21 @@ impl<O: StateOutlet> Judge<O> {
                 // Cannot be while lanes and watcher live; stopping is the only sane answer.
                 Err(RecvTimeoutError::Disconnected) => return Asked::Stop,
             };
-            // All that is there in one turn, so that the events of one moment are one transaction.
+            // All that is there in one turn, so that the events of one moment are one transaction; also when asked to
+            // stop or to reload, since each run that is over brings its probe back.
+            let mut asked = None;
             for input in input.into_iter().chain(inbox.try_iter()).collect::<Vec<_>>() {
                 match input {
                     Input::Done(done) => self.finish(*done),
                     Input::Woken(Woken::Probe(subject)) => {
                         self.schedule.wake(crate::clock::now().boottime_ms, &subject)
                     }
-                    Input::Woken(Woken::Stop) => return Asked::Stop,
-                    Input::Woken(Woken::Reload) => return Asked::Reload,
+                    Input::Woken(Woken::Stop) => asked = Some(Asked::Stop),
+                    Input::Woken(Woken::Reload) => asked = asked.or(Some(Asked::Reload)),
                 }
+            }
+            if let Some(asked) = asked {
+                return asked;
             }
         }
     }
@@ -224,8 +229,10 @@ impl<O: StateOutlet> Judge<O> {
                     tracing::warn!(subject = %late.subject, hung_threads = lane.hung(), "a probe gives no answer");
                 }
             }
-            let judgement = late_judgement(&late);
-            self.observe(now, &late.subject, judgement);
+            let gone = |slot: &Slot| matches!(slot.successor, Some(None));
+            if !self.slots.get(&late.subject).is_some_and(gone) {
+                self.observe(now, &late.subject, late_judgement(&late));
+            }
         }
     }
 
@@ -247,6 +254,7 @@ impl<O: StateOutlet> Judge<O> {
             }
             Some(None) => {
                 self.slots.remove(&subject);
+                self.schedule.remove(&subject);
                 return;
             }
         };
@@ -336,5 +344,76 @@ fn log(event: &FindingEvent) {
         FindingEvent::Occurred(finding) => {
             tracing::warn!(%key, severity = %finding.severity, "occurred: {}", finding.summary);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lanes::tests::fake;
+    use super::*;
+    use crate::spool::SpoolError;
+    use muster_agent_core::schedule::Plan;
+    use muster_common::ids::BootId;
+    use std::sync::mpsc::channel;
+
+    /// Keeps what it is given.
+    #[derive(Default)]
+    struct Kept(Vec<FindingEvent>);
+
+    impl StateOutlet for Kept {
+        fn append(&mut self, events: Vec<Append>, _memory: &Memory, _now: Now) -> Result<(), SpoolError> {
+            self.0.extend(events.into_iter().map(|append| append.event));
+            Ok(())
+        }
+    }
+
+    fn judge() -> (Judge<Kept>, Receiver<Input>) {
+        let (results, inbox) = channel();
+        let watcher = Watcher::spawn(results.clone()).unwrap();
+        let memory = Memory::new(BootId(uuid::Uuid::nil()));
+        (Judge::new(memory, Kept::default(), watcher, &results), inbox)
+    }
+
+    fn planned(name: &str, answer: impl FnMut() -> Judgement + Send + 'static) -> Planned {
+        let length = Duration::from_secs(3600);
+        Planned { probe: fake(name, answer), plan: Plan { lane: 0, interval: length, deadline: length } }
+    }
+
+    #[test]
+    fn a_run_that_ends_while_a_reload_or_stop_is_asked_for_brings_its_probe_back() {
+        for (woken, expected) in [(Woken::Reload, Asked::Reload), (Woken::Stop, Asked::Stop)] {
+            let (mut judge, runs) = judge();
+            judge.watch(vec![planned("a", Judgement::default)], Duration::MAX);
+            judge.start_due(crate::clock::now());
+            let done = runs.recv().unwrap();
+            let (sender, inbox) = channel();
+            sender.send(Input::Woken(woken)).unwrap();
+            sender.send(done).unwrap();
+            assert_eq!(judge.run(&inbox), expected);
+            assert!(judge.slots.values().all(|slot| slot.probe.is_some()), "the probe is back");
+            assert!(judge.lanes.iter().all(Lane::is_free));
+        }
+    }
+
+    #[test]
+    fn a_run_that_hangs_after_its_subject_is_gone_frees_its_lane_and_tells_nothing() {
+        let (mut judge, runs) = judge();
+        let (release, released) = channel::<()>();
+        let hang = move || {
+            let _gone = released.recv().is_err();
+            Judgement::default()
+        };
+        judge.watch(vec![planned("a", hang)], Duration::ZERO);
+        let now = crate::clock::now();
+        judge.start_due(now);
+        judge.watch(Vec::new(), Duration::ZERO);
+        judge.judge_late(Now { boottime_ms: now.boottime_ms + 7_200_000, ..now });
+        assert!(judge.lanes.iter().all(Lane::is_free), "another thread took its place");
+        assert!(judge.pending.is_empty() && judge.outlet.0.is_empty());
+        drop(release);
+        let Ok(Input::Done(done)) = runs.recv() else { panic!("the run ends") };
+        judge.finish(*done);
+        assert!(judge.slots.is_empty() && judge.lanes.iter().all(|lane| lane.hung() == 0));
+        assert_eq!(judge.schedule.next_ms(|_| true), None);
     }
 }
