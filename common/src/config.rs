@@ -11,11 +11,15 @@ use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::{self, Read};
 use std::ops::{Range, RangeInclusive};
+use std::path::Path;
 use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// Bytes of a config file: room for every subject one agent may watch, with its comments.
+pub const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Mistakes printed: who has more mends these first.
 const MISTAKES_SHOWN_MAX: usize = 100;
 /// Bytes of the lines shown with a mistake; beyond it only the place is told.
@@ -92,6 +96,25 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+/// The text of a config file. What is no regular file is refused before it is opened: the open of a FIFO would wait
+/// for a writer, and a device may never end.
+pub fn read_file(path: &Path) -> io::Result<String> {
+    let regular = |metadata: &std::fs::Metadata| {
+        if metadata.is_file() { Ok(()) } else { Err(io::Error::other("not a regular file")) }
+    };
+    regular(&std::fs::metadata(path)?)?;
+    let file = std::fs::File::open(path)?;
+    // Again, of what was really opened.
+    regular(&file.metadata()?)?;
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if u64::try_from(text.len()).unwrap_or(u64::MAX) > FILE_BYTES_MAX {
+        let bound = crate::units::human_bytes(FILE_BYTES_MAX);
+        return Err(io::Error::other(format!("larger than {bound}, which no config is")));
+    }
+    Ok(text)
+}
 
 /// Parses `text` and walks it with `walk`. `Ok` only when neither the syntax nor the walk found a mistake.
 pub fn read<T>(file: &str, text: &str, walk: impl FnOnce(&Reader<'_>) -> T) -> Result<T, ConfigErrors> {

@@ -91,7 +91,7 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 fn read(path: &Path) -> Result<Config, Failure> {
-    let text = std::fs::read_to_string(path)
+    let text = muster_common::config::read_file(path)
         .with_context(|| format!("cannot read {}: name the config with --config", path.display()))?;
     parse(&path.display().to_string(), &text).map_err(|errors| Failure::Config(Box::new(errors)))
 }

@@ -1,29 +1,19 @@
 //! `/etc/muster/agent.toml`: read whole, checked whole, every mistake told at once with its place.
 //!
-//! The walk below is the list of known keys; there is no second one. A string is the short form of a subject, a table
+//! The walk is the list of known keys; there is no second one. A string is the short form of a subject, a table
 //! gives every option. Nothing here touches the host: a path that does not exist is a finding, not a mistake.
 
+mod walk;
+
 use muster_agent_core::port::Target;
-use muster_common::config::{ConfigErrors, Reader, Value};
+use muster_common::config::ConfigErrors;
 use muster_common::ids::ServiceName;
-use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, SUBJECT_BYTES_MAX, SUBJECTS_PER_AGENT_MAX};
-use muster_common::units::human_bytes;
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where the config is looked for.
 pub const PATH_DEFAULT: &str = "/etc/muster/agent.toml";
-/// Bytes of a config file; beyond it is not one.
-pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
-/// Coordinators one agent may try.
-const ENDPOINTS_MAX: usize = 16;
-/// Anything shorter wakes the host for nothing, anything longer is no watching.
-const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
-/// Deadlines and time-outs.
-const DEADLINES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(600);
-
 /// Why there is no config.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -43,9 +33,10 @@ pub enum ConfigError {
 
 fn way_out(path: &str, source: &std::io::Error) -> String {
     match source.kind() {
-        std::io::ErrorKind::NotFound => {
+        std::io::ErrorKind::NotFound if path == PATH_DEFAULT => {
             format!("create it with `muster-agent init > {path}` or name one with --config")
         }
+        std::io::ErrorKind::NotFound => "name one that exists; `muster-agent init` prints one to start with".to_owned(),
         std::io::ErrorKind::PermissionDenied => {
             "run as root or as the agent's user, or let this user read it and the folders above it".to_owned()
         }
@@ -250,284 +241,15 @@ impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let text = read_bounded(path).map_err(|source| ConfigError::Read { path: name.clone(), source })?;
+        let text = muster_common::config::read_file(path)
+            .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
         Ok(Self::parse(&name, &text)?)
     }
 
     /// Checks a text; `file` is its name in messages.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
-        muster_common::config::read(file, text, walk)
+        muster_common::config::read(file, text, walk::walk)
     }
-}
-
-fn read_bounded(path: &Path) -> std::io::Result<String> {
-    use std::io::Read;
-    let file = std::fs::File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("not a regular file"));
-    }
-    let mut text = String::new();
-    file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if u64::try_from(text.len()).unwrap_or(u64::MAX) > CONFIG_BYTES_MAX {
-        return Err(std::io::Error::other(format!("larger than {}", human_bytes(CONFIG_BYTES_MAX))));
-    }
-    Ok(text)
-}
-
-fn walk(root: &Reader<'_>) -> Config {
-    let mut config = Config::default();
-    if let Some(agent) = root.table("agent") {
-        config.labels = labels(&agent);
-        set(&mut config.state_dir, agent.parsed("state_dir", absolute));
-        set(&mut config.socket, agent.parsed("socket", absolute));
-    }
-    if let Some(coordinator) = root.table("coordinator") {
-        config.endpoints = endpoints(&coordinator);
-    }
-    if let Some(tls) = root.table("tls") {
-        set(&mut config.tls.ca, tls.parsed("ca", absolute));
-        set(&mut config.tls.cert, tls.parsed("cert", absolute));
-        set(&mut config.tls.key, tls.parsed("key", absolute));
-    }
-    if let Some(memory) = root.table("memory") {
-        config.memory = walk_memory(&memory);
-    }
-    if let Some(probes) = root.table("probes") {
-        config.probes = walk_probes(&probes);
-    }
-    if let Some(spool) = root.table("spool") {
-        set(&mut config.spool_bytes_max, spool.parsed("max_bytes", spool_size));
-    }
-    let mut seen = Seen::default();
-    for (name, _, reader) in root.named_tables("service") {
-        config.services.extend(walk_service(&name, &reader, &mut seen));
-    }
-    if seen.subjects.len() > SUBJECTS_PER_AGENT_MAX {
-        root.mistake("too many subjects", &format!("at most {SUBJECTS_PER_AGENT_MAX} are watched by one agent"));
-    }
-    config
-}
-
-fn set<T>(place: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *place = value;
-    }
-}
-
-fn labels(agent: &Reader<'_>) -> BTreeMap<String, String> {
-    let labels = agent.string_map("labels");
-    let too_long = labels.iter().any(|(key, value)| key.len() > LABEL_BYTES_MAX || value.len() > LABEL_BYTES_MAX);
-    if let (true, Some(value)) = (labels.len() > LABELS_MAX || too_long, agent.value("labels")) {
-        let bound = format!("expected at most {LABELS_MAX} labels of at most {LABEL_BYTES_MAX} bytes");
-        value.mistake("labels are over their bound", &bound);
-    }
-    labels
-}
-
-fn endpoints(coordinator: &Reader<'_>) -> Vec<String> {
-    let value = coordinator.required("endpoints");
-    let endpoints = coordinator.list("endpoints", |text| {
-        let uri: Result<tonic::codegen::http::Uri, _> = text.parse();
-        match uri {
-            Ok(uri) if uri.scheme_str() == Some("https") && uri.host().is_some() => Ok(text.to_owned()),
-            _ => Err("expected an address such as \"https://coord-a:7420\"; the link is always mutual TLS".to_owned()),
-        }
-    });
-    let mut unique = BTreeSet::new();
-    if let Some(value) =
-        value.filter(|_| endpoints.len() > ENDPOINTS_MAX || !endpoints.iter().all(|e| unique.insert(e)))
-    {
-        value.mistake("bad list of endpoints", &format!("expected at most {ENDPOINTS_MAX} different addresses"));
-    }
-    endpoints
-}
-
-fn walk_memory(reader: &Reader<'_>) -> Memory {
-    let memory = Memory { approaching_bytes: reader.bytes("approaching"), critical_bytes: reader.bytes("critical") };
-    if let (Some(approaching), Some(critical)) = (memory.approaching_bytes, memory.critical_bytes)
-        && critical >= approaching
-        && let Some(value) = reader.value("critical")
-    {
-        value.mistake(
-            "critical is not below approaching",
-            &format!("expected less than {}: both are thresholds of available memory", human_bytes(approaching)),
-        );
-    }
-    memory
-}
-
-fn walk_probes(reader: &Reader<'_>) -> Probes {
-    let mut probes = Probes::default();
-    for (key, place, bounds) in [
-        ("pid_file", &mut probes.pid_file, INTERVALS),
-        ("port", &mut probes.port, INTERVALS),
-        ("memory", &mut probes.memory, INTERVALS),
-        ("oom", &mut probes.oom, INTERVALS),
-        ("sqlite", &mut probes.sqlite, INTERVALS),
-        ("sqlite_quick", &mut probes.sqlite_quick, INTERVALS),
-        ("sqlite_deep", &mut probes.sqlite_deep, INTERVALS),
-        ("deadline", &mut probes.deadline, DEADLINES),
-        ("sqlite_deadline", &mut probes.sqlite_deadline, DEADLINES),
-        ("blind_after", &mut probes.blind_after, INTERVALS),
-    ] {
-        set(place, reader.duration(key, bounds));
-    }
-    probes
-}
-
-/// Subjects named so far, with the service that named them first.
-#[derive(Default)]
-struct Seen {
-    subjects: BTreeMap<String, String>,
-}
-
-impl Seen {
-    fn note(&mut self, service: &str, subject: String, at: &Value<'_>) {
-        if let Some(first) = self.subjects.get(&subject) {
-            let message = format!("{subject} is watched twice");
-            at.mistake(&message, &format!("already named by [service.{first}]"));
-            return;
-        }
-        self.subjects.insert(subject, service.to_owned());
-    }
-}
-
-fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Service> {
-    let checked = ServiceName::new(name);
-    if let Err(error) = &checked {
-        reader.mistake(&format!("{name:?} is no service name"), &error.to_string());
-    }
-    if name == ServiceName::host().as_str() {
-        reader.mistake("\"host\" is the host itself", "expected another name for a service");
-    }
-    let pid_file = reader.value("pid_file").and_then(|value| {
-        let watch = short_or_table(&value, "path", absolute)?;
-        seen.note(name, format!("pid file {}", watch.what.display()), &value);
-        Some(watch)
-    });
-    let ports = reader.items("ports").into_iter().filter_map(|value| {
-        let watch = short_or_table(&value, "address", |text| text.parse::<Target>().map_err(|e| e.to_string()))?;
-        seen.note(name, format!("port {}", watch.what), &value);
-        Some(watch)
-    });
-    let ports = ports.collect();
-    let sqlite = reader.items("sqlite").into_iter().filter_map(|value| {
-        let sqlite = walk_sqlite(&value)?;
-        seen.note(name, format!("database {}", sqlite.path.display()), &value);
-        Some(sqlite)
-    });
-    let sqlite = sqlite.collect();
-    let health = reader.value("health").and_then(|value| {
-        let health = walk_health(&value)?;
-        seen.note(name, format!("health {}", health.url), &value);
-        Some(health)
-    });
-    // A key that is there but wrong has its own mistake already.
-    let empty =
-        ["unit", "pid_file", "ports", "health", "sqlite", "backups"].iter().all(|key| reader.value(key).is_none());
-    if empty {
-        reader.mistake(
-            &format!("[service.{name}] watches nothing"),
-            "expected one or more of: unit, pid_file, ports, health, sqlite, backups",
-        );
-    }
-    let service = Service {
-        name: checked.ok()?,
-        unit: reader.parsed("unit", unit_name),
-        pid_file,
-        ports,
-        health,
-        sqlite,
-        backups: reader.tables("backups").iter().filter_map(walk_backup).collect(),
-        singleton: reader.boolean("singleton").unwrap_or(false),
-    };
-    Some(service)
-}
-
-/// `"…"`, or `{ KEY = "…", interval = "…" }`.
-fn short_or_table<T>(value: &Value<'_>, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<Watch<T>> {
-    if value.if_string().is_some() {
-        return Some(Watch { what: value.parsed(parse)?, interval: None });
-    }
-    let table = table_or_string(value)?;
-    let what = table.required(key).and_then(|inner| inner.parsed(parse));
-    let interval = table.duration("interval", INTERVALS);
-    Some(Watch { what: what?, interval })
-}
-
-/// The long form, where it is not the short one.
-fn table_or_string<'a>(value: &Value<'a>) -> Option<Reader<'a>> {
-    if !value.is_table() {
-        value.wrong_type("a string or a table");
-        return None;
-    }
-    value.table()
-}
-
-fn walk_sqlite(value: &Value<'_>) -> Option<Sqlite> {
-    if value.if_string().is_some() {
-        return Some(Sqlite::new(value.parsed(absolute)?));
-    }
-    let table = table_or_string(value)?;
-    let path = table.required("path").and_then(|inner| inner.parsed(absolute));
-    let interval = table.duration("interval", INTERVALS);
-    let quick_interval = table.duration("quick_interval", INTERVALS);
-    let deep_interval = table.duration("deep_interval", INTERVALS);
-    Some(Sqlite { path: path?, interval, quick_interval, deep_interval })
-}
-
-fn walk_health(value: &Value<'_>) -> Option<Health> {
-    if value.if_string().is_some() {
-        return Some(Health { url: value.parsed(http_url)?, interval: None, timeout: None });
-    }
-    let table = table_or_string(value)?;
-    let url = table.required("url").and_then(|inner| inner.parsed(http_url));
-    let interval = table.duration("interval", INTERVALS);
-    let timeout = table.duration("timeout", DEADLINES);
-    Some(Health { url: url?, interval, timeout })
-}
-
-fn walk_backup(reader: &Reader<'_>) -> Option<Backup> {
-    let path = reader.required("path").and_then(|value| value.parsed(absolute));
-    let of = reader.parsed("of", absolute);
-    let ages = Duration::from_secs(60)..=Duration::from_secs(400 * 86_400);
-    let max_age = reader.duration("max_age", ages);
-    Some(Backup { path: path?.display().to_string(), of, max_age })
-}
-
-fn absolute(text: &str) -> Result<PathBuf, String> {
-    if !text.starts_with('/') {
-        return Err(format!("expected an absolute path, found {text:?}"));
-    }
-    if text.len() > SUBJECT_BYTES_MAX || text.contains('\0') {
-        return Err(format!("expected a path of at most {SUBJECT_BYTES_MAX} bytes without NUL"));
-    }
-    Ok(PathBuf::from(text))
-}
-
-fn http_url(text: &str) -> Result<String, String> {
-    let uri: Result<tonic::codegen::http::Uri, _> = text.parse();
-    match uri {
-        Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() => Ok(text.to_owned()),
-        _ => Err(format!("expected an address such as \"http://127.0.0.1:9100/health\", found {text:?}")),
-    }
-}
-
-fn unit_name(text: &str) -> Result<String, String> {
-    let known = [".service", ".socket", ".timer", ".mount", ".target", ".path", ".slice", ".scope"];
-    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c));
-    let suffix = known.iter().any(|suffix| text.len() > suffix.len() && text.ends_with(suffix));
-    if plain && suffix && text.len() <= 255 {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("expected the name of a systemd unit such as \"spl.service\", found {text:?}"))
-    }
-}
-
-fn spool_size(text: &str) -> Result<u64, String> {
-    let bytes = muster_common::units::parse_bytes(text)?;
-    let bounds = (1 << 20)..=(16 << 30);
-    if bounds.contains(&bytes) { Ok(bytes) } else { Err("expected a size from \"1MiB\" to \"16GiB\"".to_owned()) }
 }
 
 #[cfg(test)]
@@ -611,6 +333,10 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
         );
         check("[coordinator]\nendpoints = [\"http://a:7420\"]", &[("\"http://a:7420\"", "mutual TLS")]);
         check("[service.a]\nports = [\"84430\"]", &[("\"84430\"", "expected \"127.0.0.1:80\"")]);
+        for host in ["https://:7420", "https://a:0", "https://a:99999", "https://"] {
+            let quoted = format!("{host:?}");
+            check(&format!("[coordinator]\nendpoints = [{quoted}]"), &[(&quoted, "mutual TLS")]);
+        }
         check("[service.a]\npid_file = \"run/a.pid\"", &[("\"run/a.pid\"", "expected an absolute path")]);
         check("[probes]\nport = \"5\"", &[("\"5\"", "expected a duration")]);
         check("[probes]\nport = \"1ms\"", &[("\"1ms\"", "expected a duration from 1 s")]);
@@ -652,5 +378,45 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
         assert!(error.to_string().contains("muster-agent init"), "{error}");
         let error = Config::load(Path::new("/")).unwrap_err();
         assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_agents_own_files_are_refused() {
+        for path in ["/var/lib/muster-agent/spool.db", "/var/lib/x/.././muster-agent//spool.db"] {
+            let quoted = format!("{path:?}");
+            check(&format!("[service.a]\nsqlite = [{quoted}]"), &[(&quoted, "outside of /var/lib/muster-agent")]);
+            check(&format!("[service.a]\npid_file = {quoted}"), &[(&quoted, "its own files")]);
+        }
+        let own = "[service.a]\nsqlite = [\"/srv/muster/spool.db\"]\n[agent]\nstate_dir = \"/srv/muster\"";
+        check(own, &[("\"/srv/muster/spool.db\"", "outside of /srv/muster, its state_dir")]);
+        assert!(Config::parse("a", "[service.a]\nsqlite = [\"/var/lib/muster-agent-2/a.db\"]").is_ok());
+    }
+
+    #[test]
+    fn a_path_that_would_be_cut_as_a_subject_is_refused() {
+        let path = |bytes: usize| format!("/{}", "a".repeat(bytes - 1));
+        let config = |path: &str| Config::parse("a", &format!("[service.a]\npid_file = {path:?}"));
+        assert!(config(&path(512)).is_ok());
+        assert!(config(&path(513)).unwrap_err().to_string().contains("at most 512 bytes"));
+    }
+
+    #[test]
+    fn too_many_subjects_are_told_at_the_service_that_goes_beyond() {
+        let text: String = (0..4100).map(|n| format!("[service.s{n}]\npid_file = \"/run/{n}\"\n")).collect();
+        let error = Config::parse("a", &text).unwrap_err();
+        let [mistake] = error.mistakes.as_slice() else { panic!("{error}") };
+        assert!(text[mistake.span.clone()].starts_with("[service.s4096]"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_before_it_can_block() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("agent.toml");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [fifo.as_path(), Path::new("/dev/zero")] {
+            let error = Config::load(path).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert_eq!(source, "not a regular file", "{error}");
+        }
     }
 }

@@ -1,0 +1,315 @@
+//! The walk over the config: every known key, its bounds and what is expected of it.
+
+use super::{Backup, Config, Health, Memory, Probes, Service, Sqlite, Watch};
+use muster_agent_core::port::Target;
+use muster_common::config::{Reader, Value};
+use muster_common::ids::ServiceName;
+use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, SUBJECT_BYTES_MAX, SUBJECTS_PER_AGENT_MAX};
+use muster_common::units::human_bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+/// Coordinators one agent may try.
+const ENDPOINTS_MAX: usize = 16;
+/// Anything shorter wakes the host for nothing, anything longer is no watching.
+const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+/// Deadlines and time-outs.
+const DEADLINES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(600);
+
+/// The whole file.
+pub(super) fn walk(root: &Reader<'_>) -> Config {
+    let mut config = Config::default();
+    if let Some(agent) = root.table("agent") {
+        config.labels = labels(&agent);
+        set(&mut config.state_dir, agent.parsed("state_dir", absolute));
+        set(&mut config.socket, agent.parsed("socket", absolute));
+    }
+    if let Some(coordinator) = root.table("coordinator") {
+        config.endpoints = endpoints(&coordinator);
+    }
+    if let Some(tls) = root.table("tls") {
+        set(&mut config.tls.ca, tls.parsed("ca", absolute));
+        set(&mut config.tls.cert, tls.parsed("cert", absolute));
+        set(&mut config.tls.key, tls.parsed("key", absolute));
+    }
+    if let Some(memory) = root.table("memory") {
+        config.memory = walk_memory(&memory);
+    }
+    if let Some(probes) = root.table("probes") {
+        config.probes = walk_probes(&probes);
+    }
+    if let Some(spool) = root.table("spool") {
+        set(&mut config.spool_bytes_max, spool.parsed("max_bytes", spool_size));
+    }
+    let mut seen = Seen { state_dir: plain_path(&config.state_dir), ..Seen::default() };
+    for (name, _, reader) in root.named_tables("service") {
+        let before = seen.subjects.len();
+        config.services.extend(walk_service(&name, &reader, &mut seen));
+        // Told once, at the service that goes beyond.
+        if (before + 1..=seen.subjects.len()).contains(&(SUBJECTS_PER_AGENT_MAX + 1)) {
+            let bound = format!("from here on more than {SUBJECTS_PER_AGENT_MAX}, the bound of one agent");
+            reader.mistake("too many subjects", &bound);
+        }
+    }
+    config
+}
+
+fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+fn labels(agent: &Reader<'_>) -> BTreeMap<String, String> {
+    let labels = agent.string_map("labels");
+    let too_long = labels.iter().any(|(key, value)| key.len() > LABEL_BYTES_MAX || value.len() > LABEL_BYTES_MAX);
+    if let (true, Some(value)) = (labels.len() > LABELS_MAX || too_long, agent.value("labels")) {
+        let bound = format!("expected at most {LABELS_MAX} labels of at most {LABEL_BYTES_MAX} bytes");
+        value.mistake("labels are over their bound", &bound);
+    }
+    labels
+}
+
+fn endpoints(coordinator: &Reader<'_>) -> Vec<String> {
+    let value = coordinator.required("endpoints");
+    let endpoints = coordinator.list("endpoints", |text| {
+        let uri: Result<tonic::codegen::http::Uri, _> = text.parse();
+        match uri {
+            Ok(uri) if uri.scheme_str() == Some("https") && names_a_host(&uri) => Ok(text.to_owned()),
+            _ => Err("expected an address such as \"https://coord-a:7420\"; the link is always mutual TLS".to_owned()),
+        }
+    });
+    let mut unique = BTreeSet::new();
+    if let Some(value) =
+        value.filter(|_| endpoints.len() > ENDPOINTS_MAX || !endpoints.iter().all(|e| unique.insert(e)))
+    {
+        value.mistake("bad list of endpoints", &format!("expected at most {ENDPOINTS_MAX} different addresses"));
+    }
+    endpoints
+}
+
+fn walk_memory(reader: &Reader<'_>) -> Memory {
+    let memory = Memory { approaching_bytes: reader.bytes("approaching"), critical_bytes: reader.bytes("critical") };
+    if let (Some(approaching), Some(critical)) = (memory.approaching_bytes, memory.critical_bytes)
+        && critical >= approaching
+        && let Some(value) = reader.value("critical")
+    {
+        value.mistake(
+            "critical is not below approaching",
+            &format!("expected less than {}: both are thresholds of available memory", human_bytes(approaching)),
+        );
+    }
+    memory
+}
+
+fn walk_probes(reader: &Reader<'_>) -> Probes {
+    let mut probes = Probes::default();
+    for (key, place, bounds) in [
+        ("pid_file", &mut probes.pid_file, INTERVALS),
+        ("port", &mut probes.port, INTERVALS),
+        ("memory", &mut probes.memory, INTERVALS),
+        ("oom", &mut probes.oom, INTERVALS),
+        ("sqlite", &mut probes.sqlite, INTERVALS),
+        ("sqlite_quick", &mut probes.sqlite_quick, INTERVALS),
+        ("sqlite_deep", &mut probes.sqlite_deep, INTERVALS),
+        ("deadline", &mut probes.deadline, DEADLINES),
+        ("sqlite_deadline", &mut probes.sqlite_deadline, DEADLINES),
+        ("blind_after", &mut probes.blind_after, INTERVALS),
+    ] {
+        set(place, reader.duration(key, bounds));
+    }
+    probes
+}
+
+/// Subjects named so far, with the service that named them first.
+#[derive(Default)]
+struct Seen {
+    subjects: BTreeMap<String, String>,
+    state_dir: PathBuf,
+}
+
+impl Seen {
+    /// The agent's own files are none of its subjects: to open and close its spool for a look would drop the locks
+    /// the agent itself holds on it.
+    fn check_foreign(&self, path: &Path, at: &Value<'_>) {
+        if plain_path(path).starts_with(&self.state_dir) {
+            let folder = self.state_dir.display();
+            at.mistake(
+                "the agent cannot watch its own files",
+                &format!("expected a path outside of {folder}, its state_dir"),
+            );
+        }
+    }
+
+    fn note(&mut self, service: &str, subject: String, at: &Value<'_>) {
+        if let Some(first) = self.subjects.get(&subject) {
+            let message = format!("{subject} is watched twice");
+            at.mistake(&message, &format!("already named by [service.{first}]"));
+            return;
+        }
+        self.subjects.insert(subject, service.to_owned());
+    }
+}
+
+fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Service> {
+    let checked = ServiceName::new(name);
+    if let Err(error) = &checked {
+        reader.mistake(&format!("{name:?} is no service name"), &error.to_string());
+    }
+    if name == ServiceName::host().as_str() {
+        reader.mistake("\"host\" is the host itself", "expected another name for a service");
+    }
+    let pid_file = reader.value("pid_file").and_then(|value| {
+        let watch = short_or_table(&value, "path", absolute)?;
+        seen.check_foreign(&watch.what, &value);
+        seen.note(name, format!("pid file {}", watch.what.display()), &value);
+        Some(watch)
+    });
+    let ports = reader.items("ports").into_iter().filter_map(|value| {
+        let watch = short_or_table(&value, "address", |text| text.parse::<Target>().map_err(|e| e.to_string()))?;
+        seen.note(name, format!("port {}", watch.what), &value);
+        Some(watch)
+    });
+    let ports = ports.collect();
+    let sqlite = reader.items("sqlite").into_iter().filter_map(|value| {
+        let sqlite = walk_sqlite(&value)?;
+        seen.check_foreign(&sqlite.path, &value);
+        seen.note(name, format!("database {}", sqlite.path.display()), &value);
+        Some(sqlite)
+    });
+    let sqlite = sqlite.collect();
+    let health = reader.value("health").and_then(|value| {
+        let health = walk_health(&value)?;
+        seen.note(name, format!("health {}", health.url), &value);
+        Some(health)
+    });
+    // A key that is there but wrong has its own mistake already.
+    let empty =
+        ["unit", "pid_file", "ports", "health", "sqlite", "backups"].iter().all(|key| reader.value(key).is_none());
+    if empty {
+        reader.mistake(
+            &format!("[service.{name}] watches nothing"),
+            "expected one or more of: unit, pid_file, ports, health, sqlite, backups",
+        );
+    }
+    let service = Service {
+        name: checked.ok()?,
+        unit: reader.parsed("unit", unit_name),
+        pid_file,
+        ports,
+        health,
+        sqlite,
+        backups: reader.tables("backups").iter().filter_map(walk_backup).collect(),
+        singleton: reader.boolean("singleton").unwrap_or(false),
+    };
+    Some(service)
+}
+
+/// `"…"`, or `{ KEY = "…", interval = "…" }`.
+fn short_or_table<T>(value: &Value<'_>, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<Watch<T>> {
+    if value.if_string().is_some() {
+        return Some(Watch { what: value.parsed(parse)?, interval: None });
+    }
+    let table = table_or_string(value)?;
+    let what = table.required(key).and_then(|inner| inner.parsed(parse));
+    let interval = table.duration("interval", INTERVALS);
+    Some(Watch { what: what?, interval })
+}
+
+/// The long form, where it is not the short one.
+fn table_or_string<'a>(value: &Value<'a>) -> Option<Reader<'a>> {
+    if !value.is_table() {
+        value.wrong_type("a string or a table");
+        return None;
+    }
+    value.table()
+}
+
+fn walk_sqlite(value: &Value<'_>) -> Option<Sqlite> {
+    if value.if_string().is_some() {
+        return Some(Sqlite::new(value.parsed(absolute)?));
+    }
+    let table = table_or_string(value)?;
+    let path = table.required("path").and_then(|inner| inner.parsed(absolute));
+    let interval = table.duration("interval", INTERVALS);
+    let quick_interval = table.duration("quick_interval", INTERVALS);
+    let deep_interval = table.duration("deep_interval", INTERVALS);
+    Some(Sqlite { path: path?, interval, quick_interval, deep_interval })
+}
+
+fn walk_health(value: &Value<'_>) -> Option<Health> {
+    if value.if_string().is_some() {
+        return Some(Health { url: value.parsed(http_url)?, interval: None, timeout: None });
+    }
+    let table = table_or_string(value)?;
+    let url = table.required("url").and_then(|inner| inner.parsed(http_url));
+    let interval = table.duration("interval", INTERVALS);
+    let timeout = table.duration("timeout", DEADLINES);
+    Some(Health { url: url?, interval, timeout })
+}
+
+fn walk_backup(reader: &Reader<'_>) -> Option<Backup> {
+    let path = reader.required("path").and_then(|value| value.parsed(absolute));
+    let of = reader.parsed("of", absolute);
+    let ages = Duration::from_secs(60)..=Duration::from_secs(400 * 86_400);
+    let max_age = reader.duration("max_age", ages);
+    Some(Backup { path: path?.display().to_string(), of, max_age })
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    if !text.starts_with('/') {
+        return Err(format!("expected an absolute path, found {text:?}"));
+    }
+    if text.len() > SUBJECT_BYTES_MAX || text.contains('\0') {
+        return Err(format!("expected a path of at most {SUBJECT_BYTES_MAX} bytes without NUL"));
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// `host`, or `host:port` with a port that there is.
+fn names_a_host(uri: &tonic::codegen::http::Uri) -> bool {
+    let Some(authority) = uri.authority() else { return false };
+    let Some(port) = authority.as_str().strip_prefix(authority.host()) else { return false };
+    let port_is_well = port.is_empty() || authority.port_u16().is_some_and(|port| port > 0);
+    !authority.host().is_empty() && port_is_well
+}
+
+/// Without `.` and `..`, as far as the text alone tells.
+fn plain_path(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+fn http_url(text: &str) -> Result<String, String> {
+    let uri: Result<tonic::codegen::http::Uri, _> = text.parse();
+    match uri {
+        Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && names_a_host(&uri) => Ok(text.to_owned()),
+        _ => Err(format!("expected an address such as \"http://127.0.0.1:9100/health\", found {text:?}")),
+    }
+}
+
+fn unit_name(text: &str) -> Result<String, String> {
+    let known = [".service", ".socket", ".timer", ".mount", ".target", ".path", ".slice", ".scope"];
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c));
+    let suffix = known.iter().any(|suffix| text.len() > suffix.len() && text.ends_with(suffix));
+    if plain && suffix && text.len() <= 255 {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("expected the name of a systemd unit such as \"spl.service\", found {text:?}"))
+    }
+}
+
+fn spool_size(text: &str) -> Result<u64, String> {
+    let bytes = muster_common::units::parse_bytes(text)?;
+    let bounds = (1 << 20)..=(16 << 30);
+    if bounds.contains(&bytes) { Ok(bytes) } else { Err("expected a size from \"1MiB\" to \"16GiB\"".to_owned()) }
+}
