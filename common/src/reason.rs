@@ -122,7 +122,7 @@ reasons! {
     VersionSkew "version_skew" Conclusion Sev4 "Agents of too many versions are connected.",
     CoordinatorUnreachable "coordinator_unreachable" Conclusion Sev1 "The standby does not hear the primary.",
     CoordinatorIsolated "coordinator_isolated" Conclusion Sev1 "The primary lost its standby and most agents together.",
-    CoordinatorFault "coordinator_fault" Conclusion Sev2 "A rule of the coordinator panicked and was isolated.",
+    CoordinatorFault "coordinator_fault" Conclusion Sev2 "The coordinator could not do its own work: a rule panicked, or a receiver took no page.",
 }
 
 impl fmt::Display for Reason {

@@ -5,16 +5,17 @@
 
 mod findings;
 pub(crate) mod incidents;
-mod links;
+pub(crate) mod links;
 mod storms;
 
 use crate::cause;
 use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey};
-use crate::page::{PageAction, PageId};
+use crate::page::{Page, PageAction, PageId};
 use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, Incident, PAST_PAGES_MAX, PageOutcome, State};
 use crate::timeline::LineKind;
 use muster_common::evidence::Grade;
 use muster_common::ids::{AgentName, Epoch};
+use muster_common::limits::{SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 
@@ -61,7 +62,8 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         Fact::AgentSilent { agent, last_heard, silence } => links::silent(state, step, agent, *last_heard, *silence),
         Fact::AgentHeard { agent } => links::heard(state, step, agent),
         Fact::FindingReceived { agent, position, observed, estimated, event } => {
-            findings::received(state, step, agent, *position, (*observed).min(step.at), *estimated, event);
+            let seen = findings::Seen { at: (*observed).min(step.at), estimated: *estimated };
+            findings::received(state, step, agent, *position, seen, event);
         }
         Fact::FindingsLost { agent, spool, first, last } => findings::lost(state, step, agent, *spool, *first, *last),
         Fact::SpoolReplaced { agent, new, .. } => {
@@ -151,6 +153,9 @@ fn page_ended(state: &mut State, step: Step, id: PageId, outcome: PageOutcome) {
     if let Some(incident) = incidents::get_mut(state, &record.incident) {
         count(incident, step, record.page.action == PageAction::Trigger, &outcome);
     }
+    if let PageOutcome::Failed { error } = &outcome {
+        receiver_failed(state, step, &record.page, error);
+    }
     record.outcome = Some(outcome);
     state.past_pages.push_back(record);
     if state.past_pages.len() > PAST_PAGES_MAX {
@@ -172,6 +177,37 @@ fn count(incident: &mut Incident, step: Step, is_trigger: bool, outcome: &PageOu
         }
         PageOutcome::Cancelled { .. } => {}
     }
+}
+
+/// A call that was given up is news to the other receivers. Not when it told of a failing receiver itself: two of them
+/// would tell of each other for ever.
+fn receiver_failed(state: &mut State, step: Step, page: &Page, error: &str) {
+    let is_configured = state.policy.receivers.contains(&page.receiver);
+    let tells_of_another = cause::failing_receiver(&page.cause_key).is_some();
+    if page.action != PageAction::Trigger || !is_configured || tells_of_another {
+        return;
+    }
+    let (receiver, incident) = (&page.receiver, &page.incident);
+    let steps = vec![
+        format!("musterctl incidents show {incident}: whoever {receiver} calls was not called about it"),
+        format!("check the address and the secret of the receiver {receiver} in the coordinator's config"),
+    ];
+    let occurrence = CauseOccurrence {
+        index: step.index,
+        agent: None,
+        service: None,
+        reason: Reason::CoordinatorFault,
+        severity: Reason::CoordinatorFault.default_severity(),
+        grade: Grade::Confirmed,
+        summary: clip(
+            &format!("the receiver {receiver} did not take the page of {incident}: {error}"),
+            SUMMARY_BYTES_MAX,
+        ),
+        observed: step.at,
+        received: step.at,
+        next_steps: steps,
+    };
+    add_occurrence(state, step, &cause::receiver(receiver), occurrence);
 }
 
 fn identity_conflict(state: &mut State, step: Step, agent: &AgentName, holder: &str, refused: &str) {

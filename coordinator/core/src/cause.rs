@@ -11,6 +11,9 @@ pub const MASS_STALE: &str = "fleet/mass_stale";
 /// Cause key of `coordinator_fault`.
 pub const COORDINATOR_FAULT: &str = "coordinator/fault";
 
+/// Before a receiver's name in the cause key of its failing.
+const RECEIVER: &str = "coordinator/receiver/";
+
 /// What a cause key is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CauseKind {
@@ -49,6 +52,16 @@ pub fn agent_stale(agent: &AgentName) -> String {
 /// Cause key of two agents under one identity.
 pub fn identity_conflict(agent: &AgentName) -> String {
     format!("host/{agent}/identity")
+}
+
+/// Cause key of a receiver that does not take its pages.
+pub fn receiver(name: &str) -> String {
+    format!("{RECEIVER}{name}")
+}
+
+/// The receiver whose failing a cause key is about: it is told to all others.
+pub fn failing_receiver(cause: &str) -> Option<&str> {
+    cause.strip_prefix(RECEIVER)
 }
 
 /// Cause key of a service's availability on one host.

@@ -81,7 +81,7 @@ fn conclusion_key(state: &State, conclusion: &Conclusion) -> Option<String> {
 
 /// How long an incident waits before it pages. Silences come staggered by a heartbeat, so that the page about many of
 /// them waits for one, to count them all.
-fn hold_of(state: &State, reason: Reason, severity: Severity) -> Duration {
+pub(crate) fn hold_of(state: &State, reason: Reason, severity: Severity) -> Duration {
     let hold = *state.policy.hold.get(severity);
     if reason == Reason::MassStale { hold.max(state.policy.liveness.heartbeat) } else { hold }
 }
@@ -332,6 +332,10 @@ fn recovering(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
     let Some(incident) = get_mut(state, key) else { return };
     incident.status = IncidentStatus::Recovering;
     note(incident, step, LineKind::Decision, format!("recovering: {why}"));
+    if cause::kind_of(&key.cause) == CauseKind::MassStale {
+        // Who fell silent until now is told: a relapse is a new mass.
+        state.silences.clear();
+    }
     restart_stability(state, step, &key.cause);
     touch_symptoms(state, &key.cause);
 }
@@ -522,7 +526,8 @@ fn page_requested(state: &mut State, step: Step, key: &IncidentKey, page: &Page,
     let id = PageId(step.index);
     let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
     state.pages.insert(id, record);
-    let receivers = state.policy.receivers.clone();
+    let told = |receiver: &&String| cause::failing_receiver(&key.cause) != Some(receiver.as_str());
+    let receivers = state.policy.receivers.iter().filter(told).cloned().collect();
     let Some(incident) = get_mut(state, key) else { return };
     if !incident.page_keys.iter().any(|known| known.dedup_key == page.dedup_key) {
         incident.receivers = receivers;

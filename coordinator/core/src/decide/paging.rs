@@ -54,7 +54,7 @@ pub(super) fn page(
         return (!incident.explained).then_some(Conclusion::NotPaged { incident: incident_key, why });
     }
     let dedup = current_key(incident);
-    for receiver in &state.policy().receivers {
+    for receiver in told(state, key) {
         let known = incident.page_keys.iter().find(|page| page.receiver == *receiver && page.dedup_key == dedup);
         let why = match known {
             None => first_page(incident, found),
@@ -80,6 +80,11 @@ pub(super) fn page(
     Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
 
+/// Who is told: every receiver, but not of its own failing.
+fn told<'a>(state: &'a State, key: &'a str) -> impl Iterator<Item = &'a String> {
+    state.policy().receivers.iter().filter(move |receiver| cause::failing_receiver(key) != Some(receiver.as_str()))
+}
+
 fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Option<String> {
     let policy = state.policy();
     if incident.severity < policy.page_from {
@@ -88,16 +93,20 @@ fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Op
             incident.severity, policy.page_from
         ));
     }
-    if policy.receivers.is_empty() {
-        return Some("no receiver is configured".to_owned());
+    if told(state, &incident.key.cause).next().is_none() {
+        let other = if policy.receivers.is_empty() { "" } else { "other " };
+        return Some(format!("no {other}receiver is configured"));
     }
     if let Some(owner) = incident.owner.as_ref().filter(|_| incident.acknowledged.is_some()) {
         return Some(format!("{owner} acknowledged it before its hold was over"));
     }
     let happened = found.is_some_and(|found| found.happened);
     if incident.status == IncidentStatus::Recovering && !happened && !flaps(incident) {
-        let hold = human(*policy.hold.get(incident.severity));
-        return Some(format!("it cleared within the hold of {hold}"));
+        let hold = *policy.hold.get(incident.severity);
+        return Some(match hold.is_zero() {
+            true => "it cleared before it was paged".to_owned(),
+            false => format!("it cleared within the hold of {}", human(hold)),
+        });
     }
     None
 }
