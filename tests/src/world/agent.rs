@@ -8,7 +8,7 @@ use muster_agent_core::judgement::{Judgement, Problem, Verdict};
 use muster_agent_core::ledger::Ledger;
 use muster_agent_core::session::{Input, Output, Phase, Session};
 use muster_common::evidence::Evidence;
-use muster_common::finding::{FindingKey, SubjectKey};
+use muster_common::finding::{FindingEvent, FindingKey, SubjectKey};
 use muster_common::ids::{AgentName, BootId, FleetName, SpoolId};
 use muster_common::reason::Reason;
 use muster_common::spool::EntryHash;
@@ -228,6 +228,9 @@ impl Agent {
                 judgement = judgement.occurred(occurrence);
             }
             for change in self.disk.ledger.observe(clocks, &subject, &judgement) {
+                if let FindingEvent::Cleared { key, .. } = &change.event {
+                    assert!(!self.sick.contains(key), "{} clears {key}, which nobody saw well", self.name);
+                }
                 let hash = self.disk.spool.append(&change.event, change.observed_boottime_ms, self.boot, clocks);
                 let event = self.written.len() as u64;
                 // After a revert the same words may take the same place in the chain again.
