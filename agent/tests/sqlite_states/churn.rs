@@ -106,7 +106,7 @@ pub(crate) fn churn(path: &Path, seed: &str) {
                     let _already_over = connection.execute_batch("ROLLBACK");
                 }
             }
-            Err(error) => panic!("{deed}: {error}"),
+            Err(error) => panic!("{deed}: {error}: {:?}", error.sqlite_error()),
         }
         if dice.roll(8) == 0 {
             drop(connection);
@@ -142,6 +142,7 @@ fn passes(error: &rusqlite::Error) -> bool {
     matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed))
         || error.to_string().contains("SQL logic error")
         || error.to_string().contains("schema has changed")
+        || error.to_string().contains("no such table: more")
         || error.to_string().contains("no such table: main.more")
 }
 

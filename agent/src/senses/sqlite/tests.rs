@@ -76,7 +76,8 @@ fn on_the_probes_thread_nothing_is_created_written_cut_renamed_or_deleted() {
     let path = folder.path().join("hub.db");
     std::fs::write(&path, b"content").unwrap();
     let before = files(folder.path());
-    let deeds: [(&str, fn(&Path) -> std::io::Result<()>); 8] = [
+    type Deed = (&'static str, fn(&Path) -> std::io::Result<()>);
+    let deeds: [Deed; 8] = [
         ("create", |path| std::fs::File::create_new(files::sibling(path, "-wal")).map(drop)),
         ("write", |path| OpenOptions::new().write(true).open(path).map(drop)),
         ("append", |path| OpenOptions::new().append(true).open(path).map(drop)),
