@@ -6,6 +6,7 @@
 mod findings;
 pub(crate) mod incidents;
 pub(crate) mod links;
+mod pages;
 mod storms;
 
 use crate::cause;
@@ -73,7 +74,7 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         Fact::OpenSetReceived { agent, subjects } => findings::open_set(state, step, agent, subjects),
         Fact::IdentityConflict { agent, holder, refused } => identity_conflict(state, step, agent, holder, refused),
         Fact::Operator { by, cause, generation, action } => operator(state, step, by, cause, *generation, action),
-        Fact::PageAttempted { page } => incidents::page_attempted(state, *page),
+        Fact::PageAttempted { page } => pages::attempted(state, *page),
         Fact::PageDelivered { page } => page_ended(state, step, *page, PageOutcome::Delivered),
         Fact::PageFailed { page, error } => {
             page_ended(state, step, *page, PageOutcome::Failed { error: error.clone() });
@@ -149,7 +150,7 @@ fn operator(state: &mut State, step: Step, by: &str, cause: &str, generation: u6
 
 fn page_ended(state: &mut State, step: Step, id: PageId, outcome: PageOutcome) {
     let Some(mut record) = state.pages.remove(&id) else { return };
-    incidents::page_ended(state, step, &record, &outcome);
+    pages::ended(state, step, &record, &outcome);
     if let Some(incident) = incidents::get_mut(state, &record.incident) {
         count(incident, step, record.page.action == PageAction::Trigger, &outcome);
     }

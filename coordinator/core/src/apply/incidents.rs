@@ -1,13 +1,9 @@
 //! What conclusions, timers and outcomes of pages do to incidents.
 
-use super::{Step, links};
+use super::{Step, links, pages};
 use crate::cause::{self, CauseKind};
 use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
-use crate::page::{Page, PageAction, PageId};
-use crate::state::{
-    Incident, IncidentStatus, MEMBERS_MAX, PageKey, PageOutcome, PageRecord, RESOLVED_INCIDENTS_MAX, State,
-    TIMELINE_MAX,
-};
+use crate::state::{Incident, IncidentStatus, MEMBERS_MAX, PageOutcome, RESOLVED_INCIDENTS_MAX, State, TIMELINE_MAX};
 use crate::timeline::{LineKind, TimelineLine};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
@@ -49,7 +45,7 @@ pub(super) fn apply_conclusion(state: &mut State, step: Step, conclusion: &Concl
         Conclusion::IncidentRecovering { incident, why } => recovering(state, step, incident, why),
         Conclusion::IncidentRelapsed { incident, why } => relapsed(state, step, incident, why),
         Conclusion::IncidentResolved { incident, resolution, why } => resolved(state, step, incident, resolution, why),
-        Conclusion::PageRequested { incident, page, why } => page_requested(state, step, incident, page, why),
+        Conclusion::PageRequested { incident, page, why } => pages::requested(state, step, incident, page, why),
         Conclusion::PageCancelled { page, why } => {
             super::page_ended(state, step, *page, PageOutcome::Cancelled { why: why.clone() });
         }
@@ -520,90 +516,4 @@ fn drop_old_incidents(state: &mut State) {
             }
         }
     }
-}
-
-fn page_requested(state: &mut State, step: Step, key: &IncidentKey, page: &Page, why: &str) {
-    let id = PageId(step.index);
-    let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
-    state.pages.insert(id, record);
-    let told = |receiver: &&String| cause::failing_receiver(&key.cause) != Some(receiver.as_str());
-    let receivers = state.policy.receivers.iter().filter(told).cloned().collect();
-    let Some(incident) = get_mut(state, key) else { return };
-    if !incident.page_keys.iter().any(|known| known.dedup_key == page.dedup_key) {
-        incident.receivers = receivers;
-    }
-    note(incident, step, LineKind::Page, format!("page {} to {}: {why}", page.action.as_str(), page.receiver));
-    let known = incident
-        .page_keys
-        .iter_mut()
-        .find(|known| known.receiver == page.receiver && known.dedup_key == page.dedup_key);
-    match known {
-        Some(known) => {
-            known.severity = page.severity;
-            known.reason = page.reason;
-            known.acknowledged |= page.action == PageAction::Acknowledge;
-            known.settled |= page.action == PageAction::Resolve;
-            known.pending.insert(id);
-        }
-        None => incident.page_keys.push(PageKey {
-            receiver: page.receiver.clone(),
-            dedup_key: page.dedup_key.clone(),
-            severity: page.severity,
-            reason: page.reason,
-            attempted: false,
-            pending: BTreeSet::from([id]),
-            acknowledged: false,
-            settled: false,
-        }),
-    }
-    settle_cause(state, key);
-}
-
-fn settle_cause(state: &mut State, key: &IncidentKey) {
-    let over = state
-        .incident(key)
-        .is_some_and(|incident| !incident.is_unresolved() && incident.page_keys.iter().all(|page| page.settled));
-    let newest = state.newest_incident(&key.cause).is_some_and(|incident| incident.key == *key);
-    if over
-        && newest
-        && let Some(cause) = state.causes.get_mut(&key.cause)
-    {
-        cause.active = false;
-    }
-}
-
-pub(super) fn page_attempted(state: &mut State, id: PageId) {
-    let Some(record) = state.pages.get_mut(&id) else { return };
-    record.attempted = true;
-    let (key, page) = (record.incident.clone(), record.page.clone());
-    if let Some(known) = page_key_mut(state, &key, &page) {
-        known.attempted = true;
-    }
-}
-
-fn page_key_mut<'a>(state: &'a mut State, key: &IncidentKey, page: &Page) -> Option<&'a mut PageKey> {
-    let keys = &mut get_mut(state, key)?.page_keys;
-    keys.iter_mut().find(|known| known.receiver == page.receiver && known.dedup_key == page.dedup_key)
-}
-
-pub(super) fn page_ended(state: &mut State, step: Step, record: &PageRecord, outcome: &PageOutcome) {
-    let key = &record.incident;
-    let unresolved = state.incident(key).is_some_and(Incident::is_unresolved);
-    if let Some(known) = page_key_mut(state, key, &record.page) {
-        known.pending.remove(&record.id);
-        if known.pending.is_empty() && !known.attempted && !unresolved {
-            known.settled = true;
-        }
-    }
-    if let Some(incident) = get_mut(state, key) {
-        let (action, receiver) = (record.page.action.as_str(), &record.page.receiver);
-        let line = match outcome {
-            PageOutcome::Delivered => format!("page {action} accepted by {receiver}"),
-            PageOutcome::Failed { error } => format!("page {action} to {receiver} given up: {error}"),
-            PageOutcome::Cancelled { why } => format!("page {action} to {receiver} cancelled: {why}"),
-        };
-        note(incident, step, LineKind::Page, line);
-    }
-    settle_cause(state, key);
-    state.touched.insert(key.cause.clone());
 }

@@ -1,0 +1,96 @@
+//! What pages and their outcomes do to the incident they are about.
+
+use super::Step;
+use super::incidents::{get_mut, note};
+use crate::cause;
+use crate::entry::IncidentKey;
+use crate::page::{Page, PageAction, PageId};
+use crate::state::{Incident, PageKey, PageOutcome, PageRecord, State};
+use crate::timeline::LineKind;
+use std::collections::BTreeSet;
+
+pub(super) fn requested(state: &mut State, step: Step, key: &IncidentKey, page: &Page, why: &str) {
+    let id = PageId(step.index);
+    let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
+    state.pages.insert(id, record);
+    let told = |receiver: &&String| cause::failing_receiver(&key.cause) != Some(receiver.as_str());
+    let receivers = state.policy.receivers.iter().filter(told).cloned().collect();
+    let Some(incident) = get_mut(state, key) else { return };
+    if !incident.page_keys.iter().any(|known| known.dedup_key == page.dedup_key) {
+        incident.receivers = receivers;
+    }
+    note(incident, step, LineKind::Page, format!("page {} to {}: {why}", page.action.as_str(), page.receiver));
+    let known = incident
+        .page_keys
+        .iter_mut()
+        .find(|known| known.receiver == page.receiver && known.dedup_key == page.dedup_key);
+    match known {
+        Some(known) => {
+            known.severity = page.severity;
+            known.reason = page.reason;
+            known.acknowledged |= page.action == PageAction::Acknowledge;
+            known.settled |= page.action == PageAction::Resolve;
+            known.pending.insert(id);
+        }
+        None => incident.page_keys.push(PageKey {
+            receiver: page.receiver.clone(),
+            dedup_key: page.dedup_key.clone(),
+            severity: page.severity,
+            reason: page.reason,
+            attempted: false,
+            pending: BTreeSet::from([id]),
+            acknowledged: false,
+            settled: false,
+        }),
+    }
+    settle_cause(state, key);
+}
+
+fn settle_cause(state: &mut State, key: &IncidentKey) {
+    let over = state
+        .incident(key)
+        .is_some_and(|incident| !incident.is_unresolved() && incident.page_keys.iter().all(|page| page.settled));
+    let newest = state.newest_incident(&key.cause).is_some_and(|incident| incident.key == *key);
+    if over
+        && newest
+        && let Some(cause) = state.causes.get_mut(&key.cause)
+    {
+        cause.active = false;
+    }
+}
+
+pub(super) fn attempted(state: &mut State, id: PageId) {
+    let Some(record) = state.pages.get_mut(&id) else { return };
+    record.attempted = true;
+    let (key, page) = (record.incident.clone(), record.page.clone());
+    if let Some(known) = page_key_mut(state, &key, &page) {
+        known.attempted = true;
+    }
+}
+
+fn page_key_mut<'a>(state: &'a mut State, key: &IncidentKey, page: &Page) -> Option<&'a mut PageKey> {
+    let keys = &mut get_mut(state, key)?.page_keys;
+    keys.iter_mut().find(|known| known.receiver == page.receiver && known.dedup_key == page.dedup_key)
+}
+
+pub(super) fn ended(state: &mut State, step: Step, record: &PageRecord, outcome: &PageOutcome) {
+    let key = &record.incident;
+    let unresolved = state.incident(key).is_some_and(Incident::is_unresolved);
+    if let Some(known) = page_key_mut(state, key, &record.page) {
+        known.pending.remove(&record.id);
+        if known.pending.is_empty() && !known.attempted && !unresolved {
+            known.settled = true;
+        }
+    }
+    if let Some(incident) = get_mut(state, key) {
+        let (action, receiver) = (record.page.action.as_str(), &record.page.receiver);
+        let line = match outcome {
+            PageOutcome::Delivered => format!("page {action} accepted by {receiver}"),
+            PageOutcome::Failed { error } => format!("page {action} to {receiver} given up: {error}"),
+            PageOutcome::Cancelled { why } => format!("page {action} to {receiver} cancelled: {why}"),
+        };
+        note(incident, step, LineKind::Page, line);
+    }
+    settle_cause(state, key);
+    state.touched.insert(key.cause.clone());
+}
