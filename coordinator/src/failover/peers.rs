@@ -82,8 +82,9 @@ pub(super) async fn run(failover: &Failover) {
         if standing.wait_for(|standing| standing.role == CoordinatorRole::Primary).await.is_err() {
             return;
         }
+        let asking = failover.handle().asking_peers();
         join_all(endpoints.iter().map(|endpoint| ask_and_tell(failover, endpoint))).await;
-        failover.handle().peers_asked();
+        failover.handle().peers_asked(asking);
         // Whoever stood still (suspended, stopped) asks at once, and pages nobody until it has.
         drop(tokio::time::timeout(ROUND, failover.handle().peers_to_ask()).await);
     }

@@ -215,14 +215,20 @@ impl Waiting {
     }
 }
 
+/// A round of questions to the other coordinators, by what had been raised when it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asking(u64);
+
 /// Whether the other coordinators are to be asked for a higher epoch before anyone is paged. After this process stood
 /// still, somebody else may reign.
 #[derive(Debug, Default)]
 pub(super) struct PeerQuestion {
     /// Somebody asks when told to.
     pub(super) asker: AtomicBool,
-    /// The question is open.
-    pub(super) open: AtomicBool,
+    /// How often the question was raised.
+    raised: AtomicU64,
+    /// Up to which time it is answered: an answer that was on its way when this process stopped counts for none since.
+    answered: AtomicU64,
     pub(super) ask: Notify,
 }
 
@@ -230,9 +236,24 @@ impl PeerQuestion {
     /// Opens the question, if there is somebody who asks it.
     pub(super) fn raise(&self) {
         if self.asker.load(Ordering::Acquire) {
-            self.open.store(true, Ordering::Release);
+            self.raised.fetch_add(1, Ordering::AcqRel);
             self.ask.notify_one();
         }
+    }
+
+    /// Whoever begins to ask now answers the question as it was raised so far.
+    fn begin(&self) -> Asking {
+        Asking(self.raised.load(Ordering::Acquire))
+    }
+
+    /// True when this closed the question.
+    fn answer(&self, asking: Asking) -> bool {
+        let before = self.answered.fetch_max(asking.0, Ordering::AcqRel);
+        before < asking.0 && !self.is_open()
+    }
+
+    fn is_open(&self) -> bool {
+        self.answered.load(Ordering::Acquire) < self.raised.load(Ordering::Acquire)
     }
 }
 
@@ -348,7 +369,7 @@ impl Handle {
         self.role() == CoordinatorRole::Primary
             && !self.shared.stop.is_cancelled()
             && stood_still_ms < STOOD_STILL_MS
-            && !self.shared.peers.open.load(Ordering::Acquire)
+            && !self.shared.peers.is_open()
     }
 
     /// For the one who asks the other coordinators: waits until that is due because this process stood still.
@@ -357,9 +378,14 @@ impl Handle {
         self.shared.peers.ask.notified().await;
     }
 
+    /// For the same one: a round begins.
+    pub(crate) fn asking_peers(&self) -> Asking {
+        self.shared.peers.begin()
+    }
+
     /// They have been asked, or do not answer.
-    pub(crate) fn peers_asked(&self) {
-        if self.shared.peers.open.swap(false, Ordering::AcqRel) {
+    pub(crate) fn peers_asked(&self, asking: Asking) {
+        if self.shared.peers.answer(asking) {
             // The pagers waited for this.
             self.shared.head.send_modify(|_| {});
         }
@@ -465,4 +491,23 @@ pub(super) fn boot_ms() -> u64 {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_asked_for_before_a_standstill_does_not_let_pages_out_after_it() {
+        let question = PeerQuestion::default();
+        question.raise();
+        assert!(!question.is_open(), "nobody asks, so nobody is waited for");
+        question.asker.store(true, Ordering::Release);
+        let before = question.begin();
+        question.raise();
+        assert!(!question.answer(before) && question.is_open());
+        let after = question.begin();
+        assert!(question.answer(after) && !question.is_open());
+        assert!(!question.answer(after), "it was closed already");
+    }
 }
