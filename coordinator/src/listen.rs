@@ -11,9 +11,9 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -36,6 +36,8 @@ const LOCAL_CONNECTIONS_MAX: usize = 64;
 const ACCEPTED_MAX: usize = 256;
 /// Wait after a failed accept (EMFILE): trying again at once would spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Between two warnings about refused connections.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 /// Mode of the Unix socket: the coordinator's user and group.
 const SOCKET_MODE: u32 = 0o660;
 
@@ -144,13 +146,21 @@ pub struct Door {
     accepted: mpsc::Sender<io::Result<Connection>>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
+    complaints: Arc<Mutex<Complaints>>,
+}
+
+/// What was said about refused connections.
+#[derive(Debug, Default)]
+struct Complaints {
+    told: Option<Instant>,
+    untold: u64,
 }
 
 impl Door {
     /// A door and its inner side.
     pub fn new(metrics: Arc<Metrics>, stop: CancellationToken) -> (Self, Accepted) {
         let (accepted, inside) = mpsc::channel(ACCEPTED_MAX);
-        (Self { accepted, metrics, stop }, inside)
+        (Self { accepted, metrics, stop, complaints: Arc::default() }, inside)
     }
 
     /// Accepts mTLS connections until the coordinator stops.
@@ -187,7 +197,7 @@ impl Door {
                     }
                     Err(why) => {
                         door.metrics.handshakes_failed.inc();
-                        tracing::debug!(%address, why, "connection refused");
+                        door.complain(&address.to_string(), &why);
                     }
                 }
             });
@@ -216,6 +226,20 @@ impl Door {
             let caller = Caller { who: Who::Local { uid }, address: "unix".to_owned() };
             self.enter(Connection { stream: Stream::Unix(stream), caller, _permit: permit }).await;
         }
+    }
+
+    /// Says why a connection was refused: an agent with a wrong certificate is looked for here. Strangers must not fill
+    /// the log, so that of the refusals within an interval one is told, and the number of the others with the next.
+    fn complain(&self, address: &str, why: &str) {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if complaints.told.is_some_and(|told| told.elapsed() < COMPLAINT_INTERVAL) {
+            complaints.untold = complaints.untold.saturating_add(1);
+            tracing::debug!(address, why, "connection refused");
+            return;
+        }
+        let others_before = std::mem::take(&mut complaints.untold);
+        complaints.told = Some(Instant::now());
+        tracing::warn!(address, why, others_before, "connection refused; further ones are told once a minute");
     }
 
     async fn enter(&self, connection: Connection) {

@@ -17,10 +17,17 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT RO
 ";
 /// Entries kept behind the head: weeks of a busy fleet at about 1 KiB each. Older ones go when a snapshot is taken.
 const RETAINED_ENTRIES_MAX: u64 = 2_000_000;
+/// Bytes of entries kept behind the head: an agent that tells as much as it can must not fill the disk. Older ones go when
+/// a snapshot is taken.
+const RETAINED_BYTES_MAX: u64 = 4 << 30;
+/// Entries kept behind the head whatever their size: what a standby that was away for a moment needs.
+const RETAINED_ENTRIES_MIN: u64 = 20_000;
 /// Snapshots kept: the newest, and the one before in case it does not decode.
 const SNAPSHOTS_KEPT: i64 = 2;
 /// WAL size at which SQLite checkpoints, in pages of 4 KiB.
 const CHECKPOINT_PAGES: i64 = 2_000;
+/// Bytes that the write-ahead log keeps on disk after a checkpoint: one that grew in a storm shrinks again.
+const WAL_BYTES_KEPT: i64 = 16 << 20;
 /// Meta key of the chain's value just before the oldest kept entry: index (8 bytes, big-endian) and hash.
 const META_BASE: &str = "base";
 
@@ -69,6 +76,7 @@ impl SqliteStore {
         connection
             .execute_batch(&format!(
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES};
+                 PRAGMA journal_size_limit={WAL_BYTES_KEPT};
                  PRAGMA foreign_keys=ON; PRAGMA busy_timeout=5000;"
             ))
             .map_err(failed("open"))?;
@@ -114,6 +122,21 @@ impl SqliteStore {
         let damaged = || StoreError::Damaged { index: 0, what: "the base of the chain is not readable".to_owned() };
         let (index, hash) = bytes.split_first_chunk::<8>().ok_or_else(damaged)?;
         Ok((u64::from_be_bytes(*index), JournalHash::from_slice(hash).ok_or_else(damaged)?))
+    }
+
+    /// The entry up to which the journal is forgotten: all but the newest, by number and by size. The size is the file's,
+    /// since adding up the entries' would read them all.
+    fn keep_from(&self, base: u64, bytes_max: u64, entries_min: u64) -> Result<u64, StoreError> {
+        let by_number = self.head.index.saturating_sub(RETAINED_ENTRIES_MAX);
+        let used = "SELECT (p.page_count - f.freelist_count) * s.page_size
+                    FROM pragma_page_count p, pragma_freelist_count f, pragma_page_size s";
+        let used: i64 = self.connection.query_row(used, [], |row| row.get(0)).map_err(failed("read"))?;
+        let kept = self.head.index.saturating_sub(base).max(1);
+        let excess = from_sql(used).saturating_sub(bytes_max);
+        // Of entries of about one size, as many go as the excess is of the whole.
+        let drop = u128::from(kept) * u128::from(excess) / u128::from(from_sql(used).max(1));
+        let by_size = base.saturating_add(u64::try_from(drop).unwrap_or(u64::MAX));
+        Ok(by_number.max(by_size.min(self.head.index.saturating_sub(entries_min))))
     }
 
     /// SQLite's own check of the file; empty when it is sound.
@@ -260,8 +283,8 @@ impl JournalStore for SqliteStore {
 
     fn put_snapshot(&mut self, state: &[u8]) -> Result<(), StoreError> {
         let head = self.head;
-        let keep_from = head.index.saturating_sub(RETAINED_ENTRIES_MAX);
         let (base, _) = self.base()?;
+        let keep_from = self.keep_from(base, RETAINED_BYTES_MAX, RETAINED_ENTRIES_MIN)?;
         let transaction = self.connection.transaction().map_err(failed("begin a write to"))?;
         transaction
             .execute(
@@ -390,6 +413,20 @@ mod tests {
         store.connection.execute("UPDATE journal SET body = ?1 WHERE idx = 7", [&body]).unwrap();
         store.connection.execute("DELETE FROM journal WHERE idx = 9", []).unwrap();
         assert!(check_store(&store).unwrap().problems.first().is_some_and(|problem| problem.contains("9 is missing")));
+    }
+
+    #[test]
+    fn the_journal_is_bounded_by_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store_in(&dir);
+        store.append(&(1..=1_000).map(entry).collect::<Vec<_>>()).unwrap();
+        let (base, _) = store.base().unwrap();
+        assert_eq!(store.keep_from(base, u64::MAX, 0).unwrap(), 0);
+        let half = store.keep_from(base, 64 << 10, 0).unwrap();
+        assert!((1..1_000).contains(&half), "{half}");
+        assert_eq!(store.keep_from(base, 0, 0).unwrap(), 1_000);
+        assert_eq!(store.keep_from(base, 0, 300).unwrap(), 700);
+        assert_eq!(store.keep_from(base, 0, 5_000).unwrap(), 0);
     }
 
     #[test]
