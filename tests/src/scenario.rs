@@ -5,7 +5,7 @@
 //!   connect A...            stream begins               goodbye A / gone A     stream ends
 //!   silent A HOW            goodbye|reset|nothing|not_reheard                  heard A
 //!   open A SERVICE SUBJECT REASON [sevN]                clear A SERVICE SUBJECT REASON
-//!   occur A SERVICE REASON AGO_SECONDS                  differs A / resync A SERVICE SUBJECT ok|unknown
+//!   occur A SERVICE REASON AGO_SECONDS [estimated]      differs A / resync A SERVICE SUBJECT ok|unknown
 //!   ack CAUSE / resolve CAUSE / note CAUSE              restart / takeover / pause / fence
 //!   pager down|up           end
 //! ```
@@ -174,12 +174,16 @@ impl Fleet {
 
     /// An event of an agent, observed `ago` before now.
     pub fn event(&mut self, name: &AgentName, event: FindingEvent, ago: Duration) {
+        self.told_by_agent(name, event, ago, false);
+    }
+
+    fn told_by_agent(&mut self, name: &AgentName, event: FindingEvent, ago: Duration, estimated: bool) {
         let sequence = self.sequences.entry(name.clone()).or_default();
         *sequence += 1;
         let position =
             Position { spool: SpoolId::default_of(name.as_str()), sequence: *sequence, hash: EntryHash([1; 16]) };
         let observed = self.now - ago;
-        self.feed(Fact::FindingReceived { agent: name.clone(), position, observed, estimated: false, event });
+        self.feed(Fact::FindingReceived { agent: name.clone(), position, observed, estimated, event });
     }
 
     /// Runs one line of a script.
@@ -215,9 +219,10 @@ impl Fleet {
                 let event = FindingEvent::Cleared { key, summary: "well".to_owned(), evidence: Default::default() };
                 self.event(&agent(name), event, Duration::ZERO);
             }
-            ["occur", name, service, reason, ago] => {
+            ["occur", name, service, reason, ago, more @ ..] => {
                 let ago = Duration::from_secs(ago.parse().unwrap_or_else(|_| panic!("no number in {line:?}")));
-                self.event(&agent(name), FindingEvent::Occurred(finding(service, "it", reason, None)), ago);
+                let event = FindingEvent::Occurred(finding(service, "it", reason, None));
+                self.told_by_agent(&agent(name), event, ago, more == ["estimated"]);
             }
             ["differs", name] => self.feed(Fact::DigestDiffers { agent: agent(name) }),
             ["resync", name, service, subject, probe, verdict] => {

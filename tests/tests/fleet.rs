@@ -73,6 +73,60 @@ fn a_mass_silence_ends_with_a_summary_and_names_who_is_left() {
 }
 
 #[test]
+fn one_silence_after_a_mass_silence_is_an_incident_of_its_own() {
+    check(
+        "0 connect a b c d
+         100 silent a nothing
+         100 silent b nothing
+         100 silent c nothing
+         200 heard a
+         200 heard b
+         200 heard c
+         300 silent a nothing
+         400 end",
+        "100 opened sev3 agent_stale host/a/agent#1
+         100 opened sev3 agent_stale host/b/agent#1
+         100 opened sev1 mass_stale fleet/mass_stale#1
+         100 folded host/a/agent into fleet/mass_stale
+         100 folded host/b/agent into fleet/mass_stale
+         105 page trigger sev1 mass_stale fleet/mass_stale
+         200 recovering fleet/mass_stale
+         300 opened sev3 agent_stale host/a/agent#2
+         360 page trigger sev3 agent_stale host/a/agent",
+    );
+}
+
+#[test]
+fn a_mass_silence_relapses_with_a_new_mass() {
+    check(
+        "0 connect a b c d
+         100 silent a nothing
+         100 silent b nothing
+         100 silent c nothing
+         102 heard a
+         102 heard b
+         102 heard c
+         300 silent a nothing
+         301 silent b nothing
+         302 silent d nothing
+         400 end",
+        "100 opened sev3 agent_stale host/a/agent#1
+         100 opened sev3 agent_stale host/b/agent#1
+         100 opened sev1 mass_stale fleet/mass_stale#1
+         100 folded host/a/agent into fleet/mass_stale
+         100 folded host/b/agent into fleet/mass_stale
+         102 recovering fleet/mass_stale
+         105 quiet fleet/mass_stale: it cleared within the hold of 5 s
+         300 opened sev3 agent_stale host/a/agent#2
+         301 opened sev3 agent_stale host/b/agent#2
+         302 relapsed fleet/mass_stale
+         302 folded host/a/agent into fleet/mass_stale
+         302 folded host/b/agent into fleet/mass_stale
+         307 page trigger sev1 mass_stale fleet/mass_stale",
+    );
+}
+
+#[test]
 fn closing_a_mass_silence_by_hand_does_not_page_each_host() {
     check(
         "0 connect a b c
@@ -186,6 +240,23 @@ fn an_old_backlog_is_no_storm() {
          10 occur a spl process_restarted 4000
          10 occur b spl process_restarted 34000
          10 occur c spl process_restarted 26000
+         2000 end",
+        "",
+    );
+}
+
+#[test]
+fn guessed_times_make_no_storm() {
+    check(
+        "0 connect a b c
+         10 occur a spl process_restarted 2592000 estimated
+         10 occur a spl process_restarted 2592000 estimated
+         10 occur a spl process_restarted 2592000 estimated
+         10 occur a spl process_restarted 60 estimated
+         10 occur a spl process_restarted 60 estimated
+         10 occur a spl process_restarted 60 estimated
+         10 occur b spl process_restarted 60 estimated
+         10 occur c spl process_restarted 60 estimated
          2000 end",
         "",
     );

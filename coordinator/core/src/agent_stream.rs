@@ -16,7 +16,8 @@ use std::collections::VecDeque;
 use std::fmt::Display;
 use std::time::Duration;
 
-/// Nothing is dated further back than this: a host whose clock says 1970 makes no news of 1970.
+/// Nothing is dated further back than this: a host whose clock says 1970 makes no news of 1970. What is older is dated
+/// by a guess.
 pub const OBSERVED_AGE_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// Stored batches remembered until the standby has them. Overflow rule: the oldest is forgotten; a later batch's
 /// acknowledgement covers it.
@@ -40,7 +41,9 @@ pub enum Refusal {
         at: u64,
     },
     /// Another history than the one that is stored.
-    #[error("entry {0} does not continue what is stored of this spool (a reverted disk?): say hello again, and start a new spool where the welcome's position is not yours")]
+    #[error(
+        "entry {0} does not continue what is stored of this spool (a reverted disk?): say hello again, and start a new spool where the welcome's position is not yours"
+    )]
     Diverged(u64),
     /// The hash does not cover what came.
     #[error("the hash of entry {0} is not that of its content")]
@@ -147,7 +150,7 @@ impl SpoolReader {
             agent: self.agent.clone(),
             position: self.position,
             observed: now - offered.age.min(OBSERVED_AGE_MAX),
-            estimated: offered.estimated,
+            estimated: offered.estimated || offered.age > OBSERVED_AGE_MAX,
             event,
         }))
     }

@@ -151,11 +151,12 @@ mod tests {
         let read = reader.entries(&batch(entries.clone()), now).unwrap();
         assert_eq!((read.facts.len(), read.duplicates), (2, 0));
         let age = |fact: &Fact| match fact {
-            Fact::FindingReceived { observed, .. } => Some(now.since(*observed)),
+            Fact::FindingReceived { observed, estimated, .. } => Some((now.since(*observed), *estimated)),
             _ => None,
         };
         let observed: Vec<_> = read.facts.iter().filter_map(age).collect();
-        assert_eq!(observed, [Duration::from_secs(1), OBSERVED_AGE_MAX]);
+        // What is too old to be dated is dated by a guess.
+        assert_eq!(observed, [(Duration::from_secs(1), false), (OBSERVED_AGE_MAX, true)]);
         let read = reader.entries(&batch(entries), now).unwrap();
         assert_eq!((read.facts.len(), read.duplicates), (0, 2));
         assert_eq!(reader.position(), at);

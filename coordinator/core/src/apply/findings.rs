@@ -13,14 +13,22 @@ use muster_common::spool::{EntryHash, Position};
 use muster_common::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// When something was observed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// When.
+    pub(super) at: Timestamp,
+    /// That is a guess.
+    pub(super) estimated: bool,
+}
+
 /// An entry of a spool. What is already known by its position is dropped.
 pub(super) fn received(
     state: &mut State,
     step: Step,
     agent: &AgentName,
     position: Position,
-    observed: Timestamp,
-    estimated: bool,
+    seen: Seen,
     event: &FindingEvent,
 ) {
     let record = links::record(state, step, agent);
@@ -33,23 +41,15 @@ pub(super) fn received(
     match event {
         FindingEvent::Opened(finding) | FindingEvent::Updated(finding) => {
             let news = matches!(event, FindingEvent::Opened(_));
-            open(state, step, agent, finding, observed, estimated, news);
+            open(state, step, agent, finding, seen, news);
         }
         FindingEvent::Cleared { key, .. } => clear(state, agent, key),
-        FindingEvent::Occurred(finding) => occurred(state, step, agent, finding, observed),
+        FindingEvent::Occurred(finding) => occurred(state, step, agent, finding, seen),
     }
 }
 
 /// Opens or updates. An update counts as news only when it is worse than what was known.
-fn open(
-    state: &mut State,
-    step: Step,
-    agent: &AgentName,
-    finding: &Finding,
-    observed: Timestamp,
-    estimated: bool,
-    news: bool,
-) {
+fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, seen: Seen, news: bool) {
     let record = links::record(state, step, agent);
     if let Some(known) = record.open.get_mut(&finding.key) {
         if news || finding.severity > known.finding.severity {
@@ -62,7 +62,7 @@ fn open(
     } else {
         record.digest ^= finding.key.digest_term();
         let (finding, event_index) = (finding.clone(), step.index);
-        let open = OpenFinding { finding, opened: observed, received: step.at, event_index, estimated };
+        let open = OpenFinding { finding, opened: seen.at, received: step.at, event_index, estimated: seen.estimated };
         record.open.insert(open.finding.key.clone(), open);
     }
     let member = cause::member_name(agent, &finding.key);
@@ -121,7 +121,8 @@ fn touch(state: &mut State, key: String) {
     state.touched.insert(key);
 }
 
-fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, observed: Timestamp) {
+fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, seen: Seen) {
+    let observed = seen.at;
     state.occurrences.push_back(OccurrenceRecord {
         index: step.index,
         agent: agent.clone(),
@@ -134,7 +135,8 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
     }
     let service = &finding.key.subject.service;
     let reason = finding.key.reason;
-    if reason == Reason::ProcessRestarted {
+    // Guesses may all fall on one moment: how close together they were is not known.
+    if reason == Reason::ProcessRestarted && !seen.estimated {
         storms::restarted(state, step, agent, service, observed);
     }
     if reason == Reason::OomKill && !service.is_host() {
@@ -195,7 +197,7 @@ pub(super) fn open_set(state: &mut State, step: Step, agent: &AgentName, subject
         clear(state, agent, &key);
     }
     for finding in listed.values() {
-        open(state, step, agent, finding, step.at, false, false);
+        open(state, step, agent, finding, Seen { at: step.at, estimated: false }, false);
     }
     links::digest(state, step, agent, true);
     incidents::sureness_changed(state, step, agent);

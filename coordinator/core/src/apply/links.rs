@@ -5,7 +5,7 @@ use super::{Step, incidents};
 use crate::cause;
 use crate::entry::{AgentHello, Disconnect, Silence, TimerKey};
 use crate::liveness::rehear_window;
-use crate::state::{AgentRecord, Link, MemberRef, State};
+use crate::state::{AgentRecord, IncidentStatus, Link, MemberRef, State};
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,7 +92,8 @@ pub(super) fn silent(state: &mut State, step: Step, agent: &AgentName, last_hear
     let member = MemberRef { agent: agent.clone(), key: None };
     add_silence(state, &cause::agent_stale(agent), member.clone());
     remember_silence(state, step, agent);
-    let mass_runs = state.unresolved(cause::MASS_STALE).is_some();
+    // While the mass recovers, a new silence is one of its own, unless there are enough of them for a new mass.
+    let mass_runs = state.unresolved(cause::MASS_STALE).is_some_and(|mass| mass.status == IncidentStatus::Open);
     if mass_runs || mass_reached(state) {
         let recent: Vec<AgentName> = match mass_runs {
             true => vec![agent.clone()],
@@ -125,7 +126,7 @@ fn remember_silence(state: &mut State, step: Step, agent: &AgentName) {
 }
 
 /// Enough agents fell silent within the window. Those that came back meanwhile still count as live before.
-fn mass_reached(state: &State) -> bool {
+pub(crate) fn mass_reached(state: &State) -> bool {
     let policy = &state.policy.liveness;
     let silent_now =
         |agent: &AgentName| matches!(state.agents.get(agent).map(|record| &record.link), Some(Link::Silent { .. }));

@@ -1,9 +1,10 @@
 //! What is wrong under one cause key, and in which words. Costs what the cause's own host costs; fleet-wide causes are
 //! judged by their counts.
 
+use crate::apply::links::mass_reached;
 use crate::cause::{self, CauseKind};
 use crate::entry::Silence;
-use crate::state::{Cause, CauseOccurrence, Link, State};
+use crate::state::{Cause, CauseOccurrence, IncidentStatus, Link, State};
 use muster_common::evidence::Grade;
 use muster_common::ids::AgentName;
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
@@ -233,8 +234,15 @@ fn of_fleet(
 
 fn mass_stale(state: &State, cause: &Cause) -> Option<Assessment> {
     let n = cause.members.len();
-    let ever = state.unresolved(cause::MASS_STALE).map_or(n, |incident| incident.agents.len().max(n));
-    let open = n * MASS_BACK_ONE_IN > ever;
+    let open = match state.unresolved(cause::MASS_STALE) {
+        None => n > 0,
+        Some(incident) if incident.status == IncidentStatus::Recovering => mass_reached(state),
+        // After a relapse the new silences count by themselves: of a very large mass they may be few.
+        Some(incident) => {
+            let ever = incident.agents.len().max(n);
+            n * MASS_BACK_ONE_IN > ever || (incident.relapses > 0 && mass_reached(state))
+        }
+    };
     let named = names(cause.agents.keys());
     let first = state.silences.iter().find(|(_, agent)| cause.agents.contains_key(agent));
     let began = first

@@ -2,6 +2,7 @@
 
 use super::assess::{Assessment, assess};
 use super::{flaps, human};
+use crate::apply::incidents::hold_of;
 use crate::cause;
 use crate::entry::{Conclusion, Resolution};
 use crate::page::{Page, PageAction};
@@ -102,7 +103,7 @@ fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Op
     }
     let happened = found.is_some_and(|found| found.happened);
     if incident.status == IncidentStatus::Recovering && !happened && !flaps(incident) {
-        let hold = *policy.hold.get(incident.severity);
+        let hold = hold_of(state, incident.reason, incident.severity);
         return Some(match hold.is_zero() {
             true => "it cleared before it was paged".to_owned(),
             false => format!("it cleared within the hold of {}", human(hold)),
