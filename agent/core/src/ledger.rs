@@ -60,8 +60,9 @@ pub struct SubjectState<'a> {
     pub open: Vec<&'a Finding>,
 }
 
+/// All that is known about one subject, to be saved and restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Watched {
+pub struct Watched {
     verdict: Verdict,
     unknown: Option<Unknown>,
     unknown_since_boottime_ms: Option<u64>,
@@ -124,6 +125,33 @@ impl Ledger {
     /// Sets how long a probe may stay unknown before that is a finding; not saved, as it comes from the config.
     pub const fn set_blind_after(&mut self, blind_after: Duration) {
         self.blind_after = blind_after;
+    }
+
+    /// The ledger that was saved subject by subject.
+    pub fn restored(suppressed_total: u64, watched: impl IntoIterator<Item = (SubjectKey, Watched)>) -> Self {
+        Saved { watched: watched.into_iter().collect(), suppressed_total }.into()
+    }
+
+    /// What is known about one subject.
+    pub fn watched(&self, subject: &SubjectKey) -> Option<&Watched> {
+        self.watched.get(subject)
+    }
+
+    /// The subjects about which a run on `subject` may change what is known.
+    pub fn touched_by(subject: &SubjectKey) -> [SubjectKey; 3] {
+        [subject.clone(), blind_subject(subject), limit_subject()]
+    }
+
+    /// Takes over what `other` knows about `subjects`: afterwards both know the same, if they differed in these alone.
+    pub fn copy_from<'a>(&mut self, other: &Self, subjects: impl IntoIterator<Item = &'a SubjectKey>) {
+        for subject in subjects {
+            match other.watched.get(subject) {
+                Some(watched) => drop(self.watched.insert(subject.clone(), watched.clone())),
+                None => drop(self.watched.remove(subject)),
+            }
+        }
+        self.open_count = other.open_count;
+        self.suppressed_total = other.suppressed_total;
     }
 
     /// The host was rebooted since the ledger was saved: what is measured by the boot-time clock starts anew.

@@ -4,7 +4,7 @@
 use muster_common::evidence::Grade;
 use muster_common::ids::{ProcessId, ServiceName};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Instances remembered per service: enough to name the victim of a restart loop's last rounds.
 const INSTANCES_MAX: usize = 16;
@@ -30,6 +30,9 @@ pub struct Instance {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Services {
     instances: BTreeMap<ServiceName, VecDeque<Instance>>,
+    /// Of which more is known than at the last [`Services::take_changed`].
+    #[serde(skip)]
+    changed: BTreeSet<ServiceName>,
 }
 
 impl Services {
@@ -37,6 +40,10 @@ impl Services {
     /// known; beyond the bound the oldest instance is forgotten.
     pub fn note(&mut self, service: &ServiceName, instance: Instance) {
         let list = self.instances.entry(service.clone()).or_default();
+        if list.contains(&instance) {
+            return;
+        }
+        self.changed.insert(service.clone());
         match list.iter_mut().find(|known| known.process == instance.process) {
             Some(known) => *known = instance,
             None => {
@@ -46,6 +53,26 @@ impl Services {
                 list.push_back(instance);
             }
         }
+    }
+
+    /// All instances of one service, oldest first.
+    pub fn instances(&self, service: &ServiceName) -> Option<&VecDeque<Instance>> {
+        self.instances.get(service)
+    }
+
+    /// The services of which something was known.
+    pub fn names(&self) -> impl Iterator<Item = &ServiceName> {
+        self.instances.keys()
+    }
+
+    /// Replaces what is known of one service; that is no change to be told.
+    pub fn set(&mut self, service: ServiceName, instances: VecDeque<Instance>) {
+        self.instances.insert(service, instances);
+    }
+
+    /// The services of which more is known than the last time this was asked.
+    pub fn take_changed(&mut self) -> BTreeSet<ServiceName> {
+        std::mem::take(&mut self.changed)
     }
 
     /// The newest instance, living or not.

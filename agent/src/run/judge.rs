@@ -8,7 +8,7 @@ use super::memory::{Memory, StateOutlet};
 use super::plan::{Planned, lane_index};
 use super::watcher::{Watcher, Woken};
 use crate::probe::{Context, Lane as Kind, Probe};
-use crate::spool::Append;
+use crate::spool::{Append, SpoolError};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::ledger::Change;
@@ -144,8 +144,7 @@ impl<O: StateOutlet> Judge<O> {
                 self.schedule.add(now.boottime_ms, subject, plan);
             }
         }
-        let events = self.memory.ledger.retain(&wanted);
-        self.memory.retain(&wanted);
+        let events = self.memory.retain(&wanted);
         let observed_boottime_ms = now.boottime_ms;
         self.tell(events.into_iter().map(|event| Change { event, observed_boottime_ms }).collect());
         self.save(now);
@@ -278,7 +277,7 @@ impl<O: StateOutlet> Judge<O> {
             self.outlet.memory_probed();
         }
         self.memory.causes.explain(now, subject, &mut judgement);
-        let changes = self.memory.ledger.observe(now, subject, &judgement);
+        let changes = self.memory.observe(now, subject, &judgement);
         self.tell(changes);
     }
 
@@ -291,22 +290,31 @@ impl<O: StateOutlet> Judge<O> {
                 tracing::error!(dropped = self.dropped_events, "the spool cannot write and the queue is full");
             }
             self.pending.push_back(Append { event, observed_boottime_ms });
-            self.retry_ms = 0;
+            if !self.spool_fails {
+                self.retry_ms = 0;
+            }
         }
     }
 
     /// Events and memory in one transaction: a crash between them would tell twice or never.
     fn save(&mut self, now: Now) {
-        self.memory.services = self.services.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.memory.note_services(&mut self.services.lock().unwrap_or_else(PoisonError::into_inner));
         let events: Vec<Append> = self.pending.iter().cloned().collect();
         self.saved_ms = now.boottime_ms;
-        match self.outlet.append(events, &self.memory, now) {
+        match self.outlet.append(events, &mut self.memory, now) {
             Ok(()) => {
                 self.pending.clear();
                 if std::mem::take(&mut self.spool_fails) {
                     tracing::info!("the spool can be written again");
                     sd_notify::notify(&[sd_notify::NotifyState::Status("")]).ok();
                 }
+            }
+            Err(SpoolError::TooLarge(bytes)) => {
+                let before = self.pending.len();
+                self.pending.retain(|append| crate::spool::fits(&append.event));
+                self.dropped_events += u64::try_from(before - self.pending.len()).unwrap_or(u64::MAX);
+                tracing::error!(bytes, dropped = self.dropped_events, "a finding too large to be told was dropped");
+                self.retry_ms = now.boottime_ms;
             }
             Err(error) => {
                 // Once a second would bury the rest of the log, and fill the disk that is full.
@@ -351,9 +359,11 @@ fn log(event: &FindingEvent) {
 mod tests {
     use super::super::lanes::tests::fake;
     use super::*;
-    use crate::spool::SpoolError;
+    use muster_agent_core::judgement::Problem;
     use muster_agent_core::schedule::Plan;
     use muster_common::ids::BootId;
+    use muster_common::limits::ENTRY_BODY_BYTES_MAX;
+    use muster_common::reason::Reason;
     use std::sync::mpsc::channel;
 
     /// Keeps what it is given.
@@ -361,7 +371,10 @@ mod tests {
     struct Kept(Vec<FindingEvent>);
 
     impl StateOutlet for Kept {
-        fn append(&mut self, events: Vec<Append>, _memory: &Memory, _now: Now) -> Result<(), SpoolError> {
+        fn append(&mut self, events: Vec<Append>, _memory: &mut Memory, _now: Now) -> Result<(), SpoolError> {
+            if events.iter().any(|append| !crate::spool::fits(&append.event)) {
+                return Err(SpoolError::TooLarge(0));
+            }
             self.0.extend(events.into_iter().map(|append| append.event));
             Ok(())
         }
@@ -393,6 +406,23 @@ mod tests {
             assert!(judge.slots.values().all(|slot| slot.probe.is_some()), "the probe is back");
             assert!(judge.lanes.iter().all(Lane::is_free));
         }
+    }
+
+    #[test]
+    fn a_finding_too_large_for_the_spool_is_dropped_and_the_others_are_told() {
+        let (mut judge, _runs) = judge();
+        for name in ["a", "b"] {
+            let subject = planned(name, Judgement::default).probe.subject().clone();
+            let down = Judgement::problem(Problem::new(Reason::ProcessDown, "x"));
+            judge.observe(crate::clock::now(), &subject, down);
+        }
+        let large = judge.pending.front_mut().map(|append| &mut append.event);
+        let Some(FindingEvent::Opened(finding)) = large else { panic!("a condition opens") };
+        finding.summary = "x".repeat(ENTRY_BODY_BYTES_MAX);
+        judge.save(crate::clock::now());
+        judge.save(crate::clock::now());
+        assert_eq!((judge.outlet.0.len(), judge.dropped_events), (1, 1));
+        assert!(judge.pending.is_empty());
     }
 
     #[test]

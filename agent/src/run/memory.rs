@@ -1,23 +1,28 @@
 //! What the agent remembers across a restart: open conditions, causes, instances of services, cursors of probes. Saved
 //! in one transaction with the events that follow from it.
+//!
+//! One row per subject and per service, and only those that changed are written: a host with thousands of services
+//! pays for what happens, not for what there is.
 
-use crate::spool::{Append, SpoolError, SpoolHandle};
+use crate::spool::{Append, STATE_BYTES_MAX, SpoolError, SpoolHandle};
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Causes;
-use muster_agent_core::ledger::Ledger;
-use muster_agent_core::services::Services;
-use muster_common::finding::SubjectKey;
-use muster_common::ids::BootId;
+use muster_agent_core::judgement::Judgement;
+use muster_agent_core::ledger::{Change, Ledger, Watched};
+use muster_agent_core::services::{Instance, Services};
+use muster_common::finding::{FindingEvent, SubjectKey};
+use muster_common::ids::{BootId, ServiceName, SpoolId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Under this the spool keeps it.
-const STATE_KEY: &str = "agent";
+/// The spool keeps all rows under keys that begin so.
+const PREFIX: &str = "memory/";
 
 /// Everything that is remembered.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct Memory {
-    /// The boot it was saved in.
+    /// The boot it is of.
     boot: BootId,
     /// Open conditions.
     pub ledger: Ledger,
@@ -25,17 +30,48 @@ pub struct Memory {
     pub causes: Causes,
     /// Instances of services.
     pub services: Services,
-    #[serde(with = "pairs")]
     probes: BTreeMap<SubjectKey, serde_json::Value>,
+    /// What may differ from what the spool has.
+    changed: BTreeSet<Row>,
+    /// What the spool has: a hash of each row, by its key.
+    written: BTreeMap<String, u64>,
+    /// The spool that has it.
+    spool: Option<SpoolId>,
+}
+
+/// What an append made durable.
+#[derive(Debug)]
+pub struct Written {
+    /// The last entry of the spool.
+    pub head_sequence: u64,
+    /// The subjects about which something may have changed since the append before.
+    pub subjects: Vec<SubjectKey>,
 }
 
 /// Where events and memory go.
 pub trait StateOutlet {
     /// Writes both durably, or neither.
-    fn append(&mut self, events: Vec<Append>, memory: &Memory, now: Now) -> Result<(), SpoolError>;
+    fn append(&mut self, events: Vec<Append>, memory: &mut Memory, now: Now) -> Result<(), SpoolError>;
 
     /// The host's memory was just looked at: a good moment to tell it in heartbeats.
     fn memory_probed(&mut self) {}
+}
+
+/// One row of the spool.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Row {
+    /// What is about no subject and no service.
+    Head,
+    Service(ServiceName),
+    Subject(SubjectKey),
+}
+
+/// A row's content.
+#[derive(Debug, Serialize, Deserialize)]
+enum Content {
+    Head { boot: BootId, suppressed_total: u64, causes: Causes },
+    Service(ServiceName, VecDeque<Instance>),
+    Subject { subject: SubjectKey, watched: Option<Watched>, probe: Option<serde_json::Value> },
 }
 
 impl Memory {
@@ -47,42 +83,46 @@ impl Memory {
             causes: Causes::default(),
             services: Services::default(),
             probes: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            written: BTreeMap::new(),
+            spool: None,
         }
     }
 
-    /// What the spool kept. A memory that cannot be read is told and begun anew: what is wrong will be seen again.
+    /// What the spool kept. What cannot be read is told and forgotten: what is wrong will be seen again.
     pub fn load(spool: &SpoolHandle, boot: BootId) -> Result<Self, SpoolError> {
-        let Some(bytes) = spool.get_state_blocking(STATE_KEY)? else { return Ok(Self::new(boot)) };
-        Ok(Self::decode(&bytes, boot))
+        let mut memory = Self::decode(spool.get_states_blocking(PREFIX)?, boot);
+        memory.spool = Some(spool.view().spool);
+        Ok(memory)
     }
 
-    /// Writes events and memory to the spool in one transaction; gives the last sequence number.
-    pub fn append_to(&self, spool: &SpoolHandle, events: Vec<Append>, now: Now) -> Result<u64, SpoolError> {
-        let states = vec![(STATE_KEY.to_owned(), self.encode())];
-        spool.append_blocking(events, states, now).map(|position| position.sequence)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        // Maps with structured keys are the only thing that could fail, and there is none (see the tests).
-        serde_json::to_vec(self).unwrap_or_default()
-    }
-
-    fn decode(bytes: &[u8], boot: BootId) -> Self {
-        let mut memory: Self = match serde_json::from_slice(bytes) {
-            Ok(memory) => memory,
-            Err(error) => {
-                tracing::error!(%error, "what was remembered cannot be read; beginning anew");
-                return Self::new(boot);
-            }
-        };
-        if memory.boot != boot || boot.0.is_nil() {
-            memory.ledger.rebooted();
-            memory.causes.rebooted();
-            // Every process of before is another life's; the probes tell the reboot from their own cursors.
-            memory.services = Services::default();
-            memory.boot = boot;
+    /// Writes events and what changed in memory to the spool, in one transaction.
+    pub fn append_to(&mut self, spool: &SpoolHandle, events: Vec<Append>, now: Now) -> Result<Written, SpoolError> {
+        let id = spool.view().spool;
+        if self.spool.replace(id) != Some(id) {
+            // Another spool may have nothing of it.
+            self.written.clear();
+            self.all_changed();
         }
-        memory
+        let rows = self.changed_rows();
+        let hashes: Vec<(String, Option<u64>)> =
+            rows.iter().map(|(key, bytes)| (key.clone(), (!bytes.is_empty()).then(|| hash(bytes)))).collect();
+        let position = spool.append_blocking(events, rows, now)?;
+        for (key, hash) in hashes {
+            match hash {
+                Some(hash) => drop(self.written.insert(key, hash)),
+                None => drop(self.written.remove(&key)),
+            }
+        }
+        let subject = |row| if let Row::Subject(subject) = row { Some(subject) } else { None };
+        let subjects = std::mem::take(&mut self.changed).into_iter().filter_map(subject).collect();
+        Ok(Written { head_sequence: position.sequence, subjects })
+    }
+
+    /// Takes in the outcome of one run and says what changed.
+    pub fn observe(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) -> Vec<Change> {
+        self.changed.extend(Ledger::touched_by(subject).map(Row::Subject));
+        self.ledger.observe(now, subject, judgement)
     }
 
     /// What a probe gave to keep.
@@ -92,53 +132,145 @@ impl Memory {
 
     /// Keeps what a probe gives.
     pub fn note_probe(&mut self, subject: &SubjectKey, saved: Option<serde_json::Value>) {
+        self.changed.insert(Row::Subject(subject.clone()));
         match saved {
             Some(saved) => drop(self.probes.insert(subject.clone(), saved)),
             None => drop(self.probes.remove(subject)),
         }
     }
 
-    /// Forgets probes that are no longer.
-    pub fn retain(&mut self, watched: &BTreeSet<SubjectKey>) {
+    /// Keeps what the probes noted of services since the last time.
+    pub fn note_services(&mut self, services: &mut Services) {
+        for service in services.take_changed() {
+            if let Some(instances) = services.instances(&service) {
+                self.services.set(service.clone(), instances.clone());
+                self.changed.insert(Row::Service(service));
+            }
+        }
+    }
+
+    /// Forgets subjects that are no longer watched, and tells what is over for that reason.
+    pub fn retain(&mut self, watched: &BTreeSet<SubjectKey>) -> Vec<FindingEvent> {
+        self.all_changed();
         self.probes.retain(|subject, _| watched.contains(subject));
+        self.ledger.retain(watched)
+    }
+
+    fn all_changed(&mut self) {
+        let subjects = self.ledger.subjects().map(|state| state.subject).chain(self.probes.keys());
+        self.changed.extend(subjects.cloned().map(Row::Subject));
+        self.changed.extend(self.services.names().cloned().map(Row::Service));
+    }
+
+    /// The rows to write: their keys and bytes, no bytes for a row that is no more.
+    fn changed_rows(&self) -> Vec<(String, Vec<u8>)> {
+        let rows = self.changed.iter().chain([&Row::Head]).map(|row| (row.key(), self.encode(row)));
+        rows.filter(|(key, bytes)| {
+            if bytes.len() > STATE_BYTES_MAX {
+                tracing::error!(%key, bytes = bytes.len(), "too much to remember; it is lost at the next restart");
+                return false;
+            }
+            self.written.get(key).copied() != (!bytes.is_empty()).then(|| hash(bytes))
+        })
+        .collect()
+    }
+
+    fn encode(&self, row: &Row) -> Vec<u8> {
+        let content = match row {
+            Row::Head => Content::Head {
+                boot: self.boot,
+                suppressed_total: self.ledger.suppressed_total(),
+                causes: self.causes.clone(),
+            },
+            Row::Service(service) => match self.services.instances(service) {
+                Some(instances) => Content::Service(service.clone(), instances.clone()),
+                None => return Vec::new(),
+            },
+            Row::Subject(subject) => {
+                let (watched, probe) = (self.ledger.watched(subject).cloned(), self.probe(subject));
+                if watched.is_none() && probe.is_none() {
+                    return Vec::new();
+                }
+                Content::Subject { subject: subject.clone(), watched, probe }
+            }
+        };
+        // Maps with structured keys are the only thing that could fail, and there is none (see the tests).
+        serde_json::to_vec(&content).unwrap_or_default()
+    }
+
+    fn decode(rows: Vec<(String, Vec<u8>)>, boot: BootId) -> Self {
+        let mut memory = Self::new(boot);
+        let (mut saved_boot, mut suppressed_before, mut subjects) = (None, 0, Vec::new());
+        for (key, bytes) in rows {
+            match serde_json::from_slice(&bytes) {
+                Ok(Content::Head { boot, suppressed_total, causes }) => {
+                    (saved_boot, suppressed_before, memory.causes) = (Some(boot), suppressed_total, causes);
+                }
+                Ok(Content::Service(service, instances)) => memory.services.set(service, instances),
+                Ok(Content::Subject { subject, watched, probe }) => {
+                    memory.probes.extend(probe.map(|probe| (subject.clone(), probe)));
+                    subjects.extend(watched.map(|watched| (subject, watched)));
+                }
+                Err(error) => tracing::error!(%key, %error, "what was remembered cannot be read; beginning anew"),
+            }
+            memory.written.insert(key, hash(&bytes));
+        }
+        memory.ledger = Ledger::restored(suppressed_before, subjects);
+        if saved_boot != Some(boot) || boot.0.is_nil() {
+            memory.all_changed();
+            memory.ledger.rebooted();
+            memory.causes.rebooted();
+            // Every process of before is another life's; the probes tell the reboot from their own cursors.
+            memory.services = Services::default();
+        }
+        memory
     }
 }
 
-/// JSON has no maps with structured keys: a list of pairs.
-mod pairs {
-    use super::SubjectKey;
-    use serde::{Deserialize, Deserializer, Serializer};
-    use std::collections::BTreeMap;
-
-    type Map = BTreeMap<SubjectKey, serde_json::Value>;
-
-    pub(super) fn serialize<S: Serializer>(map: &Map, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(map.iter())
+impl Row {
+    fn key(&self) -> String {
+        match self {
+            Self::Head => format!("{PREFIX}head"),
+            Self::Service(service) => format!("{PREFIX}service/{service}"),
+            Self::Subject(SubjectKey { service, probe, subject }) => {
+                format!("{PREFIX}subject/{service}/{probe}/{subject}")
+            }
+        }
     }
+}
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map, D::Error> {
-        Vec::<(SubjectKey, serde_json::Value)>::deserialize(deserializer).map(|pairs| pairs.into_iter().collect())
-    }
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_agent_core::judgement::{Judgement, Problem};
+    use crate::spool::{Spool, SpoolLimits};
+    use muster_agent_core::judgement::Problem;
     use muster_common::finding::ProbeKind;
-    use muster_common::ids::{ProcessId, ServiceName};
+    use muster_common::ids::ProcessId;
     use muster_common::reason::Reason;
+
+    fn boot(n: u128) -> BootId {
+        BootId(uuid::Uuid::from_u128(n))
+    }
+
+    fn pid_file(service: &ServiceName) -> SubjectKey {
+        SubjectKey::new(service.clone(), ProbeKind::PidFile, "/run/spl.pid")
+    }
 
     #[test]
     fn survives_a_restart_and_knows_a_reboot() {
-        let boot = |n| BootId(uuid::Uuid::from_u128(n));
         let service = ServiceName::new("spl").unwrap();
-        let subject = SubjectKey::new(service.clone(), ProbeKind::PidFile, "/run/spl.pid");
+        let subject = pid_file(&service);
         let mut memory = Memory::new(boot(1));
         let down = Judgement::problem(Problem::new(Reason::ProcessDown, "gone"));
-        assert_eq!(memory.ledger.observe(crate::clock::now(), &subject, &down).len(), 1);
+        assert_eq!(memory.observe(crate::clock::now(), &subject, &down).len(), 1);
         memory.note_probe(&subject, Some(serde_json::json!({ "inode": 7 })));
-        let instance = muster_agent_core::services::Instance {
+        let instance = Instance {
             process: ProcessId { pid: 7, start_ticks: 9 },
             comm: "spl".into(),
             exe: None,
@@ -146,17 +278,57 @@ mod tests {
             first_seen_boottime_ms: 1,
             ended_boottime_ms: None,
         };
-        memory.services.note(&service, instance);
-        let bytes = memory.encode();
+        let mut services = Services::default();
+        services.note(&service, instance);
+        memory.note_services(&mut services);
+        let rows = memory.changed_rows();
 
-        let mut same = Memory::decode(&bytes, boot(1));
-        assert!(same.ledger.observe(crate::clock::now(), &subject, &down).is_empty());
+        let mut same = Memory::decode(rows.clone(), boot(1));
+        assert_eq!(same.changed_rows(), [], "nothing changed yet");
+        assert!(same.observe(crate::clock::now(), &subject, &down).is_empty());
         assert_eq!(same.probe(&subject), Some(serde_json::json!({ "inode": 7 })));
         assert!(same.services.newest(&service).is_some());
+        assert_eq!(same.retain(&BTreeSet::new()).len(), 1);
+        assert!(same.changed_rows().contains(&(Row::Subject(subject).key(), Vec::new())), "the row is removed");
 
-        let other = Memory::decode(&bytes, boot(2));
+        let other = Memory::decode(rows, boot(2));
         assert_eq!(other.ledger.open().count(), 1);
         assert!(other.services.newest(&service).is_none());
-        assert_eq!(Memory::decode(b"{", boot(1)).ledger.open().count(), 0);
+        assert_eq!(other.changed_rows().len(), 2, "the head and the service");
+        assert_eq!(Memory::decode(vec![("memory/head".into(), b"{".into())], boot(1)).ledger.open().count(), 0);
+    }
+
+    #[test]
+    fn as_many_subjects_as_are_allowed_are_kept_and_only_what_changed_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spool.db");
+        let spool = Spool::open(&path, SpoolLimits::default(), boot(1), crate::clock::now()).unwrap();
+        let spool = crate::spool::spawn(spool).unwrap();
+        let mut memory = Memory::load(&spool, boot(1)).unwrap();
+        let bad = Judgement::problem(Problem::new(Reason::PidFileMalformed, "x".repeat(400)));
+        let subjects: Vec<SubjectKey> =
+            (0..4096).map(|n| pid_file(&ServiceName::new(format!("service-{n}")).unwrap())).collect();
+        for subject in &subjects {
+            memory.observe(crate::clock::now(), subject, &bad);
+            memory.note_probe(subject, Some(serde_json::json!({ "seen": "y".repeat(800) })));
+        }
+        let written = memory.append_to(&spool, Vec::new(), crate::clock::now()).unwrap();
+        assert!(written.subjects.len() >= subjects.len());
+        let mut copy = Ledger::default();
+        copy.copy_from(&memory.ledger, &written.subjects);
+        assert_eq!(copy.open_digest(), memory.ledger.open_digest());
+
+        let healthy = Judgement::default();
+        memory.observe(crate::clock::now(), &subjects[7], &healthy);
+        assert!(memory.changed_rows().len() <= 3);
+        memory.append_to(&spool, Vec::new(), crate::clock::now()).unwrap();
+        let digest = memory.ledger.open_digest();
+        let (rows, spool_id) = (spool.get_states_blocking(PREFIX).unwrap(), spool.view().spool);
+        assert_eq!(Memory::decode(rows, boot(1)).ledger.open_digest(), digest);
+
+        let restarted = spool.call_blocking(|spool| spool.restart()).unwrap();
+        assert_ne!(restarted.spool, spool_id);
+        let written = memory.append_to(&spool, Vec::new(), crate::clock::now()).unwrap();
+        assert!(written.subjects.len() >= subjects.len(), "another spool is given everything");
     }
 }

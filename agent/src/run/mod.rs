@@ -203,7 +203,7 @@ fn lock_state(folder: &Path) -> anyhow::Result<anyhow::Result<File>> {
     Ok(Ok(file))
 }
 
-/// What the uplink may tell of the ledger: as of one entry of the spool, replaced whole.
+/// What the uplink may tell of the ledger: as of one entry of the spool.
 struct Published {
     ledger: muster_agent_core::ledger::Ledger,
     head_sequence: u64,
@@ -230,13 +230,16 @@ impl StateOutlet for Outlet {
     fn append(
         &mut self,
         events: Vec<crate::spool::Append>,
-        memory: &Memory,
+        memory: &mut Memory,
         now: Now,
     ) -> Result<(), crate::spool::SpoolError> {
-        let head_sequence = memory.append_to(&self.spool, events, now)?;
-        let published = Published { ledger: memory.ledger.clone(), head_sequence };
-        let facts = published.facts();
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = published;
+        let written = memory.append_to(&self.spool, events, now)?;
+        let facts = {
+            let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+            published.ledger.copy_from(&memory.ledger, &written.subjects);
+            published.head_sequence = written.head_sequence;
+            published.facts()
+        };
         if let Some(setter) = &self.facts {
             setter.set(facts);
         }

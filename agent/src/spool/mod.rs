@@ -196,7 +196,8 @@ impl Spool {
         Position { spool: self.meta.spool, sequence: self.meta.head, hash: self.meta.head_hash }
     }
 
-    /// Appends events, and replaces states of the agent's parts, in one transaction: durable when this returns.
+    /// Appends events, and replaces states of the agent's parts (removes those without bytes), in one transaction:
+    /// durable when this returns.
     pub fn append(&mut self, events: &[Append], states: &[(&str, &[u8])], now: Now) -> Result<Position, SpoolError> {
         let bodies: Vec<(Vec<u8>, Written)> = events
             .iter()
@@ -322,7 +323,16 @@ impl Spool {
             .map_err(|source| self.sqlite(source))
     }
 
-    /// Keeps `bytes` under `key`, durable when this returns.
+    /// All that is kept under keys that begin with `prefix`.
+    pub fn get_states(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, SpoolError> {
+        let get = || -> rusqlite::Result<Vec<(String, Vec<u8>)>> {
+            let mut statement = self.connection.prepare_cached("SELECT key, value FROM state WHERE instr(key, ?1) = 1")?;
+            statement.query_map([prefix], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        };
+        get().map_err(|source| self.sqlite(source))
+    }
+
+    /// Keeps `bytes` under `key`, durable when this returns; no bytes are nothing to keep.
     pub fn put_state(&mut self, key: &str, bytes: &[u8]) -> Result<(), SpoolError> {
         check_state(key, bytes)?;
         self.transaction(|transaction| put(transaction, key, bytes))
@@ -394,6 +404,11 @@ impl Spool {
     }
 }
 
+/// Whether the spool takes an event of this size.
+pub fn fits(event: &FindingEvent) -> bool {
+    encode(event).is_ok()
+}
+
 fn encode(event: &FindingEvent) -> Result<Vec<u8>, SpoolError> {
     let body = muster_proto::convert::encode_finding_event(event);
     if body.len() > ENTRY_BODY_BYTES_MAX { Err(SpoolError::TooLarge(body.len())) } else { Ok(body) }
@@ -416,6 +431,10 @@ fn unsigned(value: i64) -> u64 {
 }
 
 fn put(transaction: &Transaction<'_>, key: &str, bytes: &[u8]) -> rusqlite::Result<()> {
+    if bytes.is_empty() {
+        transaction.prepare_cached("DELETE FROM state WHERE key = ?1")?.execute([key])?;
+        return Ok(());
+    }
     transaction
         .prepare_cached("INSERT INTO state (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2")?
         .execute(params![key, bytes])?;

@@ -68,10 +68,10 @@ impl SpoolHandle {
         self.call_blocking(move |spool| spool.get_state(&key))
     }
 
-    /// Keeps `bytes` under `key`. For threads.
-    pub fn put_state_blocking(&self, key: &str, bytes: Vec<u8>) -> Result<(), SpoolError> {
-        let key = key.to_owned();
-        self.call_blocking(move |spool| spool.put_state(&key, &bytes))
+    /// All that is kept under keys that begin with `prefix`. For threads.
+    pub fn get_states_blocking(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, SpoolError> {
+        let prefix = prefix.to_owned();
+        self.call_blocking(move |spool| spool.get_states(&prefix))
     }
 
     /// Runs `work` on the spool's thread and waits for it. For async tasks.
