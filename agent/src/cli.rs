@@ -1,5 +1,5 @@
 //! The command line. Exit status of `doctor` as monitoring plugins have it: 0 ok, 1 warning, 2 critical, 3 unknown or
-//! usage; of the others: 0 well, 2 a wrong config, 1 any other failure.
+//! usage; of the others: 0 well, 2 a wrong config or command line, 1 any other failure.
 
 use crate::config::{self, Config, ConfigError};
 use crate::discover;
@@ -10,7 +10,8 @@ use crate::senses::HostRoot;
 use clap::{Parser, Subcommand, ValueEnum};
 use muster_common::chain::Chain;
 use muster_common::config::did_you_mean;
-use std::io::{IsTerminal, Write};
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -77,7 +78,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors.
-            let status = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            let status = if error.use_stderr() { usage_status(std::env::args_os().nth(1)) } else { 0 };
             error.print().ok();
             return ExitCode::from(status);
         }
@@ -101,6 +102,12 @@ pub fn main() -> ExitCode {
         Command::Init => init(),
     };
     ExitCode::from(status)
+}
+
+/// Only `doctor` has a status of its own for usage; a wrong line in a unit file is as final as a wrong config.
+fn usage_status(command: Option<OsString>) -> u8 {
+    let of_others = command.is_some_and(|command| ["run", "check-config", "init"].iter().any(|name| command == *name));
+    if of_others { EXIT_WRONG_CONFIG } else { EXIT_USAGE }
 }
 
 struct Asked {
@@ -158,8 +165,13 @@ fn run_doctor(asked: &Asked, mut notes: Vec<String>) -> u8 {
             None => report,
         }
     };
-    print_report(&report, asked);
-    report.overall().exit_status()
+    match delivered(print_report(&report, asked)) {
+        Ok(()) => report.overall().exit_status(),
+        Err(error) => {
+            complain(&format!("the report could not be written: {error}"));
+            EXIT_USAGE
+        }
+    }
 }
 
 fn doctor_config(asked: Option<&Path>, host: &HostRoot, notes: &mut Vec<String>) -> Result<Config, ConfigError> {
@@ -190,16 +202,21 @@ fn known_service(config: &Config, service: &str) -> Result<(), String> {
     Err(format!("no service {service:?}{} (there are: {list})", did_you_mean(nearest.as_deref())))
 }
 
-fn print_report(report: &Report, asked: &Asked) {
-    let mut out = std::io::stdout().lock();
-    // A reader that went away (`| head`) is no failure of the diagnosis; the status still tells.
-    let _written = match asked.format {
-        Format::Json => writeln!(out, "{}", report.to_json()),
+fn print_report(report: &Report, asked: &Asked) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match asked.format {
+        Format::Json => writeln!(out, "{}", report.to_json())?,
         Format::Text => {
-            let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            text::write(&mut out, report, text::Style { colour, verbose: asked.verbose })
+            let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            text::write(&mut out, report, text::Style { colour, verbose: asked.verbose })?;
         }
-    };
+    }
+    out.flush()
+}
+
+/// A reader that went away (`| head`) is no failure; the status still tells.
+fn delivered(written: io::Result<()>) -> io::Result<()> {
+    written.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
 }
 
 fn check_config(path: &Path) -> u8 {
@@ -207,7 +224,6 @@ fn check_config(path: &Path) -> u8 {
         Ok(config) => config,
         Err(error) => return wrong_config(&error, EXIT_WRONG_CONFIG),
     };
-    let mut out = std::io::stdout().lock();
     let sum = |of: fn(&config::Service) -> usize| config.services.iter().map(of).sum::<usize>();
     let parts = [
         counted(config.services.len(), "service"),
@@ -216,12 +232,23 @@ fn check_config(path: &Path) -> u8 {
         counted(sum(|service| service.sqlite.len()), "database"),
         counted(config.endpoints.len(), "coordinator"),
     ];
-    let _written = writeln!(out, "ok: {}", parts.join(", "));
+    let mut out = format!("ok: {}\n", parts.join(", "));
     for not_watched in crate::run::plan::not_watched(&config) {
         let what = text::plain(&not_watched.to_string());
-        let _written = writeln!(out, "note: {what}: not watched yet, this version has no probe for it");
+        out.push_str(&format!("note: {what}: not watched yet, this version has no probe for it\n"));
     }
-    0
+    print(&out)
+}
+
+fn print(text: &str) -> u8 {
+    let mut out = io::stdout().lock();
+    match delivered(out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
+        Ok(()) => 0,
+        Err(error) => {
+            complain(&format!("the output could not be written: {error}"));
+            EXIT_FAILURE
+        }
+    }
 }
 
 fn counted(count: usize, what: &str) -> String {
@@ -230,15 +257,15 @@ fn counted(count: usize, what: &str) -> String {
 
 fn init() -> u8 {
     let found = discover::discover(&HostRoot::default());
-    let mut out = std::io::stdout().lock();
-    if out.write_all(discover::to_toml(&found).as_bytes()).is_err() { EXIT_FAILURE } else { 0 }
+    print(&discover::to_toml(&found))
 }
 
 fn wrong_config(error: &ConfigError, status: u8) -> u8 {
     match error {
         ConfigError::Wrong(errors) => {
-            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            complain(&errors.render(colour));
+            let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            // The renderer makes control characters visible itself, and its own colours must pass.
+            let _written = writeln!(io::stderr().lock(), "{}", errors.render(colour));
         }
         ConfigError::Read { .. } => complain(&Chain(error).to_string()),
     }
@@ -246,7 +273,7 @@ fn wrong_config(error: &ConfigError, status: u8) -> u8 {
 }
 
 fn complain(message: &str) {
-    let _written = writeln!(std::io::stderr().lock(), "{message}");
+    let _written = writeln!(io::stderr().lock(), "{}", text::plain(message));
 }
 
 /// To stderr, which the service manager keeps; it adds the time itself.
@@ -256,8 +283,8 @@ fn log_to_stderr() {
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     if journal { builder.without_time().init() } else { builder.init() }
 }

@@ -4,7 +4,7 @@
 //! Reads only; a file is taken for a database by the magic in its header alone. Bounded: a host with more than it
 //! takes in is told so.
 
-use crate::config::{Config, Service, Sqlite, Watch};
+use crate::config::{self, Config, Service, Sqlite, Watch};
 use crate::senses::{HostRoot, sockets};
 use muster_agent_core::port::{Address, Target};
 use muster_common::ids::ServiceName;
@@ -29,6 +29,8 @@ const FDS_MAX: usize = 100_000;
 const SERVICES_MAX: usize = 256;
 /// Subjects of one kind of one service.
 const SUBJECTS_MAX: usize = 32;
+/// The agent's program, and its name as the kernel has it.
+const OWN_COMM: &str = "muster-agent";
 /// What a SQLite file begins with.
 const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
@@ -193,14 +195,10 @@ fn service_name(text: &str) -> ServiceName {
 
 fn look_at_processes(host: &HostRoot) -> Held {
     let mut held = Held::default();
-    let own = std::process::id();
     let mut fds = 0;
     let Ok(entries) = fs::read_dir(host.path("/proc")) else { return held };
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        if pid == own && host.is_real() {
-            continue;
-        }
         if held.processes.len() == PROCESSES_MAX {
             held.cut_short = true;
             break;
@@ -208,6 +206,10 @@ fn look_at_processes(host: &HostRoot) -> Held {
         let folder = entry.path();
         let Ok(comm) = fs::read(folder.join("comm")) else { continue };
         let comm = String::from_utf8_lossy(&comm).trim_end().to_owned();
+        // Neither this process nor a daemon: the agent's own spool is no subject of the agent.
+        if (pid == std::process::id() && host.is_real()) || comm == OWN_COMM || is_own_program(&folder) {
+            continue;
+        }
         let cgroup = fs::read_to_string(folder.join("cgroup")).unwrap_or_default();
         let unit = unit_of(&cgroup);
         let name = unit.as_deref().and_then(|unit| unit.strip_suffix(".service")).map_or(comm, str::to_owned);
@@ -232,6 +234,13 @@ fn look_at_processes(host: &HostRoot) -> Held {
     held
 }
 
+/// Also under another thread's name, and after an upgrade replaced the file.
+fn is_own_program(process: &Path) -> bool {
+    let Ok(exe) = fs::read_link(process.join("exe")) else { return false };
+    let name = exe.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.strip_suffix(" (deleted)").unwrap_or(&name) == OWN_COMM
+}
+
 fn note_open(host: &HostRoot, pid: u32, target: &Path, held: &mut Held) {
     if let Some(inode) = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')) {
         if let Ok(inode) = inode.parse() {
@@ -247,8 +256,9 @@ fn note_open(host: &HostRoot, pid: u32, target: &Path, held: &mut Held) {
     if !target.is_absolute() || target.as_os_str().len() > SUBJECT_BYTES_MAX || held.databases.contains_key(target) {
         return;
     }
-    // Devices and memory are no databases; looking costs a system call each.
-    let elsewhere = ["/dev", "/proc", "/sys", "/memfd:"].iter().any(|folder| target.starts_with(folder));
+    // Devices and memory are no databases, and looking costs a system call each; the agent's own spool is no subject.
+    let elsewhere =
+        ["/dev", "/proc", "/sys", "/memfd:", config::STATE_DIR_DEFAULT].iter().any(|folder| target.starts_with(folder));
     if !elsewhere && target.to_str().is_some() && has_magic(&host.path(target)) {
         held.databases.insert(target.to_owned(), pid);
     }
@@ -396,6 +406,21 @@ mod tests {
         // What is printed is read back as what was found.
         let config = Config::parse("agent.toml", &to_toml(&found)).unwrap();
         assert_eq!(config.services, found.services);
+    }
+
+    #[test]
+    fn the_agent_itself_is_not_discovered() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let database = [SQLITE_MAGIC.as_slice(), &[0; 1000]].concat();
+        for path in ["/srv/muster/spool.db", "/srv/muster/again.db", "/var/lib/muster-agent/spool.db"] {
+            file(root, path.trim_start_matches('/'), &database);
+        }
+        process(root, 70, "muster-agent", "/system.slice/agent.service", &["/srv/muster/spool.db"]);
+        process(root, 71, "judge", "/system.slice/agent.service", &["/srv/muster/again.db"]);
+        symlink("/usr/bin/muster-agent (deleted)", root.join("proc/71/exe")).unwrap();
+        process(root, 72, "sqlite3", "/user.slice", &["/var/lib/muster-agent/spool.db"]);
+        assert_eq!(discover(&HostRoot(root.to_owned())).services, []);
     }
 
     #[test]

@@ -39,6 +39,9 @@ fn usage_errors_exit_3_and_help_exits_0() {
     for arguments in [&["doctor", "--no-such"][..], &["frobnicate"], &[], &["doctor", "--format", "xml"]] {
         assert_eq!(status(&agent(arguments)), 3, "{arguments:?}");
     }
+    for arguments in [&["check-config", "--bogus"][..], &["run", "--bogus"], &["init", "--bogus"]] {
+        assert_eq!(status(&agent(arguments)), 2, "{arguments:?}");
+    }
     for arguments in [&["--help"][..], &["doctor", "--help"], &["--version"]] {
         assert_eq!(status(&agent(arguments)), 0, "{arguments:?}");
     }
@@ -170,6 +173,37 @@ fn a_fifo_as_pid_file_does_not_hold_doctor_up_nor_do_strange_names_reach_the_ter
 }
 
 #[test]
+fn a_fifo_as_config_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("agent.toml");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let fifo = fifo.display().to_string();
+    for (command, expected) in [("check-config", 2), ("doctor", 3)] {
+        let output = agent(&[command, "--config", &fifo]);
+        assert_eq!(status(&output), expected);
+        assert!(stderr(&output).contains("not a regular file"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn output_that_cannot_be_delivered_is_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write(folder.path(), "agent.toml", ENOUGH_MEMORY);
+    for (arguments, expected) in [
+        (&["doctor", "--config", &config][..], 3),
+        (&["doctor", "--config", &config, "--format", "json"], 3),
+        (&["check-config", "--config", &config], 1),
+        (&["init"], 1),
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster-agent"));
+        let output = command.args(arguments).stdout(full).output().unwrap();
+        assert_eq!(status(&output), expected, "{arguments:?}");
+        assert!(stderr(&output).contains("could not be written"), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_saved_kernel_log_gives_one_finding_per_victim() {
     let folder = tempfile::tempdir().unwrap();
     let log = "[   10.000000] Out of memory: Killed process 100 (spl) total-vm:100kB, anon-rss:50kB, file-rss:0kB, \
@@ -192,8 +226,32 @@ fn a_saved_kernel_log_gives_one_finding_per_victim() {
     victims.sort_unstable();
     assert_eq!(victims, [(100, "spl"), (101, "hub")]);
     assert_eq!(status(&agent(&["doctor", "--kmsg-file", "/nonexistent"])), 3);
+    let well = write(folder.path(), "well.log", "[    0.000000] Linux version 6.1.0\n");
+    assert_eq!(status(&agent(&["doctor", "--kmsg-file", &well])), 0);
+}
+
+#[test]
+fn what_is_no_kernel_log_is_no_all_clear() {
+    let folder = tempfile::tempdir().unwrap();
     let empty = write(folder.path(), "empty.log", "");
-    assert_eq!(status(&agent(&["doctor", "--kmsg-file", &empty])), 0);
+    let noise: Vec<u8> = (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let random = folder.path().join("random");
+    std::fs::write(&random, noise).unwrap();
+    let random = random.display().to_string();
+    for file in [empty.as_str(), "/etc/passwd", &random] {
+        let output = agent(&["doctor", "--kmsg-file", file]);
+        assert_eq!(status(&output), 3, "{file}: {}", stdout(&output));
+        assert!(stdout(&output).contains("no kernel messages"), "{file}: {}", stdout(&output));
+    }
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let output = agent(&["doctor", "--kmsg-file", &fifo.display().to_string()]);
+    assert_eq!((status(&output), stdout(&output).contains("no kernel messages")), (3, true));
+    let output = agent(&["doctor", "--kmsg-file", "/dev/zero"]);
+    assert_eq!((status(&output), stderr(&output).contains("neither a file nor")), (3, true), "{output:?}");
+    // The live log: where it may be read, it ends where nothing new is.
+    let output = agent(&["doctor", "--kmsg-file", "/dev/kmsg"]);
+    assert!((0..=3).contains(&status(&output)), "{output:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 use muster_agent::clock;
 use muster_agent::probe::{Context, Probe};
-use muster_agent::senses::{HostRoot, oom};
+use muster_agent::senses::{HostRoot, oom, saved_log};
 use muster_agent_core::judgement::{Judgement, Problem};
 use muster_agent_core::services::{Instance, Services};
 use muster_common::evidence::Value;
@@ -98,7 +98,9 @@ fn saved_logs_of_many_kernels_name_every_victim_once() {
             println!("{name}: no expectation written down");
             continue;
         };
-        let problems = oom::read_file(&path).unwrap();
+        let log = saved_log::read_log(&path).unwrap();
+        assert!(log.kernel_lines > 0, "{name}");
+        let problems = log.kills;
         let found = victims(&problems);
         let found: Vec<(u64, &str)> = found.iter().map(|(pid, comm)| (*pid, comm.as_str())).collect();
         assert_eq!(&found, expected, "{name}");

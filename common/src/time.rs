@@ -51,6 +51,11 @@ impl Timestamp {
         part(date.year()) * 10_000 + part(date.month().into()) * 100 + part(date.day().into())
     }
 
+    /// For people: `2026-11-21 01:44 UTC`.
+    pub fn to_utc_minute(self) -> String {
+        self.to_jiff().strftime("%Y-%m-%d %H:%M UTC").to_string()
+    }
+
     fn to_jiff(self) -> jiff::Timestamp {
         jiff::Timestamp::from_millisecond(self.unix_ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
     }
@@ -88,6 +93,7 @@ mod tests {
         let t = Timestamp::from_unix_ms(1_795_225_445_678);
         assert_eq!(t.to_string(), "2026-11-21T01:44:05.678Z");
         assert_eq!(t.utc_day(), 20_261_121);
+        assert_eq!(t.to_utc_minute(), "2026-11-21 01:44 UTC");
         assert_eq!(Timestamp::UNIX_EPOCH.to_string(), "1970-01-01T00:00:00.000Z");
     }
 

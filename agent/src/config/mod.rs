@@ -14,6 +14,9 @@ use std::time::Duration;
 
 /// Where the config is looked for.
 pub const PATH_DEFAULT: &str = "/etc/muster/agent.toml";
+/// Where the spool is kept unless the config says otherwise.
+pub const STATE_DIR_DEFAULT: &str = "/var/lib/muster-agent";
+
 /// Why there is no config.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -221,7 +224,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             labels: BTreeMap::new(),
-            state_dir: PathBuf::from("/var/lib/muster-agent"),
+            state_dir: PathBuf::from(STATE_DIR_DEFAULT),
             socket: PathBuf::from("/run/muster-agent/agent.sock"),
             endpoints: Vec::new(),
             tls: TlsFiles {

@@ -10,11 +10,12 @@ use crate::probe::{Context, Lane as Kind};
 use crate::run::lanes::{Done, Job, Lane};
 use crate::run::plan::{Planned, not_watched, probes};
 use crate::senses::HostRoot;
+use crate::senses::saved_log::read_log;
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Causes;
-use muster_agent_core::judgement::Judgement;
+use muster_agent_core::judgement::{Judgement, Unknown};
 use muster_agent_core::services::Services;
-use muster_common::evidence::Evidence;
+use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::units::human_duration;
@@ -53,10 +54,20 @@ pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> Report 
 /// Reads a saved kernel log instead of the host, which may be another one: for triage elsewhere.
 pub fn diagnose_kmsg(path: &Path) -> std::io::Result<Report> {
     let start = Instant::now();
-    let occurrences = crate::senses::oom::read_file(path)?;
+    let log = read_log(path)?;
     let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Oom, &path.display().to_string());
-    let seen = Evidence::new().count("oom_kills", u64::try_from(occurrences.len()).unwrap_or(u64::MAX));
-    let judgement = Judgement { occurrences, seen, ..Judgement::default() };
+    let kills = u64::try_from(log.kills.len()).unwrap_or(u64::MAX);
+    let seen = Evidence::new().count("oom_kills", kills).count("kernel_lines", log.kernel_lines);
+    let unknown = |why: String, way_out: &str| Unknown { why, way_out: Some(way_out.to_owned()) };
+    let unknown = if log.kernel_lines == 0 {
+        let why = format!("no kernel messages are in its {} lines", log.lines);
+        Some(unknown(why, "save them with one of: dmesg > FILE, journalctl -k > FILE"))
+    } else if log.cut_short {
+        Some(unknown("only its beginning was read, it is too large".to_owned(), "split it"))
+    } else {
+        None
+    };
+    let judgement = Judgement { occurrences: log.kills, seen, unknown, ..Judgement::default() };
     let ran = Ran { subject, judgement, took: start.elapsed() };
     Ok(Report::new(path.display().to_string(), vec![ran], Vec::new(), Vec::new()))
 }
@@ -70,9 +81,10 @@ fn explain(now: Now, mut ran: Vec<Ran>) -> Vec<Ran> {
         causes.explain(now, &one.subject, &mut one.judgement);
         // The kernel's log reaches back to the boot: a kill of last month is told as such.
         for happened in &mut one.judgement.occurrences {
-            if let Some(at_ms) = happened.observed_boottime_ms {
-                happened.summary = format!("{}; {} ago", happened.summary, human_duration(now.since(at_ms)));
-            }
+            let Some(at_ms) = happened.observed_boottime_ms else { continue };
+            let (age, at) = (now.since(at_ms), now.wall - now.since(at_ms));
+            happened.summary = format!("{}; at {}, {} ago", happened.summary, at.to_utc_minute(), human_duration(age));
+            happened.evidence.insert("observed_at", Value::Time(at));
         }
     }
     ran

@@ -8,7 +8,7 @@ use crate::probe::{Context, Probe};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::kmsg::report::{Belonging, oom_kill, unexplained_kills, unnamed_kills};
-use muster_agent_core::kmsg::{Balance, Cursor, Joiner, Outcome, Seen, Unnamed, Victim, parse_record, parse_saved};
+use muster_agent_core::kmsg::{Balance, Cursor, Joiner, Outcome, Seen, Unnamed, Victim, parse_record};
 use muster_agent_core::pid_file::ProcessReading;
 use muster_agent_core::services::Services;
 use muster_common::evidence::Evidence;
@@ -17,9 +17,7 @@ use muster_common::ids::{BootId, ProcessId, ServiceName};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, major, minor, open};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, read};
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -35,9 +33,6 @@ const LOOK_BACK_FIRST: Duration = Duration::from_secs(10 * 60);
 const LOOK_BACK_ONE_SHOT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The inode of the initial pid namespace, a constant of the kernel.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
-/// Bytes read of a saved log, and of one of its lines.
-const FILE_BYTES_MAX: u64 = 1 << 30;
-const LINE_BYTES_MAX: u64 = 64 * 1024;
 /// The way to the log without privileges.
 const WAY_OUT: &str =
     "run as root; the daemon needs StandardInput=file:/dev/kmsg, as the shipped unit has it, or CAP_SYSLOG";
@@ -255,27 +250,8 @@ impl Probe for OomProbe {
     }
 }
 
-/// The OOM kills of a saved kernel log in any usual form, one problem per victim.
-pub fn read_file(path: &Path) -> std::io::Result<Vec<Problem>> {
-    let file = std::fs::File::open(path)?;
-    let mut reader = BufReader::new(file.take(FILE_BYTES_MAX));
-    let mut joiner = Joiner::default();
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
-            break;
-        }
-        joiner.feed(&parse_saved(&String::from_utf8_lossy(&line)));
-    }
-    let outcome = joiner.take(true);
-    let mut problems: Vec<Problem> = outcome.victims.iter().map(|victim| oom_kill(victim, None, None)).collect();
-    problems.extend(group_unnamed(&outcome.unnamed));
-    Ok(problems)
-}
-
 /// One problem per cgroup.
-fn group_unnamed(unnamed: &[Unnamed]) -> Vec<Problem> {
+pub(super) fn group_unnamed(unnamed: &[Unnamed]) -> Vec<Problem> {
     let mut groups: Vec<(&Unnamed, u64)> = Vec::new();
     for kill in unnamed {
         match groups.iter_mut().find(|(known, _)| known.cgroup == kill.cgroup) {
@@ -329,7 +305,7 @@ fn handed_over() -> Option<OwnedFd> {
     fcntl_dupfd_cloexec(stdin, 3).ok()
 }
 
-fn is_kmsg(fd: impl AsFd) -> bool {
+pub(super) fn is_kmsg(fd: impl AsFd) -> bool {
     fstat(fd).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
             && (major(stat.st_rdev), minor(stat.st_rdev)) == KMSG_DEVICE

@@ -62,6 +62,15 @@ pub fn parse_saved(line: &str) -> Line {
     Line { source, sequence: None, usec, text: text.to_owned() }
 }
 
+/// Whether `line`, parsed from `raw`, is one that only a kernel log has: a facility, a stamp, a tag, or a sentence of
+/// the OOM killer. A text without any such line is no kernel log, and its silence proves nothing.
+pub fn bears_kernel_mark(raw: &str, line: &Line) -> bool {
+    line.source != Source::Untold
+        || line.usec.is_some()
+        || line.text != strip_colours(raw).trim_end()
+        || super::forms::parse(&line.text).is_some()
+}
+
 fn facility_source(priority: u64) -> Source {
     if priority >> 3 == 0 { Source::Kernel } else { Source::UserSpace }
 }
@@ -160,7 +169,7 @@ fn strip_stamp(line: &str) -> (Option<u64>, &str) {
     };
     let stamp = inside.trim();
     let usec = seconds_to_usec(stamp);
-    if usec.is_none() && stamp.matches(':').count() < 2 {
+    if usec.is_none() && !has_clock(stamp) {
         return (None, line);
     }
     let rest = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -168,6 +177,14 @@ fn strip_stamp(line: &str) -> (Option<u64>, &str) {
         _ => rest,
     };
     (usec, rest.strip_prefix(' ').unwrap_or(rest))
+}
+
+/// `03:54:03` somewhere in it.
+fn has_clock(stamp: &str) -> bool {
+    let is_clock = |bytes: &[u8]| {
+        bytes.iter().enumerate().all(|(at, byte)| if at % 3 == 2 { *byte == b':' } else { byte.is_ascii_digit() })
+    };
+    stamp.as_bytes().windows("00:00:00".len()).any(is_clock)
 }
 
 fn seconds_to_usec(stamp: &str) -> Option<u64> {

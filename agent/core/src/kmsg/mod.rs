@@ -15,4 +15,4 @@ pub mod report;
 pub use balance::Balance;
 pub use cursor::{Cursor, Seen};
 pub use events::{Joiner, Outcome, Proof, Scope, Trigger, Unnamed, Victim};
-pub use line::{Line, Source, parse_record, parse_saved};
+pub use line::{Line, Source, bears_kernel_mark, parse_record, parse_saved};
