@@ -8,6 +8,7 @@ mod handle;
 mod links;
 mod load;
 mod resync;
+mod snapshot;
 mod standing;
 mod turn;
 

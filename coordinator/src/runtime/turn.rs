@@ -11,6 +11,7 @@ use super::handle::{
 use super::links::Links;
 use super::load::{decode_state, load};
 use super::resync::{Before, Resynced};
+use super::snapshot::Encoding;
 use super::standing;
 use crate::metrics::{Metrics, RoleLabel};
 use crate::store::{Head, JournalStore, Snapshot, StoredEntry};
@@ -114,6 +115,7 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         machine,
         snapshot_index: start.store.snapshot()?.map_or(0, |snapshot| snapshot.index),
         store: start.store,
+        encoding: None,
         standing: start.standing,
         policy: start.policy,
         clock,
@@ -158,6 +160,7 @@ struct Turner {
     /// Log time of the last liveness sweep.
     swept: Timestamp,
     snapshot_index: u64,
+    encoding: Option<Encoding>,
     shared: Arc<Shared>,
     /// Applied and not committed.
     entries: Vec<Entry>,
@@ -217,9 +220,7 @@ impl Turner {
             self.entries.extend(self.machine.run_deadlines(now));
         }
         self.commit()?;
-        if self.store.head().index >= self.snapshot_index + SNAPSHOT_ENTRIES {
-            self.snapshot()?;
-        }
+        self.snapshot_beside()?;
         let turns = self.shared.turns.fetch_add(1, Ordering::Relaxed);
         if turns.is_multiple_of(GAUGES_TURNS) {
             super::gauges::refresh(&self.shared.metrics, self.machine.state());
@@ -375,12 +376,28 @@ impl Turner {
         drop(self.shared.committed.send(batch));
     }
 
+    /// Keeps the snapshot that was begun, once it is made, and begins the next one when it is due.
+    fn snapshot_beside(&mut self) -> Result<(), RuntimeError> {
+        if let Some(made) = self.encoding.as_ref().and_then(Encoding::made) {
+            self.encoding = None;
+            let (head, state) = made?;
+            self.store.put_snapshot(head, &state)?;
+            self.snapshot_index = head.index;
+        }
+        let head = self.store.head();
+        if self.encoding.is_none() && head.index >= self.snapshot_index + SNAPSHOT_ENTRIES {
+            self.encoding = Some(Encoding::begin(self.machine.state().clone(), head)?);
+        }
+        Ok(())
+    }
+
+    /// At the end there is nobody to wait for the loop.
     fn snapshot(&mut self) -> Result<(), RuntimeError> {
         let head = self.store.head();
         if head.index > self.snapshot_index {
             let state = serde_json::to_vec(self.machine.state())
                 .map_err(|error| RuntimeError::State(format!("cannot encode a snapshot: {error}")))?;
-            self.store.put_snapshot(&state)?;
+            self.store.put_snapshot(head, &state)?;
             self.snapshot_index = head.index;
         }
         Ok(())
@@ -560,6 +577,7 @@ impl Turner {
         self.store.replace(snapshot)?;
         self.machine = Machine::new(state);
         self.snapshot_index = snapshot.index;
+        self.encoding = None;
         self.shared.head.send_replace(self.store.head());
         Ok(self.store.head())
     }

@@ -11,6 +11,7 @@ use crate::runtime::{CoordinatorRole, Handle, View};
 use crate::store::{Head, JournalHash, JournalStore, Snapshot, StoreError, StoredEntry};
 use muster_common::chain::Chain;
 use muster_common::ids::CoordinatorId;
+use muster_coordinator_core::state::State;
 use muster_proto::convert;
 use muster_proto::v1::replicate_request::Message as Request_;
 use muster_proto::v1::replicate_response::Message;
@@ -157,7 +158,16 @@ enum Plan {
     /// Its journal is a beginning of ours.
     Continue,
     /// It is not, or is too old.
-    Replace(Snapshot),
+    Replace(Head, Box<State>),
+}
+
+impl Plan {
+    /// The snapshot to begin with, if one is needed.
+    fn encoded(self) -> Result<Option<Snapshot>, StoreError> {
+        let Self::Replace(head, state) = self else { return Ok(None) };
+        let body = serde_json::to_vec(&state)?;
+        Ok(Some(Snapshot { index: head.index, hash: head.hash, at: head.at, body }))
+    }
 }
 
 /// What goes to one follower.
@@ -199,14 +209,19 @@ impl Feed {
         let hash = hash.ok_or_else(|| Status::invalid_argument("journal_hash must have 32 bytes"))?;
         let index = hello.journal_index;
         let plan = self.query(move |view| plan(view, index, hash)).await?;
+        // Off the loop's thread, which only made the copy.
+        let plan = tokio::task::spawn_blocking(|| plan.encoded()).await;
+        let plan = plan
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| Status::internal(Chain(&error).to_string()))?;
         let mut next = index.saturating_add(1);
-        let replace = matches!(plan, Plan::Replace(_));
+        let replace = plan.is_some();
         if self.greet(replace).await.is_err() {
             return Ok(Over);
         }
         match plan {
-            Plan::Continue => self.joined(index).await?,
-            Plan::Replace(snapshot) => {
+            None => self.joined(index).await?,
+            Some(snapshot) => {
                 self.joined(0).await?;
                 next = snapshot.index.saturating_add(1);
                 if self.send_snapshot(&snapshot).await.is_err() {
@@ -296,8 +311,7 @@ fn plan(view: &View<'_>, index: u64, hash: JournalHash) -> Result<Plan, StoreErr
     if has(view, head, index, hash)? && view.store.oldest()? <= index.saturating_add(1) {
         return Ok(Plan::Continue);
     }
-    let body = serde_json::to_vec(view.state)?;
-    Ok(Plan::Replace(Snapshot { index: head.index, hash: head.hash, at: head.at, body }))
+    Ok(Plan::Replace(head, Box::new(view.state.clone())))
 }
 
 fn has(view: &View<'_>, head: Head, index: u64, hash: JournalHash) -> Result<bool, StoreError> {

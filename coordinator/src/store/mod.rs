@@ -174,8 +174,8 @@ pub trait JournalStore: Send {
     /// The newest snapshot.
     fn snapshot(&self) -> Result<Option<Snapshot>, StoreError>;
 
-    /// Keeps `state` (JSON) as the snapshot of the head, and lets go of what retention no longer wants.
-    fn put_snapshot(&mut self, state: &[u8]) -> Result<(), StoreError>;
+    /// Keeps `state` (JSON) as the snapshot of `at`, and lets go of what retention no longer wants.
+    fn put_snapshot(&mut self, at: Head, state: &[u8]) -> Result<(), StoreError>;
 
     /// Throws away this journal and begins with a snapshot of the primary's.
     fn replace(&mut self, snapshot: &Snapshot) -> Result<(), StoreError>;

@@ -20,8 +20,9 @@ const RETAINED_ENTRIES_MAX: u64 = 2_000_000;
 /// Bytes of entries kept behind the head: an agent that tells as much as it can must not fill the disk. Older ones go when
 /// a snapshot is taken.
 const RETAINED_BYTES_MAX: u64 = 4 << 30;
-/// Entries kept behind the head whatever their size: what a standby that was away for a moment needs.
-const RETAINED_ENTRIES_MIN: u64 = 20_000;
+/// Entries kept behind the head whatever their size: what a start from the older snapshot needs, and a standby that was
+/// away for a moment.
+const RETAINED_ENTRIES_MIN: u64 = 60_000;
 /// Snapshots kept: the newest, and the one before in case it does not decode.
 const SNAPSHOTS_KEPT: i64 = 2;
 /// WAL size at which SQLite checkpoints, in pages of 4 KiB.
@@ -281,15 +282,14 @@ impl JournalStore for SqliteStore {
         Ok(Some(Snapshot { index, hash: hash_of(index, &hash)?, at: Timestamp::from_unix_ms(at_ms), body }))
     }
 
-    fn put_snapshot(&mut self, state: &[u8]) -> Result<(), StoreError> {
-        let head = self.head;
+    fn put_snapshot(&mut self, at: Head, state: &[u8]) -> Result<(), StoreError> {
         let (base, _) = self.base()?;
         let keep_from = self.keep_from(base, RETAINED_BYTES_MAX, RETAINED_ENTRIES_MIN)?;
         let transaction = self.connection.transaction().map_err(failed("begin a write to"))?;
         transaction
             .execute(
                 "INSERT OR REPLACE INTO snapshot (idx, at_ms, hash, body) VALUES (?1, ?2, ?3, ?4)",
-                params![to_sql(head.index), head.at.unix_ms(), head.hash.0.as_slice(), state],
+                params![to_sql(at.index), at.at.unix_ms(), at.hash.0.as_slice(), state],
             )
             .map_err(failed("write a snapshot to"))?;
         transaction
