@@ -12,6 +12,8 @@ use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::path::Path;
 use std::time::Duration;
 
 /// A process that started this much after its pid file was written is not the one that wrote it. Covers clock steps of
@@ -297,7 +299,7 @@ impl PidFileJudge {
                 }
                 Judgement::problem(zombie(path, &facts, now))
             }
-            Some(ProcessReading::Alive(facts)) => match self.reused(&facts, modified, now) {
+            Some(ProcessReading::Alive(facts)) => match self.reused(path, &facts, modified, now) {
                 Some((why, grade)) => Judgement::problem(reuse(path, &facts, modified, why, grade)),
                 None => self.running(path, facts, modified, now),
             },
@@ -319,7 +321,10 @@ impl PidFileJudge {
     }
 
     /// Whether the process is another one than the file meant, why, and how sure that is.
-    fn reused(&self, facts: &Facts, modified: Timestamp, now: Now) -> Option<(&'static str, Grade)> {
+    ///
+    /// Without a memory of this pid only clocks speak, and the wall clock may have been set since the file was written
+    /// (a host that boots in 1970 until NTP answers): then the names decide whether it is worth telling at all.
+    fn reused(&self, path: &str, facts: &Facts, modified: Timestamp, now: Now) -> Option<(&'static str, Grade)> {
         if let Some(known) = &self.known
             && known.facts.process.pid == facts.process.pid
         {
@@ -331,8 +336,21 @@ impl PidFileJudge {
             }
         }
         let started = now.wall - now.since(facts.start_boottime_ms);
-        let later = started > modified + REUSE_MARGIN;
-        later.then_some(("the process started after the file was written", Grade::Likely))
+        if started <= modified + REUSE_MARGIN {
+            return None;
+        }
+        let booted = now.wall - Duration::from_millis(now.boottime_ms);
+        match (modified + REUSE_MARGIN < booted, is_named_after(path, facts)) {
+            (true, true) => None,
+            (true, false) => Some((
+                "by the clock the file is older than this boot: it is a leftover, or the clock was set since",
+                Grade::Possible,
+            )),
+            (false, true) => {
+                Some(("the process started after the file was written, or the clock was set between", Grade::Possible))
+            }
+            (false, false) => Some(("the process started after the file was written", Grade::Likely)),
+        }
     }
 
     fn running(&mut self, path: &str, facts: Facts, modified: Timestamp, now: Now) -> Judgement {
@@ -346,6 +364,31 @@ impl PidFileJudge {
         self.known = Some(Known { facts, named_at: modified, first_seen_boottime_ms, ended_boottime_ms: None });
         judgement
     }
+}
+
+/// Whether the first word of the file's or its folder's name is that of the program: `/run/spl/main.pid` and `spl`,
+/// `crond.pid` and `cron`.
+fn is_named_after(path: &str, facts: &Facts) -> bool {
+    let path = Path::new(path);
+    let name = |name: Option<&OsStr>| first_word(&name.unwrap_or_default().to_string_lossy()).to_owned();
+    let folder = name(path.parent().and_then(Path::file_name));
+    // Folders of all services.
+    let folder = if matches!(folder.as_str(), "run" | "tmp" | "log" | "lib") { String::new() } else { folder };
+    let exe = name(facts.exe.as_deref().and_then(|exe| Path::new(exe).file_name()));
+    let programs = [first_word(&facts.comm), &exe];
+    let names = [&name(path.file_stem()), &folder];
+    names.iter().any(|name| programs.iter().any(|program| is_alike(name, program)))
+}
+
+fn first_word(text: &str) -> &str {
+    text.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default()
+}
+
+fn is_alike(a: &str, b: &str) -> bool {
+    // Shorter ones are the beginning of too many words.
+    const PREFIX_BYTES_MIN: usize = 3;
+    let prefix = a.starts_with(b) || b.starts_with(a);
+    !a.is_empty() && (a == b || (prefix && a.len().min(b.len()) >= PREFIX_BYTES_MIN))
 }
 
 fn facts_evidence(facts: &Facts) -> Evidence {
@@ -378,9 +421,17 @@ fn reuse(path: &str, facts: &Facts, modified: Timestamp, why: &str, grade: Grade
         .text("path", path)
         .text("why", why)
         .with("file_modified", muster_common::evidence::Value::Time(modified));
-    Problem::new(Reason::PidFileStale, summary).evidence(evidence).grade(grade).next_steps([
-        "do not signal this pid: it belongs to another program",
-        "start the service through its init system; it should replace the file",
+    let problem = Problem::new(Reason::PidFileStale, summary).evidence(evidence).grade(grade);
+    let pid = facts.process.pid;
+    if grade == Grade::Possible {
+        return problem.next_steps([
+            format!("see whether this is the service: ps -o pid,lstart,args -p {pid}"),
+            "if it is not, start the service through its init system; it should replace the file".to_owned(),
+        ]);
+    }
+    problem.next_steps([
+        format!("do not signal pid {pid}: it belongs to another process"),
+        "start the service through its init system; it should replace the file".to_owned(),
     ])
 }
 
@@ -523,7 +574,8 @@ mod tests {
 
     #[test]
     fn a_reused_pid_is_another_process() {
-        let late = Some(ProcessReading::Alive(facts(5, 100_000)));
+        let other = Facts { comm: "cat".into(), exe: Some("/bin/cat".into()), ..facts(5, 100_000) };
+        let late = Some(ProcessReading::Alive(other));
         let mut fresh = PidFileJudge::default();
         let judgement = fresh.judge(PATH, reading(file(5, 1_000), late.clone()), at(200_000), true);
         assert_eq!(reasons(&judgement), [Reason::PidFileStale]);
@@ -535,6 +587,35 @@ mod tests {
         let judgement = judge.judge(PATH, reading(file(5, 1_000), soon), at(3_000), false);
         assert_eq!(reasons(&judgement), [Reason::ProcessDown, Reason::PidFileStale]);
         assert_eq!(judgement.problems[1].grade, Grade::Confirmed);
+    }
+
+    /// A file with `modified` and a process of `comm` that runs since 10 min after the boot, looked at after an hour.
+    fn first_sight(path: &str, comm: &str, modified: Timestamp) -> Judgement {
+        let process = Facts { comm: comm.into(), exe: Some(format!("/usr/bin/{comm}")), ..facts(5, 600_000) };
+        let file = FileReading::Pid { pid: 5, modified };
+        let reading = reading(file, Some(ProcessReading::Alive(process)));
+        PidFileJudge::default().judge(path, reading, at(3_600_000), true)
+    }
+
+    #[test]
+    fn a_clock_that_was_set_since_makes_no_process_a_stranger() {
+        let in_1970 = Timestamp::from_unix_ms(610_000);
+        for (path, comm) in [("/run/spl.pid", "spl"), ("/run/spl/main.pid", "spl"), ("/run/crond.pid", "cron")] {
+            assert_eq!(first_sight(path, comm, in_1970).verdict(), Verdict::Ok, "{path} {comm}");
+        }
+        // Set by a minute, after the file was written.
+        let judgement = first_sight("/run/spl.pid", "spl", at(540_000).wall);
+        assert_eq!(judgement.problems[0].grade, Grade::Possible);
+        // A leftover of an earlier boot, or a service under another name: nobody can tell from here.
+        let judgement = first_sight("/run/spl.pid", "sshd", in_1970);
+        assert_eq!(reasons(&judgement), [Reason::PidFileStale]);
+        assert_eq!(judgement.problems[0].grade, Grade::Possible);
+        assert!(judgement.problems[0].summary.contains("the clock was set"), "{judgement:?}");
+        assert!(!judgement.problems[0].next_steps.concat().contains("do not signal"), "{judgement:?}");
+        // Within one boot, and of another name.
+        let judgement = first_sight("/run/spl.pid", "sshd", at(300_000).wall);
+        assert_eq!(judgement.problems[0].grade, Grade::Likely);
+        assert!(judgement.problems[0].next_steps.concat().contains("do not signal"));
     }
 
     #[test]

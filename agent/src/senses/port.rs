@@ -66,7 +66,7 @@ impl PortProbe {
             listener.uid = path.as_deref().and_then(sockets::file_uid);
         }
         for listener in listeners.iter().take(LISTENERS_LOOKED_UP_MAX) {
-            reading.owners.extend(self.table.owners(listener.inode, living));
+            reading.owners.extend(self.table.owners(listener.inode, living, context.now.boottime_ms));
         }
         reading.owners.dedup_by_key(|owner| owner.process);
         let queued = listeners.iter().any(|listener| listener.queue > 0);

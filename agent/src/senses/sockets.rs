@@ -28,6 +28,8 @@ const WALK_MAX: Duration = Duration::from_millis(300);
 const FRESH_MS: u64 = 300;
 /// Holders remembered; beyond it all are looked up anew.
 const HOLDERS_MAX: usize = 4096;
+/// A holder that a walk did not find (of another user, in another pid namespace) is not looked for again before this.
+const MISS_KEPT_MS: u64 = 60_000;
 
 /// What several port probes share: the last dump, and the holders found so far.
 #[derive(Debug)]
@@ -40,13 +42,22 @@ pub struct SocketTable {
 struct State {
     taken_boottime_ms: Option<u64>,
     listeners: Result<Arc<Vec<Listener>>, String>,
-    holders: BTreeMap<u64, Vec<ProcessId>>,
+    holders: BTreeMap<u64, Holders>,
+    walks: u64,
+}
+
+/// What the last walk for a socket found.
+#[derive(Debug, Clone)]
+struct Holders {
+    processes: Vec<ProcessId>,
+    walked_boottime_ms: u64,
 }
 
 impl SocketTable {
     /// An empty table of the host under `root`.
     pub fn new(root: HostRoot) -> Arc<Self> {
-        let state = State { taken_boottime_ms: None, listeners: Err("not read yet".into()), holders: BTreeMap::new() };
+        let listeners = Err("not read yet".into());
+        let state = State { taken_boottime_ms: None, listeners, holders: BTreeMap::new(), walks: 0 };
         Arc::new(Self { root, state: Mutex::new(state) })
     }
 
@@ -67,7 +78,7 @@ impl SocketTable {
     }
 
     /// Who holds the socket `inode`: `first` is asked before all others, because usually it is the service itself.
-    pub fn owners(&self, inode: u64, first: Option<ProcessId>) -> Vec<Owner> {
+    pub fn owners(&self, inode: u64, first: Option<ProcessId>, now_boottime_ms: u64) -> Vec<Owner> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let still = |process: &ProcessId| {
             process::id(&self.root, process.pid) == Some(*process)
@@ -76,16 +87,30 @@ impl SocketTable {
         if let Some(first) = first.filter(still) {
             return process::owner(&self.root, first.pid).into_iter().collect();
         }
-        let known = state.holders.get(&inode).cloned().unwrap_or_default();
+        let known = state.holders.get(&inode);
+        let missed = known.is_some_and(|known| {
+            known.processes.is_empty() && now_boottime_ms.saturating_sub(known.walked_boottime_ms) < MISS_KEPT_MS
+        });
+        if missed {
+            return Vec::new();
+        }
+        let known = known.map(|known| known.processes.clone()).unwrap_or_default();
         let mut holders: Vec<ProcessId> = known.into_iter().filter(still).collect();
         if holders.is_empty() {
             holders = walk(&self.root, inode);
+            state.walks += 1;
             if state.holders.len() >= HOLDERS_MAX {
                 state.holders.clear();
             }
-            state.holders.insert(inode, holders.clone());
+            let found = Holders { processes: holders.clone(), walked_boottime_ms: now_boottime_ms };
+            state.holders.insert(inode, found);
         }
         holders.iter().filter_map(|process| process::owner(&self.root, process.pid)).collect()
+    }
+
+    /// How often all processes of the host were walked through.
+    pub fn walks(&self) -> u64 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).walks
     }
 }
 
@@ -249,4 +274,23 @@ fn walk(root: &HostRoot, inode: u64) -> Vec<ProcessId> {
 /// The owner of a socket file, for listeners of which the kernel tells no user.
 pub(super) fn file_uid(path: &std::path::Path) -> Option<u32> {
     std::fs::symlink_metadata(path).ok().map(|metadata| metadata.uid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_that_is_not_found_is_looked_for_once_a_minute() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("proc/70/fd")).unwrap();
+        let table = SocketTable::new(HostRoot(folder.path().to_owned()));
+        for cycle in 0..12 {
+            assert!(table.owners(41, None, 1_000 + cycle * 5_000).is_empty());
+        }
+        assert_eq!(table.walks(), 1);
+        assert!(table.owners(41, None, 61_000).is_empty());
+        assert!(table.owners(42, None, 61_000).is_empty());
+        assert_eq!(table.walks(), 3);
+    }
 }

@@ -224,7 +224,17 @@ impl Joiner {
                 self.event.announced = Some(Pending { victim, takes: 0 });
             }
             Form::Killed(killed) => self.killed(killed, line),
-            Form::GroupKill { cgroup } => self.event.group = Some(cgroup),
+            Form::GroupKill { cgroup } => {
+                // Printed behind the first victim's line: that one was of the group as well.
+                if self.event.killed
+                    && let Some(first) = self.outcome.victims.last_mut()
+                    && self.recent.back().is_some_and(|recent| recent.pid == first.pid && recent.event == self.events)
+                {
+                    first.group_kill = true;
+                    first.cgroup.get_or_insert_with(|| cgroup.clone());
+                }
+                self.event.group = Some(cgroup);
+            }
             Form::Reaper { pid, reaped } => {
                 if let Some(victim) = self.outcome.victims.iter_mut().rev().find(|victim| victim.pid == pid) {
                     victim.reaped = Some(reaped);
@@ -462,7 +472,8 @@ mod tests {
         );
         assert_eq!(names(&outcome), [(8, "a"), (7, "a"), (9, "b")]);
         assert_eq!(outcome.kill_lines, 4);
-        assert_eq!(outcome.victims[2].cgroup.as_deref(), Some("/g"));
+        let of_the_group = |victim: &Victim| victim.group_kill && victim.cgroup.as_deref() == Some("/g");
+        assert!(outcome.victims.iter().all(of_the_group), "{outcome:?}");
     }
 
     #[test]
