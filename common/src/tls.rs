@@ -84,6 +84,9 @@ pub enum TlsError {
         #[source]
         source: rustls::Error,
     },
+    /// The files are in order, and nobody of the fleet would accept them.
+    #[error("{0}")]
+    NotAccepted(String),
     /// A configuration cannot be built from credentials that loaded well.
     #[error("cannot set up TLS: {0}")]
     Setup(String),
@@ -139,6 +142,38 @@ impl Credentials {
     /// The fleet we belong to.
     pub fn fleet(&self) -> &FleetName {
         &self.inner.identity.fleet
+    }
+
+    /// Checks what the other end will check of us, so that a mistake is told here and not by a handshake that fails:
+    /// our role, our fleet, and that our CA signed our certificate. Gives a word when that is well but for the time.
+    pub fn check_own(&self, role: Role) -> Result<Option<String>, TlsError> {
+        let identity = self.identity();
+        let role_name = role.as_str();
+        if identity.role != role {
+            return Err(TlsError::NotAccepted(format!(
+                "the certificate is of {identity}, which is not of role {role_name}; issue one with: \
+                 muster-coordinator ca issue --role {role_name}"
+            )));
+        }
+        if let Some(fleet) = self.inner.ca.iter().find_map(ca_fleet).filter(|fleet| *fleet != identity.fleet) {
+            return Err(TlsError::NotAccepted(format!(
+                "the certificate is of {identity}, the CA is of fleet {fleet}; take both from one fleet"
+            )));
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(self.roots()), provider()).build();
+        let verifier = verifier.map_err(|error| TlsError::Setup(error.to_string()))?;
+        let Some((leaf, intermediates)) = self.chain().split_first() else { return Ok(None) };
+        let outside_its_time = |error: &CertificateError| {
+            use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+            matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+        };
+        match verifier.verify_client_cert(leaf, intermediates, UnixTime::now()) {
+            Ok(_) => Ok(None),
+            Err(rustls::Error::InvalidCertificate(error)) if outside_its_time(&error) => Ok(Some(error.to_string())),
+            Err(error) => Err(TlsError::NotAccepted(format!(
+                "our own CA does not accept our certificate ({error}); use the certificate and the CA of one fleet"
+            ))),
+        }
     }
 
     /// The CAs we trust.

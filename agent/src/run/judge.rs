@@ -14,6 +14,7 @@ use muster_agent_core::judgement::Judgement;
 use muster_agent_core::ledger::Change;
 use muster_agent_core::schedule::{Late, Schedule};
 use muster_agent_core::services::Services;
+use muster_common::chain::Chain;
 use muster_common::finding::{FindingEvent, ProbeKind, SubjectKey};
 use muster_common::units::human_duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -319,7 +320,7 @@ impl<O: StateOutlet> Judge<O> {
             Err(error) => {
                 // Once a second would bury the rest of the log, and fill the disk that is full.
                 if !std::mem::replace(&mut self.spool_fails, true) {
-                    tracing::error!(waiting = self.pending.len(), "cannot write the spool: {error}");
+                    tracing::error!(waiting = self.pending.len(), "cannot write the spool: {}", Chain(&error));
                     sd_notify::notify(&[sd_notify::NotifyState::Status("cannot write the spool; findings wait")]).ok();
                 }
                 self.retry_ms = now.boottime_ms.saturating_add(RETRY_SPOOL_MS);

@@ -4,6 +4,7 @@
 
 pub mod judge;
 pub mod lanes;
+mod link;
 pub mod memory;
 pub mod plan;
 pub mod watcher;
@@ -11,15 +12,13 @@ pub mod watcher;
 use crate::config::{Config, ConfigError};
 use crate::senses::HostRoot;
 use crate::spool::{Spool, SpoolHandle, SpoolLimits};
-use crate::uplink::{
-    FactsSetter, HostFacts, OpenSnapshot, Security, SnapshotProvider, Stop, UplinkConfig, UplinkFacts,
-};
+use crate::uplink::{FactsSetter, Stop, UplinkFacts};
 use anyhow::{Context as _, bail};
 use judge::{Asked, Input, Judge};
+use link::Uplink;
 use memory::{Memory, StateOutlet};
 use muster_agent_core::clock::Now;
 use muster_common::ids::BootId;
-use muster_common::tls::Credentials;
 use sd_notify::NotifyState;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -46,7 +45,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let published = Published { ledger: memory.ledger.clone(), head_sequence: spool.view().head };
     let published = Arc::new(Mutex::new(published));
     let uplink = Uplink::start(&config, &host, boot, &spool, &published)?;
-    let outlet = Outlet { spool, published, facts: uplink.as_ref().map(|uplink| uplink.facts.clone()) };
+    let outlet = Outlet { spool, published, facts: uplink.as_ref().map(Uplink::facts) };
     let (results, inbox) = channel::<Input>();
     let watcher = Watcher::spawn(results.clone()).context("cannot start the watcher thread")?;
     let mut judge = Judge::new(memory, outlet, watcher, &results);
@@ -67,6 +66,9 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let mut current = config;
     while judge.run(&inbox) == Asked::Reload {
         current = reload(config_path, current, &host, scratch.as_deref(), &mut judge);
+        if let Some(uplink) = &uplink {
+            uplink.renew(&current.tls);
+        }
     }
     sd_notify::notify(&[NotifyState::Stopping]).ok();
     tracing::info!("stopping");
@@ -102,11 +104,11 @@ fn reload<O: StateOutlet>(
     let kept = match Config::load(path) {
         Ok(new) => {
             let fixed = |config: &Config| {
-                let Config { labels, state_dir, socket, endpoints, tls, spool_bytes_max, .. } = config;
-                (labels.clone(), state_dir.clone(), socket.clone(), endpoints.clone(), tls.clone(), *spool_bytes_max)
+                let Config { labels, state_dir, socket, endpoints, spool_bytes_max, .. } = config;
+                (labels.clone(), state_dir.clone(), socket.clone(), endpoints.clone(), *spool_bytes_max)
             };
             if fixed(&old) != fixed(&new) {
-                tracing::warn!("changes of [agent], [coordinator], [tls] and [spool] take effect at the next restart");
+                tracing::warn!("changes of [agent], [coordinator] and [spool] take effect at the next restart");
             }
             let new = Config { state_dir: old.state_dir.clone(), ..new };
             judge.watch(plan::probes(&new, host, scratch), new.probes.blind_after);
@@ -258,83 +260,4 @@ impl StateOutlet for Outlet {
 fn memory_available() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     muster_agent_core::memory::parse(&text).map_or(0, |reading| reading.available_bytes)
-}
-
-/// The uplink's thread: a runtime of its own, so that heartbeats wait for nothing of ours.
-struct Uplink {
-    facts: FactsSetter,
-    stop: tokio::sync::oneshot::Sender<Stop>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl Uplink {
-    fn start(
-        config: &Config,
-        host: &HostRoot,
-        boot: BootId,
-        spool: &SpoolHandle,
-        published: &Arc<Mutex<Published>>,
-    ) -> anyhow::Result<Option<Self>> {
-        if config.endpoints.is_empty() {
-            return Ok(None);
-        }
-        let tls = &config.tls;
-        let credentials = Credentials::load(&tls.ca, &tls.cert, &tls.key).context(
-            "cannot use the certificate of this agent; get one with `muster-coordinator ca issue --role agent` \
-             and name its files under [tls]",
-        )?;
-        let uplink = UplinkConfig {
-            endpoints: config.endpoints.clone(),
-            security: Security::Mutual(credentials),
-            host: host_facts(config, host),
-            boot,
-            clock: crate::clock::now,
-        };
-        let first = published.lock().unwrap_or_else(PoisonError::into_inner).facts();
-        let published = Arc::clone(published);
-        let snapshot = SnapshotProvider(Arc::new(move || {
-            let published = published.lock().unwrap_or_else(PoisonError::into_inner);
-            OpenSnapshot::new(published.head_sequence, published.ledger.subjects())
-        }));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(2)
-            .thread_keep_alive(std::time::Duration::from_secs(10))
-            .build()
-            .context("cannot start the uplink's runtime")?;
-        let spool = spool.clone();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (send_facts, facts) = channel();
-        let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || {
-            runtime.block_on(async {
-                let handle = crate::uplink::spawn(uplink, spool, snapshot);
-                // The uplink's task does not run before the next await.
-                handle.facts().set(first);
-                send_facts.send(handle.facts()).ok();
-                let stop = stopped.await.unwrap_or(Stop::Agent);
-                handle.shutdown(stop).await;
-            });
-            runtime.shutdown_background();
-        })?;
-        let facts = facts.recv().context("the uplink ended at its start")?;
-        Ok(Some(Self { facts, stop, thread }))
-    }
-
-    fn stop(self, stop: Stop) {
-        self.stop.send(stop).ok();
-        self.thread.join().ok();
-    }
-}
-
-fn host_facts(config: &Config, host: &HostRoot) -> HostFacts {
-    let read = |path: &str| std::fs::read_to_string(host.path(path)).unwrap_or_default();
-    let release = read("/etc/os-release");
-    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    HostFacts {
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        host_name: read("/proc/sys/kernel/hostname").trim().to_owned(),
-        labels: config.labels.clone(),
-        os_version: pretty.unwrap_or_default().trim_matches('"').to_owned(),
-        kernel_version: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-    }
 }

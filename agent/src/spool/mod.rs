@@ -54,7 +54,7 @@ impl Default for SpoolLimits {
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// SQLite says no: disk full, I/O error, damaged file.
-    #[error("the spool {} cannot be used ({source}); check free space and permissions of its folder, and that no other agent runs on it", path.display())]
+    #[error("the spool {} cannot be used; check free space and permissions of its folder, and that no other agent runs on it", path.display())]
     Sqlite {
         /// The file.
         path: PathBuf,
@@ -326,7 +326,8 @@ impl Spool {
     /// All that is kept under keys that begin with `prefix`.
     pub fn get_states(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, SpoolError> {
         let get = || -> rusqlite::Result<Vec<(String, Vec<u8>)>> {
-            let mut statement = self.connection.prepare_cached("SELECT key, value FROM state WHERE instr(key, ?1) = 1")?;
+            let mut statement =
+                self.connection.prepare_cached("SELECT key, value FROM state WHERE instr(key, ?1) = 1")?;
             statement.query_map([prefix], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
         };
         get().map_err(|source| self.sqlite(source))

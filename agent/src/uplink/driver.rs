@@ -9,11 +9,12 @@ use crate::spool::{Comparison, SpoolError, SpoolHandle};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use muster_agent_core::session::{Goodbye, Input, Output, Phase, Session, SpoolAnswer, SpoolView};
+use muster_agent_core::session::{End, Goodbye, Input, Output, Phase, Session, SpoolAnswer, SpoolView};
 use muster_common::ids::{Epoch, SpoolId};
 use muster_common::limits::{BATCH_ENTRIES_MAX, ENTRY_BODY_BYTES_MAX};
 use muster_common::spool::Position;
 use muster_proto::v1;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -23,6 +24,9 @@ use tokio::task::JoinHandle;
 const BATCH_BYTES_MAX: usize = ENTRY_BODY_BYTES_MAX;
 /// Messages received that wait for the driver; the rest waits in the transport.
 const EVENTS_MAX: usize = 16;
+
+/// The same trouble with the same coordinator is told again after this.
+const SAME_TROUBLE_PAUSE_MS: u64 = 600_000;
 
 /// What others did for us.
 enum Done {
@@ -58,6 +62,8 @@ struct Driver {
     ack_waiting: Option<(SpoolId, u64, u64)>,
     ack_running: bool,
     last_message: String,
+    /// What was told of each endpoint since there was a stream, and when.
+    told: BTreeMap<String, (String, u64)>,
     streaming_since_boottime_ms: Option<u64>,
 }
 
@@ -69,6 +75,7 @@ pub(super) async fn run(
     facts: Arc<Mutex<UplinkFacts>>,
     publish: watch::Sender<UplinkStatus>,
     mut stopping: watch::Receiver<Option<Stop>>,
+    mut renewed: watch::Receiver<Security>,
 ) {
     let highest = match spool.call(|spool| spool.highest_epoch()).await {
         Ok(highest) => highest,
@@ -100,6 +107,7 @@ pub(super) async fn run(
         ack_waiting: None,
         ack_running: false,
         last_message: String::new(),
+        told: BTreeMap::new(),
         streaming_since_boottime_ms: None,
     };
     while let Some(deadline_ms) = driver.session.deadline_ms() {
@@ -111,6 +119,7 @@ pub(super) async fn run(
                 let stop = *stopping.borrow_and_update();
                 driver.input(Input::Shutdown(stop == Some(Stop::Host)));
             }
+            Ok(()) = renewed.changed() => driver.config.security = renewed.borrow_and_update().clone(),
             Some(done) = driver.work.next() => driver.done(done),
             Some(event) = next_event(&mut driver.link) => driver.event(event),
             Ok(()) = views.changed() => {
@@ -165,12 +174,25 @@ impl Driver {
                 self.input(Input::Received(stream, message));
             }
             LinkEvent::Ended(end, words) => {
-                tracing::warn!(endpoint = self.session.endpoint(), ?end, reason = words, "the link is down");
+                self.tell_end(end, &words);
                 self.last_message = words;
                 self.link = None;
                 self.input(Input::Ended(stream, end));
             }
         }
+    }
+
+    /// A coordinator that is away is tried for hours, every few seconds: what is no news is told rarely.
+    fn tell_end(&mut self, end: End, words: &str) {
+        let endpoint = self.session.endpoint();
+        let now_ms = (self.config.clock)().boottime_ms;
+        let told = self.told.get(endpoint);
+        if told.is_some_and(|(said, at_ms)| said == words && now_ms < at_ms.saturating_add(SAME_TROUBLE_PAUSE_MS)) {
+            tracing::debug!(endpoint, ?end, reason = words, "the link is still down");
+            return;
+        }
+        tracing::warn!(endpoint, ?end, reason = words, "the link is down");
+        self.told.insert(endpoint.to_owned(), (words.to_owned(), now_ms));
     }
 
     fn done(&mut self, done: Done) {
@@ -349,6 +371,7 @@ impl Driver {
         self.streaming_since_boottime_ms = match (phase, self.streaming_since_boottime_ms) {
             (Phase::Streaming, None) => {
                 tracing::info!(endpoint = self.session.endpoint(), "connected");
+                self.told.clear();
                 Some((self.config.clock)().boottime_ms)
             }
             (Phase::Streaming, since) => since,

@@ -129,6 +129,7 @@ pub struct UplinkHandle {
     facts: Arc<Mutex<UplinkFacts>>,
     status: watch::Receiver<UplinkStatus>,
     stop: watch::Sender<Option<Stop>>,
+    security: watch::Sender<Security>,
     task: JoinHandle<()>,
 }
 
@@ -142,7 +143,7 @@ pub enum Stop {
 }
 
 /// Sets the facts of the next heartbeats; cheap to clone, never waits.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct FactsSetter(Arc<Mutex<UplinkFacts>>);
 
 impl FactsSetter {
@@ -168,6 +169,11 @@ impl UplinkHandle {
         self.status.clone()
     }
 
+    /// Takes renewed credentials of the same identity: from the next connection on.
+    pub fn renew(&self, security: Security) {
+        self.security.send_replace(security);
+    }
+
     /// Says goodbye and ends, within [`GOODBYE_TIMEOUT`] and a moment.
     pub async fn shutdown(self, stop: Stop) {
         self.stop.send_replace(Some(stop));
@@ -181,7 +187,18 @@ impl UplinkHandle {
 /// Starts the uplink on the current runtime. An append to the spool is all it takes to have something sent: the spool
 /// tells the uplink itself.
 pub fn spawn(config: UplinkConfig, spool: SpoolHandle, snapshot: SnapshotProvider) -> UplinkHandle {
-    let facts = Arc::new(Mutex::new(UplinkFacts { head_sequence: spool.view().head, ..UplinkFacts::default() }));
+    let facts = FactsSetter::default();
+    facts.set(UplinkFacts { head_sequence: spool.view().head, ..UplinkFacts::default() });
+    spawn_with_facts(config, spool, snapshot, facts)
+}
+
+/// As [`spawn`], for who has facts before there is an uplink: its first heartbeat carries them.
+pub fn spawn_with_facts(
+    config: UplinkConfig,
+    spool: SpoolHandle,
+    snapshot: SnapshotProvider,
+    FactsSetter(facts): FactsSetter,
+) -> UplinkHandle {
     let (publish, status) = watch::channel(UplinkStatus {
         phase: Phase::Idle,
         endpoint: config.endpoints.first().cloned().unwrap_or_default(),
@@ -193,6 +210,7 @@ pub fn spawn(config: UplinkConfig, spool: SpoolHandle, snapshot: SnapshotProvide
         unacked_entries: 0,
     });
     let (stop, stopping) = watch::channel(None);
-    let driver = driver::run(config, spool, snapshot, Arc::clone(&facts), publish, stopping);
-    UplinkHandle { facts, status, stop, task: tokio::spawn(driver) }
+    let (security, renewed) = watch::channel(config.security.clone());
+    let driver = driver::run(config, spool, snapshot, Arc::clone(&facts), publish, stopping, renewed);
+    UplinkHandle { facts, status, stop, security, task: tokio::spawn(driver) }
 }

@@ -177,12 +177,17 @@ pub(super) fn words(status: &tonic::Status) -> String {
     clip(&format!("{}: {}", status.code(), status.message()), MESSAGE_BYTES_MAX)
 }
 
-/// An error with its causes in words, clipped.
+/// An error with its causes in words, clipped; a cause that only repeats what was said is left out.
 pub(super) fn error_words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
+    // No chain is longer than a few.
+    for _ in 0..16 {
+        let Some(error) = source else { break };
+        let words = error.to_string();
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
         source = error.source();
     }
     clip(&text, MESSAGE_BYTES_MAX)
@@ -211,6 +216,22 @@ mod tests {
             let told: usize = chunks.iter().flat_map(|chunk| &chunk.subjects).map(|subject| subject.open.len()).sum();
             assert_eq!(told, subjects * open);
         }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{says}")]
+    struct Layer {
+        says: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    #[test]
+    fn an_error_does_not_repeat_itself() {
+        let layers =
+            ["refused (111)", "refused (111)", "connect: refused (111)", "connect: refused (111)", "transport"];
+        let wrap = |source, says| Some(Box::new(Layer { says, source }));
+        let error = layers.into_iter().fold(None, wrap).unwrap();
+        assert_eq!(error_words(&*error), "transport: connect: refused (111)");
     }
 
     #[test]

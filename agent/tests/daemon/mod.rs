@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+mod certificate;
 mod hung;
 mod spool;
 
@@ -29,6 +30,7 @@ const WATCHDOG_USEC: &str = "1000000";
 struct Stage {
     fake: Fake,
     folder: tempfile::TempDir,
+    ca: Ca,
     tls: [PathBuf; 3],
 }
 
@@ -38,7 +40,7 @@ impl Stage {
         let ca = Ca::new("prod");
         let fake = Fake::start_tls([], ca.issue(folder.path(), "muster://prod/coordinator/coord-a")).await;
         let tls = ca.issue_files(folder.path(), "muster://prod/agent/web-1");
-        Self { fake, folder, tls }
+        Self { fake, folder, ca, tls }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -149,9 +151,13 @@ impl Daemon {
         tokio::time::timeout(PATIENCE, heard).await.expect("the watchdog hears of it");
     }
 
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
     /// By SIGTERM; gives the exit status.
     async fn stop(&mut self) -> Option<i32> {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let ended = async {
             loop {
                 if let Some(status) = self.child.try_wait().unwrap() {
