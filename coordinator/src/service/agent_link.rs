@@ -91,7 +91,7 @@ impl AgentLink {
             let text = format!("{AGENTS_MAX} agents are known already: this one needs a fleet with room");
             return Err(Status::resource_exhausted(text));
         }
-        if !self.admission.admit(Instant::now(), per_s) {
+        if !self.admission.admit(Instant::now(), per_s, &agent) {
             return Err(Status::resource_exhausted("too many agents connect at once: come back in a few seconds"));
         }
         let hello = first_hello(requests).await?;
@@ -118,7 +118,9 @@ impl AgentLink {
             self.handle.disconnected(agent, number, Disconnect::Reset).await;
             return Err(Status::cancelled("the agent is gone"));
         }
-        Ok(Session::new(self.handle.clone(), agent, link, resume, outbox.clone()))
+        let mut session = Session::new(self.handle.clone(), agent, link, resume, outbox.clone());
+        session.reader.tells_head(hello.head_sequence);
+        Ok(session)
     }
 
     fn must_reign(&self) -> Result<(), Status> {
@@ -419,7 +421,8 @@ impl Session {
         Ok(None)
     }
 
-    fn heartbeat(&self, heartbeat: &v1::Heartbeat) {
+    fn heartbeat(&mut self, heartbeat: &v1::Heartbeat) {
+        self.reader.tells_head(heartbeat.head_sequence);
         let skew_ms = heartbeat.wall_unix_ms.saturating_sub(self.handle.now().unix_ms());
         self.link.beat(Newest {
             digest: heartbeat.open_digest,

@@ -14,6 +14,10 @@ use muster_proto::v1;
 use std::time::Duration;
 use tonic::Status;
 
+/// Entries that an agent may write between two words about its head. A gap beyond them is a mistake, and would have all
+/// later entries of that spool taken for old ones.
+const UNTOLD_ENTRIES_MAX: u64 = 1_000_000;
+
 /// What a batch holds.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Read {
@@ -25,22 +29,31 @@ pub(super) struct Read {
 
 /// How far one agent's spool has been read, commits still outstanding included.
 #[derive(Debug)]
-pub(super) struct SpoolReader(agent_stream::SpoolReader);
+pub(super) struct SpoolReader {
+    rules: agent_stream::SpoolReader,
+    /// The last entry that the agent said it has written.
+    head: u64,
+}
 
 impl SpoolReader {
     /// Goes on after `position`.
     pub(super) fn new(agent: AgentName, position: Position) -> Self {
-        Self(agent_stream::SpoolReader::new(agent, position))
+        Self { rules: agent_stream::SpoolReader::new(agent, position), head: position.sequence }
+    }
+
+    /// The agent told how far its spool goes.
+    pub(super) fn tells_head(&mut self, sequence: u64) {
+        self.head = self.head.max(sequence);
     }
 
     /// How far it has been read.
     pub(super) fn position(&self) -> Position {
-        self.0.position()
+        self.rules.position()
     }
 
     /// Reads a batch that came at log time `now`.
     pub(super) fn entries(&mut self, batch: &v1::EntryBatch, now: Timestamp) -> Result<Read, Status> {
-        self.0.must_be_ours(spool_id(&batch.spool_id)?).map_err(refused)?;
+        self.rules.must_be_ours(spool_id(&batch.spool_id)?).map_err(refused)?;
         if batch.entries.len() > BATCH_ENTRIES_MAX {
             let found = batch.entries.len();
             return Err(Status::invalid_argument(format!("a batch has {found} entries, at most {BATCH_ENTRIES_MAX}")));
@@ -55,7 +68,7 @@ impl SpoolReader {
                 estimated: entry.age_estimated,
                 body: &entry.body,
             };
-            match self.0.entry(offered, now, finding_event).map_err(refused)? {
+            match self.rules.entry(offered, now, finding_event).map_err(refused)? {
                 Some(fact) => read.facts.push(fact),
                 None => read.duplicates += 1,
             }
@@ -65,15 +78,22 @@ impl SpoolReader {
 
     /// The agent lost entries before they could be sent.
     pub(super) fn gap(&mut self, gap: &v1::SpoolGap) -> Result<Vec<Fact>, Status> {
-        self.0.must_be_ours(spool_id(&gap.spool_id)?).map_err(refused)?;
-        let lost = self.0.gap(gap.first_sequence, gap.last_sequence).map_err(refused)?;
+        self.rules.must_be_ours(spool_id(&gap.spool_id)?).map_err(refused)?;
+        let bound = self.head.saturating_add(UNTOLD_ENTRIES_MAX);
+        if gap.last_sequence > bound {
+            let (last, head) = (gap.last_sequence, self.head);
+            let text =
+                format!("a gap up to {last}, but the spool was said to end at {head}: greet with its head first");
+            return Err(Status::out_of_range(text));
+        }
+        let lost = self.rules.gap(gap.first_sequence, gap.last_sequence).map_err(refused)?;
         Ok(lost.into_iter().collect())
     }
 
     /// Gathers a resync's chunks; the last one makes the fact.
     pub(super) fn open_set(&mut self, set: &v1::OpenSet, asked: u64) -> Result<Option<Fact>, Status> {
         let subjects = set.subjects.iter().map(subject_state).collect::<Result<Vec<_>, _>>()?;
-        self.0.open_set(asked, set.request_id, set.head_sequence, subjects, set.last).map_err(refused)
+        self.rules.open_set(asked, set.request_id, set.head_sequence, subjects, set.last).map_err(refused)
     }
 }
 
@@ -186,7 +206,10 @@ mod tests {
         for _ in 0..3 {
             entry(&mut at, 0);
         }
-        let gap = v1::SpoolGap { spool_id: spool().0.as_bytes().to_vec().into(), first_sequence: 1, last_sequence: 3 };
+        let mut gap =
+            v1::SpoolGap { spool_id: spool().0.as_bytes().to_vec().into(), first_sequence: 1, last_sequence: u64::MAX };
+        assert_eq!(reader.gap(&gap).unwrap_err().code(), Code::OutOfRange, "no spool goes that far");
+        gap.last_sequence = 3;
         assert_eq!(reader.gap(&gap).unwrap().len(), 1);
         assert!(reader.gap(&gap).unwrap().is_empty(), "told twice, counted once");
         let fourth = entry(&mut at, 0);

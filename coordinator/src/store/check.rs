@@ -29,13 +29,14 @@ pub struct CheckReport {
     pub problems: Vec<String>,
 }
 
-/// Checks the whole journal. Reads only.
+/// Checks the journal as far as it went when this began: a coordinator may be writing to it. Reads only.
 pub fn check_store(store: &SqliteStore) -> Result<CheckReport, StoreError> {
     let mut report = CheckReport { oldest: store.oldest()?, newest: store.head().index, ..CheckReport::default() };
     report.problems.extend(store.quick_check()?.into_iter().map(|line| format!("sqlite: {line}")));
     let (mut index, mut hash) = store.base()?;
     loop {
-        let entries = match store.entries_from(index + 1, CHECK_BATCH_ENTRIES) {
+        let left = usize::try_from(report.newest.saturating_sub(index)).unwrap_or(usize::MAX);
+        let entries = match store.entries_from(index + 1, CHECK_BATCH_ENTRIES.min(left)) {
             Ok(entries) => entries,
             Err(error) => {
                 report.problems.push(muster_common::chain::Chain(&error).to_string());
@@ -75,8 +76,8 @@ fn replay(store: &SqliteStore, report: &mut CheckReport) -> Result<(), StoreErro
         _ if from_genesis => State::genesis(),
         _ => return Ok(()),
     };
-    let stored =
-        store.entries_from(state.head_index() + 1, usize::try_from(REPLAY_ENTRIES_MAX).unwrap_or(usize::MAX))?;
+    let left = report.newest.saturating_sub(state.head_index()).min(REPLAY_ENTRIES_MAX);
+    let stored = store.entries_from(state.head_index() + 1, usize::try_from(left).unwrap_or(usize::MAX))?;
     let entries: Vec<Entry> = stored.iter().map(super::StoredEntry::decode).collect::<Result<_, _>>()?;
     let other_rules = |entry: &Entry| matches!(&entry.body, EntryBody::Fact(Fact::PolicyLoaded { policy }) if policy.rules_version != RULES_VERSION);
     if state.policy().rules_version != RULES_VERSION || entries.iter().any(other_rules) {

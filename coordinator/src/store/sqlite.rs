@@ -430,6 +430,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_during_a_check_is_not_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store_in(&dir);
+        store.append(&[entry(1), entry(2)]).unwrap();
+        let reader = SqliteStore::open_read_only(&dir.path().join("journal.db")).unwrap();
+        store.append(&[entry(3)]).unwrap();
+        let report = check_store(&reader).unwrap();
+        assert_eq!((report.entries, report.newest, report.problems), (2, 2, Vec::new()));
+        assert!(report.replayed <= 2, "{}", report.replayed);
+    }
+
+    #[test]
     fn a_second_coordinator_is_kept_out_and_a_reader_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = store_in(&dir);
