@@ -51,7 +51,7 @@ pub(crate) fn ci(options: &Options) -> Result<()> {
     step("formatting", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     step("documentation", || {
-        let mut command = cargo_command(&["doc", "--quiet", "--workspace", "--no-deps"]);
+        let mut command = cargo_command(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
         command.env("RUSTDOCFLAGS", "-D warnings");
         run(command)
     })?;
