@@ -116,6 +116,7 @@ reasons! {
     OomStorm "oom_storm" Conclusion Sev2 "Many OOM kills in a short time.",
     DuplicateInstance "duplicate_instance" Conclusion Sev2 "A singleton runs more than once.",
     AgentIdentityConflict "agent_identity_conflict" Conclusion Sev2 "Two living agents present the same certificate.",
+    AgentFlood "agent_flood" Conclusion Sev2 "One agent tells of more causes than incidents are opened for it.",
     ReasonWidespread "reason_widespread" Conclusion Sev2 "The same reason appears on many hosts.",
     CorruptionSpread "corruption_spread" Conclusion Sev1 "The same database is corrupt on several hosts.",
     AuthAbuse "auth_abuse" Conclusion Sev3 "Repeated refused credentials.",

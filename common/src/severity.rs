@@ -24,6 +24,16 @@ impl Severity {
     /// All, worst first.
     pub const ALL: [Self; 5] = [Self::Sev0, Self::Sev1, Self::Sev2, Self::Sev3, Self::Sev4];
 
+    /// One step worse; the worst stays what it is.
+    pub const fn worse(self) -> Self {
+        match self {
+            Self::Sev4 => Self::Sev3,
+            Self::Sev3 => Self::Sev2,
+            Self::Sev2 => Self::Sev1,
+            Self::Sev1 | Self::Sev0 => Self::Sev0,
+        }
+    }
+
     /// 0 (worst) to 4.
     pub const fn level(self) -> u8 {
         match self {

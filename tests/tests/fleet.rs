@@ -230,6 +230,50 @@ fn restarts_on_one_host_become_a_storm_of_the_same_incident() {
 }
 
 #[test]
+fn a_crash_loop_without_recovery_is_worse() {
+    check(
+        "0 connect a
+         0 occur a spl process_restarted 0
+         140 occur a spl process_restarted 0
+         280 occur a spl process_restarted 0
+         420 occur a spl process_restarted 0
+         560 occur a spl process_restarted 0
+         700 occur a spl process_restarted 0
+         1400 end",
+        "560 opened sev2 restart_storm host/a/service/spl#1
+         570 page trigger sev2 restart_storm host/a/service/spl
+         700 changed sev1 restart_storm host/a/service/spl
+         700 page trigger sev1 restart_storm host/a/service/spl
+         1300 recovering host/a/service/spl",
+    );
+}
+
+#[test]
+fn a_contended_lock_is_worse_while_its_service_restarts_again_and_again() {
+    check(
+        "0 connect a b c
+         0 open a spl /a.db sqlite_lock_held
+         0 open b spl /a.db sqlite_lock_held
+         0 open c spl /a.db sqlite_lock_held
+         5 occur b spl process_restarted 0
+         6 occur b spl process_restarted 0
+         7 occur b spl process_restarted 0
+         8 occur b spl process_restarted 0
+         9 occur b spl process_restarted 0
+         30 end",
+        "0 opened sev3 sqlite_lock_held host/a/lock/spl//a.db#1
+         0 opened sev3 sqlite_lock_held host/b/lock/spl//a.db#1
+         0 opened sev3 lock_contention_fleet fleet/lock/spl/a.db#1
+         0 folded host/a/lock/spl//a.db into fleet/lock/spl/a.db
+         0 folded host/b/lock/spl//a.db into fleet/lock/spl/a.db
+         9 changed sev2 lock_contention_fleet fleet/lock/spl/a.db
+         9 opened sev2 restart_storm host/b/service/spl#1
+         10 page trigger sev2 lock_contention_fleet fleet/lock/spl/a.db
+         19 page trigger sev2 restart_storm host/b/service/spl",
+    );
+}
+
+#[test]
 fn an_old_backlog_is_no_storm() {
     check(
         "0 connect a b c

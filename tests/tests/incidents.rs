@@ -1,6 +1,7 @@
 //! Findings become incidents, incidents become pages: one `check` per situation.
 
-use muster_tests::scenario::check;
+use muster_coordinator_core::state::INCIDENTS_PER_AGENT_MAX;
+use muster_tests::scenario::{Fleet, check, policy};
 
 #[test]
 fn a_service_goes_down_and_comes_back() {
@@ -112,6 +113,47 @@ fn an_oom_kill_names_the_outage_it_caused() {
          10 page trigger sev2 memory_critical host/web-1/memory
          11 page trigger sev2 oom_kill host/web-1/service/spl",
     );
+}
+
+#[test]
+fn an_agent_is_believed_up_to_one_worse_than_the_reasons_severity() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a disk_space_low sev0
+         0 open web-1 spl b sqlite_corrupt sev0
+         5 end",
+        "0 opened sev2 disk_space_low host/web-1/disk_space_low/spl/a#1
+         0 opened sev1 sqlite_corrupt host/web-1/sqlite/spl/b#1
+         0 page trigger sev1 sqlite_corrupt host/web-1/sqlite/spl/b",
+    );
+}
+
+#[test]
+fn one_agent_cannot_drown_the_others() {
+    let mut script = "0 connect a b\n".to_owned();
+    for n in 0..INCIDENTS_PER_AGENT_MAX + 100 {
+        script.push_str(&format!("0 open a spl /{n}.db sqlite_missing\n1 occur a spl{n} oom_kill 0\n"));
+    }
+    script.push_str("2 open b spl /b.db sqlite_missing\n");
+    let mut fleet = Fleet::new(policy());
+    let mut lines: Vec<&str> = script.lines().collect();
+    lines.sort_by_key(|line| line.chars().next());
+    lines.iter().for_each(|line| fleet.run_line(line));
+    let opened = |fleet: &Fleet, what: &str| {
+        fleet.log().lines().filter(|line| line.contains(" opened ") && line.contains(what)).count()
+    };
+    assert_eq!(opened(&fleet, "host/a/sqlite/"), INCIDENTS_PER_AGENT_MAX);
+    assert_eq!((opened(&fleet, "agent_flood host/a/flood#1"), opened(&fleet, " host/b/")), (1, 1));
+    assert_eq!(opened(&fleet, ""), INCIDENTS_PER_AGENT_MAX + 2);
+    fleet.run_line("100 end");
+    let paged = fleet.log().lines().filter(|line| line.contains(" page trigger ")).count();
+    assert_eq!(paged, INCIDENTS_PER_AGENT_MAX + 2);
+    let gathered = fleet.machine.state().unresolved("host/a/flood").map_or(0, |incident| incident.members.len());
+    assert!(gathered >= 200, "{gathered}");
+    // What is closed makes room for what was gathered and is still open.
+    fleet.run_line("200 resolve host/a/sqlite/spl//0.db");
+    assert_eq!(opened(&fleet, "host/a/sqlite/"), INCIDENTS_PER_AGENT_MAX + 1);
+    fleet.check_journal();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use muster_common::reason::Reason;
 use std::path::Path;
 
 /// Reasons that pages or lists show today.
-const RAISED: [Reason; 29] = [
+const RAISED: [Reason; 30] = [
     Reason::ProcessDown,
     Reason::ProcessZombie,
     Reason::ProcessRestarted,
@@ -33,6 +33,7 @@ const RAISED: [Reason; 29] = [
     Reason::AgentStale,
     Reason::MassStale,
     Reason::AgentIdentityConflict,
+    Reason::AgentFlood,
     Reason::CoordinatorFault,
 ];
 

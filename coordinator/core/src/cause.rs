@@ -27,6 +27,8 @@ pub enum CauseKind {
     FleetStorm,
     /// A lock contended on many hosts.
     FleetLock,
+    /// More incidents of one agent than are opened.
+    AgentFlood,
 }
 
 /// The kind of a key.
@@ -39,9 +41,22 @@ pub fn kind_of(cause: &str) -> CauseKind {
         CauseKind::FleetLock
     } else if cause.starts_with("host/") && cause.ends_with("/agent") && cause.matches('/').count() == 2 {
         CauseKind::AgentStale
+    } else if cause.starts_with("host/") && cause.ends_with("/flood") && cause.matches('/').count() == 2 {
+        CauseKind::AgentFlood
     } else {
         CauseKind::Host
     }
+}
+
+/// Cause key of more incidents of one agent than are opened.
+pub fn agent_flood(agent: &AgentName) -> String {
+    format!("host/{agent}/flood")
+}
+
+/// The agent that told of a cause, and so may tell of too many; none for what the coordinator found out by itself.
+pub fn teller_of(cause: &str) -> Option<&str> {
+    let (agent, rest) = cause.strip_prefix("host/")?.split_once('/')?;
+    (kind_of(cause) == CauseKind::Host && rest != "identity").then_some(agent)
 }
 
 /// Cause key of an agent's silence.

@@ -48,6 +48,15 @@ fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conc
             why,
         });
     }
+    if let Some(target) = flood_of(state, key) {
+        let known = target.members.contains(key) || target.members.len() >= MEMBERS_MAX;
+        let why = format!("{} is one more than are opened for one agent", found.reason);
+        return (!known || !cause.occurrences.is_empty()).then(|| Conclusion::IncidentJoined {
+            incident: target.key.clone(),
+            member: key.to_owned(),
+            why,
+        });
+    }
     let generation = cause.generation.max(state.generation_floor) + 1;
     let text = found.wording(state, now, key, cause);
     Some(Conclusion::IncidentOpened {
@@ -83,6 +92,13 @@ fn folds_into<'a>(state: &'a State, key: &str) -> Option<&'a Incident> {
         _ => cause.agents.contains_key(&agent),
     };
     inside.then_some(target)
+}
+
+/// The incident that gathers what an agent tells beyond its bound.
+fn flood_of<'a>(state: &'a State, key: &str) -> Option<&'a Incident> {
+    let agent = AgentName::new(cause::teller_of(key)?).ok()?;
+    state.agent(&agent).filter(|record| record.floods())?;
+    state.unresolved(&cause::agent_flood(&agent))
 }
 
 fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident: &Incident) -> Option<Conclusion> {
@@ -154,6 +170,7 @@ fn turned(incident: &Incident, key: &str, found: Option<&Assessment>) -> Option<
             let why = match cause::kind_of(key) {
                 CauseKind::MassStale => "most of the silent agents are heard again".to_owned(),
                 CauseKind::AgentStale => "the agent is heard again".to_owned(),
+                CauseKind::AgentFlood => "the agent has fewer unresolved incidents again".to_owned(),
                 CauseKind::FleetStorm => "no restart for a whole window".to_owned(),
                 CauseKind::FleetLock => "fewer hosts than the threshold are contended".to_owned(),
                 CauseKind::Host => "nothing about it is open any more".to_owned(),

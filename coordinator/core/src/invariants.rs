@@ -1,12 +1,13 @@
 //! What must hold after every entry; the simulator asks after each event. Not for production: it looks at everything.
 
-use crate::cause;
+use crate::cause::{self, CauseKind};
 use crate::entry::TimerKey;
 use crate::state::{
     AgentRecord, CAUSE_OCCURRENCES_MAX, Incident, Link, MEMBERS_MAX, PAST_PAGES_MAX, RECENT_OCCURRENCES_MAX, State,
     TIMELINE_MAX,
 };
 use muster_common::finding::open_digest;
+use muster_common::ids::AgentName;
 use muster_common::severity::Severity;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,7 +80,10 @@ fn silence_is_known(state: &State, agent: &AgentRecord, found: &mut Found) {
 /// An unresolved incident of its own, or one it folds into.
 fn is_covered(state: &State, cause_key: &str) -> bool {
     let fleet = cause::fleet_cause_of(cause_key).map(|(fleet, _)| fleet);
-    state.unresolved(cause_key).is_some() || fleet.is_some_and(|fleet| state.unresolved(&fleet).is_some())
+    let flood = cause::teller_of(cause_key).and_then(|agent| AgentName::new(agent).ok());
+    let flood = flood.map(|agent| cause::agent_flood(&agent));
+    state.unresolved(cause_key).is_some()
+        || fleet.into_iter().chain(flood).any(|target| state.unresolved(&target).is_some())
 }
 
 fn causes(state: &State, found: &mut Found) {
@@ -87,6 +91,7 @@ fn causes(state: &State, found: &mut Found) {
         for (name, member) in &cause.members {
             let exists = state.agent(&member.agent).is_some_and(|agent| match &member.key {
                 Some(key) => agent.open.contains_key(key),
+                None if cause::kind_of(key) == CauseKind::AgentFlood => agent.floods(),
                 None => matches!(agent.link, Link::Silent { .. }),
             });
             found.unless(exists, "a member of a cause is open", || format!("{key}: {name}"));

@@ -1,6 +1,7 @@
 //! Everything the coordinator knows, as a fold over its journal. Read through accessors; changed by
 //! [`crate::apply::apply`] alone. Its JSON is the snapshot: ordered maps only, so equal states print equally.
 
+use crate::cause;
 use crate::entry::{AgentHello, Disconnect, IncidentKey, Resolution, Silence, TimerKey};
 use crate::page::{Page, PageAction, PageId};
 use crate::policy::Policy;
@@ -23,13 +24,16 @@ pub const RESOLVED_INCIDENTS_MAX: usize = 1000;
 pub const TIMELINE_MAX: usize = 200;
 /// Members of one incident that are named; more are counted.
 pub const MEMBERS_MAX: usize = 4096;
+/// Unresolved incidents of one agent: what it tells beyond is gathered in one, so that a lying or very ill host cannot
+/// drown the others' pages.
+pub const INCIDENTS_PER_AGENT_MAX: usize = 32;
 /// Occurrences of one cause kept for its pages.
 pub const CAUSE_OCCURRENCES_MAX: usize = 16;
 /// Restarts of one service on one host kept for the storm window.
 pub const HOST_RESTARTS_MAX: usize = 64;
 /// Restarts of one service over all hosts kept for the storm window.
 pub const FLEET_RESTARTS_MAX: usize = 512;
-/// Services with restarts remembered over all hosts; beyond, the first by name is forgotten.
+/// Services with restarts remembered over all hosts; beyond, the one that restarted the longest ago is forgotten.
 pub const RESTARTED_SERVICES_MAX: usize = 4096;
 /// Pages with an outcome kept for lists.
 pub const PAST_PAGES_MAX: usize = 500;
@@ -102,6 +106,14 @@ pub struct AgentRecord {
     pub watched_oom_at: Option<Timestamp>,
     /// Cause keys of unresolved incidents this agent takes part in.
     pub incidents: BTreeSet<String>,
+}
+
+impl AgentRecord {
+    /// True when no more incidents are opened for what it tells.
+    pub fn floods(&self) -> bool {
+        let own = usize::from(self.incidents.contains(&cause::agent_flood(&self.name)));
+        self.incidents.len() - own >= INCIDENTS_PER_AGENT_MAX
+    }
 }
 
 /// How an agent stands, as far as the journal knows.
@@ -558,9 +570,11 @@ impl State {
         self.newest_incident(cause).filter(|incident| incident.is_unresolved())
     }
 
-    /// Severity of a reason told with `told`, under the policy.
+    /// Severity of a reason told with `told`, under the policy: it names one, or what was told counts up to one worse
+    /// than the reason's default. A complete outage is not for an agent to tell.
     pub fn severity_of(&self, reason: Reason, told: Severity) -> Severity {
-        self.policy.severities.get(&reason).copied().unwrap_or(told)
+        let worst = reason.default_severity().worse().min(Severity::Sev1);
+        self.policy.severities.get(&reason).copied().unwrap_or(told.min(worst))
     }
 }
 

@@ -3,7 +3,10 @@
 use super::{Step, links, pages};
 use crate::cause::{self, CauseKind};
 use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
-use crate::state::{Incident, IncidentStatus, MEMBERS_MAX, PageOutcome, RESOLVED_INCIDENTS_MAX, State, TIMELINE_MAX};
+use crate::state::{
+    AgentRecord, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, PageOutcome, RESOLVED_INCIDENTS_MAX, State,
+    TIMELINE_MAX,
+};
 use crate::timeline::{LineKind, TimelineLine};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
@@ -166,8 +169,35 @@ pub(super) fn agents_joined(state: &mut State, cause: &str, agents: &BTreeSet<Ag
             if let Some(record) = state.agents.get_mut(agent) {
                 record.incidents.insert(cause.to_owned());
             }
+            watch_flood(state, agent);
         }
     }
+}
+
+/// Whether an agent has more unresolved incidents than are opened is a condition of its own, kept here.
+fn watch_flood(state: &mut State, agent: &AgentName) {
+    let Some(floods) = state.agents.get(agent).map(AgentRecord::floods) else { return };
+    let key = cause::agent_flood(agent);
+    let known = state.causes.get(&key).is_some_and(|cause| !cause.members.is_empty());
+    if floods == known {
+        return;
+    }
+    if floods {
+        let cause = state.causes.entry(key.clone()).or_default();
+        cause.members.insert(agent.to_string(), MemberRef { agent: agent.clone(), key: None });
+        cause.agents.insert(agent.clone(), 1);
+    } else {
+        if let Some(cause) = state.causes.get_mut(&key) {
+            cause.members.clear();
+            cause.agents.clear();
+        }
+        // There is room again for what was gathered.
+        let gathered: Vec<String> =
+            state.unresolved(&key).map(|incident| incident.members.iter().cloned().collect()).unwrap_or_default();
+        state.touched.extend(gathered);
+        super::drop_if_empty(state, &key);
+    }
+    state.touched.insert(key);
 }
 
 /// The causes that may fold into a fleet-wide one are looked at again.
@@ -190,7 +220,7 @@ fn symptoms(state: &State, key: &str) -> Vec<String> {
             let agents = cause.storm.iter().flat_map(|storm| &storm.agents);
             agents.map(|agent| format!("host/{agent}/service/{service}")).collect()
         }
-        CauseKind::Host | CauseKind::AgentStale => Vec::new(),
+        CauseKind::Host | CauseKind::AgentStale | CauseKind::AgentFlood => Vec::new(),
     }
 }
 
@@ -259,6 +289,7 @@ fn joined(state: &mut State, step: Step, key: &IncidentKey, member: &str, why: &
     }
     // A whole cause that joins as a symptom has been told: what only happened there does not raise it again.
     forget_occurrences(state, member);
+    super::drop_if_empty(state, member);
     let agents: BTreeSet<AgentName> = state
         .causes
         .get(&key.cause)
@@ -443,6 +474,7 @@ fn resolved(state: &mut State, step: Step, key: &IncidentKey, resolution: &Resol
         if let Some(record) = state.agents.get_mut(agent) {
             record.incidents.remove(&key.cause);
         }
+        watch_flood(state, agent);
     }
     let symptoms = symptoms(state, &key.cause);
     for symptom in &symptoms {

@@ -8,7 +8,8 @@ use crate::state::{FLEET_RESTARTS_MAX, HOST_RESTARTS_MAX, RESTARTED_SERVICES_MAX
 use muster_common::ids::{AgentName, ServiceName};
 use muster_common::limits::SUBJECTS_PER_AGENT_MAX;
 use muster_common::time::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 pub(super) fn restarted(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName, observed: Timestamp) {
     host(state, step, agent, service, observed);
@@ -19,7 +20,7 @@ fn host(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName,
     let policy = state.policy.restart_storm.clone();
     let record = links::record(state, step, agent);
     if record.restarts.len() >= SUBJECTS_PER_AGENT_MAX && !record.restarts.contains_key(service) {
-        record.restarts.pop_first();
+        forget_oldest(&mut record.restarts, |times| times.last().copied());
     }
     let times = record.restarts.entry(service.clone()).or_default();
     let place = times.partition_point(|time| *time <= observed);
@@ -42,7 +43,7 @@ fn host(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName,
 fn fleet(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName, observed: Timestamp) {
     let policy = state.policy.restart_storm.clone();
     if state.service_restarts.len() >= RESTARTED_SERVICES_MAX && !state.service_restarts.contains_key(service) {
-        state.service_restarts.pop_first();
+        forget_oldest(&mut state.service_restarts, |restarts| restarts.last().map(|(time, _)| *time));
     }
     let restarts = state.service_restarts.entry(service.clone()).or_default();
     let place = restarts.partition_point(|(time, _)| *time <= observed);
@@ -52,19 +53,44 @@ fn fleet(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName
     }
     let around = around(restarts, |(time, _)| *time, observed, policy.window);
     let needed = usize::try_from(policy.fleet_hosts.max(2)).unwrap_or(usize::MAX);
-    let mut storm: Option<(Timestamp, Timestamp, BTreeSet<AgentName>, u64)> = None;
-    for (start, (first, _)) in around.iter().enumerate() {
-        let inside = around[start..].iter().take_while(|(time, _)| time.since(*first) <= policy.window);
-        let inside: Vec<_> = inside.collect();
-        let agents: BTreeSet<AgentName> = inside.iter().map(|(_, agent)| agent.clone()).collect();
-        if agents.len() >= needed {
-            let last = inside.last().map_or(*first, |(time, _)| *time);
-            storm = Some((*first, last, agents, inside.len() as u64));
-            break;
+    if let Some(inside) = first_on_many(around, needed, policy.window) {
+        let (began, last) = (inside.first().map_or(observed, |(t, _)| *t), inside.last().map_or(observed, |(t, _)| *t));
+        let (restarts, agents) = (inside.len() as u64, inside.iter().map(|(_, agent)| agent.clone()).collect());
+        note(state, step, &cause::fleet_storm(service), began, last, restarts, agents);
+    }
+}
+
+/// The first part of an ascending list no longer than `window` that names `needed` agents: one pass, the window slides.
+fn first_on_many(
+    list: &[(Timestamp, AgentName)],
+    needed: usize,
+    window: Duration,
+) -> Option<&[(Timestamp, AgentName)]> {
+    let mut inside: BTreeMap<&AgentName, usize> = BTreeMap::new();
+    let mut end = 0;
+    for (start, (first, leaving)) in list.iter().enumerate() {
+        while let Some((_, agent)) = list.get(end).filter(|(time, _)| time.since(*first) <= window) {
+            *inside.entry(agent).or_default() += 1;
+            end += 1;
+        }
+        if inside.len() >= needed {
+            return list.get(start..end);
+        }
+        if let Some(count) = inside.get_mut(leaving) {
+            *count -= 1;
+            if *count == 0 {
+                inside.remove(leaving);
+            }
         }
     }
-    if let Some((began, last, agents, restarts)) = storm {
-        note(state, step, &cause::fleet_storm(service), began, last, restarts, agents);
+    None
+}
+
+/// Makes room by forgetting the service that restarted last the longest ago: made-up names do not push out what rages.
+fn forget_oldest<T>(services: &mut BTreeMap<ServiceName, T>, last: impl Fn(&T) -> Option<Timestamp>) {
+    let oldest = services.iter().min_by_key(|(_, restarts)| last(restarts)).map(|(service, _)| service.clone());
+    if let Some(oldest) = oldest {
+        services.remove(&oldest);
     }
 }
 
@@ -125,6 +151,14 @@ fn touch(state: &mut State, key: &str, agents: &BTreeSet<AgentName>) {
     state.touched.insert(key.to_owned());
     if let Some(service) = key.strip_prefix("fleet/restart_storm/") {
         state.touched.extend(agents.iter().map(|agent| format!("host/{agent}/service/{service}")));
+    }
+    // A contended lock is worse while its service restarts in a storm.
+    let service =
+        key.strip_prefix("fleet/restart_storm/").or_else(|| key.split_once("/service/").map(|(_, name)| name));
+    if let Some(service) = service {
+        let locks = format!("fleet/lock/{service}/");
+        let causes = state.causes.range(locks.clone()..).take_while(|(key, _)| key.starts_with(&locks));
+        state.touched.extend(causes.map(|(key, _)| key.clone()));
     }
 }
 

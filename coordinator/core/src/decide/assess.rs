@@ -4,7 +4,7 @@
 use crate::apply::links::mass_reached;
 use crate::cause::{self, CauseKind};
 use crate::entry::Silence;
-use crate::state::{Cause, CauseOccurrence, IncidentStatus, Link, State};
+use crate::state::{Cause, CauseOccurrence, INCIDENTS_PER_AGENT_MAX, IncidentStatus, Link, State, Storm};
 use muster_common::evidence::Grade;
 use muster_common::ids::AgentName;
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
@@ -21,6 +21,8 @@ const OOM_MATTERS_FOR: Duration = Duration::from_secs(900);
 const NAMED_MAX: usize = 5;
 /// A mass silence goes on while more than one in this many of its agents is silent.
 const MASS_BACK_ONE_IN: usize = 10;
+/// Hosts of a contended lock that are looked at for a storm: one is enough, and any of the first will do.
+const STORMING_AGENTS_MAX: usize = 64;
 /// Lines of detail in a page.
 const DETAILS_MAX: usize = 12;
 
@@ -76,6 +78,7 @@ pub(super) fn assess(state: &State, now: Timestamp, key: &str, cause: &Cause) ->
     match cause::kind_of(key) {
         CauseKind::Host => host(state, now, key, cause),
         CauseKind::AgentStale => agent_stale(state, cause),
+        CauseKind::AgentFlood => agent_flood(state, cause),
         CauseKind::MassStale => mass_stale(state, cause),
         CauseKind::FleetStorm => fleet_storm(state, key, cause),
         CauseKind::FleetLock => fleet_lock(state, key, cause),
@@ -139,7 +142,7 @@ fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Asses
         storm_words = format!("{} restarted {} times within {span}{behind}", subject_of(key), storm.restarts);
         all.push(Item {
             reason,
-            severity: state.severity_of(reason, reason.default_severity()),
+            severity: storm_severity(state, storm),
             grade: Grade::Confirmed,
             observed: storm.began,
             received: storm.began + storm.received.since(storm.last),
@@ -209,6 +212,26 @@ fn agent_stale(state: &State, cause: &Cause) -> Option<Assessment> {
     Some(of_fleet(state, Reason::AgentStale, last_heard, true, summary, next_steps))
 }
 
+fn agent_flood(state: &State, cause: &Cause) -> Option<Assessment> {
+    let agent = cause.agents.keys().next()?;
+    let summary = format!(
+        "agent {agent} has {INCIDENTS_PER_AGENT_MAX} unresolved incidents: what else it tells is gathered here"
+    );
+    let next_steps = vec![
+        format!("see what it tells, and whether that is believable: musterctl findings --agent {agent}"),
+        format!("on {agent}: muster-agent doctor; look for what its troubles share"),
+    ];
+    Some(of_fleet(state, Reason::AgentFlood, state.last_at(), true, summary, next_steps))
+}
+
+/// Restarts that go on for longer than a window, without one in which there are none, are a crash loop without recovery.
+fn storm_severity(state: &State, storm: &Storm) -> Severity {
+    let reason = Reason::RestartStorm;
+    let lasting = storm.active && storm.last.since(storm.began) >= state.policy().restart_storm.window;
+    let default = reason.default_severity();
+    state.severity_of(reason, if lasting { default.worse() } else { default })
+}
+
 fn of_fleet(
     state: &State,
     reason: Reason,
@@ -275,6 +298,7 @@ fn fleet_storm(state: &State, key: &str, cause: &Cause) -> Option<Assessment> {
         format!("read the log of {service} on one of the hosts before its last exit"),
     ];
     let mut found = of_fleet(state, Reason::RestartStorm, storm.began, storm.active, summary, next_steps);
+    found.severity = storm_severity(state, storm);
     found.raises = true;
     found.happened = true;
     found.late = storm.received.since(storm.last);
@@ -299,10 +323,19 @@ fn fleet_lock(state: &State, key: &str, cause: &Cause) -> Option<Assessment> {
     let began = cause.members.values().take(64).filter_map(opened).map(|(at, _)| at).min().unwrap_or(state.last_at());
     let open = n >= needed && !dismissed;
     let mut found = of_fleet(state, Reason::LockContentionFleet, began, open, summary, next_steps);
-    if n >= needed * 2 && !state.policy().severities.contains_key(&Reason::LockContentionFleet) {
-        found.severity = found.severity.max(Severity::Sev2);
+    let worse = found.severity.max(Severity::Sev2);
+    if n >= needed * 2 || restarts_rage(state, subject, cause) {
+        found.severity = state.severity_of(Reason::LockContentionFleet, worse);
     }
     Some(found)
+}
+
+/// Whether the service whose lock is contended also restarts in a storm, on these hosts or on many.
+fn restarts_rage(state: &State, subject: &str, cause: &Cause) -> bool {
+    let service = subject.split('/').next().unwrap_or(subject);
+    let rages = |key: &str| state.cause(key).and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| storm.active);
+    rages(&format!("fleet/restart_storm/{service}"))
+        || cause.agents.keys().take(STORMING_AGENTS_MAX).any(|agent| rages(&format!("host/{agent}/service/{service}")))
 }
 
 impl Assessment {
@@ -335,9 +368,13 @@ impl Assessment {
         match cause::kind_of(key) {
             CauseKind::Host if self.reason == Reason::RestartStorm => {
                 let rule = &policy.restart_storm;
-                format!("at least {} restarts within {} make {severity}", rule.host_restarts, human(rule.window))
+                let (restarts, window) = (rule.host_restarts, human(rule.window));
+                format!("at least {restarts} restarts within {window} make {severity}; longer without end, one worse")
             }
             CauseKind::Host => format!("{} was told with {severity}", self.worst),
+            CauseKind::AgentFlood => {
+                format!("at most {INCIDENTS_PER_AGENT_MAX} incidents are opened for one agent: {severity}")
+            }
             CauseKind::AgentStale => {
                 let stale = policy.liveness.heartbeat * policy.liveness.stale_after;
                 format!("not heard for {} or more: {severity}", human(stale))
