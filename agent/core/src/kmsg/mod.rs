@@ -1,6 +1,6 @@
 //! The kernel log: raw `/dev/kmsg` records and saved logs in any usual form, read for OOM kills.
 //!
-//! Three steps, each in its file: [`line`] tells who wrote a line and what it says without its prefix, [`forms`]
+//! Three steps, each in its file: [`mod@line`] tells who wrote a line and what it says without its prefix, [`forms`]
 //! recognises one message, [`events`] joins the messages of one kill into one [`events::Victim`].
 //!
 //! Must never believe a line that user space wrote, never count a victim twice and never panic on any bytes.
