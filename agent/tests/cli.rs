@@ -234,7 +234,7 @@ fn a_saved_kernel_log_gives_one_finding_per_victim() {
 fn what_is_no_kernel_log_is_no_all_clear() {
     let folder = tempfile::tempdir().unwrap();
     let empty = write(folder.path(), "empty.log", "");
-    let noise: Vec<u8> = (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> = (0..100_000u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[1]).collect();
     let random = folder.path().join("random");
     std::fs::write(&random, noise).unwrap();
     let random = random.display().to_string();

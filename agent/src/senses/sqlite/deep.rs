@@ -9,9 +9,10 @@ use crate::sandbox::{self, SandboxError, SandboxState};
 use muster_agent_core::clock::Now;
 use muster_agent_core::sqlite::damage::Damage;
 use muster_agent_core::sqlite::state::Token;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use muster_common::units::human_duration;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Wait before a deep check that failed is tried again.
 const DEEP_RETRY: Duration = Duration::from_secs(10 * 60);
@@ -30,7 +31,13 @@ impl SqliteProbe {
         if !due || !old(self.deep_tried_boottime_ms, DEEP_RETRY) {
             return;
         }
-        let Some(turn) = DeepTurn::take() else { return };
+        let turn = match DeepTurn::take(path, self.deep_hung_after()) {
+            Ok(turn) => turn,
+            Err(why) => {
+                self.deep_note = why;
+                return;
+            }
+        };
         self.deep_tried_boottime_ms = Some(now.boottime_ms);
         self.deep_token = Some(token.clone());
         let limits =
@@ -51,6 +58,17 @@ impl SqliteProbe {
             }
             Err(error) => self.deep_note = format!("no thread for it: {error}"),
         }
+    }
+
+    /// A deep check ends itself before this, unless the kernel does not answer its reads.
+    fn deep_hung_after(&self) -> Duration {
+        self.options.deep_time_max.saturating_mul(2)
+    }
+
+    /// How long a deep check that should have ended long ago has been running.
+    pub(super) fn deep_hangs_for(&self, now: &Now) -> Option<Duration> {
+        let started = self.deep_tried_boottime_ms.filter(|_| self.deep.is_some())?;
+        Some(now.since(started)).filter(|length| *length > self.deep_hung_after())
     }
 
     /// Takes in what a deep check that has ended found.
@@ -93,19 +111,95 @@ impl SqliteProbe {
     }
 }
 
-/// One deep check at a time in this process: they share a disk.
-struct DeepTurn;
+/// One deep check at a time in this process: they share a disk. One that hangs loses its turn to the next.
+#[derive(Debug)]
+struct DeepTurn {
+    ticket: u64,
+}
 
-static DEEP_RUNNING: AtomicBool = AtomicBool::new(false);
+/// Hung deep checks beside which another one still starts; each holds a thread that nobody can end.
+const HUNG_MAX: u32 = 3;
+
+static TURNS: Mutex<Turns> = Mutex::new(Turns { tickets: 0, running: None, hung: 0 });
+
+#[derive(Debug)]
+struct Turns {
+    tickets: u64,
+    running: Option<Running>,
+    hung: u32,
+}
+
+#[derive(Debug)]
+struct Running {
+    ticket: u64,
+    path: PathBuf,
+    since: Instant,
+}
+
+impl Turns {
+    /// A ticket, or why there is none.
+    fn take(&mut self, path: &Path, hung_after: Duration, now: Instant) -> Result<u64, String> {
+        if let Some(running) = &self.running {
+            let length = now.saturating_duration_since(running.since);
+            if length <= hung_after || self.hung >= HUNG_MAX {
+                let (other, length) = (running.path.display(), human_duration(length));
+                return Err(format!("waits: the one of {other} has been running for {length}"));
+            }
+            self.hung += 1;
+        }
+        self.tickets += 1;
+        self.running = Some(Running { ticket: self.tickets, path: path.to_owned(), since: now });
+        Ok(self.tickets)
+    }
+
+    fn give_back(&mut self, ticket: u64) {
+        if self.running.take_if(|running| running.ticket == ticket).is_none() {
+            // It hung, lost its turn, and came back after all.
+            self.hung = self.hung.saturating_sub(1);
+        }
+    }
+}
 
 impl DeepTurn {
-    fn take() -> Option<Self> {
-        (!DEEP_RUNNING.swap(true, Ordering::SeqCst)).then_some(Self)
+    fn take(path: &Path, hung_after: Duration) -> Result<Self, String> {
+        let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.take(path, hung_after, Instant::now()).map(|ticket| Self { ticket })
     }
 }
 
 impl Drop for DeepTurn {
     fn drop(&mut self) {
-        DEEP_RUNNING.store(false, Ordering::SeqCst);
+        TURNS.lock().unwrap_or_else(PoisonError::into_inner).give_back(self.ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_hangs_loses_its_turn_and_the_others_are_told_why_they_wait() {
+        let mut turns = Turns { tickets: 0, running: None, hung: 0 };
+        let bound = Duration::from_secs(600);
+        let start = Instant::now();
+        let hung = turns.take(Path::new("/srv/hung.db"), bound, start).unwrap();
+        let why = turns.take(Path::new("/a.db"), bound, start + bound).unwrap_err();
+        assert!(why.contains("/srv/hung.db") && why.contains("10 min"), "{why}");
+        let next = turns.take(Path::new("/a.db"), bound, start + 2 * bound).unwrap();
+        turns.give_back(hung);
+        assert!(turns.take(Path::new("/b.db"), bound, start + 2 * bound).is_err(), "the turn is another's now");
+        turns.give_back(next);
+        assert_eq!((turns.running.is_none(), turns.hung), (true, 0));
+    }
+
+    #[test]
+    fn the_number_of_hung_ones_is_bounded() {
+        let mut turns = Turns { tickets: 0, running: None, hung: 0 };
+        let (mut now, bound) = (Instant::now(), Duration::from_secs(1));
+        for _ in 0..=HUNG_MAX {
+            turns.take(Path::new("/a.db"), bound, now).unwrap();
+            now += 2 * bound;
+        }
+        assert!(turns.take(Path::new("/a.db"), bound, now).is_err());
     }
 }

@@ -27,6 +27,7 @@ use muster_common::evidence::{Evidence, Grade};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::reason::Reason;
+use muster_common::units::human_duration;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -220,6 +221,11 @@ impl SqliteProbe {
             )),
             _ => self.check(&path, &look, claim, context, ground),
         };
+        let trouble = trouble.or_else(|| {
+            let length = human_duration(self.deep_hangs_for(&now)?);
+            let why = format!("its deep check has been running for {length}: the kernel does not answer its reads");
+            Some(unchecked(&why, Some("look for a hung device: ps -eLo pid,stat,wchan:32,comm | grep ' D'")))
+        });
         self.judge(&look, problems, trouble, &now)
     }
 
