@@ -4,7 +4,7 @@
 //! the rate of the long ones, and after about ten kills in a second only the `Killed process` lines remain. With
 //! `memory.oom.group` one event has many victims, one of them printed twice.
 
-use super::forms::{self, Form, Killed, Summary};
+use super::forms::{self, Form, Killed, Summary, Used};
 use super::line::{Line, Source};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -74,18 +74,8 @@ pub struct Victim {
     pub limit_bytes: Option<u64>,
     /// `CONSTRAINT_MEMCG` and the like.
     pub constraint: Option<String>,
-    /// Virtual size.
-    pub total_vm_bytes: Option<u64>,
-    /// Anonymous memory.
-    pub anon_rss_bytes: Option<u64>,
-    /// File-backed memory.
-    pub file_rss_bytes: Option<u64>,
-    /// Shared memory.
-    pub shmem_rss_bytes: Option<u64>,
-    /// Page tables.
-    pub pgtables_bytes: Option<u64>,
-    /// `oom_score_adj`.
-    pub oom_score_adj: Option<i64>,
+    /// What it used.
+    pub used: Used,
     /// Who needed the memory.
     pub trigger: Option<Trigger>,
     /// True when an operator asked for a kill (sysrq-f).
@@ -100,15 +90,6 @@ pub struct Victim {
     pub usec: Option<u64>,
     /// The kernel's sentence.
     pub line: String,
-}
-
-impl Victim {
-    /// Resident memory, if any part of it is told.
-    pub fn rss_bytes(&self) -> Option<u64> {
-        let parts = [self.anon_rss_bytes, self.file_rss_bytes, self.shmem_rss_bytes];
-        let told = parts.iter().any(Option::is_some);
-        told.then(|| parts.iter().flatten().fold(0, |sum: u64, part| sum.saturating_add(*part)))
-    }
 }
 
 /// A kill of which the text tells the cgroup, but not the process.
@@ -329,12 +310,7 @@ impl Joiner {
         victim.comm = killed.comm;
         victim.proof = Proof::Killed;
         victim.uid = killed.uid.or(victim.uid);
-        victim.total_vm_bytes = killed.total_vm_bytes;
-        victim.anon_rss_bytes = killed.anon_rss_bytes;
-        victim.file_rss_bytes = killed.file_rss_bytes;
-        victim.shmem_rss_bytes = killed.shmem_rss_bytes;
-        victim.pgtables_bytes = killed.pgtables_bytes;
-        victim.oom_score_adj = killed.oom_score_adj;
+        victim.used = killed.used;
         victim.sequence = line.sequence;
         victim.usec = line.usec;
         victim.line.clone_from(&line.text);
@@ -355,12 +331,7 @@ impl Joiner {
             limit_cgroup: told.map(|told| told.limit_cgroup.clone()),
             limit_bytes: event.limit_bytes,
             constraint: None,
-            total_vm_bytes: None,
-            anon_rss_bytes: None,
-            file_rss_bytes: None,
-            shmem_rss_bytes: None,
-            pgtables_bytes: None,
-            oom_score_adj: None,
+            used: Used::default(),
             trigger: event.trigger.clone(),
             by_operator: event.by_operator,
             group_kill: event.group.is_some(),
@@ -442,9 +413,9 @@ mod tests {
         assert_eq!((victim.pid, victim.comm.as_str(), victim.uid), (41, "hog", Some(1000)));
         assert_eq!((victim.scope, victim.proof, victim.reaped), (Scope::Memcg, Proof::Killed, Some(true)));
         assert_eq!((victim.cgroup.as_deref(), victim.limit_cgroup.as_deref()), (Some("/box/in"), Some("/box")));
-        assert_eq!((victim.limit_bytes, victim.rss_bytes()), (Some(20480 << 10), Some(6 << 10)));
+        assert_eq!((victim.limit_bytes, victim.used.rss_bytes()), (Some(20480 << 10), Some(6 << 10)));
         assert_eq!(victim.trigger, Some(Trigger { comm: "eater".into(), pid: Some(40) }));
-        assert_eq!((victim.sequence, victim.oom_score_adj), (Some(6), Some(-17)));
+        assert_eq!((victim.sequence, victim.used.oom_score_adj), (Some(6), Some(-17)));
         assert_eq!(outcome.kill_lines, 1);
     }
 

@@ -4,6 +4,8 @@
 //! A process chooses its own name (15 bytes), so names are cut out by what the kernel prints *behind* them, searched
 //! from the right, and every sentence is anchored at its start.
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of a name that the kernel keeps; vendors print a little more.
 const COMM_BYTES_MAX: usize = 15;
 
@@ -87,17 +89,9 @@ pub struct Summary {
     pub limit_cgroup: Option<String>,
 }
 
-/// The line that says a process was killed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Killed {
-    /// The victim.
-    pub pid: u32,
-    /// Its name.
-    pub comm: String,
-    /// Its user.
-    pub uid: Option<u32>,
-    /// True when the sentence says it was a cgroup's limit, false when it was the host's memory.
-    pub memcg: Option<bool>,
+/// What a victim used, as far as the line tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Used {
     /// Virtual size.
     pub total_vm_bytes: Option<u64>,
     /// Anonymous memory.
@@ -110,6 +104,30 @@ pub struct Killed {
     pub pgtables_bytes: Option<u64>,
     /// `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
+}
+
+impl Used {
+    /// Resident memory, if any part of it is told.
+    pub fn rss_bytes(&self) -> Option<u64> {
+        let parts = [self.anon_rss_bytes, self.file_rss_bytes, self.shmem_rss_bytes];
+        let told = parts.iter().any(Option::is_some);
+        told.then(|| parts.iter().flatten().fold(0, |sum: u64, part| sum.saturating_add(*part)))
+    }
+}
+
+/// The line that says a process was killed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Killed {
+    /// The victim.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Its user.
+    pub uid: Option<u32>,
+    /// True when the sentence says it was a cgroup's limit, false when it was the host's memory.
+    pub memcg: Option<bool>,
+    /// What it used.
+    pub used: Used,
 }
 
 /// Recognises `message`, without prefix.
@@ -200,11 +218,7 @@ fn killed(memcg: Option<bool>, rest: &str) -> Option<Killed> {
     if uid.is_none() {
         uid = number_after(facts, ", UID ").or_else(|| number_after(facts, " UID:"));
     }
-    Some(Killed {
-        pid,
-        comm,
-        uid,
-        memcg,
+    let used = Used {
         total_vm_bytes: size_after(facts, "total-vm:").or_else(|| size_after(facts, "vsz:")),
         anon_rss_bytes: size_after(facts, "anon-rss:"),
         file_rss_bytes: size_after(facts, "file-rss:"),
@@ -214,7 +228,8 @@ fn killed(memcg: Option<bool>, rest: &str) -> Option<Killed> {
             let end = text.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(text.len());
             text.get(..end)?.parse().ok()
         }),
-    })
+    };
+    Some(Killed { pid, comm, uid, memcg, used })
 }
 
 fn after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
@@ -323,13 +338,13 @@ mod tests {
         ] {
             let killed = killed_line(text);
             assert_eq!((killed.pid, killed.comm.as_str(), killed.uid), (pid, comm, uid), "{text}");
-            assert_eq!(killed.anon_rss_bytes, anon_kib.map(|kib: u64| kib * 1024), "{text}");
+            assert_eq!(killed.used.anon_rss_bytes, anon_kib.map(|kib: u64| kib * 1024), "{text}");
         }
         let text = "Memory cgroup out of memory: Killed process 9 (a) total-vm:8kB, anon-rss:1kB, file-rss:2kB, \
                     shmem-rss:3kB, UID:7 pgtables:4kB oom_score_adj:-5";
         let killed = killed_line(text);
-        assert_eq!((killed.memcg, killed.uid, killed.oom_score_adj), (Some(true), Some(7), Some(-5)));
-        assert_eq!((killed.shmem_rss_bytes, killed.pgtables_bytes), (Some(3072), Some(4096)));
+        assert_eq!((killed.memcg, killed.uid, killed.used.oom_score_adj), (Some(true), Some(7), Some(-5)));
+        assert_eq!((killed.used.shmem_rss_bytes, killed.used.pgtables_bytes), (Some(3072), Some(4096)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Belonging {
 pub fn oom_kill(victim: &Victim, process: Option<ProcessId>, belonging: Option<&Belonging>) -> Problem {
     let (cause, cause_grade) = cause(victim);
     let whose = belonging.map(|belonging| format!(", service {}", belonging.service)).unwrap_or_default();
-    let used = victim.rss_bytes().map(|rss| format!(" while it used {}", human_bytes(rss))).unwrap_or_default();
+    let used = victim.used.rss_bytes().map(|rss| format!(" while it used {}", human_bytes(rss))).unwrap_or_default();
     let verb = if victim.proof == Proof::Announced { "announced to kill" } else { "killed" };
     let summary = format!("the kernel {verb} {} (pid {}{whose}){used}: {cause}", victim.comm, victim.pid);
     let mut evidence = facts(victim).text("cause", &cause).text("cause_grade", cause_grade.as_str());
@@ -118,12 +118,12 @@ fn facts(victim: &Victim) -> Evidence {
         }
     }
     let sizes = [
-        ("rss_bytes", victim.rss_bytes()),
-        ("anon_rss_bytes", victim.anon_rss_bytes),
-        ("file_rss_bytes", victim.file_rss_bytes),
-        ("shmem_rss_bytes", victim.shmem_rss_bytes),
-        ("total_vm_bytes", victim.total_vm_bytes),
-        ("pgtables_bytes", victim.pgtables_bytes),
+        ("rss_bytes", victim.used.rss_bytes()),
+        ("anon_rss_bytes", victim.used.anon_rss_bytes),
+        ("file_rss_bytes", victim.used.file_rss_bytes),
+        ("shmem_rss_bytes", victim.used.shmem_rss_bytes),
+        ("total_vm_bytes", victim.used.total_vm_bytes),
+        ("pgtables_bytes", victim.used.pgtables_bytes),
         ("limit_bytes", victim.limit_bytes),
     ];
     for (key, size) in sizes {
@@ -134,7 +134,7 @@ fn facts(victim: &Victim) -> Evidence {
     if let Some(uid) = victim.uid {
         evidence = evidence.count("uid", uid);
     }
-    if let Some(adjustment) = victim.oom_score_adj {
+    if let Some(adjustment) = victim.used.oom_score_adj {
         evidence = evidence.with("oom_score_adj", Value::Integer(adjustment));
     }
     if let Some(trigger) = &victim.trigger {
