@@ -17,8 +17,10 @@ use tonic::{Request, Response, Status};
 type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
 type Answer<T> = Result<Response<T>, Status>;
 
-#[derive(Clone, Default)]
-struct Played;
+#[derive(Clone)]
+struct Played {
+    role: &'static str,
+}
 
 fn agent(number: usize) -> Agent {
     let state = if number == 7 { AgentState::Stale } else { AgentState::Live };
@@ -38,12 +40,14 @@ impl FleetService for Played {
         Ok(Response::new(GetFleetStatusResponse {
             fleet: "prod".to_owned(),
             coordinator_id: "coord-a".to_owned(),
-            role: "primary".to_owned(),
+            role: self.role.to_owned(),
             epoch: Some(Epoch { number: 3, coordinator_id: "coord-a".to_owned() }),
             version: "0.1.0".to_owned(),
             agents_live: 11,
             agents_stale: 1,
             journal_index: 42,
+            pages_pending: 1,
+            pages_failed: 2,
             ..GetFleetStatusResponse::default()
         }))
     }
@@ -78,7 +82,16 @@ impl FleetService for Played {
 #[tonic::async_trait]
 impl IncidentService for Played {
     async fn list_incidents(&self, _: Request<ListIncidentsRequest>) -> Answer<ListIncidentsResponse> {
-        Ok(Response::new(ListIncidentsResponse::default()))
+        let states = [PagedState::No, PagedState::Pending, PagedState::Yes, PagedState::Failed];
+        let incident = |paged: PagedState| Incident {
+            id: "INC-20261121-0002".to_owned(),
+            state: IncidentState::Recovering.into(),
+            paged_state: paged.into(),
+            title: "it".to_owned(),
+            ..Incident::default()
+        };
+        let incidents = states.into_iter().map(incident).collect();
+        Ok(Response::new(ListIncidentsResponse { incidents, ..Default::default() }))
     }
 
     async fn get_incident(&self, request: Request<GetIncidentRequest>) -> Answer<Incident> {
@@ -152,6 +165,11 @@ struct Bench {
 
 impl Bench {
     fn start() -> Self {
+        Self::start_as("primary")
+    }
+
+    fn start_as(role: &'static str) -> Self {
+        let played = Played { role };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("coordinator.sock");
         let (ready, is_ready) = std::sync::mpsc::channel();
@@ -161,9 +179,9 @@ impl Bench {
                 let listener = UnixListener::bind(path).unwrap();
                 ready.send(()).unwrap();
                 let server = tonic::transport::Server::builder()
-                    .add_service(FleetServiceServer::new(Played))
-                    .add_service(IncidentServiceServer::new(Played))
-                    .add_service(FailoverServiceServer::new(Played));
+                    .add_service(FleetServiceServer::new(played.clone()))
+                    .add_service(IncidentServiceServer::new(played.clone()))
+                    .add_service(FailoverServiceServer::new(played));
                 server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
             });
         });
@@ -225,7 +243,14 @@ fn status_show_and_ping_are_readable() {
     let status: serde_json::Value = serde_json::from_str(&stdout(&bench.run(&["status", "--format=json"]))).unwrap();
     assert_eq!((status["epoch"]["number"].as_u64(), status["journal_index"].as_u64()), (Some(3), Some(42)));
     assert_eq!(stdout(&bench.run(&["agents", "ping", "web-1"])), "web-1 answered after 12 ms\n");
-    assert_eq!(stdout(&bench.run(&["incidents", "list"])), "no open incidents\n");
+    assert!(text.contains("1 pending, 2 given up") && !text.contains("not the primary"), "{text}");
+    let fenced = stdout(&Bench::start_as("fenced").run(&["status"]));
+    assert!(fenced.starts_with("coord-a is fenced, not the primary: what follows is what it knew"), "{fenced}");
+    let incidents = stdout(&bench.run(&["incidents", "list"]));
+    let paged = ["no", "pending", "yes", "failed"];
+    for (line, paged) in incidents.lines().skip(1).zip(paged) {
+        assert!(line.contains("recovering") && line.split_whitespace().any(|word| word == paged), "{paged}: {line}");
+    }
     let incident = stdout(&bench.run(&["incidents", "show", "INC-20261121-0001"]));
     for expected in ["INC-20261121-0001 sev2 spl on web-1 is down", "  - systemctl status spl", "paged oncall"] {
         assert!(incident.contains(expected), "{expected}: {incident}");
@@ -268,7 +293,9 @@ fn a_promotion_tells_how_it_went_by_its_exit_status() {
     assert!(text.contains("nothing was changed: this standby followed \"coord-a\", not \"wrong\""), "{text}");
     let gone = promote("gone", "1ms");
     assert_eq!(gone.status.code(), Some(22), "{gone:?}");
-    assert!(String::from_utf8(gone.stdout).unwrap().contains("gone has not attached as a standby (exit status 22)"));
+    let text = String::from_utf8(gone.stdout).unwrap();
+    assert!(text.contains("the promotion succeeded. gone has not attached as a standby"), "{text}");
+    assert!(text.contains("exit status 22"), "{text}");
     assert!(stdout(&promote("gone", "0s")).contains("promoted"), "nobody was looked for");
     let unreachable = musterctl(&bench.dir.path().join("none.sock"), &["failover", "promote", "--old-primary", "a"]);
     assert!(refused(&unreachable, 18).contains("nothing was changed"));

@@ -85,6 +85,9 @@ pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<
     };
     let acknowledged = match incident.owner.as_str() {
         "" => "by nobody".to_owned(),
+        owner if incident.acknowledged.is_none() => {
+            format!("not any more: it got much worse since {} did", clean(owner))
+        }
         owner => format!("by {} {}", clean(owner), out.time(incident.acknowledged.as_ref())),
     };
     out.fields(&[
