@@ -1,6 +1,8 @@
 //! Everything the coordinator knows, as a fold over its journal. Read through accessors; changed by
 //! [`crate::apply::apply`] alone. Its JSON is the snapshot: ordered maps only, so equal states print equally.
 
+mod pairs;
+
 use crate::cause;
 use crate::entry::{AgentHello, Disconnect, IncidentKey, Resolution, Silence, TimerKey};
 use crate::page::{Page, PageAction, PageId};
@@ -581,26 +583,4 @@ impl State {
 /// The earliest timer.
 pub fn next_deadline(state: &State) -> Option<(Timestamp, TimerKey)> {
     state.timers.first().cloned()
-}
-
-/// Maps whose keys are no strings, as lists of pairs.
-mod pairs {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use std::collections::BTreeMap;
-
-    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
-        map: &BTreeMap<K, V>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(map.iter())
-    }
-
-    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
-    where
-        K: Deserialize<'de> + Ord,
-        V: Deserialize<'de>,
-        D: Deserializer<'de>,
-    {
-        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
-    }
 }

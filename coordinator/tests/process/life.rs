@@ -28,9 +28,13 @@ struct Agent {
 
 impl Agent {
     async fn connect(fleet: &Fleet, at: Position) -> Self {
+        Self::connect_as(fleet, "web-1", at).await
+    }
+
+    async fn connect_as(fleet: &Fleet, name: &str, at: Position) -> Self {
         let connecting = async {
             loop {
-                if let Some(agent) = Self::try_connect(fleet, at).await {
+                if let Some(agent) = Self::try_connect(fleet, name, at).await {
                     return agent;
                 }
                 tokio::time::sleep(LOOK).await;
@@ -39,11 +43,11 @@ impl Agent {
         tokio::time::timeout(PATIENCE, connecting).await.unwrap_or_else(|_| panic!("no welcome\n{}", fleet.log(0)))
     }
 
-    async fn try_connect(fleet: &Fleet, at: Position) -> Option<Self> {
-        let channel = connect(&fleet.endpoint(0), &load(&fleet.dir.path().join("web-1"))).await.ok()?;
+    async fn try_connect(fleet: &Fleet, name: &str, at: Position) -> Option<Self> {
+        let channel = connect(&fleet.endpoint(0), &load(&fleet.dir.path().join(name))).await.ok()?;
         let (to, requests) = tokio::sync::mpsc::channel(64);
         let spool_id = at.spool.0.as_bytes().to_vec().into();
-        let hello = v1::Hello { protocol_version: 1, host_name: "web-1".into(), spool_id, ..Default::default() };
+        let hello = v1::Hello { protocol_version: 1, host_name: name.into(), spool_id, ..Default::default() };
         to.send(ConnectRequest { message: Some(ToCoordinator::Hello(hello)) }).await.ok()?;
         let mut client = AgentLinkServiceClient::new(channel);
         let mut from = client.connect(ReceiverStream::new(requests)).await.ok()?.into_inner();
@@ -132,53 +136,80 @@ impl Fleet {
     }
 }
 
+/// Beats on every stream, for ever.
+async fn beat(agents: &[Agent]) {
+    for sequence in 1.. {
+        for agent in agents {
+            let beat = v1::Heartbeat { sequence, head_sequence: u64::MAX, ..Default::default() };
+            agent.send(ToCoordinator::Heartbeat(beat)).await.expect("the stream ended");
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_standstill_longer_than_the_threshold_makes_nobody_stale() {
     let fleet = Fleet::new();
+    let names = ["web-1", "web-2", "web-3"];
+    for name in &names[1..] {
+        issue(fleet.dir.path(), "agent", name, name);
+    }
     let liveness = "[liveness]\nheartbeat = \"1s\"\nstale_after = 5\nreconnect_max = \"2s\"";
     let a = fleet.run(0, liveness);
-    let mut agent = Agent::connect(&fleet, start()).await;
-    agent.reports(&[corrupt(1, "before")]).await.unwrap();
-    let at = agent.at;
+    let mut agents = Vec::new();
+    for name in names {
+        let mut agent = Agent::connect_as(&fleet, name, start()).await;
+        agent.reports(&[corrupt(1, "before")]).await.unwrap();
+        agents.push(agent);
+    }
+    let at = agents[0].at;
     a.signal(Signal::SIGSTOP);
     tokio::time::sleep(Duration::from_secs(7)).await;
     a.signal(Signal::SIGCONT);
-    drop(agent);
-    let agent = Agent::connect(&fleet, at).await;
-    let beating = async {
-        for sequence in 1.. {
-            let beat = v1::Heartbeat { sequence, head_sequence: u64::MAX, ..Default::default() };
-            agent.send(ToCoordinator::Heartbeat(beat)).await.expect("the stream ended");
-            tokio::time::sleep(Duration::from_millis(200)).await;
+    let is_paused = |entry: &Entry| matches!(entry.body, EntryBody::Fact(Fact::Paused { gap_ms }) if gap_ms >= 6_000);
+    let woken = async {
+        while !fleet.journal().iter().any(is_paused) {
+            tokio::time::sleep(LOOK).await;
         }
     };
+    tokio::time::timeout(PATIENCE, woken).await.unwrap_or_else(|_| panic!("{}", fleet.log(0)));
+    // The streams of before end only now, as keepalives end them, and the agents come again.
+    agents.clear();
+    for name in names {
+        agents.push(Agent::connect_as(&fleet, name, at).await);
+    }
     let reheard = async {
         loop {
             let journal = fleet.journal();
-            let paused = journal.iter().position(|entry| matches!(entry.body, EntryBody::Fact(Fact::Paused { .. })));
-            let over = |entry: &Entry| entry.body == EntryBody::Deadline(TimerKey::RehearOver);
-            if paused.is_some_and(|paused| journal.iter().skip(paused).any(over)) {
+            let mut since = journal.iter().skip_while(|entry| !is_paused(entry));
+            if since.any(|entry| entry.body == EntryBody::Deadline(TimerKey::RehearOver)) {
                 return journal;
             }
             tokio::time::sleep(LOOK).await;
         }
     };
     let journal = tokio::select! {
-        () = beating => unreachable!("it beats for ever"),
+        () = beat(&agents) => unreachable!("it beats for ever"),
         journal = tokio::time::timeout(PATIENCE, reheard) => journal.unwrap_or_else(|_| panic!("{}", fleet.log(0))),
     };
-    let paused = journal.iter().find_map(|entry| match entry.body {
-        EntryBody::Fact(Fact::Paused { gap_ms }) => Some(gap_ms),
-        _ => None,
-    });
-    assert!(paused.is_some_and(|gap_ms| gap_ms >= 6_000), "{paused:?}");
     for entry in &journal {
         let stale = match &entry.body {
             EntryBody::Fact(Fact::AgentSilent { .. }) => true,
-            EntryBody::Conclusion(Conclusion::IncidentOpened { reason, .. }) => *reason == Reason::AgentStale,
+            EntryBody::Conclusion(Conclusion::IncidentOpened { reason, .. }) => {
+                matches!(reason, Reason::AgentStale | Reason::MassStale)
+            }
             _ => false,
         };
         assert!(!stale, "{entry:?}");
+    }
+    // Each of them is known to live again.
+    let since: Vec<&Entry> = journal.iter().skip_while(|entry| !is_paused(entry)).collect();
+    for name in names {
+        let back = |entry: &&Entry| match &entry.body {
+            EntryBody::Fact(Fact::AgentConnected { agent, .. } | Fact::AgentHeard { agent }) => agent.as_str() == name,
+            _ => false,
+        };
+        assert!(since.iter().any(back), "{name}: {since:?}");
     }
 }
 

@@ -218,7 +218,7 @@ fn agent_flood(state: &State, cause: &Cause) -> Option<Assessment> {
         "agent {agent} has {INCIDENTS_PER_AGENT_MAX} unresolved incidents: what else it tells is gathered here"
     );
     let next_steps = vec![
-        format!("see what it tells, and whether that is believable: musterctl findings --agent {agent}"),
+        format!("see what it tells, and whether that is believable: musterctl findings list --agent {agent}"),
         format!("on {agent}: muster-agent doctor; look for what its troubles share"),
     ];
     Some(of_fleet(state, Reason::AgentFlood, state.last_at(), true, summary, next_steps))
