@@ -20,6 +20,9 @@ pub(crate) fn run() -> Result<()> {
             check_source(file, &text, &mut violations);
         }
         if file.extension().is_some_and(|extension| extension == "md") {
+            if text.contains("@@") {
+                violations.push(format!("{}: a placeholder was left", file.display()));
+            }
             check_links(file, &text, &mut violations);
         }
     }
