@@ -29,6 +29,8 @@ const PENDING_EVENTS_MAX: usize = 4096;
 const RETRY_SPOOL_MS: u64 = 1_000;
 /// Cursors and verdicts are saved at least this often; with every event anyway.
 const SAVE_INTERVAL_MS: u64 = 60_000;
+/// A state folder that cannot be used is tried again after this.
+const TRY_DISK_MS: u64 = 60_000;
 /// The loop turns at least this often, so that the watchdog hears of it.
 const TURN_MAX: Duration = Duration::from_secs(5);
 
@@ -59,6 +61,8 @@ pub enum Asked {
     Stop,
     /// To read the config again.
     Reload,
+    /// To try the state folder again: [`Judge::try_disk`] asked for it.
+    TryDisk,
 }
 
 /// A probe as the loop keeps it.
@@ -85,6 +89,7 @@ pub struct Judge<O> {
     /// The last write failed.
     spool_fails: bool,
     saved_ms: u64,
+    try_disk_ms: Option<u64>,
     watchdog: Option<Duration>,
 }
 
@@ -106,6 +111,7 @@ impl<O: StateOutlet> Judge<O> {
             retry_ms: 0,
             spool_fails: false,
             saved_ms: 0,
+            try_disk_ms: None,
             watchdog: sd_notify::watchdog_enabled().map(|limit| limit / 3),
         }
     }
@@ -151,10 +157,18 @@ impl<O: StateOutlet> Judge<O> {
         self.save(now);
     }
 
-    /// Turns until asked to stop or to reload.
+    /// Gives control back in a minute, once, to try the state folder again.
+    pub fn try_disk(&mut self) {
+        self.try_disk_ms = Some(crate::clock::now().boottime_ms.saturating_add(TRY_DISK_MS));
+    }
+
+    /// Turns until asked to stop or to reload, or until the state folder is to be tried.
     pub fn run(&mut self, inbox: &Receiver<Input>) -> Asked {
         loop {
             let now = crate::clock::now();
+            if self.try_disk_ms.take_if(|at_ms| *at_ms <= now.boottime_ms).is_some() {
+                return Asked::TryDisk;
+            }
             self.start_due(now);
             self.judge_late(now);
             let due = !self.pending.is_empty() && now.boottime_ms >= self.retry_ms;

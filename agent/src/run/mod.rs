@@ -39,7 +39,8 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let host = HostRoot::default();
     let boot = crate::clock::boot_id(&host);
     watcher::block_signals().context("cannot block signals")?;
-    let State { spool, scratch, in_memory, _lock } = State::open(&config, boot)?;
+    let mut state = State::open(&config, boot)?;
+    let spool = state.spool.clone();
     let memory = Memory::load(&spool, boot)?;
     // Before the uplink's first heartbeat: a digest of nothing would ask the coordinator to forget what is open.
     let published = Published { ledger: memory.ledger.clone(), head_sequence: spool.view().head };
@@ -49,7 +50,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let (results, inbox) = channel::<Input>();
     let watcher = Watcher::spawn(results.clone()).context("cannot start the watcher thread")?;
     let mut judge = Judge::new(memory, outlet, watcher, &results);
-    judge.watch(plan::probes(&config, &host, scratch.as_deref()), config.probes.blind_after);
+    judge.watch(plan::probes(&config, &host, state.scratch()), config.probes.blind_after);
     tracing::info!(
         services = config.services.len(),
         coordinators = config.endpoints.len(),
@@ -60,14 +61,28 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         tracing::warn!("{not_watched}: not watched yet, this version has no probe for it");
     }
     sd_notify::notify(&[NotifyState::Ready]).ok();
-    if let Some(why) = &in_memory {
+    if let Err(why) = &state.disk {
         sd_notify::notify(&[NotifyState::Status(&format!("findings are kept in memory only: {why}"))]).ok();
+        judge.try_disk();
     }
     let mut current = config;
-    while judge.run(&inbox) == Asked::Reload {
-        current = reload(config_path, current, &host, scratch.as_deref(), &mut judge);
-        if let Some(uplink) = &uplink {
-            uplink.renew(&current.tls);
+    loop {
+        match judge.run(&inbox) {
+            Asked::Stop => break,
+            Asked::TryDisk => {
+                if state.try_disk(&current, boot) {
+                    judge.watch(plan::probes(&current, &host, state.scratch()), current.probes.blind_after);
+                } else {
+                    judge.try_disk();
+                }
+            }
+            Asked::Reload => {
+                state.try_disk(&current, boot);
+                current = reload(config_path, current, &host, state.scratch(), &mut judge);
+                if let Some(uplink) = &uplink {
+                    uplink.renew(&current.tls);
+                }
+            }
         }
     }
     sd_notify::notify(&[NotifyState::Stopping]).ok();
@@ -128,49 +143,75 @@ fn reload<O: StateOutlet>(
 /// What the agent keeps on disk, or in memory where it cannot.
 struct State {
     spool: SpoolHandle,
+    /// Why nothing is kept on disk, where that is so.
+    disk: Result<OnDisk, String>,
+}
+
+/// The state folder, in use.
+struct OnDisk {
     /// The folder for copies of databases.
-    scratch: Option<PathBuf>,
-    /// Why nothing is kept on disk.
-    in_memory: Option<String>,
+    scratch: PathBuf,
     /// Held as long as the agent lives.
-    _lock: Option<File>,
+    _lock: File,
 }
 
 impl State {
     /// A state folder that is read-only or full is one more thing that is wrong with the host: the agent goes on and
     /// reports from memory.
     fn open(config: &Config, boot: BootId) -> anyhow::Result<Self> {
-        let limits = SpoolLimits { max_bytes: config.spool_bytes_max, ..SpoolLimits::default() };
-        let path = config.state_dir.join(SPOOL_FILE);
-        let (spool, scratch, in_memory, lock) = match Self::on_disk(config, &path, limits, boot)? {
-            Ok((spool, scratch, lock)) => (spool, Some(scratch), None, Some(lock)),
+        let (spool, disk) = match Self::on_disk(config, boot)? {
+            Ok((spool, disk)) => (spool, Ok(disk)),
             Err(why) => {
                 tracing::error!(
-                    "{why:#}; findings are told and kept in memory only until the folder can be written and the agent \
-                     is restarted"
+                    "{why:#}; findings are told and kept in memory only until the folder can be written, which is \
+                     tried once a minute and on SIGHUP"
                 );
-                (Spool::open_in_memory(&path, limits, boot)?, None, Some(format!("{why:#}")), None)
+                let path = config.state_dir.join(SPOOL_FILE);
+                (Spool::open_in_memory(&path, limits(config), boot)?, Err(format!("{why:#}")))
             }
         };
         let spool = crate::spool::spawn(spool).context("cannot start the spool thread")?;
-        Ok(Self { spool, scratch, in_memory, _lock: lock })
+        Ok(Self { spool, disk })
+    }
+
+    fn scratch(&self) -> Option<&Path> {
+        self.disk.as_ref().ok().map(|disk| disk.scratch.as_path())
+    }
+
+    /// From memory to the disk, if that is now possible; true when it was done.
+    fn try_disk(&mut self, config: &Config, boot: BootId) -> bool {
+        if self.disk.is_ok() {
+            return false;
+        }
+        let moved = Self::on_disk(config, boot).and_then(|inner| inner).and_then(|(spool, disk)| {
+            self.spool.call_blocking(move |memory| memory.move_to(spool))?;
+            Ok(disk)
+        });
+        match moved {
+            Ok(disk) => {
+                self.disk = Ok(disk);
+                tracing::info!(state = %config.state_dir.display(), "the state folder can be used again");
+                sd_notify::notify(&[NotifyState::Status("")]).ok();
+                true
+            }
+            Err(why) => {
+                tracing::debug!("findings are still kept in memory only: {why:#}");
+                false
+            }
+        }
     }
 
     /// Outer error: the agent must not run. Inner one: it can, in memory.
-    fn on_disk(
-        config: &Config,
-        path: &Path,
-        limits: SpoolLimits,
-        boot: BootId,
-    ) -> anyhow::Result<anyhow::Result<(Spool, PathBuf, File)>> {
+    fn on_disk(config: &Config, boot: BootId) -> anyhow::Result<anyhow::Result<(Spool, OnDisk)>> {
+        let path = config.state_dir.join(SPOOL_FILE);
         let lock = match lock_state(&config.state_dir)? {
             Ok(lock) => lock,
             Err(why) => return Ok(Err(why)),
         };
         let opened = || {
             let scratch = plan::make_scratch(config).context("cannot make the folder for copies of databases")?;
-            let spool = Spool::open(path, limits, boot, crate::clock::now())?;
-            anyhow::Ok((spool, scratch, lock))
+            let spool = Spool::open(&path, limits(config), boot, crate::clock::now())?;
+            anyhow::Ok((spool, OnDisk { scratch, _lock: lock }))
         };
         let opened = opened();
         if let Some(loss) = opened.as_ref().ok().and_then(|(spool, ..)| spool.loss()) {
@@ -179,6 +220,10 @@ impl State {
         }
         Ok(opened)
     }
+}
+
+fn limits(config: &Config) -> SpoolLimits {
+    SpoolLimits { max_bytes: config.spool_bytes_max, ..SpoolLimits::default() }
 }
 
 /// One agent per state folder: two would answer for each other's findings. The inner error is a folder that cannot be

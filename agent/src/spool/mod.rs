@@ -294,6 +294,29 @@ impl Spool {
         Ok(self.view())
     }
 
+    /// Goes on as `other`, with what is not replicated here behind what is there already. What the agent's parts kept
+    /// there is older than what they know, and removed.
+    pub fn move_to(&mut self, mut other: Self) -> Result<(), SpoolError> {
+        let kept = self.read(self.meta.replicated, self.meta.head, usize::MAX, usize::MAX)?;
+        let known = other.highest_epoch()?.map(|(epoch, _)| epoch);
+        let higher = self.highest_epoch()?.filter(|(epoch, _)| known.is_none_or(|known| *epoch > known));
+        let (max_bytes, mut meta, mut bytes) = (other.limits.max_bytes, other.meta.clone(), other.bytes);
+        other.transaction(|transaction| {
+            for entry in &kept {
+                bytes += insert(transaction, &mut meta, &entry.body, entry.written)?;
+            }
+            bytes -= evict(transaction, &mut meta, bytes, max_bytes)?;
+            transaction.execute("DELETE FROM state", [])?;
+            if let Some((epoch, proof)) = &higher {
+                file::store_epoch(transaction, epoch, proof)?;
+            }
+            meta.store(transaction)
+        })?;
+        (other.meta, other.bytes) = (meta, bytes);
+        *self = other;
+        Ok(())
+    }
+
     /// The highest epoch ever heard, with its proof.
     pub fn highest_epoch(&self) -> Result<Option<(Epoch, Vec<u8>)>, SpoolError> {
         file::load_epoch(&self.connection).map_err(|source| self.sqlite(source))

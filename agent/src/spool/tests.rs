@@ -167,6 +167,26 @@ fn a_reverted_spool_is_noticed_and_goes_on_under_a_new_id() {
 }
 
 #[test]
+fn from_memory_to_a_file_goes_what_is_not_replicated_and_the_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let epoch = Epoch { number: 5, coordinator: CoordinatorId::new("a").unwrap() };
+    let mut file = open(&folder);
+    file.append(&events(2), &[("k", b"old")], NOW).unwrap();
+    let id = file.view().spool;
+    let mut spool = Spool::open_in_memory(&folder.path().join("none.db"), SpoolLimits::default(), boot(1)).unwrap();
+    spool.append(&[event(7), event(8)], &[("k", b"new")], NOW).unwrap();
+    spool.ack(spool.view().spool, 1, 1, NOW).unwrap();
+    spool.store_epoch(&epoch, b"p").unwrap();
+    spool.move_to(file).unwrap();
+    drop(spool);
+    let spool = open(&folder);
+    assert_eq!((spool.loss(), spool.view().spool, sequences(&spool)), (None, id, vec![1, 2, 3]));
+    assert_eq!(spool.read(2, 3, 1, 1).unwrap()[0].body, encode(&event(8).event).unwrap());
+    assert_eq!(spool.highest_epoch().unwrap(), Some((epoch, b"p".to_vec())));
+    assert_eq!(spool.get_state("k").unwrap(), None, "the agent writes it again, all of it");
+}
+
+#[test]
 fn the_highest_epoch_only_rises() {
     let folder = tempfile::tempdir().unwrap();
     let epoch = |number, id: &str| Epoch { number, coordinator: CoordinatorId::new(id).unwrap() };

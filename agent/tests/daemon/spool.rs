@@ -1,7 +1,9 @@
 //! The spool cannot write: the agent goes on, and says so.
 
-use super::{Daemon, Stage};
+use super::{Daemon, Stage, events};
 use crate::until;
+use muster_common::finding::FindingEvent;
+use muster_common::reason::Reason;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -84,7 +86,7 @@ async fn a_full_disk_stops_neither_heartbeats_nor_the_watchdog_and_what_was_seen
 async fn a_state_folder_that_is_read_only_leaves_an_agent_that_tells_from_memory() {
     let stage = Stage::set().await;
     let Some(disk) = Disk::mount(stage.path("state")) else { return };
-    let listeners = listeners(&stage, &disk.0, 2);
+    let mut listeners = listeners(&stage, &disk.0, 3);
     let mut daemon = Daemon::start(&stage);
     stage.more_heartbeats().await;
     assert_eq!(daemon.stop().await, Some(0));
@@ -92,14 +94,28 @@ async fn a_state_folder_that_is_read_only_leaves_an_agent_that_tells_from_memory
     mount_remount(&disk.0, MountFlags::RDONLY, DISK).unwrap();
     let mut daemon = Daemon::start(&stage);
     daemon.says(&["ERROR", "kept in memory only", "Read-only file system"]).await;
-    drop(listeners);
-    stage.hears("web-0", "port_closed").await;
+    listeners.truncate(1);
     stage.hears("web-1", "port_closed").await;
+    stage.hears("web-2", "port_closed").await;
     let state = stage.more_heartbeats().await;
     assert_eq!(state.broken, None);
     let highest = |hello: &muster_proto::v1::Hello| hello.highest_epoch.clone().and_then(|proof| proof.epoch);
     let last = state.hellos.last().and_then(highest);
     assert_eq!(last.map(|epoch| epoch.number), Some(1), "the epoch heard before is known");
+
+    mount_remount(&disk.0, MountFlags::empty(), DISK).unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon.says(&["the state folder can be used again"]).await;
+    drop(listeners);
+    let state = stage.hears("web-0", "port_closed").await;
+    assert_eq!(state.broken, None);
     assert_eq!(daemon.stop().await, Some(0));
     until(&stage.fake, |state| state.goodbyes.len() == 2).await;
+    let mut daemon = Daemon::start(&stage);
+    daemon.says(&["watching"]).await;
+    let state = stage.more_heartbeats().await;
+    let closed =
+        |event: &FindingEvent| matches!(event, FindingEvent::Opened(_)) && event.key().reason == Reason::PortClosed;
+    assert_eq!(events(&state).filter(closed).count(), 3, "what was told before is not told again");
+    assert_eq!(daemon.stop().await, Some(0));
 }
