@@ -5,6 +5,7 @@ pub mod oom;
 pub mod pid_file;
 pub mod port;
 pub mod process;
+mod regular;
 pub mod saved_log;
 pub mod sockets;
 pub mod sqlite;

@@ -1,8 +1,8 @@
 //! Reads a pid file and watches the process it names.
 //!
-//! Must never block on what is at the path and never disturb it: `O_PATH` first, because opening a FIFO would release
-//! a blocked writer, then the same inode again without blocking.
+//! Must never block on what is at the path and never disturb it.
 
+use super::regular::{Found, open_regular};
 use super::{HostRoot, process};
 use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
@@ -13,10 +13,10 @@ use muster_agent_core::pid_file::{
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ProcessId, ServiceName};
 use muster_common::time::Timestamp;
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -124,22 +124,10 @@ fn read_file(path: &Path, pid_max: u32) -> FileReading {
         let way_out = matches!(errno, Errno::ACCESS | Errno::PERM).then_some(WAY_OUT);
         FileReading::Unreadable { why: std::io::Error::from(errno).to_string(), way_out }
     };
-    let handle = match open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(handle) => handle,
+    let (file, stat) = match open_regular(path, OFlags::empty()) {
+        Ok(Found::File(file, stat)) => (file, stat),
+        Ok(Found::Other(kind)) => return FileReading::Malformed(Malformed::NotAFile(what_stands_there(kind))),
         Err(Errno::NOENT | Errno::NOTDIR) => return FileReading::Missing,
-        Err(errno) => return unreadable(errno),
-    };
-    let stat = match fstat(&handle) {
-        Ok(stat) => stat,
-        Err(errno) => return unreadable(errno),
-    };
-    if let Some(kind) = not_a_file(FileType::from_raw_mode(stat.st_mode)) {
-        return FileReading::Malformed(Malformed::NotAFile(kind));
-    }
-    let again = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match open(again, flags, Mode::empty()) {
-        Ok(file) => std::fs::File::from(file),
         Err(errno) => return unreadable(errno),
     };
     let mut content = Vec::new();
@@ -156,15 +144,15 @@ fn read_file(path: &Path, pid_max: u32) -> FileReading {
     }
 }
 
-/// What stands in a file's place, if something does.
-pub(super) fn not_a_file(kind: FileType) -> Option<&'static str> {
+/// What stands in a file's place.
+pub(super) fn what_stands_there(kind: FileType) -> &'static str {
     match kind {
-        FileType::RegularFile => None,
-        FileType::Directory => Some("directory"),
-        FileType::Fifo => Some("FIFO"),
-        FileType::Socket => Some("socket"),
-        FileType::CharacterDevice => Some("character device"),
-        FileType::BlockDevice => Some("block device"),
-        _ => Some("special file"),
+        FileType::RegularFile => "file",
+        FileType::Directory => "directory",
+        FileType::Fifo => "FIFO",
+        FileType::Socket => "socket",
+        FileType::CharacterDevice => "character device",
+        FileType::BlockDevice => "block device",
+        _ => "special file",
     }
 }

@@ -1,7 +1,7 @@
 //! Looks at who listens on a port, and now and then connects to it.
 
 use super::sockets::SocketTable;
-use super::{pid_file::not_a_file, process, sockets};
+use super::{pid_file::what_stands_there, process, sockets};
 use crate::probe::{Context, Probe};
 use muster_agent_core::judgement::Judgement;
 pub use muster_agent_core::port::Target;
@@ -108,7 +108,7 @@ fn socket_file(path: &std::path::Path) -> SocketFile {
         // The kernel reports the low 32 bits of an inode over sock_diag.
         return SocketFile::Socket(u32::try_from(metadata.ino() & u64::from(u32::MAX)).unwrap_or(0));
     }
-    SocketFile::NotASocket(not_a_file(FileType::from_raw_mode(metadata.mode())).unwrap_or("file"))
+    SocketFile::NotASocket(what_stands_there(FileType::from_raw_mode(metadata.mode())))
 }
 
 /// One connection, closed at once. `None` when the target cannot be connected to from here.

@@ -3,6 +3,8 @@
 //! Invariant: closing *any* descriptor of a file drops all POSIX locks this process holds on it, SQLite's too. So
 //! whoever opens a database, its -wal or its -shm holds the [`Claim`] of its inode, here and while SQLite has it open.
 
+use crate::senses::pid_file::what_stands_there;
+use crate::senses::regular::{self, Found};
 use muster_agent_core::proc_locks;
 use muster_agent_core::sqlite::header::{
     HEADER_BYTES, Header, JOURNAL_HEADER_BYTES, JournalHeader, WAL_INDEX_HEADER_BYTES, WalIndex,
@@ -10,12 +12,12 @@ use muster_agent_core::sqlite::header::{
 use muster_agent_core::sqlite::state::{FileFacts, LockFacts, Snapshot};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -149,21 +151,12 @@ pub(super) fn undisturbed(path: &Path, claim: &Claim, before: &Snapshot) -> bool
 
 /// Opens a regular file for reading, and nothing else: a FIFO is never opened, a lease never waited for.
 pub(super) fn open_regular(path: &Path) -> Result<File, Obstacle> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let found: OwnedFd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| obstacle(path, error.into()))?;
-    let stat = rustix::fs::fstat(&found).map_err(|error| failed(path, &error.into()))?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => {}
-        FileType::Directory => return Err(Obstacle::NotAFile("directory")),
-        FileType::Fifo => return Err(Obstacle::NotAFile("FIFO")),
-        FileType::Socket => return Err(Obstacle::NotAFile("socket")),
-        FileType::Symlink => return Err(Obstacle::Exchanged),
-        _ => return Err(Obstacle::NotAFile("device")),
+    match regular::open_regular(path, OFlags::NOFOLLOW) {
+        Ok(Found::File(file, _)) => Ok(file),
+        Ok(Found::Other(FileType::Symlink)) => Err(Obstacle::Exchanged),
+        Ok(Found::Other(kind)) => Err(Obstacle::NotAFile(what_stands_there(kind))),
+        Err(error) => Err(obstacle(path, error.into())),
     }
-    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = rustix::fs::open(again, flags, Mode::empty()).map_err(|error| obstacle(path, error.into()))?;
-    Ok(File::from(opened))
 }
 
 /// True when this process could write the database or create files beside it, were it not restricted. A read-only mount
