@@ -172,9 +172,13 @@ pub(super) fn end(status: &tonic::Status) -> End {
     }
 }
 
-/// The status in words, clipped.
+/// The status in words, clipped: what the coordinator said first. What its code means in general is the least of it.
 pub(super) fn words(status: &tonic::Status) -> String {
-    clip(&format!("{}: {}", status.code(), status.message()), MESSAGE_BYTES_MAX)
+    let text = match status.message() {
+        "" => status.code().to_string(),
+        message => format!("{message} ({:?})", status.code()),
+    };
+    clip(&text, MESSAGE_BYTES_MAX)
 }
 
 /// An error with its causes in words, clipped; a cause that only repeats what was said is left out.
@@ -232,6 +236,9 @@ mod tests {
         let wrap = |source, says| Some(Box::new(Layer { says, source }));
         let error = layers.into_iter().fold(None, wrap).unwrap();
         assert_eq!(error_words(&*error), "transport: connect: refused (111)");
+        let told = words(&tonic::Status::failed_precondition("ask the primary (coord-a)"));
+        assert_eq!(told, "ask the primary (coord-a) (FailedPrecondition)");
+        assert!(!words(&tonic::Status::unavailable("")).is_empty());
     }
 
     #[test]
