@@ -79,3 +79,49 @@ impl Outbox for JournalOutbox {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName};
+    use muster_common::reason::Reason;
+    use muster_common::severity::Severity;
+    use muster_common::time::Timestamp;
+    use muster_coordinator_core::machine::Machine;
+    use muster_coordinator_core::policy::Policy;
+    use std::time::Duration;
+
+    /// Three incidents, the worst one last, paged to two receivers.
+    fn machine() -> Machine {
+        let mut machine = Machine::new(State::genesis());
+        let now = Timestamp::from_unix_ms(1_795_220_000_000);
+        let coordinator = CoordinatorId::new("coord-a").unwrap();
+        let mut policy = Policy { receivers: vec!["ops".to_owned(), "chat".to_owned()], ..Policy::default() };
+        policy.severities.insert(Reason::CoordinatorFault, Severity::Sev1);
+        let epoch = Epoch { number: 1, coordinator: coordinator.clone() };
+        let (fleet, version) = (FleetName::new("test").unwrap(), String::new());
+        machine.feed(now, Fact::Started { coordinator, fleet, version, epoch });
+        machine.feed(now, Fact::PolicyLoaded { policy: Box::new(policy) });
+        for agent in ["web-1", "web-2"] {
+            let (agent, holder, refused) = (AgentName::new(agent).unwrap(), "a".to_owned(), "b".to_owned());
+            machine.feed(now, Fact::IdentityConflict { agent, holder, refused });
+        }
+        machine.feed(now, Fact::DecidePanicked { entry: 1, message: "it".to_owned() });
+        machine.run_deadlines(now + Duration::from_secs(60));
+        machine
+    }
+
+    #[test]
+    fn what_is_asked_for_is_cut_out_worst_first() {
+        let machine = machine();
+        let found = |of: Of<'_>, limit| -> Vec<(String, Severity)> {
+            let pages = cut(machine.state(), of, limit);
+            pages.into_iter().map(|pending| (pending.page.receiver, pending.page.severity)).collect()
+        };
+        let ops = |severity| ("ops".to_owned(), severity);
+        assert_eq!(found(Of::Receiver("ops"), 2), [ops(Severity::Sev1), ops(Severity::Sev2)]);
+        assert_eq!(found(Of::Receiver("ops"), 9).len(), 3);
+        let others = found(Of::NoneOf(&["ops".to_owned()]), 9);
+        assert!(others.len() == 3 && others.iter().all(|(receiver, _)| receiver == "chat"), "{others:?}");
+    }
+}
