@@ -294,3 +294,55 @@ fn not_paged_because(view: &View<'_>, incident: &Incident) -> String {
     }
     String::new()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_common::ids::{CoordinatorId, Epoch, FleetName};
+    use muster_common::time::Timestamp;
+    use muster_coordinator_core::machine::Machine;
+    use muster_coordinator_core::page::PageId;
+    use muster_coordinator_core::policy::Policy;
+    use muster_coordinator_core::state::State;
+    use std::time::Duration;
+
+    fn start() -> Timestamp {
+        Timestamp::from_unix_ms(1_795_220_000_000)
+    }
+
+    /// A fault that was paged to two receivers.
+    fn machine() -> Machine {
+        let mut machine = Machine::new(State::genesis());
+        let coordinator = CoordinatorId::new("coord-a").unwrap();
+        let policy = Policy { receivers: vec!["ops".to_owned(), "chat".to_owned()], ..Policy::default() };
+        let epoch = Epoch { number: 1, coordinator: coordinator.clone() };
+        let (fleet, version) = (FleetName::new("test").unwrap(), String::new());
+        machine.feed(start(), Fact::Started { coordinator, fleet, version, epoch });
+        machine.feed(start(), Fact::PolicyLoaded { policy: Box::new(policy) });
+        machine.feed(start(), Fact::DecidePanicked { entry: 1, message: "it".to_owned() });
+        assert_eq!(told(&machine), (IncidentState::Recovering, PagedState::No), "it happened and is over; on hold");
+        machine.run_deadlines(start() + Duration::from_secs(60));
+        machine
+    }
+
+    fn told(machine: &Machine) -> (IncidentState, PagedState) {
+        let incident = machine.state().newest_incident("coordinator/fault").unwrap();
+        (state_of(incident), paged_state(incident))
+    }
+
+    #[test]
+    fn paged_is_told_as_it_went() {
+        let mut machine = machine();
+        let now = start() + Duration::from_secs(61);
+        let pages: Vec<PageId> = machine.state().pending_pages().map(|record| record.id).collect();
+        let (&[first, second], error) = (pages.as_slice(), "answered 400".to_owned()) else { panic!("{pages:?}") };
+        assert_eq!(told(&machine).1, PagedState::Pending);
+        machine.feed(now, Fact::PageFailed { page: first, error: error.clone() });
+        assert_eq!(told(&machine).1, PagedState::Pending);
+        let mut all_failed = Machine::new(machine.state().clone());
+        all_failed.feed(now, Fact::PageFailed { page: second, error });
+        assert_eq!(told(&all_failed).1, PagedState::Failed);
+        machine.feed(now, Fact::PageDelivered { page: second });
+        assert_eq!(told(&machine).1, PagedState::Yes);
+    }
+}
