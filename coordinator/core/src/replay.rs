@@ -1,5 +1,6 @@
 //! Feeds the facts of a journal to the rules again and compares.
 
+use crate::cause;
 use crate::entry::{Conclusion, Entry, EntryBody, Fact, IncidentKey};
 use crate::machine::Machine;
 use crate::page::PageAction;
@@ -125,12 +126,12 @@ pub fn what_if(snapshot: &State, journal: &[Entry], policy: &Policy) -> Result<W
     Ok(result)
 }
 
-/// The first trigger of each receiver and key.
+/// The first trigger of each receiver and key. Those about a failing receiver follow from outcomes, which are not fed.
 fn first_triggers(entries: &[Entry]) -> Vec<Told> {
     let mut seen = BTreeSet::new();
     let triggers = entries.iter().filter_map(|entry| match &entry.body {
         EntryBody::Conclusion(Conclusion::PageRequested { incident, page, .. })
-            if page.action == PageAction::Trigger =>
+            if page.action == PageAction::Trigger && cause::failing_receiver(&page.cause_key).is_none() =>
         {
             let (receiver, dedup_key) = (page.receiver.clone(), page.dedup_key.clone());
             Some(Told { at: entry.at, incident: incident.clone(), receiver, dedup_key })
