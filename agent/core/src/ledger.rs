@@ -36,6 +36,7 @@ const RUNS_BEFORE_NUMBERS: u32 = 720;
 pub struct Ledger {
     watched: BTreeMap<SubjectKey, Watched>,
     open_count: usize,
+    suppressed_count: usize,
     suppressed_total: u64,
     blind_after: Duration,
 }
@@ -104,7 +105,7 @@ impl From<Saved> for Ledger {
     fn from(saved: Saved) -> Self {
         let mut ledger = Self { suppressed_total: saved.suppressed_total, ..Self::default() };
         ledger.watched = saved.watched.into_iter().collect();
-        ledger.open_count = ledger.open().count();
+        ledger.count();
         ledger
     }
 }
@@ -117,7 +118,13 @@ impl From<Ledger> for Saved {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { watched: BTreeMap::new(), open_count: 0, suppressed_total: 0, blind_after: BLIND_AFTER_DEFAULT }
+        Self {
+            watched: BTreeMap::new(),
+            open_count: 0,
+            suppressed_count: 0,
+            suppressed_total: 0,
+            blind_after: BLIND_AFTER_DEFAULT,
+        }
     }
 }
 
@@ -151,6 +158,7 @@ impl Ledger {
             }
         }
         self.open_count = other.open_count;
+        self.suppressed_count = other.suppressed_count;
         self.suppressed_total = other.suppressed_total;
     }
 
@@ -189,7 +197,7 @@ impl Ledger {
                 });
             }
         }
-        self.open_count = self.open().count();
+        self.count();
         events
     }
 
@@ -233,6 +241,7 @@ impl Ledger {
     fn observe_conditions(&mut self, subject: &SubjectKey, judgement: &Judgement, events: &mut Vec<FindingEvent>) {
         let mut open_count = self.open_count;
         let watched = self.watched.entry(subject.clone()).or_default();
+        let suppressed_before = watched.suppressed();
         watched.verdict = judgement.verdict();
         for problem in &judgement.problems {
             let finding = problem.finding(subject);
@@ -286,6 +295,7 @@ impl Ledger {
             false
         });
         self.open_count = open_count;
+        self.suppressed_count = (self.suppressed_count + watched.suppressed()).saturating_sub(suppressed_before);
     }
 
     fn observe_blindness(
@@ -333,12 +343,10 @@ impl Ledger {
     fn observe_suppression(&mut self, events: &mut Vec<FindingEvent>) {
         let about = limit_subject();
         let told = self.watched.contains_key(&about);
-        // The scan is paid for only by a host at its bound.
         if !told && self.open_count + 1 < OPEN_FINDINGS_PER_AGENT_MAX {
             return;
         }
-        let held = self.watched.values().flat_map(|watched| watched.conditions.values());
-        let suppressed = held.filter(|condition| condition.suppressed).count();
+        let suppressed = self.suppressed_count;
         let judgement = if suppressed > 0 {
             let summary = format!("more than {} conditions are true at once; the rest is not told", self.open_count);
             Judgement::problem(
@@ -352,9 +360,15 @@ impl Ledger {
             return;
         };
         // One below the bound for a moment, so that this one finds its place.
-        self.open_count = self.open_count.saturating_sub(1);
+        let lowered = self.open_count.min(1);
+        self.open_count -= lowered;
         self.observe_conditions(&about, &judgement, events);
+        self.open_count += lowered;
+    }
+
+    fn count(&mut self) {
         self.open_count = self.open().count();
+        self.suppressed_count = self.watched.values().map(Watched::suppressed).sum();
     }
 }
 
@@ -371,6 +385,10 @@ impl Default for Watched {
 }
 
 impl Watched {
+    fn suppressed(&self) -> usize {
+        self.conditions.values().filter(|condition| condition.suppressed).count()
+    }
+
     fn open(&self) -> impl Iterator<Item = &Finding> {
         self.conditions.values().filter(|condition| condition.open).map(|condition| &condition.finding)
     }
