@@ -387,10 +387,8 @@ impl Session {
         }
         self.last_end = Some(end);
         let endpoints = (self.configured.len() + self.learned.len()).max(1);
-        let stay = matches!(
-            end,
-            End::Busy | End::SpoolRestarted | End::Spool | End::Invalid | End::Conflict | End::Regreet
-        );
+        let stay =
+            matches!(end, End::Busy | End::SpoolRestarted | End::Spool | End::Invalid | End::Conflict | End::Regreet);
         if !stay {
             self.endpoint = (self.endpoint + 1) % endpoints;
         }
