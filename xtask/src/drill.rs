@@ -51,8 +51,12 @@ const COORDINATOR_EXTRA: &str = "\
 hold = { sev0 = \"0s\", sev1 = \"0s\", sev2 = \"0s\", sev3 = \"0s\", sev4 = \"0s\" }\n\
 stability = { sev0 = \"1h\", sev1 = \"1h\", sev2 = \"1h\", sev3 = \"1h\", sev4 = \"1h\" }\n";
 
-/// Pid files that one agent watches; each is made stale once, one after the other, as the load.
-const SUBJECTS: usize = 400;
+/// Agents of the drill.
+const AGENTS: usize = 10;
+/// Pid files that each agent watches: fewer than the incidents that one agent may have open at a time.
+const SUBJECTS_PER_AGENT: usize = 30;
+/// All of them; each is broken once, one after the other, as the load.
+const SUBJECTS: usize = AGENTS * SUBJECTS_PER_AGENT;
 
 /// Kills the coordinator `rounds` times while findings pour in, then checks that every fault became exactly one incident
 /// with exactly one deduplication key at the receiver.
@@ -61,10 +65,12 @@ pub(crate) fn crash(rounds: u32) -> Result<()> {
     lab.prepare_coordinators(&["coord-a"])?;
     lab.write_coordinator_config("coord-a", None, COORDINATOR_EXTRA)?;
     lab.start_coordinator("coord-a")?;
-    let config = watch_pid_files(&lab)?;
-    lab.start_agent("web-1", &config)?;
-    lab.wait("the agent is live", Duration::from_secs(30), || {
-        Ok((lab.ctl("coord-a", &["status"])?["agents_live"].as_u64() == Some(1)).then_some(()))
+    for agent in 0..AGENTS {
+        let config = watch_pid_files(&lab, agent)?;
+        lab.start_agent(&format!("web-{agent}"), &config)?;
+    }
+    lab.wait("all agents are live", Duration::from_secs(60), || {
+        Ok((lab.ctl("coord-a", &["status"])?["agents_live"].as_u64() == Some(AGENTS as u64)).then_some(()))
     })?;
     let start = Instant::now();
     let mut broken = 0;
@@ -127,11 +133,11 @@ fn pid_file(lab: &Lab, subject: usize) -> String {
     lab.path(&format!("run/{}.pid", service_name(subject)))
 }
 
-/// All pid files name this very process, so all is well at first.
-fn watch_pid_files(lab: &Lab) -> Result<String> {
+/// All pid files name this very process, so all is well at first. Neighbours in time belong to different agents.
+fn watch_pid_files(lab: &Lab, agent: usize) -> Result<String> {
     fs::create_dir_all(lab.root.join("run"))?;
     let mut config = String::new();
-    for subject in 0..SUBJECTS {
+    for subject in (agent..SUBJECTS).step_by(AGENTS) {
         let path = pid_file(lab, subject);
         fs::write(&path, format!("{}\n", std::process::id()))?;
         config.push_str(&format!("[service.{}]\npid_file = {path:?}\n\n", service_name(subject)));
