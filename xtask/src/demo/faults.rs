@@ -92,7 +92,8 @@ pub(crate) const ALL: &[Fault] = &[
         inject: oom_kill,
         mend: None,
         reasons: &["oom_kill"],
-        about: &["glutton"],
+        // The other two agents tell the same kill as one of a process that is none of their services'.
+        about: &["web-1", "service glutton"],
     },
     Fault {
         name: "agent killed",
