@@ -159,7 +159,13 @@ fn run_doctor(asked: &Asked, mut notes: Vec<String>) -> u8 {
             complain(&message);
             return EXIT_USAGE;
         }
-        let report = doctor::diagnose(&config, &host, notes);
+        let report = match doctor::diagnose(&config, &host, notes) {
+            Ok(report) => report,
+            Err(error) => {
+                complain(&format!("cannot start a thread: {error}"));
+                return EXIT_USAGE;
+            }
+        };
         match &asked.service {
             Some(service) => report.only(service),
             None => report,

@@ -4,7 +4,8 @@
 //! Reads only; a file is taken for a database by the magic in its header alone. Bounded: a host with more than it
 //! takes in is told so.
 
-use crate::config::{self, Config, Service, Sqlite, Watch};
+use crate::config::sqlite::Sqlite;
+use crate::config::{self, Config, Service, Watch};
 use crate::senses::{HostRoot, sockets};
 use muster_agent_core::port::{Address, Target};
 use muster_common::ids::ServiceName;

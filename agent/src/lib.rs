@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 pub mod discover;
 pub mod doctor;
+pub mod net;
 pub mod probe;
 pub mod run;
 pub mod sandbox;

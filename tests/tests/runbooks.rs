@@ -3,44 +3,10 @@
 use muster_common::reason::Reason;
 use std::path::Path;
 
-/// Reasons that pages or lists show today.
-const RAISED: [Reason; 30] = [
-    Reason::ProcessDown,
-    Reason::ProcessZombie,
-    Reason::ProcessRestarted,
-    Reason::PidFileMissing,
-    Reason::PidFileStale,
-    Reason::PidFileMalformed,
-    Reason::PidFileOrphaned,
-    Reason::PortClosed,
-    Reason::PortUnresponsive,
-    Reason::PortConflict,
-    Reason::HealthCheckFailed,
-    Reason::MemoryApproaching,
-    Reason::MemoryCritical,
-    Reason::OomKill,
-    Reason::SqliteCorrupt,
-    Reason::SqliteNotADatabase,
-    Reason::SqliteMissing,
-    Reason::SqliteReplaced,
-    Reason::SqliteShrunk,
-    Reason::SqliteLockHeld,
-    Reason::SqliteJournalHot,
-    Reason::LockContention,
-    Reason::LockContentionFleet,
-    Reason::RestartStorm,
-    Reason::ProbeBlind,
-    Reason::AgentStale,
-    Reason::MassStale,
-    Reason::AgentIdentityConflict,
-    Reason::AgentFlood,
-    Reason::CoordinatorFault,
-];
-
 #[test]
-fn every_raised_reason_has_a_complete_runbook() {
+fn every_reason_has_a_complete_runbook() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
-    for reason in RAISED {
+    for reason in Reason::ALL {
         let path = folder.join(format!("{reason}.md"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert!(text.starts_with(&format!("# {reason}\n")), "{reason}");

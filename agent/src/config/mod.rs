@@ -3,7 +3,26 @@
 //! The walk is the list of known keys; there is no second one. A string is the short form of a subject, a table
 //! gives every option. Nothing here touches the host: a path that does not exist is a finding, not a mistake.
 
+pub mod backup;
+pub mod baseline;
+pub mod clock;
+pub mod disk;
+pub mod health;
+pub mod log;
+pub mod pressure;
+pub mod process;
+pub mod sqlite;
 mod walk;
+
+use backup::Backup;
+use baseline::Baseline;
+use clock::Clock;
+use disk::Disk;
+use health::Health;
+use log::{Log, LogRule};
+use pressure::Pressure;
+use process::Process;
+use sqlite::Sqlite;
 
 use muster_agent_core::port::Target;
 use muster_common::config::ConfigErrors;
@@ -64,6 +83,18 @@ pub struct Config {
     pub memory: Memory,
     /// How often, and how long at most.
     pub probes: Probes,
+    /// Space and inodes.
+    pub disk: Disk,
+    /// The host's clock.
+    pub clock: Clock,
+    /// Memory stalls and limits.
+    pub pressure: Pressure,
+    /// What is normal for a process.
+    pub process: Process,
+    /// What is declared of the host itself.
+    pub baseline: Baseline,
+    /// Rules for logs beside the shipped ones.
+    pub log_rules: Vec<LogRule>,
     /// Bound of the spool on disk.
     pub spool_bytes_max: u64,
     /// What is watched, in the order of the file.
@@ -107,6 +138,30 @@ pub struct Probes {
     pub sqlite_quick: Duration,
     /// The deep check of a database, on a copy.
     pub sqlite_deep: Duration,
+    /// A systemd unit; its own signals wake it between.
+    pub unit: Duration,
+    /// The main process of a service; its exit wakes it between.
+    pub process: Duration,
+    /// File locks.
+    pub lock: Duration,
+    /// A health endpoint.
+    pub health: Duration,
+    /// Copies.
+    pub backup: Duration,
+    /// Logs.
+    pub log: Duration,
+    /// Space and inodes.
+    pub disk: Duration,
+    /// The clock.
+    pub clock: Duration,
+    /// Declared settings.
+    pub baseline: Duration,
+    /// Modes and owners.
+    pub permission: Duration,
+    /// Memory stalls and limits of cgroups.
+    pub pressure: Duration,
+    /// A SQL assertion.
+    pub query: Duration,
     /// After this a quick probe counts as hung.
     pub deadline: Duration,
     /// After this a database probe counts as hung.
@@ -125,6 +180,18 @@ impl Default for Probes {
             sqlite: Duration::from_secs(5),
             sqlite_quick: Duration::from_secs(300),
             sqlite_deep: Duration::from_secs(24 * 3600),
+            unit: Duration::from_secs(60),
+            process: Duration::from_secs(10),
+            lock: Duration::from_secs(5),
+            health: Duration::from_secs(10),
+            backup: Duration::from_secs(60),
+            log: Duration::from_secs(5),
+            disk: Duration::from_secs(30),
+            clock: Duration::from_secs(60),
+            baseline: Duration::from_secs(300),
+            permission: Duration::from_secs(300),
+            pressure: Duration::from_secs(5),
+            query: Duration::from_secs(60),
             deadline: Duration::from_secs(2),
             sqlite_deadline: Duration::from_secs(60),
             blind_after: muster_agent_core::ledger::BLIND_AFTER_DEFAULT,
@@ -143,12 +210,16 @@ pub struct Service {
     pub pid_file: Option<Watch<PathBuf>>,
     /// Its ports and sockets.
     pub ports: Vec<Watch<Target>>,
-    /// Its health endpoint.
-    pub health: Option<Health>,
+    /// Its health endpoints.
+    pub health: Vec<Health>,
     /// Its databases.
     pub sqlite: Vec<Sqlite>,
     /// Its backups.
     pub backups: Vec<Backup>,
+    /// Its log files, and the journal of its unit.
+    pub logs: Vec<Log>,
+    /// What is declared of it.
+    pub baseline: Baseline,
     /// At most one instance in the fleet.
     pub singleton: bool,
 }
@@ -161,9 +232,11 @@ impl Service {
             unit: None,
             pid_file: None,
             ports: Vec::new(),
-            health: None,
+            health: Vec::new(),
             sqlite: Vec::new(),
             backups: Vec::new(),
+            logs: Vec::new(),
+            baseline: Baseline::new(),
             singleton: false,
         }
     }
@@ -176,48 +249,6 @@ pub struct Watch<T> {
     pub what: T,
     /// How often, instead of the interval in `[probes]`.
     pub interval: Option<Duration>,
-}
-
-/// A health endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// `http://` or `https://`.
-    pub url: String,
-    /// How often.
-    pub interval: Option<Duration>,
-    /// How long at most.
-    pub timeout: Option<Duration>,
-}
-
-/// A database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sqlite {
-    /// Its path.
-    pub path: PathBuf,
-    /// How often it is looked at.
-    pub interval: Option<Duration>,
-    /// How often it is checked quickly.
-    pub quick_interval: Option<Duration>,
-    /// How often it is checked deeply.
-    pub deep_interval: Option<Duration>,
-}
-
-impl Sqlite {
-    /// With the intervals of `[probes]`.
-    pub const fn new(path: PathBuf) -> Self {
-        Self { path, interval: None, quick_interval: None, deep_interval: None }
-    }
-}
-
-/// A set of backups of one database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backup {
-    /// Pattern of the copies.
-    pub path: String,
-    /// What they are copies of.
-    pub of: Option<PathBuf>,
-    /// How old the newest may be.
-    pub max_age: Option<Duration>,
 }
 
 impl Default for Config {
@@ -234,6 +265,12 @@ impl Default for Config {
             },
             memory: Memory::default(),
             probes: Probes::default(),
+            disk: Disk::default(),
+            clock: Clock::default(),
+            pressure: Pressure::default(),
+            process: Process::default(),
+            baseline: Baseline::new(),
+            log_rules: Vec::new(),
             spool_bytes_max: 64 << 20,
             services: Vec::new(),
         }
@@ -309,7 +346,7 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
         assert_eq!(service.pid_file.as_ref().unwrap().interval, Some(Duration::from_secs(1)));
         assert_eq!(service.ports[0].interval, Some(Duration::from_secs(10)));
         assert_eq!(service.sqlite[0].deep_interval, Some(Duration::from_secs(3600)));
-        assert_eq!(service.health.as_ref().unwrap().timeout, Some(Duration::from_secs(2)));
+        assert_eq!(service.health[0].timeout, Some(Duration::from_secs(2)));
     }
 
     /// (text under the caret, a part of message or of what was expected) per mistake, in order.

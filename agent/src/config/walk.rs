@@ -1,6 +1,9 @@
 //! The walk over the config: every known key, its bounds and what is expected of it.
 
-use super::{Backup, Config, Health, Memory, Probes, Service, Sqlite, Watch};
+use super::{
+    Baseline, Config, Memory, Probes, Service, Watch, backup, baseline, clock, disk, health, log, pressure, process,
+    sqlite,
+};
 use muster_agent_core::port::Target;
 use muster_common::config::{Reader, Value};
 use muster_common::ids::ServiceName;
@@ -14,9 +17,9 @@ use std::time::Duration;
 /// Coordinators one agent may try.
 const ENDPOINTS_MAX: usize = 16;
 /// Anything shorter wakes the host for nothing, anything longer is no watching.
-const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+pub(super) const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 /// Deadlines and time-outs.
-const DEADLINES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(600);
+pub(super) const DEADLINES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(600);
 
 /// The whole file.
 pub(super) fn walk(root: &Reader<'_>) -> Config {
@@ -40,6 +43,22 @@ pub(super) fn walk(root: &Reader<'_>) -> Config {
     if let Some(probes) = root.table("probes") {
         config.probes = walk_probes(&probes);
     }
+    if let Some(reader) = root.table("disk") {
+        config.disk = disk::walk(&reader);
+    }
+    if let Some(reader) = root.table("clock") {
+        config.clock = clock::walk(&reader);
+    }
+    if let Some(reader) = root.table("pressure") {
+        config.pressure = pressure::walk(&reader);
+    }
+    if let Some(reader) = root.table("process") {
+        config.process = process::walk(&reader);
+    }
+    if let Some(reader) = root.table("baseline") {
+        config.baseline = baseline::walk(&reader);
+    }
+    config.log_rules = root.tables("log_rule").iter().filter_map(log::walk_rule).collect();
     if let Some(spool) = root.table("spool") {
         set(&mut config.spool_bytes_max, spool.parsed("max_bytes", spool_size));
     }
@@ -114,6 +133,18 @@ fn walk_probes(reader: &Reader<'_>) -> Probes {
         ("sqlite", &mut probes.sqlite, INTERVALS),
         ("sqlite_quick", &mut probes.sqlite_quick, INTERVALS),
         ("sqlite_deep", &mut probes.sqlite_deep, INTERVALS),
+        ("unit", &mut probes.unit, INTERVALS),
+        ("process", &mut probes.process, INTERVALS),
+        ("lock", &mut probes.lock, INTERVALS),
+        ("health", &mut probes.health, INTERVALS),
+        ("backup", &mut probes.backup, INTERVALS),
+        ("log", &mut probes.log, INTERVALS),
+        ("disk", &mut probes.disk, INTERVALS),
+        ("clock", &mut probes.clock, INTERVALS),
+        ("baseline", &mut probes.baseline, INTERVALS),
+        ("permission", &mut probes.permission, INTERVALS),
+        ("pressure", &mut probes.pressure, INTERVALS),
+        ("query", &mut probes.query, INTERVALS),
         ("deadline", &mut probes.deadline, DEADLINES),
         ("sqlite_deadline", &mut probes.sqlite_deadline, DEADLINES),
         ("blind_after", &mut probes.blind_after, INTERVALS),
@@ -174,24 +205,33 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     });
     let ports = ports.collect();
     let sqlite = reader.items("sqlite").into_iter().filter_map(|value| {
-        let sqlite = walk_sqlite(&value)?;
+        let sqlite = sqlite::walk(&value)?;
         seen.check_foreign(&sqlite.path, &value);
         seen.note(name, format!("database {}", sqlite.path.display()), &value);
         Some(sqlite)
     });
     let sqlite = sqlite.collect();
-    let health = reader.value("health").and_then(|value| {
-        let health = walk_health(&value)?;
+    let health = one_or_many(reader, "health").into_iter().filter_map(|value| {
+        let health = health::walk(&value)?;
         seen.note(name, format!("health {}", health.url), &value);
         Some(health)
     });
+    let health = health.collect();
+    let logs = one_or_many(reader, "logs").into_iter().filter_map(|value| {
+        let log = log::walk(&value)?;
+        seen.note(name, format!("log {}", log.source), &value);
+        Some(log)
+    });
+    let logs = logs.collect();
+    let baseline = reader.table("baseline").map_or_else(Baseline::new, |table| baseline::walk(&table));
     // A key that is there but wrong has its own mistake already.
-    let empty =
-        ["unit", "pid_file", "ports", "health", "sqlite", "backups"].iter().all(|key| reader.value(key).is_none());
+    let empty = ["unit", "pid_file", "ports", "health", "sqlite", "backups", "logs"]
+        .iter()
+        .all(|key| reader.value(key).is_none());
     if empty {
         reader.mistake(
             &format!("[service.{name}] watches nothing"),
-            "expected one or more of: unit, pid_file, ports, health, sqlite, backups",
+            "expected one or more of: unit, pid_file, ports, health, sqlite, backups, logs",
         );
     }
     let service = Service {
@@ -201,10 +241,21 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         ports,
         health,
         sqlite,
-        backups: reader.tables("backups").iter().filter_map(walk_backup).collect(),
+        backups: reader.tables("backups").iter().filter_map(backup::walk).collect(),
+        logs,
+        baseline,
         singleton: reader.boolean("singleton").unwrap_or(false),
     };
     Some(service)
+}
+
+/// One value, or a list of them.
+fn one_or_many<'a>(reader: &Reader<'a>, key: &str) -> Vec<Value<'a>> {
+    match reader.value(key) {
+        Some(value) if value.is_table() || value.if_string().is_some() => vec![value],
+        Some(value) => value.items(),
+        None => Vec::new(),
+    }
 }
 
 /// `"…"`, or `{ KEY = "…", interval = "…" }`.
@@ -219,7 +270,7 @@ fn short_or_table<T>(value: &Value<'_>, key: &str, parse: impl FnOnce(&str) -> R
 }
 
 /// The long form, where it is not the short one.
-fn table_or_string<'a>(value: &Value<'a>) -> Option<Reader<'a>> {
+pub(super) fn table_or_string<'a>(value: &Value<'a>) -> Option<Reader<'a>> {
     if !value.is_table() {
         value.wrong_type("a string or a table");
         return None;
@@ -227,38 +278,7 @@ fn table_or_string<'a>(value: &Value<'a>) -> Option<Reader<'a>> {
     value.table()
 }
 
-fn walk_sqlite(value: &Value<'_>) -> Option<Sqlite> {
-    if value.if_string().is_some() {
-        return Some(Sqlite::new(value.parsed(absolute)?));
-    }
-    let table = table_or_string(value)?;
-    let path = table.required("path").and_then(|inner| inner.parsed(absolute));
-    let interval = table.duration("interval", INTERVALS);
-    let quick_interval = table.duration("quick_interval", INTERVALS);
-    let deep_interval = table.duration("deep_interval", INTERVALS);
-    Some(Sqlite { path: path?, interval, quick_interval, deep_interval })
-}
-
-fn walk_health(value: &Value<'_>) -> Option<Health> {
-    if value.if_string().is_some() {
-        return Some(Health { url: value.parsed(http_url)?, interval: None, timeout: None });
-    }
-    let table = table_or_string(value)?;
-    let url = table.required("url").and_then(|inner| inner.parsed(http_url));
-    let interval = table.duration("interval", INTERVALS);
-    let timeout = table.duration("timeout", DEADLINES);
-    Some(Health { url: url?, interval, timeout })
-}
-
-fn walk_backup(reader: &Reader<'_>) -> Option<Backup> {
-    let path = reader.required("path").and_then(|value| value.parsed(absolute));
-    let of = reader.parsed("of", absolute);
-    let ages = Duration::from_secs(60)..=Duration::from_secs(400 * 86_400);
-    let max_age = reader.duration("max_age", ages);
-    Some(Backup { path: path?.display().to_string(), of, max_age })
-}
-
-fn absolute(text: &str) -> Result<PathBuf, String> {
+pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
     if !text.starts_with('/') {
         return Err(format!("expected an absolute path, found {text:?}"));
     }
@@ -269,7 +289,7 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
 }
 
 /// `host`, or `host:port` with a port that there is.
-fn names_a_host(uri: &tonic::codegen::http::Uri) -> bool {
+pub(super) fn names_a_host(uri: &tonic::codegen::http::Uri) -> bool {
     let Some(authority) = uri.authority() else { return false };
     let Some(port) = authority.as_str().strip_prefix(authority.host()) else { return false };
     let port_is_well = port.is_empty() || authority.port_u16().is_some_and(|port| port > 0);
@@ -289,15 +309,7 @@ fn plain_path(path: &Path) -> PathBuf {
     plain
 }
 
-fn http_url(text: &str) -> Result<String, String> {
-    let uri: Result<tonic::codegen::http::Uri, _> = text.parse();
-    match uri {
-        Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && names_a_host(&uri) => Ok(text.to_owned()),
-        _ => Err(format!("expected an address such as \"http://127.0.0.1:9100/health\", found {text:?}")),
-    }
-}
-
-fn unit_name(text: &str) -> Result<String, String> {
+pub(super) fn unit_name(text: &str) -> Result<String, String> {
     let known = [".service", ".socket", ".timer", ".mount", ".target", ".path", ".slice", ".scope"];
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c));
     let suffix = known.iter().any(|suffix| text.len() > suffix.len() && text.ends_with(suffix));

@@ -6,9 +6,10 @@ pub mod report;
 pub mod text;
 
 use crate::config::Config;
+use crate::net::Net;
 use crate::probe::{Context, Lane as Kind};
 use crate::run::lanes::{Done, Job, Lane};
-use crate::run::plan::{Planned, not_watched, probes};
+use crate::run::plan::{Means, Planned, not_watched, probes};
 use crate::senses::HostRoot;
 use crate::senses::saved_log::read_log;
 use muster_agent_core::clock::Now;
@@ -37,18 +38,20 @@ const DATABASE_DEADLINE: Duration = Duration::from_secs(8);
 /// A pid file that hangs is not waited for longer before the other probes start without its answer.
 const QUICK_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Diagnoses this host by `config`.
-pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> Report {
+/// Diagnoses this host by `config`. Fails where no thread can be started.
+pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> std::io::Result<Report> {
+    let net = Net::start()?;
     let services = Arc::new(Mutex::new(Services::default()));
     let now = crate::clock::now();
     let context = Context { now, services, one_shot: true };
-    let planned = probes(config, host, None);
+    let means = Means { host, scratch: None, net: &net.handle() };
+    let planned = probes(config, &means);
     let (first, second): (Vec<_>, Vec<_>) =
         planned.into_iter().partition(|planned| planned.probe.subject().probe == ProbeKind::PidFile);
     // Ports and kills ask whose process they see: pid files go first.
     let mut ran = run_all(first, &context);
     ran.extend(run_all(second, &context));
-    Report::new(host_name(host), explain(now, ran), not_watched(config), notes)
+    Ok(Report::new(host_name(host), explain(now, ran), not_watched(config), notes))
 }
 
 /// Reads a saved kernel log instead of the host, which may be another one: for triage elsewhere.

@@ -10,6 +10,7 @@ pub mod plan;
 pub mod watcher;
 
 use crate::config::{Config, ConfigError};
+use crate::net::{Net, NetHandle};
 use crate::senses::HostRoot;
 use crate::spool::{Spool, SpoolHandle, SpoolLimits};
 use crate::uplink::{FactsSetter, Stop, UplinkFacts};
@@ -19,6 +20,7 @@ use link::Uplink;
 use memory::{Memory, StateOutlet};
 use muster_agent_core::clock::Now;
 use muster_common::ids::BootId;
+use plan::Means;
 use sd_notify::NotifyState;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -45,12 +47,14 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     // Before the uplink's first heartbeat: a digest of nothing would ask the coordinator to forget what is open.
     let published = Published { ledger: memory.ledger.clone(), head_sequence: spool.view().head };
     let published = Arc::new(Mutex::new(published));
+    let net_thread = Net::start().context("cannot start the net thread")?;
+    let net = net_thread.handle();
     let uplink = Uplink::start(&config, &host, boot, &spool, &published)?;
     let outlet = Outlet { spool, published, facts: uplink.as_ref().map(Uplink::facts) };
     let (results, inbox) = channel::<Input>();
     let watcher = Watcher::spawn(results.clone()).context("cannot start the watcher thread")?;
     let mut judge = Judge::new(memory, outlet, watcher, &results);
-    judge.watch(plan::probes(&config, &host, state.scratch()), config.probes.blind_after);
+    judge.watch(plan::probes(&config, &means(&host, &state, &net)), config.probes.blind_after);
     tracing::info!(
         services = config.services.len(),
         coordinators = config.endpoints.len(),
@@ -71,14 +75,14 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             Asked::Stop => break,
             Asked::TryDisk => {
                 if state.try_disk(&current, boot) {
-                    judge.watch(plan::probes(&current, &host, state.scratch()), current.probes.blind_after);
+                    judge.watch(plan::probes(&current, &means(&host, &state, &net)), current.probes.blind_after);
                 } else {
                     judge.try_disk();
                 }
             }
             Asked::Reload => {
                 state.try_disk(&current, boot);
-                current = reload(config_path, current, &host, state.scratch(), &mut judge);
+                current = reload(config_path, current, &means(&host, &state, &net), &mut judge);
                 if let Some(uplink) = &uplink {
                     uplink.renew(&current.tls);
                 }
@@ -97,6 +101,10 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn means<'a>(host: &'a HostRoot, state: &'a State, net: &'a NetHandle) -> Means<'a> {
+    Means { host, scratch: state.scratch(), net }
+}
+
 /// Whether the whole host goes down, and not only this agent. The unit's `ExecStop=` leaves the sign, before the agent
 /// hears of the stop: this process starts no program to ask, and no file of systemd's own tells it in time.
 fn host_stops() -> bool {
@@ -105,13 +113,7 @@ fn host_stops() -> bool {
     folders.split(':').any(|folder| !folder.is_empty() && Path::new(folder).join(HOST_STOPPING_FILE).exists())
 }
 
-fn reload<O: StateOutlet>(
-    path: &Path,
-    old: Config,
-    host: &HostRoot,
-    scratch: Option<&Path>,
-    judge: &mut Judge<O>,
-) -> Config {
+fn reload<O: StateOutlet>(path: &Path, old: Config, means: &Means<'_>, judge: &mut Judge<O>) -> Config {
     let reloading = NotifyState::monotonic_usec_now();
     if let Ok(usec) = reloading {
         sd_notify::notify(&[NotifyState::Reloading, usec]).ok();
@@ -126,7 +128,7 @@ fn reload<O: StateOutlet>(
                 tracing::warn!("changes of [agent], [coordinator] and [spool] take effect at the next restart");
             }
             let new = Config { state_dir: old.state_dir.clone(), ..new };
-            judge.watch(plan::probes(&new, host, scratch), new.probes.blind_after);
+            judge.watch(plan::probes(&new, means), new.probes.blind_after);
             tracing::info!(services = new.services.len(), "config read again");
             new
         }

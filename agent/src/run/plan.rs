@@ -1,7 +1,9 @@
 //! From config to probes: which there are, on which lane, how often. The daemon and `doctor` ask the same ones.
 
-use crate::config::{Config, Service};
+use crate::config::sqlite::Sqlite;
+use crate::config::{Config, Service, Watch};
 use crate::doctor::report::NotWatched;
+use crate::net::NetHandle;
 use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
 use crate::senses::memory::MemoryProbe;
@@ -11,6 +13,7 @@ use crate::senses::port::PortProbe;
 use crate::senses::sockets::SocketTable;
 use crate::senses::sqlite::{SqliteOptions, SqliteProbe};
 use muster_agent_core::memory::Bands;
+use muster_agent_core::port::Target;
 use muster_agent_core::schedule::Plan;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -38,46 +41,76 @@ pub const fn lane_index(kind: Lane) -> usize {
     }
 }
 
-/// All probes of a config, on this host. Pid files first: the others ask them whose process they see. `scratch` is the
-/// daemon's folder for copies of databases; `doctor` has none, and must not sweep the daemon's.
-pub fn probes(config: &Config, host: &HostRoot, scratch: Option<&Path>) -> Vec<Planned> {
-    let times = config.probes;
+/// What probes work with.
+#[derive(Debug, Clone)]
+pub struct Means<'a> {
+    /// The host.
+    pub host: &'a HostRoot,
+    /// The daemon's folder for copies of databases; `doctor` has none, and must not sweep the daemon's.
+    pub scratch: Option<&'a Path>,
+    /// Where tasks run that wait for other programs.
+    pub net: &'a NetHandle,
+}
+
+/// All probes of a config, on this host. Pid files first: the others ask them whose process they see.
+pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     let mut planned = Vec::new();
-    let mut add = |probe: Box<dyn Probe>, interval: Duration| {
-        let lane = probe.lane();
-        let deadline = match lane {
-            Lane::Quick | Lane::Files => times.deadline,
-            Lane::Database => times.sqlite_deadline,
-        };
-        planned.push(Planned { probe, plan: Plan { lane: lane_index(lane), interval, deadline } });
-    };
+    let sockets = SocketTable::new(means.host.clone());
     for service in &config.services {
-        if let Some(pid_file) = &service.pid_file {
-            let path = pid_file.what.to_string_lossy();
-            let probe = PidFileProbe::new(service.name.clone(), &path, host.clone());
-            add(Box::new(probe), pid_file.interval.unwrap_or(times.pid_file));
-        }
+        planned.extend(pid_file(config, service, means));
     }
-    let sockets = SocketTable::new(host.clone());
     for service in &config.services {
-        for port in &service.ports {
-            let probe = PortProbe::new(service.name.clone(), port.what.clone(), Arc::clone(&sockets));
-            add(Box::new(probe), port.interval.unwrap_or(times.port));
-        }
-        for sqlite in &service.sqlite {
-            let options = SqliteOptions {
-                quick_interval: sqlite.quick_interval.unwrap_or(times.sqlite_quick),
-                deep_interval: sqlite.deep_interval.unwrap_or(times.sqlite_deep),
-                scratch_dir: scratch.map(Path::to_owned),
-                ..SqliteOptions::default()
-            };
-            let probe = SqliteProbe::new(service.name.clone(), host.path(&sqlite.path), options);
-            add(Box::new(probe), sqlite.interval.unwrap_or(times.sqlite));
-        }
+        planned.extend(ports(config, service, &sockets));
+        planned.extend(databases(config, service, means));
     }
-    add(Box::new(MemoryProbe::new(host.clone(), bands(config))), times.memory);
-    add(Box::new(OomProbe::new(host.clone())), times.oom);
+    planned.extend(host_probes(config, means));
     planned
+}
+
+fn planned(config: &Config, probe: impl Probe + 'static, interval: Duration) -> Planned {
+    let lane = probe.lane();
+    let deadline = match lane {
+        Lane::Quick | Lane::Files => config.probes.deadline,
+        Lane::Database => config.probes.sqlite_deadline,
+    };
+    Planned { probe: Box::new(probe), plan: Plan { lane: lane_index(lane), interval, deadline } }
+}
+
+fn pid_file(config: &Config, service: &Service, means: &Means<'_>) -> Option<Planned> {
+    let pid_file = service.pid_file.as_ref()?;
+    let path = pid_file.what.to_string_lossy();
+    let probe = PidFileProbe::new(service.name.clone(), &path, means.host.clone());
+    Some(planned(config, probe, pid_file.interval.unwrap_or(config.probes.pid_file)))
+}
+
+fn ports(config: &Config, service: &Service, sockets: &Arc<SocketTable>) -> Vec<Planned> {
+    let one = |port: &Watch<Target>| {
+        let probe = PortProbe::new(service.name.clone(), port.what.clone(), Arc::clone(sockets));
+        planned(config, probe, port.interval.unwrap_or(config.probes.port))
+    };
+    service.ports.iter().map(one).collect()
+}
+
+fn databases(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned> {
+    let one = |sqlite: &Sqlite| {
+        let options = SqliteOptions {
+            quick_interval: sqlite.quick_interval.unwrap_or(config.probes.sqlite_quick),
+            deep_interval: sqlite.deep_interval.unwrap_or(config.probes.sqlite_deep),
+            scratch_dir: means.scratch.map(Path::to_owned),
+            ..SqliteOptions::default()
+        };
+        let probe = SqliteProbe::new(service.name.clone(), means.host.path(&sqlite.path), options);
+        planned(config, probe, sqlite.interval.unwrap_or(config.probes.sqlite))
+    };
+    service.sqlite.iter().map(one).collect()
+}
+
+fn host_probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
+    let host = means.host;
+    vec![
+        planned(config, MemoryProbe::new(host.clone(), bands(config)), config.probes.memory),
+        planned(config, OomProbe::new(host.clone()), config.probes.oom),
+    ]
 }
 
 /// Makes the daemon's folder for copies.
