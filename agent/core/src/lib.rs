@@ -4,13 +4,16 @@
 
 pub mod clock;
 pub mod diagnose;
+pub mod disk;
 pub mod judgement;
 pub mod kmsg;
 pub mod ledger;
 pub mod memory;
+pub mod mounts;
 pub mod pid_file;
 pub mod port;
 pub mod proc_locks;
+pub mod process;
 pub mod schedule;
 pub mod services;
 pub mod session;

@@ -1,0 +1,6 @@
+//! The main process of a service while it lives and when it ends: how it ended, its open files against their limit,
+//! the trend of its memory, children it does not reap.
+
+pub mod exit;
+pub mod growth;
+pub mod proc_text;
