@@ -2,7 +2,11 @@
 //! at, who locks it without progress, and what SQLite's own words about damage mean.
 
 pub mod damage;
+pub mod growth;
 pub mod header;
 pub mod lock_watch;
+pub mod query;
+pub mod rows;
 pub mod shrink;
 pub mod state;
+pub mod wal;
