@@ -13,7 +13,7 @@ use crate::run::plan::{Means, Planned, not_watched, probes};
 use crate::senses::HostRoot;
 use crate::senses::saved_log::read_log;
 use muster_agent_core::clock::Now;
-use muster_agent_core::diagnose::Causes;
+use muster_agent_core::diagnose::Recent;
 use muster_agent_core::judgement::{Judgement, Unknown};
 use muster_agent_core::services::Services;
 use muster_common::evidence::{Evidence, Value};
@@ -24,7 +24,7 @@ use report::{Ran, Report};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Threads for quick probes: they wait for the kernel, not for the processor.
@@ -43,7 +43,7 @@ pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> std::io
     let net = Net::start()?;
     let services = Arc::new(Mutex::new(Services::default()));
     let now = crate::clock::now();
-    let context = Context { now, services, one_shot: true };
+    let context = Context { now, services: Arc::clone(&services), one_shot: true };
     let means = Means { host, scratch: None, net: &net.handle() };
     let planned = probes(config, &means);
     let (first, second): (Vec<_>, Vec<_>) =
@@ -51,7 +51,9 @@ pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> std::io
     // Ports and kills ask whose process they see: pid files go first.
     let mut ran = run_all(first, &context);
     ran.extend(run_all(second, &context));
-    Ok(Report::new(host_name(host), explain(now, ran), not_watched(config), notes))
+    let (ran, recent) = explain(now, ran);
+    let services = services.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Report::new(host_name(host), ran, &recent, &services).remarks(not_watched(config), notes))
 }
 
 /// Reads a saved kernel log instead of the host, which may be another one: for triage elsewhere.
@@ -72,16 +74,18 @@ pub fn diagnose_kmsg(path: &Path) -> std::io::Result<Report> {
     };
     let judgement = Judgement { occurrences: log.kills, seen, unknown, ..Judgement::default() };
     let ran = Ran { subject, judgement, took: start.elapsed() };
-    Ok(Report::new(path.display().to_string(), vec![ran], Vec::new(), Vec::new()))
+    let mut recent = Recent::default();
+    recent.note(crate::clock::now(), &ran.subject, &ran.judgement);
+    Ok(Report::new(path.display().to_string(), vec![ran], &recent, &Services::default()))
 }
 
-fn explain(now: Now, mut ran: Vec<Ran>) -> Vec<Ran> {
-    let mut causes = Causes::default();
+fn explain(now: Now, mut ran: Vec<Ran>) -> (Vec<Ran>, Recent) {
+    let mut recent = Recent::default();
     for one in &ran {
-        causes.note(now, &one.subject, &one.judgement);
+        recent.note(now, &one.subject, &one.judgement);
     }
     for one in &mut ran {
-        causes.explain(now, &one.subject, &mut one.judgement);
+        recent.explain(now, &one.subject, &mut one.judgement);
         // The kernel's log reaches back to the boot: a kill of last month is told as such.
         for happened in &mut one.judgement.occurrences {
             let Some(at_ms) = happened.observed_boottime_ms else { continue };
@@ -90,7 +94,7 @@ fn explain(now: Now, mut ran: Vec<Ran>) -> Vec<Ran> {
             happened.evidence.insert("observed_at", Value::Time(at));
         }
     }
-    ran
+    (ran, recent)
 }
 
 fn host_name(host: &HostRoot) -> String {

@@ -1,6 +1,8 @@
 //! What `doctor` found, and its JSON: one object, findings worst first (the contract of the design's section 5).
 
+use muster_agent_core::diagnose::{Link, Recent, Relation, Story, stories};
 use muster_agent_core::judgement::{Judgement, Verdict};
+use muster_agent_core::services::Services;
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{Finding, SubjectKey};
 use muster_common::severity::Severity;
@@ -66,6 +68,8 @@ pub struct Report {
     pub host: String,
     /// Worst first, then by service, probe, subject and reason.
     pub findings: Vec<Finding>,
+    /// The findings as causes with what belongs to them, worst first.
+    pub stories: Vec<Story>,
     /// In order of subject.
     pub unknown: Vec<Unanswered>,
     /// In order of subject.
@@ -112,8 +116,8 @@ impl Overall {
 }
 
 impl Report {
-    /// From the runs.
-    pub fn new(host: String, mut probes: Vec<Ran>, not_watched: Vec<NotWatched>, notes: Vec<String>) -> Self {
+    /// From the runs. `recent` has noted them.
+    pub fn new(host: String, mut probes: Vec<Ran>, recent: &Recent, services: &Services) -> Self {
         probes.sort_by(|a, b| a.subject.cmp(&b.subject));
         let (mut findings, mut unknown) = (Vec::new(), Vec::new());
         for ran in &probes {
@@ -129,13 +133,42 @@ impl Report {
         }
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.key.cmp(&b.key)));
         unknown.sort_by(|a, b| (&a.service, &a.probe, &a.subject).cmp(&(&b.service, &b.probe, &b.subject)));
-        Self { host, findings, unknown, probes, not_watched, notes }
+        let stories = stories(&findings, recent, services);
+        Self { host, findings, stories, unknown, probes, not_watched: Vec::new(), notes: Vec::new() }
+    }
+
+    /// Adds remarks.
+    #[must_use]
+    pub fn remarks(mut self, not_watched: Vec<NotWatched>, notes: Vec<String>) -> Self {
+        self.not_watched.extend(not_watched);
+        self.notes.extend(notes);
+        self
     }
 
     /// Only what concerns one service.
     #[must_use]
     pub fn only(mut self, service: &str) -> Self {
-        self.findings.retain(|finding| finding.key.subject.service.as_str() == service);
+        let kept = |finding: &Finding| finding.key.subject.service.as_str() == service;
+        let mut places = self.findings.iter().filter(|finding| kept(finding)).enumerate();
+        let place: Vec<Option<usize>> = self
+            .findings
+            .iter()
+            .map(|finding| kept(finding).then(|| places.next()).flatten().map(|(at, _)| at))
+            .collect();
+        let place = |at: usize| place.get(at).copied().flatten();
+        self.stories = std::mem::take(&mut self.stories)
+            .into_iter()
+            .filter_map(|mut story| {
+                story.cause = place(story.cause)?;
+                story.links = story
+                    .links
+                    .iter()
+                    .filter_map(|link| Some(Link { finding: place(link.finding)?, ..*link }))
+                    .collect();
+                Some(story)
+            })
+            .collect();
+        self.findings.retain(kept);
         self.unknown.retain(|unknown| unknown.service == service);
         self.probes.retain(|ran| ran.subject.service.as_str() == service);
         self.not_watched.retain(|not_watched| not_watched.service == service);
@@ -155,6 +188,35 @@ impl Report {
     /// How many probes said ok.
     pub fn ok_count(&self) -> usize {
         self.probes.iter().filter(|ran| ran.verdict() == Verdict::Ok).count()
+    }
+
+    fn diagnoses_json(&self) -> Vec<serde_json::Value> {
+        let named = |at: usize| {
+            let key = self.findings.get(at).map(|finding| &finding.key);
+            json!({
+                "reason": key.map(|key| key.reason.as_str()),
+                "probe": key.map(|key| key.subject.probe.as_str()),
+                "subject": key.map(|key| key.subject.subject.as_str()),
+            })
+        };
+        let link = |link: &Link| {
+            let mut object = named(link.finding);
+            object["relation"] = json!(relation_str(link.relation));
+            object["grade"] = json!(link.grade.as_str());
+            object
+        };
+        let story = |story: &Story| {
+            json!({
+                "service": self.findings.get(story.cause).map(|finding| finding.key.subject.service.as_str()),
+                "severity": story.severity.as_str(),
+                "summary": story.sentence,
+                "cause": named(story.cause),
+                "links": story.links.iter().map(link).collect::<Vec<_>>(),
+                "unknown": story.unknown,
+                "next_steps": story.next_steps,
+            })
+        };
+        self.stories.iter().map(story).collect()
     }
 
     /// One JSON object on several lines, safe to print on a terminal.
@@ -184,13 +246,22 @@ impl Report {
         let not_watched = not_watched.map(|what| format!("{what}: configured, but this version has no probe for it"));
         let notes: Vec<String> = self.notes.iter().cloned().chain(not_watched).collect();
         let object = json!({
-            "host": self.host, "verdict": self.overall().as_str(), "findings": findings, "unknown": unknown,
-            "probes": probes, "notes": notes,
+            "host": self.host, "verdict": self.overall().as_str(), "diagnoses": self.diagnoses_json(),
+            "findings": findings, "unknown": unknown, "probes": probes, "notes": notes,
         });
         let text = serde_json::to_string_pretty(&object).unwrap_or_default();
         // JSON lets some control characters stand that a terminal obeys; escaped they mean the same.
         let risky = |c: char| (c.is_control() && c != '\n') || super::text::reorders(c);
         text.chars().map(|c| if risky(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }).collect()
+    }
+}
+
+/// How a link is told.
+pub const fn relation_str(relation: Relation) -> &'static str {
+    match relation {
+        Relation::Because => "because",
+        Relation::Symptom => "symptom",
+        Relation::Earlier => "earlier",
     }
 }
 

@@ -3,7 +3,7 @@
 //! Must never print a stranger's control characters: names of processes and paths are theirs, the terminal is ours.
 
 use super::report::{Overall, Report};
-use muster_agent_core::diagnose::{Headline, headlines};
+use muster_agent_core::diagnose::{Relation, Story};
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::finding::Finding;
 use muster_common::limits::clip;
@@ -28,10 +28,9 @@ pub struct Style {
 
 /// Prints the report.
 pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
-    let headlines = headlines(&report.findings);
-    write_title(out, report, &headlines, style)?;
-    for headline in &headlines {
-        write_headline(out, report, headline, style)?;
+    write_title(out, report, style)?;
+    for story in &report.stories {
+        write_story(out, report, story, style)?;
     }
     if !report.unknown.is_empty() {
         writeln!(out, "\n{}", paint("could not be answered", Paint::Bold, style))?;
@@ -49,13 +48,13 @@ pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<(
     write_notes(out, report, style)
 }
 
-fn write_title(out: &mut dyn Write, report: &Report, headlines: &[Headline], style: Style) -> io::Result<()> {
+fn write_title(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
     let overall = report.overall();
     let (ok, all) = (report.ok_count(), report.probes.len());
     let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let mut parts = Vec::new();
-    if !headlines.is_empty() {
-        parts.push(counted(headlines.len(), "problem"));
+    if !report.stories.is_empty() {
+        parts.push(counted(report.stories.len(), "problem"));
     }
     if !report.unknown.is_empty() {
         parts.push(format!("{} not answered", report.unknown.len()));
@@ -75,11 +74,11 @@ fn write_title(out: &mut dyn Write, report: &Report, headlines: &[Headline], sty
     writeln!(out, "{} {}: {}", paint(&word, colour, style), plain(&report.host), parts.join(", "))
 }
 
-fn write_headline(out: &mut dyn Write, report: &Report, headline: &Headline, style: Style) -> io::Result<()> {
-    let Some(finding) = report.findings.get(headline.cause) else { return Ok(()) };
+fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style) -> io::Result<()> {
+    let Some(finding) = report.findings.get(story.cause) else { return Ok(()) };
     let key = &finding.key;
-    let colour = if headline.severity >= Severity::Sev2 { Paint::Red } else { Paint::Yellow };
-    let title = format!("{} {} {}", headline.severity, key.subject.service, key.reason);
+    let colour = if story.severity >= Severity::Sev2 { Paint::Red } else { Paint::Yellow };
+    let title = format!("{} {} {}", story.severity, key.subject.service, key.reason);
     writeln!(out, "\n{}  {}", paint(&title, colour, style), plain(&key.subject.subject))?;
     writeln!(out, "  {}", plain(&finding.summary))?;
     if finding.grade != Grade::Confirmed {
@@ -90,21 +89,39 @@ fn write_headline(out: &mut dyn Write, report: &Report, headline: &Headline, sty
     } else {
         write_new_evidence(out, finding)?;
     }
-    let symptoms: Vec<(&Finding, Grade)> =
-        headline.symptoms.iter().filter_map(|(index, grade)| Some((report.findings.get(*index)?, *grade))).collect();
-    for (symptom, grade) in &symptoms {
-        let (key, summary) = (&symptom.key, plain(&symptom.summary));
-        let name = format!("{} {}", symptom.severity, key.reason);
-        writeln!(out, "  and so ({grade}): {} {}", paint(&name, Paint::Bold, style), plain(&key.subject.subject))?;
+    for link in &story.links {
+        let Some(other) = report.findings.get(link.finding) else { continue };
+        let (key, summary) = (&other.key, plain(&other.summary));
+        let lead = match link.relation {
+            Relation::Because => "because",
+            Relation::Symptom => "and so",
+            Relation::Earlier if style.verbose => "earlier",
+            Relation::Earlier => continue,
+        };
+        let name = format!("{} {}", other.severity, key.reason);
+        writeln!(
+            out,
+            "  {lead} ({}): {} {}",
+            link.grade,
+            paint(&name, Paint::Bold, style),
+            plain(&key.subject.subject)
+        )?;
         writeln!(out, "    {summary}")?;
         if style.verbose {
-            write_evidence(out, &symptom.evidence, "      ", style)?;
+            write_evidence(out, &other.evidence, "      ", style)?;
         }
     }
-    // The cause's steps mend its symptoms as well; those of the symptoms only stand in where it has none.
-    let own = Some(&finding.next_steps).filter(|steps| !steps.is_empty());
-    let other = symptoms.iter().map(|(symptom, _)| &symptom.next_steps).find(|steps| !steps.is_empty());
-    for step in own.or(other).into_iter().flatten() {
+    let earlier = story.links.iter().filter(|link| link.relation == Relation::Earlier).count();
+    if earlier > 0 && !style.verbose {
+        writeln!(out, "  and {earlier} earlier of the same kind (--verbose lists them)")?;
+    }
+    if !story.standing.is_empty() {
+        writeln!(out, "  {} {}", paint("since:", Paint::Bold, style), plain(&story.standing.join("; ")))?;
+    }
+    for unknown in &story.unknown {
+        writeln!(out, "  {} {}", paint("not known:", Paint::Bold, style), plain(unknown))?;
+    }
+    for step in &story.next_steps {
         writeln!(out, "  {} {}", paint("next:", Paint::Bold, style), plain(step))?;
     }
     Ok(())
@@ -224,7 +241,9 @@ fn paint(text: &str, paint: Paint, style: Style) -> String {
 mod tests {
     use super::*;
     use crate::doctor::report::{NotWatched, Ran};
+    use muster_agent_core::diagnose::Recent;
     use muster_agent_core::judgement::{Judgement, Problem};
+    use muster_agent_core::services::Services;
     use muster_common::finding::{ProbeKind, SubjectKey};
     use muster_common::ids::ServiceName;
     use muster_common::reason::Reason;
@@ -233,6 +252,15 @@ mod tests {
     fn ran(probe: ProbeKind, subject: &str, judgement: Judgement) -> Ran {
         let subject = SubjectKey::new(ServiceName::new("spl").unwrap(), probe, subject);
         Ran { subject, judgement, took: Duration::from_millis(3) }
+    }
+
+    fn report(probes: Vec<Ran>) -> Report {
+        let now = muster_agent_core::clock::Now { boottime_ms: 1, wall: muster_common::time::Timestamp::UNIX_EPOCH };
+        let mut recent = Recent::default();
+        for ran in &probes {
+            recent.note(now, &ran.subject, &ran.judgement);
+        }
+        Report::new("web-1".into(), probes, &recent, &Services::default())
     }
 
     fn sample() -> Report {
@@ -250,7 +278,7 @@ mod tests {
         ];
         let health = NotWatched { service: "spl".into(), key: "health", subject: "http://127.0.0.1:1/".into() };
         let singleton = NotWatched { service: "spl".into(), key: "singleton", subject: String::new() };
-        Report::new("web-1".into(), probes, vec![health, singleton], vec![])
+        report(probes).remarks(vec![health, singleton], vec![])
     }
 
     #[test]
@@ -265,6 +293,8 @@ sev2 spl process_down  /run/spl.pid
     comm s\\npl, ran_ms 95 s
   and so (likely): sev2 port_closed tcp:127.0.0.1:9100
     nobody listens on 127.0.0.1:9100
+  since: hub.db passed its checks
+  not known: how it ended: exit status or signal
   next: look at the log: journalctl -u spl
 
 could not be answered
@@ -304,7 +334,7 @@ note: configured, but this version has no probe for it: spl health http://127.0.
             if unknown {
                 probes.push(ran(ProbeKind::Oom, "kernel", Judgement::unknown("x", None)));
             }
-            Report::new("h".into(), probes, vec![], vec![]).overall().exit_status()
+            report(probes).overall().exit_status()
         };
         assert_eq!(overall(&[], false), 0);
         assert_eq!(overall(&[Reason::MemoryApproaching, Reason::PidFileStale], true), 1);

@@ -281,7 +281,7 @@ impl<O: StateOutlet> Judge<O> {
 
     fn observe(&mut self, now: Now, subject: &SubjectKey, mut judgement: Judgement) {
         // The cause may come after what it explains: look at the service's process again.
-        for service in self.memory.causes.note(now, subject, &judgement) {
+        for service in self.memory.recent.note(now, subject, &judgement) {
             let processes = self.slots.keys().filter(|other| other.service == service);
             let processes: Vec<_> = processes.filter(|other| other.probe == ProbeKind::PidFile).cloned().collect();
             for process in processes {
@@ -291,7 +291,11 @@ impl<O: StateOutlet> Judge<O> {
         if subject.probe == ProbeKind::Memory {
             self.outlet.memory_probed();
         }
-        self.memory.causes.explain(now, subject, &mut judgement);
+        self.memory.recent.explain(now, subject, &mut judgement);
+        {
+            let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+            self.memory.recent.tell(&services, subject, &mut judgement);
+        }
         let changes = self.memory.observe(now, subject, &judgement);
         self.tell(changes);
     }

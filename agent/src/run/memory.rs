@@ -1,4 +1,4 @@
-//! What the agent remembers across a restart: open conditions, causes, instances of services, cursors of probes. Saved
+//! What the agent remembers across a restart: open conditions, what was seen lately, instances of services, cursors of probes. Saved
 //! in one transaction with the events that follow from it.
 //!
 //! One row per subject and per service, and only those that changed are written: a host with thousands of services
@@ -6,7 +6,7 @@
 
 use crate::spool::{Append, STATE_BYTES_MAX, SpoolError, SpoolHandle};
 use muster_agent_core::clock::Now;
-use muster_agent_core::diagnose::Causes;
+use muster_agent_core::diagnose::Recent;
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::ledger::{Change, Ledger, Watched};
 use muster_agent_core::services::{Instance, Services};
@@ -27,7 +27,7 @@ pub struct Memory {
     /// Open conditions.
     pub ledger: Ledger,
     /// What explains other things.
-    pub causes: Causes,
+    pub recent: Recent,
     /// Instances of services.
     pub services: Services,
     probes: BTreeMap<SubjectKey, serde_json::Value>,
@@ -69,7 +69,7 @@ enum Row {
 /// A row's content.
 #[derive(Debug, Serialize, Deserialize)]
 enum Content {
-    Head { boot: BootId, suppressed_total: u64, causes: Causes },
+    Head { boot: BootId, suppressed_total: u64, recent: Recent },
     Service(ServiceName, VecDeque<Instance>),
     Subject { subject: SubjectKey, watched: Option<Watched>, probe: Option<serde_json::Value> },
 }
@@ -80,7 +80,7 @@ impl Memory {
         Self {
             boot,
             ledger: Ledger::default(),
-            causes: Causes::default(),
+            recent: Recent::default(),
             services: Services::default(),
             probes: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -180,7 +180,7 @@ impl Memory {
             Row::Head => Content::Head {
                 boot: self.boot,
                 suppressed_total: self.ledger.suppressed_total(),
-                causes: self.causes.clone(),
+                recent: self.recent.clone(),
             },
             Row::Service(service) => match self.services.instances(service) {
                 Some(instances) => Content::Service(service.clone(), instances.clone()),
@@ -203,8 +203,8 @@ impl Memory {
         let (mut saved_boot, mut suppressed_before, mut subjects) = (None, 0, Vec::new());
         for (key, bytes) in rows {
             match serde_json::from_slice(&bytes) {
-                Ok(Content::Head { boot, suppressed_total, causes }) => {
-                    (saved_boot, suppressed_before, memory.causes) = (Some(boot), suppressed_total, causes);
+                Ok(Content::Head { boot, suppressed_total, recent }) => {
+                    (saved_boot, suppressed_before, memory.recent) = (Some(boot), suppressed_total, recent);
                 }
                 Ok(Content::Service(service, instances)) => memory.services.set(service, instances),
                 Ok(Content::Subject { subject, watched, probe }) => {
@@ -219,7 +219,7 @@ impl Memory {
         if saved_boot != Some(boot) || boot.0.is_nil() {
             memory.all_changed();
             memory.ledger.rebooted();
-            memory.causes.rebooted();
+            memory.recent.rebooted();
             // Every process of before is another life's; the probes tell the reboot from their own cursors.
             memory.services = Services::default();
         }

@@ -1,0 +1,44 @@
+//! Joins what is wrong with one service into a cause and its symptoms.
+//!
+//! [`rules`] is the table of what explains what and how sure that is; [`Recent`] remembers what was seen lately, so that
+//! a cause is found whichever was seen first, and adds it to a finding before it is told; [`stories`] makes one sentence
+//! per service for people, with the proof, what is not known, and what to do next.
+//!
+//! A process is (pid, start time): the same pid of another life never joins. What is unknown is said to be unknown.
+
+mod recent;
+mod rules;
+mod story;
+
+pub use recent::{Recent, Trace};
+pub use story::{Link, Relation, Story, stories};
+
+use muster_common::evidence::{Evidence, Value};
+
+/// Evidence key of a process id, in the findings of every probe that names a process.
+pub const PID_KEY: &str = "pid";
+/// Evidence key of its start time in clock ticks after boot.
+pub const START_TICKS_KEY: &str = "start_ticks";
+/// The process that a restart ended.
+pub const OLD_PID_KEY: &str = "old_pid";
+/// Its start time.
+pub const OLD_START_TICKS_KEY: &str = "old_start_ticks";
+/// The file or database that a copy, a query or a lock is about.
+pub const OF_KEY: &str = "of";
+/// Services that a finding about the host concerns, separated by `", "`.
+pub const SERVICES_KEY: &str = "services";
+
+pub(crate) fn number(evidence: &Evidence, key: &str) -> Option<u64> {
+    match evidence.get(key)? {
+        Value::Count(number) => Some(*number),
+        Value::Integer(number) => u64::try_from(*number).ok(),
+        _ => None,
+    }
+}
+
+pub(crate) fn text<'a>(evidence: &'a Evidence, key: &str) -> Option<&'a str> {
+    match evidence.get(key)? {
+        Value::Text(text) => Some(text),
+        _ => None,
+    }
+}
