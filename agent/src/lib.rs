@@ -1,5 +1,6 @@
 //! The shell round `muster-agent-core`: senses, spool, uplink, doctor, CLI.
 
+pub mod bell;
 pub mod cli;
 pub mod clock;
 pub mod config;

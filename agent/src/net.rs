@@ -4,7 +4,7 @@
 //! Nothing on it may block: a task that does delays heartbeats. Probes do not wait for it either: a task leaves what it
 //! learned in a [`Mailbox`], whose descriptor wakes the probe that judges it.
 
-use rustix::event::{EventfdFlags, eventfd};
+use crate::bell::Bell;
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,10 +14,12 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// For names to resolve, snapshots, and files on a file system that may hang.
+/// Extra threads for names to resolve, snapshots, and files on a file system that may hang.
 const BLOCKING_THREADS_MAX: usize = 3;
-/// How long such a thread waits for more to do before it ends.
-const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long such a thread waits for more to do before it ends: they are needed when a link is made, not while it lasts.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_millis(200);
+/// Futures live on the heap; a resolver of names needs the most of it.
+const STACK_BYTES: usize = 1 << 20;
 
 /// The thread. Its tasks end when it is dropped.
 #[derive(Debug)]
@@ -38,10 +40,11 @@ impl Net {
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+            .thread_stack_size(STACK_BYTES)
             .build()?;
         let handle = NetHandle(runtime.handle().clone());
         let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new().name("net".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("net".to_owned()).stack_size(STACK_BYTES).spawn(move || {
             // Dropping the sender stops it as well.
             let _stopped = runtime.block_on(stopped);
             runtime.shutdown_background();
@@ -76,27 +79,25 @@ impl NetHandle {
 pub struct Mailbox<T> {
     value: Mutex<Option<T>>,
     arrived: Condvar,
-    bell: Arc<OwnedFd>,
+    bell: Bell,
 }
 
 impl<T> Mailbox<T> {
     /// An empty one.
     pub fn new() -> io::Result<Arc<Self>> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self { value: Mutex::new(None), arrived: Condvar::new(), bell: Arc::new(bell) }))
+        Ok(Arc::new(Self { value: Mutex::new(None), arrived: Condvar::new(), bell: Bell::new()? }))
     }
 
     /// Leaves a value and rings.
     pub fn put(&self, value: T) {
         *self.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         self.arrived.notify_all();
-        // Full means it rings already.
-        rustix::io::write(&self.bell, &1u64.to_ne_bytes()).ok();
+        self.bell.ring();
     }
 
     /// Takes the value, if there is one.
     pub fn take(&self) -> Option<T> {
-        self.silence();
+        self.bell.silence();
         self.value.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -105,19 +106,13 @@ impl<T> Mailbox<T> {
         let value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.arrived.wait_timeout_while(value, at_most, |value| value.is_none());
         let (mut value, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        self.silence();
+        self.bell.silence();
         value.take()
     }
 
     /// Readable while a value waits: for [`crate::probe::Probe::wake`].
     pub fn bell(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.bell)
-    }
-
-    fn silence(&self) {
-        let mut rings = [0u8; 8];
-        // Fails when it did not ring.
-        rustix::io::read(&self.bell, &mut rings).ok();
+        self.bell.fd()
     }
 }
 

@@ -8,7 +8,7 @@ pub mod text;
 use crate::config::Config;
 use crate::net::Net;
 use crate::probe::{Context, Lane as Kind};
-use crate::run::lanes::{Done, Job, Lane};
+use crate::run::lanes::{Delivery, Done, Job, Lane};
 use crate::run::plan::{Means, Planned, not_watched, probes};
 use crate::senses::HostRoot;
 use crate::senses::saved_log::read_log;
@@ -122,7 +122,7 @@ fn run_all(planned: Vec<Planned>, context: &Context) -> Vec<Ran> {
 
 struct Pool {
     waiting: VecDeque<Planned>,
-    lanes: Vec<Lane<Done>>,
+    lanes: Vec<Lane>,
     /// By lane: what runs there, and until when it may.
     running: Vec<Option<(SubjectKey, Instant, Duration)>>,
     results: std::sync::mpsc::Receiver<Done>,
@@ -137,8 +137,8 @@ impl Pool {
         let files = count(Kind::Files).min(FILES_THREADS);
         let kinds = [(Kind::Quick, quick), (Kind::Files, files), (Kind::Database, database)];
         let kinds = kinds.into_iter().flat_map(|(kind, count)| std::iter::repeat_n(kind, count));
-        let lanes: Vec<Lane<Done>> =
-            kinds.enumerate().map(|(index, kind)| Lane::new(index, kind, sender.clone())).collect();
+        let lanes: Vec<Lane> =
+            kinds.enumerate().map(|(index, kind)| Lane::new(index, kind, Delivery::new(sender.clone()))).collect();
         let running = lanes.iter().map(|_| None).collect();
         Self { waiting: planned.into(), lanes, running, results }
     }

@@ -1,12 +1,14 @@
-//! The one loop that judges: starts what is due, takes in what is over, keeps the ledger, hands events to the spool.
+//! The one loop that judges: starts what is due, takes in what is over, keeps the ledger, writes events to the spool,
+//! and between two turns does what the uplink asks of the spool. It sleeps in the [`Watcher`], nowhere else.
 //!
 //! Must never wait for a probe: a run that is late is judged unknown, and the loop turns on. It waits for the spool's
-//! disk alone, since what is told must be durable first.
+//! disk alone, since what is told must be durable first; nobody waits for the loop before a heartbeat.
 
-use super::lanes::{Done, Job, Lane};
+use super::lanes::{Delivery, Done, Job, Lane};
 use super::memory::{Memory, StateOutlet};
 use super::plan::{Planned, lane_index};
-use super::watcher::{Watcher, Woken};
+use super::watcher::{Watcher, Wish, Woken};
+use crate::bell::Bell;
 use crate::probe::{Context, Lane as Kind, Probe};
 use crate::spool::{Append, SpoolError};
 use muster_agent_core::clock::Now;
@@ -18,7 +20,7 @@ use muster_common::chain::Chain;
 use muster_common::finding::{FindingEvent, ProbeKind, SubjectKey};
 use muster_common::units::human_duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,28 +33,8 @@ const RETRY_SPOOL_MS: u64 = 1_000;
 const SAVE_INTERVAL_MS: u64 = 60_000;
 /// A state folder that cannot be used is tried again after this.
 const TRY_DISK_MS: u64 = 60_000;
-/// The loop turns at least this often, so that the watchdog hears of it.
-const TURN_MAX: Duration = Duration::from_secs(5);
-
-/// What the loop takes in.
-pub enum Input {
-    /// A run is over.
-    Done(Box<Done>),
-    /// Something happened.
-    Woken(Woken),
-}
-
-impl From<Done> for Input {
-    fn from(done: Done) -> Self {
-        Self::Done(Box::new(done))
-    }
-}
-
-impl From<Woken> for Input {
-    fn from(woken: Woken) -> Self {
-        Self::Woken(woken)
-    }
-}
+/// The loop turns at least this often, whatever is due.
+const TURN_MAX: Duration = Duration::from_secs(60);
 
 /// Why the loop gave control back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +60,10 @@ struct Slot {
 pub struct Judge<O> {
     schedule: Schedule,
     slots: BTreeMap<SubjectKey, Slot>,
-    lanes: Vec<Lane<Input>>,
+    lanes: Vec<Lane>,
+    /// Runs that are over.
+    inbox: Receiver<Done>,
+    bell: Bell,
     watcher: Watcher,
     services: Arc<Mutex<Services>>,
     memory: Memory,
@@ -90,18 +75,27 @@ pub struct Judge<O> {
     spool_fails: bool,
     saved_ms: u64,
     try_disk_ms: Option<u64>,
+    /// How often the service manager wants to hear that the loop turns, and when next.
     watchdog: Option<Duration>,
+    watchdog_ms: u64,
+    /// Subjects whose probes may have more to remember than memory has.
+    unsaved: BTreeSet<SubjectKey>,
 }
 
 impl<O: StateOutlet> Judge<O> {
-    /// Takes over what was remembered, and starts the lanes.
-    pub fn new(mut memory: Memory, outlet: O, watcher: Watcher, results: &Sender<Input>) -> Self {
+    /// Takes over what was remembered.
+    pub fn new(mut memory: Memory, outlet: O, mut watcher: Watcher) -> std::io::Result<Self> {
         let services = Arc::new(Mutex::new(std::mem::take(&mut memory.services)));
-        let lane = |kind| Lane::new(lane_index(kind), kind, results.clone());
-        Self {
+        let (results, inbox) = channel();
+        let bell = Bell::new()?;
+        watcher.listen(bell.clone())?;
+        let lane = |kind| Lane::new(lane_index(kind), kind, Delivery::with_bell(results.clone(), bell.clone()));
+        Ok(Self {
             schedule: Schedule::default(),
             slots: BTreeMap::new(),
             lanes: vec![lane(Kind::Quick), lane(Kind::Files), lane(Kind::Database)],
+            inbox,
+            bell,
             watcher,
             services,
             memory,
@@ -113,7 +107,14 @@ impl<O: StateOutlet> Judge<O> {
             saved_ms: 0,
             try_disk_ms: None,
             watchdog: sd_notify::watchdog_enabled().map(|limit| limit / 3),
-        }
+            watchdog_ms: 0,
+            unsaved: BTreeSet::new(),
+        })
+    }
+
+    /// Where events and memory go.
+    pub const fn outlet(&mut self) -> &mut O {
+        &mut self.outlet
     }
 
     /// Watches exactly `planned` from now on: what is new starts, what changed is replaced, what is gone is told as no
@@ -154,7 +155,7 @@ impl<O: StateOutlet> Judge<O> {
         let events = self.memory.retain(&wanted);
         let observed_boottime_ms = now.boottime_ms;
         self.tell(events.into_iter().map(|event| Change { event, observed_boottime_ms }).collect());
-        self.save(now);
+        self.save_all(now);
     }
 
     /// Gives control back in a minute, once, to try the state folder again.
@@ -163,7 +164,7 @@ impl<O: StateOutlet> Judge<O> {
     }
 
     /// Turns until asked to stop or to reload, or until the state folder is to be tried.
-    pub fn run(&mut self, inbox: &Receiver<Input>) -> Asked {
+    pub fn run(&mut self) -> Asked {
         loop {
             let now = crate::clock::now();
             if self.try_disk_ms.take_if(|at_ms| *at_ms <= now.boottime_ms).is_some() {
@@ -171,49 +172,57 @@ impl<O: StateOutlet> Judge<O> {
             }
             self.start_due(now);
             self.judge_late(now);
-            let due = !self.pending.is_empty() && now.boottime_ms >= self.retry_ms;
-            if due || now.boottime_ms >= self.saved_ms.saturating_add(SAVE_INTERVAL_MS) {
+            if !self.pending.is_empty() && now.boottime_ms >= self.retry_ms {
                 self.save(now);
+            } else if now.boottime_ms >= self.saved_ms.saturating_add(SAVE_INTERVAL_MS) {
+                self.save_all(now);
             }
-            if self.watchdog.is_some() {
-                sd_notify::notify(&[sd_notify::NotifyState::Watchdog]).ok();
-            }
-            let input = match inbox.recv_timeout(self.pause(now)) {
-                Ok(input) => Some(input),
-                Err(RecvTimeoutError::Timeout) => None,
-                // Cannot be while lanes and watcher live; stopping is the only sane answer.
-                Err(RecvTimeoutError::Disconnected) => return Asked::Stop,
-            };
-            // All that is there in one turn, so that the events of one moment are one transaction; also when asked to
-            // stop or to reload, since each run that is over brings its probe back.
-            let mut asked = None;
-            for input in input.into_iter().chain(inbox.try_iter()).collect::<Vec<_>>() {
-                match input {
-                    Input::Done(done) => self.finish(*done),
-                    Input::Woken(Woken::Probe(subject)) => {
-                        self.schedule.wake(crate::clock::now().boottime_ms, &subject)
-                    }
-                    Input::Woken(Woken::Stop) => asked = Some(Asked::Stop),
-                    Input::Woken(Woken::Reload) => asked = asked.or(Some(Asked::Reload)),
-                }
-            }
-            if let Some(asked) = asked {
+            self.outlet.serve();
+            self.tell_watchdog(now);
+            let woken = self.watcher.wait(self.pause(crate::clock::now()));
+            if let Some(asked) = self.take_in(woken) {
                 return asked;
             }
         }
     }
 
+    /// All that is there in one turn, so that the events of one moment are one transaction; also when asked to stop or
+    /// to reload, since each run that is over brings its probe back.
+    fn take_in(&mut self, woken: Woken) -> Option<Asked> {
+        self.bell.silence();
+        while let Ok(done) = self.inbox.try_recv() {
+            self.finish(done);
+        }
+        let now_ms = crate::clock::now().boottime_ms;
+        for subject in woken.probes {
+            self.schedule.wake(now_ms, &subject);
+        }
+        woken.wish.map(|wish| match wish {
+            Wish::Stop => Asked::Stop,
+            Wish::Reload => Asked::Reload,
+        })
+    }
+
     /// Saves what is remembered and what still waits, once.
     pub fn stop(&mut self) {
-        self.save(crate::clock::now());
+        self.save_all(crate::clock::now());
+    }
+
+    fn tell_watchdog(&mut self, now: Now) {
+        let Some(interval) = self.watchdog else { return };
+        if now.boottime_ms >= self.watchdog_ms {
+            sd_notify::notify(&[sd_notify::NotifyState::Watchdog]).ok();
+            self.watchdog_ms = now.boottime_ms.saturating_add(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
+        }
     }
 
     fn pause(&self, now: Now) -> Duration {
         let free = |lane: usize| self.lanes.get(lane).is_some_and(Lane::is_free);
         let next = self.schedule.next_ms(free).unwrap_or(u64::MAX);
         let next = if self.pending.is_empty() { next } else { next.min(self.retry_ms) };
-        let pause = Duration::from_millis(next.saturating_sub(now.boottime_ms));
-        pause.min(self.watchdog.unwrap_or(TURN_MAX)).min(TURN_MAX)
+        let next = if self.watchdog.is_some() { next.min(self.watchdog_ms) } else { next };
+        let next = next.min(self.try_disk_ms.unwrap_or(u64::MAX));
+        Duration::from_millis(next.saturating_sub(now.boottime_ms)).min(TURN_MAX)
     }
 
     fn start_due(&mut self, now: Now) {
@@ -272,14 +281,33 @@ impl<O: StateOutlet> Judge<O> {
                 return;
             }
         };
-        self.memory.note_probe(&subject, probe.save());
         self.watcher.arm(&subject, probe.wake());
         slot.probe = Some(probe);
         tracing::debug!(%subject, verdict = done.judgement.verdict().as_str(), took = ?done.took, "probed");
-        self.observe(now, &subject, done.judgement);
+        self.unsaved.insert(subject.clone());
+        if self.observe(now, &subject, done.judgement) {
+            self.note_probe(&subject);
+        }
     }
 
-    fn observe(&mut self, now: Now, subject: &SubjectKey, mut judgement: Judgement) {
+    /// A cursor goes into the transaction of the events that it led to, and else into the next of all.
+    fn note_probe(&mut self, subject: &SubjectKey) {
+        if let Some(probe) = self.slots.get(subject).and_then(|slot| slot.probe.as_ref()) {
+            self.memory.note_probe(subject, probe.save());
+            self.unsaved.remove(subject);
+        }
+    }
+
+    fn save_all(&mut self, now: Now) {
+        for subject in self.unsaved.clone() {
+            self.note_probe(&subject);
+        }
+        self.saved_ms = now.boottime_ms;
+        self.save(now);
+    }
+
+    /// True when there is something to tell.
+    fn observe(&mut self, now: Now, subject: &SubjectKey, mut judgement: Judgement) -> bool {
         // The cause may come after what it explains: look at the service's process again.
         for service in self.memory.recent.note(now, subject, &judgement) {
             let processes = self.slots.keys().filter(|other| other.service == service);
@@ -297,7 +325,9 @@ impl<O: StateOutlet> Judge<O> {
             self.memory.recent.tell(&services, subject, &mut judgement);
         }
         let changes = self.memory.observe(now, subject, &judgement);
+        let news = !changes.is_empty();
         self.tell(changes);
+        news
     }
 
     fn tell(&mut self, changes: Vec<Change>) {
@@ -318,9 +348,7 @@ impl<O: StateOutlet> Judge<O> {
     /// Events and memory in one transaction: a crash between them would tell twice or never.
     fn save(&mut self, now: Now) {
         self.memory.note_services(&mut self.services.lock().unwrap_or_else(PoisonError::into_inner));
-        let events: Vec<Append> = self.pending.iter().cloned().collect();
-        self.saved_ms = now.boottime_ms;
-        match self.outlet.append(events, &mut self.memory, now) {
+        match self.outlet.append(self.pending.make_contiguous(), &mut self.memory, now) {
             Ok(()) => {
                 self.pending.clear();
                 if std::mem::take(&mut self.spool_fails) {
@@ -390,20 +418,18 @@ mod tests {
     struct Kept(Vec<FindingEvent>);
 
     impl StateOutlet for Kept {
-        fn append(&mut self, events: Vec<Append>, _memory: &mut Memory, _now: Now) -> Result<(), SpoolError> {
+        fn append(&mut self, events: &[Append], _memory: &mut Memory, _now: Now) -> Result<(), SpoolError> {
             if events.iter().any(|append| !crate::spool::fits(&append.event)) {
                 return Err(SpoolError::TooLarge(0));
             }
-            self.0.extend(events.into_iter().map(|append| append.event));
+            self.0.extend(events.iter().map(|append| append.event.clone()));
             Ok(())
         }
     }
 
-    fn judge() -> (Judge<Kept>, Receiver<Input>) {
-        let (results, inbox) = channel();
-        let watcher = Watcher::spawn(results.clone()).unwrap();
+    fn judge() -> Judge<Kept> {
         let memory = Memory::new(BootId(uuid::Uuid::nil()));
-        (Judge::new(memory, Kept::default(), watcher, &results), inbox)
+        Judge::new(memory, Kept::default(), Watcher::new().unwrap()).unwrap()
     }
 
     fn planned(name: &str, answer: impl FnMut() -> Judgement + Send + 'static) -> Planned {
@@ -413,15 +439,13 @@ mod tests {
 
     #[test]
     fn a_run_that_ends_while_a_reload_or_stop_is_asked_for_brings_its_probe_back() {
-        for (woken, expected) in [(Woken::Reload, Asked::Reload), (Woken::Stop, Asked::Stop)] {
-            let (mut judge, runs) = judge();
+        for (wish, expected) in [(Wish::Reload, Asked::Reload), (Wish::Stop, Asked::Stop)] {
+            let mut judge = judge();
             judge.watch(vec![planned("a", Judgement::default)], Duration::MAX);
             judge.start_due(crate::clock::now());
-            let done = runs.recv().unwrap();
-            let (sender, inbox) = channel();
-            sender.send(Input::Woken(woken)).unwrap();
-            sender.send(done).unwrap();
-            assert_eq!(judge.run(&inbox), expected);
+            // Rings once the run is over.
+            assert_eq!(judge.watcher.wait(Duration::from_secs(60)), Woken::default());
+            assert_eq!(judge.take_in(Woken { wish: Some(wish), ..Woken::default() }), Some(expected));
             assert!(judge.slots.values().all(|slot| slot.probe.is_some()), "the probe is back");
             assert!(judge.lanes.iter().all(Lane::is_free));
         }
@@ -429,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_finding_too_large_for_the_spool_is_dropped_and_the_others_are_told() {
-        let (mut judge, _runs) = judge();
+        let mut judge = judge();
         for name in ["a", "b"] {
             let subject = planned(name, Judgement::default).probe.subject().clone();
             let down = Judgement::problem(Problem::new(Reason::ProcessDown, "x"));
@@ -446,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_run_that_hangs_after_its_subject_is_gone_frees_its_lane_and_tells_nothing() {
-        let (mut judge, runs) = judge();
+        let mut judge = judge();
         let (release, released) = channel::<()>();
         let hang = move || {
             let _gone = released.recv().is_err();
@@ -460,8 +484,8 @@ mod tests {
         assert!(judge.lanes.iter().all(Lane::is_free), "another thread took its place");
         assert!(judge.pending.is_empty() && judge.outlet.0.is_empty());
         drop(release);
-        let Ok(Input::Done(done)) = runs.recv() else { panic!("the run ends") };
-        judge.finish(*done);
+        let done = judge.inbox.recv().expect("the run ends");
+        judge.finish(done);
         assert!(judge.slots.is_empty() && judge.lanes.iter().all(|lane| lane.hung() == 0));
         assert_eq!(judge.schedule.next_ms(|_| true), None);
     }

@@ -2,8 +2,10 @@
 //!
 //! The sandbox is not made here: the SQLite probe opens strangers' files on a thread it restricts itself.
 //!
-//! A thread that hangs is left behind and replaced, up to a bound; when it comes back it delivers its probe and ends.
+//! A lane has no thread before its first run. A thread that hangs is left behind and replaced, up to a bound; when it
+//! comes back it delivers its probe and ends.
 
+use crate::bell::Bell;
 use crate::probe::{Context, Lane as Kind, Probe};
 use muster_agent_core::judgement::Judgement;
 use muster_common::finding::SubjectKey;
@@ -46,23 +48,50 @@ impl Done {
     }
 }
 
+/// Where runs that are over are delivered.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    to: Sender<Done>,
+    bell: Option<Bell>,
+}
+
+impl Delivery {
+    /// To one who waits for the channel alone.
+    pub const fn new(to: Sender<Done>) -> Self {
+        Self { to, bell: None }
+    }
+
+    /// To one who waits for other things, too, and is rung for.
+    pub const fn with_bell(to: Sender<Done>, bell: Bell) -> Self {
+        Self { to, bell: Some(bell) }
+    }
+
+    /// False when nobody takes it.
+    fn deliver(&self, done: Done) -> bool {
+        let delivered = self.to.send(done).is_ok();
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
+        delivered
+    }
+}
+
 /// One thread for probes of one kind, and those left behind.
-pub struct Lane<I> {
+pub struct Lane {
     index: usize,
     kind: Kind,
-    results: Sender<I>,
+    results: Delivery,
     worker: u64,
+    /// `None` before the first run, and after the thread hung.
     jobs: Option<Sender<Job>>,
     busy: bool,
     hung: usize,
 }
 
-impl<I: From<Done> + Send + 'static> Lane<I> {
-    /// Starts the thread of lane `index`; results go to `results`.
-    pub fn new(index: usize, kind: Kind, results: Sender<I>) -> Self {
-        let mut lane = Self { index, kind, results, worker: 0, jobs: None, busy: false, hung: 0 };
-        lane.spawn();
-        lane
+impl Lane {
+    /// Lane `index`; results go to `results`.
+    pub const fn new(index: usize, kind: Kind, results: Delivery) -> Self {
+        Self { index, kind, results, worker: 0, jobs: None, busy: false, hung: 0 }
     }
 
     /// The kind of probes it runs.
@@ -72,7 +101,7 @@ impl<I: From<Done> + Send + 'static> Lane<I> {
 
     /// True when a job would start at once.
     pub const fn is_free(&self) -> bool {
-        self.jobs.is_some() && !self.busy
+        !self.busy && (self.jobs.is_some() || self.hung < HUNG_THREADS_MAX)
     }
 
     /// Threads that hang now.
@@ -84,6 +113,9 @@ impl<I: From<Done> + Send + 'static> Lane<I> {
     pub fn start(&mut self, job: Job) -> Result<(), Job> {
         if !self.is_free() {
             return Err(job);
+        }
+        if self.jobs.is_none() {
+            self.spawn();
         }
         let Some(jobs) = &self.jobs else { return Err(job) };
         jobs.send(job).map_err(|refused| {
@@ -101,12 +133,9 @@ impl<I: From<Done> + Send + 'static> Lane<I> {
         } else {
             self.hung = self.hung.saturating_sub(1);
         }
-        if self.jobs.is_none() {
-            self.spawn();
-        }
     }
 
-    /// Leaves the thread that hangs behind and starts another, if the bound allows one.
+    /// Leaves the thread that hangs behind; the next run starts another, if the bound allows one.
     pub fn replace(&mut self) {
         if !self.busy {
             return;
@@ -116,9 +145,6 @@ impl<I: From<Done> + Send + 'static> Lane<I> {
         self.hung += 1;
         // No thread has this number: a run that comes back late is known as such.
         self.worker += 1;
-        if self.hung < HUNG_THREADS_MAX {
-            self.spawn();
-        }
     }
 
     fn spawn(&mut self) {
@@ -139,7 +165,7 @@ impl<I: From<Done> + Send + 'static> Lane<I> {
     }
 }
 
-fn work<I: From<Done>>(lane: usize, worker: u64, jobs: &Receiver<Job>, results: &Sender<I>) {
+fn work(lane: usize, worker: u64, jobs: &Receiver<Job>, results: &Delivery) {
     while let Ok(Job { mut probe, context }) = jobs.recv() {
         let start = Instant::now();
         // A probe that panics is a bug of that probe and of nothing else.
@@ -147,7 +173,7 @@ fn work<I: From<Done>>(lane: usize, worker: u64, jobs: &Receiver<Job>, results: 
             Judgement::unknown("the probe failed by a programming error (see the agent's log)", None)
         });
         let done = Done { lane, worker, probe, judgement, took: start.elapsed() };
-        if results.send(done.into()).is_err() {
+        if !results.deliver(done) {
             return;
         }
     }
@@ -189,7 +215,7 @@ pub(crate) mod tests {
     #[test]
     fn a_panicking_probe_is_unknown_and_its_thread_lives_on() {
         let (results, inbox) = channel::<Done>();
-        let mut lane = Lane::new(0, Kind::Quick, results);
+        let mut lane = Lane::new(0, Kind::Quick, Delivery::new(results));
         for answer in [None, Some(Judgement::default())] {
             let expected = answer.is_none();
             let probe = fake("x", move || answer.clone().expect("no answer in this test"));
@@ -203,7 +229,7 @@ pub(crate) mod tests {
     #[test]
     fn a_hung_thread_is_replaced_up_to_the_bound_and_comes_back() {
         let (results, inbox) = channel::<Done>();
-        let mut lane = Lane::new(0, Kind::Quick, results);
+        let mut lane = Lane::new(0, Kind::Quick, Delivery::new(results));
         let mut releases = Vec::new();
         for index in 0..HUNG_THREADS_MAX {
             let (release, released) = channel::<()>();

@@ -1,12 +1,13 @@
-//! The uplink's thread: a runtime of its own, so that heartbeats wait for nothing of ours.
+//! The uplink as a task of the net thread, on which nothing blocks: heartbeats wait for nothing of ours.
 //!
 //! Must never end the agent: while the certificate cannot be used, findings are judged, logged and spooled, and its
 //! files are tried again. A renewed certificate is taken up when the config is read again.
 
 use super::Published;
 use crate::config::{Config, TlsFiles};
+use crate::net::NetHandle;
 use crate::senses::HostRoot;
-use crate::spool::SpoolHandle;
+use crate::spool::{SpoolHandle, SpoolOwner};
 use crate::uplink::{
     FactsSetter, HostFacts, OpenSnapshot, Security, SnapshotProvider, Stop, UplinkConfig, UplinkHandle,
 };
@@ -17,20 +18,21 @@ use muster_common::tls::{Credentials, TlsError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Certificate files that cannot be used are read again after this: somebody may be writing them.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
-/// For names to resolve, snapshots, and files on a file system that may hang.
-const BLOCKING_THREADS_MAX: usize = 3;
+/// How often the end of the task is looked for, when it was told to stop.
+const STOP_TURN: Duration = Duration::from_millis(10);
 
-/// The thread's handle.
+/// The task's handle.
 pub(super) struct Uplink {
     facts: FactsSetter,
     orders: watch::Sender<Orders>,
-    thread: std::thread::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
-/// What the thread is to do; the latest counts.
+/// What the task is to do; the latest counts.
 #[derive(Debug, Clone)]
 struct Orders {
     /// The certificate's files, to be read at every change of the orders.
@@ -49,16 +51,17 @@ struct Parts {
 }
 
 impl Uplink {
-    /// Starts the thread; `None` where no coordinator is configured.
+    /// Starts the task; `None` where no coordinator is configured.
     pub(super) fn start(
         config: &Config,
         host: &HostRoot,
         boot: BootId,
         spool: &SpoolHandle,
         published: &Arc<Mutex<Published>>,
-    ) -> anyhow::Result<Option<Self>> {
+        net: &NetHandle,
+    ) -> Option<Self> {
         if config.endpoints.is_empty() {
-            return Ok(None);
+            return None;
         }
         let facts = FactsSetter::default();
         facts.set(published.lock().unwrap_or_else(PoisonError::into_inner).facts());
@@ -67,12 +70,6 @@ impl Uplink {
             let published = published.lock().unwrap_or_else(PoisonError::into_inner);
             OpenSnapshot::new(published.head_sequence, published.ledger.subjects())
         }));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(BLOCKING_THREADS_MAX)
-            .thread_keep_alive(Duration::from_secs(10))
-            .build()
-            .context("cannot start the uplink's runtime")?;
         let parts = Parts {
             endpoints: config.endpoints.clone(),
             host: host_facts(config, host),
@@ -82,11 +79,8 @@ impl Uplink {
             facts: facts.clone(),
         };
         let (orders, ordered) = watch::channel(Orders { tls: config.tls.clone(), stop: None });
-        let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || {
-            runtime.block_on(serve(&parts, ordered));
-            runtime.shutdown_background();
-        })?;
-        Ok(Some(Self { facts, orders, thread }))
+        let task = net.spawn(async move { serve(&parts, ordered).await });
+        Some(Self { facts, orders, task })
     }
 
     /// For the thread that judges.
@@ -99,10 +93,10 @@ impl Uplink {
         self.orders.send_modify(|orders| orders.tls = tls.clone());
     }
 
-    /// Says goodbye and ends.
-    pub(super) fn stop(self, stop: Stop) {
+    /// Says goodbye and ends. Its last questions to the spool are answered meanwhile.
+    pub(super) fn stop(self, stop: Stop, spool: &mut SpoolOwner) {
         self.orders.send_modify(|orders| orders.stop = Some(stop));
-        self.thread.join().ok();
+        spool.serve_until(STOP_TURN, || self.task.is_finished());
     }
 }
 

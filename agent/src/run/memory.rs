@@ -4,7 +4,7 @@
 //! One row per subject and per service, and only those that changed are written: a host with thousands of services
 //! pays for what happens, not for what there is.
 
-use crate::spool::{Append, STATE_BYTES_MAX, SpoolError, SpoolHandle};
+use crate::spool::{Append, STATE_BYTES_MAX, SpoolError, SpoolOwner};
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Recent;
 use muster_agent_core::judgement::Judgement;
@@ -51,7 +51,10 @@ pub struct Written {
 /// Where events and memory go.
 pub trait StateOutlet {
     /// Writes both durably, or neither.
-    fn append(&mut self, events: Vec<Append>, memory: &mut Memory, now: Now) -> Result<(), SpoolError>;
+    fn append(&mut self, events: &[Append], memory: &mut Memory, now: Now) -> Result<(), SpoolError>;
+
+    /// Does what others asked of it meanwhile.
+    fn serve(&mut self) {}
 
     /// The host's memory was just looked at: a good moment to tell it in heartbeats.
     fn memory_probed(&mut self) {}
@@ -90,14 +93,14 @@ impl Memory {
     }
 
     /// What the spool kept. What cannot be read is told and forgotten: what is wrong will be seen again.
-    pub fn load(spool: &SpoolHandle, boot: BootId) -> Result<Self, SpoolError> {
-        let mut memory = Self::decode(spool.get_states_blocking(PREFIX)?, boot);
+    pub fn load(spool: &mut SpoolOwner, boot: BootId) -> Result<Self, SpoolError> {
+        let mut memory = Self::decode(spool.with(|spool| spool.get_states(PREFIX))?, boot);
         memory.spool = Some(spool.view().spool);
         Ok(memory)
     }
 
     /// Writes events and what changed in memory to the spool, in one transaction.
-    pub fn append_to(&mut self, spool: &SpoolHandle, events: Vec<Append>, now: Now) -> Result<Written, SpoolError> {
+    pub fn append_to(&mut self, spool: &mut SpoolOwner, events: &[Append], now: Now) -> Result<Written, SpoolError> {
         let id = spool.view().spool;
         if self.spool.replace(id) != Some(id) {
             // Another spool may have nothing of it.
@@ -107,7 +110,9 @@ impl Memory {
         let rows = self.changed_rows();
         let hashes: Vec<(String, Option<u64>)> =
             rows.iter().map(|(key, bytes)| (key.clone(), (!bytes.is_empty()).then(|| hash(bytes)))).collect();
-        let position = spool.append_blocking(events, rows, now)?;
+        if !events.is_empty() || !rows.is_empty() {
+            spool.append(events, &rows, now)?;
+        }
         for (key, hash) in hashes {
             match hash {
                 Some(hash) => drop(self.written.insert(key, hash)),
@@ -116,7 +121,7 @@ impl Memory {
         }
         let subject = |row| if let Row::Subject(subject) = row { Some(subject) } else { None };
         let subjects = std::mem::take(&mut self.changed).into_iter().filter_map(subject).collect();
-        Ok(Written { head_sequence: position.sequence, subjects })
+        Ok(Written { head_sequence: spool.view().head, subjects })
     }
 
     /// Takes in the outcome of one run and says what changed.
@@ -303,8 +308,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("spool.db");
         let spool = Spool::open(&path, SpoolLimits::default(), boot(1), crate::clock::now()).unwrap();
-        let spool = crate::spool::spawn(spool).unwrap();
-        let mut memory = Memory::load(&spool, boot(1)).unwrap();
+        let (mut spool, _handle) = crate::spool::own(spool).unwrap();
+        let mut memory = Memory::load(&mut spool, boot(1)).unwrap();
         let bad = Judgement::problem(Problem::new(Reason::PidFileMalformed, "x".repeat(400)));
         let subjects: Vec<SubjectKey> =
             (0..4096).map(|n| pid_file(&ServiceName::new(format!("service-{n}")).unwrap())).collect();
@@ -312,7 +317,7 @@ mod tests {
             memory.observe(crate::clock::now(), subject, &bad);
             memory.note_probe(subject, Some(serde_json::json!({ "seen": "y".repeat(800) })));
         }
-        let written = memory.append_to(&spool, Vec::new(), crate::clock::now()).unwrap();
+        let written = memory.append_to(&mut spool, &[], crate::clock::now()).unwrap();
         assert!(written.subjects.len() >= subjects.len());
         let mut copy = Ledger::default();
         copy.copy_from(&memory.ledger, &written.subjects);
@@ -321,14 +326,14 @@ mod tests {
         let healthy = Judgement::default();
         memory.observe(crate::clock::now(), &subjects[7], &healthy);
         assert!(memory.changed_rows().len() <= 3);
-        memory.append_to(&spool, Vec::new(), crate::clock::now()).unwrap();
+        memory.append_to(&mut spool, &[], crate::clock::now()).unwrap();
         let digest = memory.ledger.open_digest();
-        let (rows, spool_id) = (spool.get_states_blocking(PREFIX).unwrap(), spool.view().spool);
+        let (rows, spool_id) = (spool.with(|spool| spool.get_states(PREFIX)).unwrap(), spool.view().spool);
         assert_eq!(Memory::decode(rows, boot(1)).ledger.open_digest(), digest);
 
-        let restarted = spool.call_blocking(|spool| spool.restart()).unwrap();
+        let restarted = spool.with(Spool::restart).unwrap();
         assert_ne!(restarted.spool, spool_id);
-        let written = memory.append_to(&spool, Vec::new(), crate::clock::now()).unwrap();
+        let written = memory.append_to(&mut spool, &[], crate::clock::now()).unwrap();
         assert!(written.subjects.len() >= subjects.len(), "another spool is given everything");
     }
 }

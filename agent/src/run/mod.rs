@@ -1,4 +1,6 @@
-//! `muster-agent run`: the daemon. Probe threads, a watcher, one loop that judges, the spool's thread, the uplink's.
+//! `muster-agent run`: the daemon. At most five threads: the first one judges, watches descriptors and owns the spool;
+//! one for each kind of probes that there are; one for everything that waits for other programs, the uplink among them.
+//! Others live for a moment only, for what may hang.
 //!
 //! Works without `[coordinator]` too: findings are then judged, logged and spooled.
 
@@ -12,10 +14,10 @@ pub mod watcher;
 use crate::config::{Config, ConfigError};
 use crate::net::{Net, NetHandle};
 use crate::senses::HostRoot;
-use crate::spool::{Spool, SpoolHandle, SpoolLimits};
+use crate::spool::{Spool, SpoolHandle, SpoolLimits, SpoolOwner};
 use crate::uplink::{FactsSetter, Stop, UplinkFacts};
 use anyhow::{Context as _, bail};
-use judge::{Asked, Input, Judge};
+use judge::{Asked, Judge};
 use link::Uplink;
 use memory::{Memory, StateOutlet};
 use muster_agent_core::clock::Now;
@@ -25,7 +27,6 @@ use sd_notify::NotifyState;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use watcher::Watcher;
 
@@ -41,19 +42,19 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let host = HostRoot::default();
     let boot = crate::clock::boot_id(&host);
     watcher::block_signals().context("cannot block signals")?;
-    let mut state = State::open(&config, boot)?;
-    let spool = state.spool.clone();
-    let memory = Memory::load(&spool, boot)?;
+    let (mut state, mut spool, handle) = State::open(&config, boot)?;
+    let memory = Memory::load(&mut spool, boot)?;
     // Before the uplink's first heartbeat: a digest of nothing would ask the coordinator to forget what is open.
     let published = Published { ledger: memory.ledger.clone(), head_sequence: spool.view().head };
     let published = Arc::new(Mutex::new(published));
     let net_thread = Net::start().context("cannot start the net thread")?;
     let net = net_thread.handle();
-    let uplink = Uplink::start(&config, &host, boot, &spool, &published)?;
+    let uplink = Uplink::start(&config, &host, boot, &handle, &published, &net);
+    drop(handle);
+    let mut watcher = Watcher::new().context("cannot wait for events")?;
+    watcher.listen(spool.bell()).context("cannot wait for events")?;
     let outlet = Outlet { spool, published, facts: uplink.as_ref().map(Uplink::facts) };
-    let (results, inbox) = channel::<Input>();
-    let watcher = Watcher::spawn(results.clone()).context("cannot start the watcher thread")?;
-    let mut judge = Judge::new(memory, outlet, watcher, &results);
+    let mut judge = Judge::new(memory, outlet, watcher).context("cannot wait for events")?;
     judge.watch(plan::probes(&config, &means(&host, &state, &net)), config.probes.blind_after);
     tracing::info!(
         services = config.services.len(),
@@ -71,17 +72,17 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     }
     let mut current = config;
     loop {
-        match judge.run(&inbox) {
+        match judge.run() {
             Asked::Stop => break,
             Asked::TryDisk => {
-                if state.try_disk(&current, boot) {
+                if state.try_disk(&current, boot, &mut judge.outlet().spool) {
                     judge.watch(plan::probes(&current, &means(&host, &state, &net)), current.probes.blind_after);
                 } else {
                     judge.try_disk();
                 }
             }
             Asked::Reload => {
-                state.try_disk(&current, boot);
+                state.try_disk(&current, boot, &mut judge.outlet().spool);
                 current = reload(config_path, current, &means(&host, &state, &net), &mut judge);
                 if let Some(uplink) = &uplink {
                     uplink.renew(&current.tls);
@@ -96,7 +97,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     if let Some(uplink) = uplink {
         let stop = if host_stops() { Stop::Host } else { Stop::Agent };
         tracing::info!(?stop, "saying goodbye");
-        uplink.stop(stop);
+        uplink.stop(stop, &mut judge.outlet().spool);
     }
     Ok(())
 }
@@ -144,7 +145,6 @@ fn reload<O: StateOutlet>(path: &Path, old: Config, means: &Means<'_>, judge: &m
 
 /// What the agent keeps on disk, or in memory where it cannot.
 struct State {
-    spool: SpoolHandle,
     /// Why nothing is kept on disk, where that is so.
     disk: Result<OnDisk, String>,
 }
@@ -160,7 +160,7 @@ struct OnDisk {
 impl State {
     /// A state folder that is read-only or full is one more thing that is wrong with the host: the agent goes on and
     /// reports from memory.
-    fn open(config: &Config, boot: BootId) -> anyhow::Result<Self> {
+    fn open(config: &Config, boot: BootId) -> anyhow::Result<(Self, SpoolOwner, SpoolHandle)> {
         let (spool, disk) = match Self::on_disk(config, boot)? {
             Ok((spool, disk)) => (spool, Ok(disk)),
             Err(why) => {
@@ -172,8 +172,8 @@ impl State {
                 (Spool::open_in_memory(&path, limits(config), boot)?, Err(format!("{why:#}")))
             }
         };
-        let spool = crate::spool::spawn(spool).context("cannot start the spool thread")?;
-        Ok(Self { spool, disk })
+        let (owner, handle) = crate::spool::own(spool).context("cannot serve the spool")?;
+        Ok((Self { disk }, owner, handle))
     }
 
     fn scratch(&self) -> Option<&Path> {
@@ -181,12 +181,12 @@ impl State {
     }
 
     /// From memory to the disk, if that is now possible; true when it was done.
-    fn try_disk(&mut self, config: &Config, boot: BootId) -> bool {
+    fn try_disk(&mut self, config: &Config, boot: BootId, spool: &mut SpoolOwner) -> bool {
         if self.disk.is_ok() {
             return false;
         }
-        let moved = Self::on_disk(config, boot).and_then(|inner| inner).and_then(|(spool, disk)| {
-            self.spool.call_blocking(move |memory| memory.move_to(spool))?;
+        let moved = Self::on_disk(config, boot).and_then(|inner| inner).and_then(|(on_disk, disk)| {
+            spool.with(|memory| memory.move_to(on_disk))?;
             Ok(disk)
         });
         match moved {
@@ -270,7 +270,7 @@ impl Published {
 
 /// Writes to the spool, then publishes what was written to the uplink.
 struct Outlet {
-    spool: SpoolHandle,
+    spool: SpoolOwner,
     published: Arc<Mutex<Published>>,
     facts: Option<FactsSetter>,
 }
@@ -278,11 +278,11 @@ struct Outlet {
 impl StateOutlet for Outlet {
     fn append(
         &mut self,
-        events: Vec<crate::spool::Append>,
+        events: &[crate::spool::Append],
         memory: &mut Memory,
         now: Now,
     ) -> Result<(), crate::spool::SpoolError> {
-        let written = memory.append_to(&self.spool, events, now)?;
+        let written = memory.append_to(&mut self.spool, events, now)?;
         let facts = {
             let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
             published.ledger.copy_from(&memory.ledger, &written.subjects);
@@ -293,6 +293,10 @@ impl StateOutlet for Outlet {
             setter.set(facts);
         }
         Ok(())
+    }
+
+    fn serve(&mut self) {
+        self.spool.serve();
     }
 
     fn memory_probed(&mut self) {

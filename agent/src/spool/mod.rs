@@ -8,9 +8,9 @@
 //! and then without counting it; trust a damaged file (it is moved aside and kept).
 
 mod file;
-mod thread;
+mod owner;
 
-pub use thread::{SpoolHandle, spawn};
+pub use owner::{SpoolHandle, SpoolOwner, own, spawn};
 
 use file::Meta;
 use muster_agent_core::clock::Now;
@@ -90,8 +90,8 @@ pub enum SpoolError {
         /// What is stored.
         highest: Epoch,
     },
-    /// The thread of the spool has ended.
-    #[error("the spool is closed; the agent is stopping, or its spool thread failed (see the log above)")]
+    /// The owner of the spool has gone.
+    #[error("the spool is closed; the agent is stopping, or what owned it failed (see the log above)")]
     Closed,
 }
 

@@ -312,7 +312,25 @@ async fn the_view_is_up_to_date_when_an_append_returns() {
     let handle = spawn(open(&folder)).unwrap();
     let position = handle.append(events(2), vec![("k".to_owned(), b"v".to_vec())], NOW).await.unwrap();
     assert_eq!(handle.view().head, position.sequence);
-    let blocking = handle.clone();
-    let kept = tokio::task::spawn_blocking(move || blocking.get_state_blocking("k")).await.unwrap();
-    assert_eq!(kept.unwrap().as_deref(), Some(&b"v"[..]));
+    let kept = handle.call(|spool| spool.get_state("k")).await.unwrap();
+    assert_eq!(kept.as_deref(), Some(&b"v"[..]));
+}
+
+#[test]
+fn an_owner_with_work_of_its_own_is_rung_for_and_does_what_was_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut owner, handle) = own(open(&folder)).unwrap();
+    let asker = handle.clone();
+    let asking = std::thread::spawn(move || block_on(asker.append(events(3), Vec::new(), NOW)));
+    let own_position = owner.append(&events(1), &[], NOW).unwrap();
+    owner.serve_until(Duration::from_millis(10), || asking.is_finished());
+    assert_eq!(asking.join().unwrap().unwrap().sequence + own_position.sequence, 5);
+    assert_eq!(handle.view().head, 4);
+    drop(owner);
+    assert!(matches!(block_on(handle.append(events(1), Vec::new(), NOW)), Err(SpoolError::Closed)));
+}
+
+/// A runtime for one question.
+fn block_on<T>(question: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(question)
 }
