@@ -2,19 +2,26 @@
 //!
 //! Invariant: no clock, no randomness, no I/O; the same input gives the same output. Time arrives as [`clock::Now`].
 
+pub mod backup;
+pub mod accounts;
 pub mod clock;
 pub mod diagnose;
 pub mod disk;
 pub mod judgement;
 pub mod kmsg;
 pub mod ledger;
+pub mod log;
+pub mod locks;
 pub mod memory;
 pub mod mounts;
+pub mod permission;
 pub mod pid_file;
 pub mod port;
 pub mod proc_locks;
 pub mod process;
+pub mod restarts;
 pub mod schedule;
 pub mod services;
 pub mod session;
 pub mod sqlite;
+pub mod unit;

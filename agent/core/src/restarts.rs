@@ -1,0 +1,468 @@
+//! Tells a restart loop from restarts: by how long each life lasted against what is usual for the service, and by how
+//! many there were in a window.
+//!
+//! A supervisor that backs off defeats any fixed window, its own counter misses restarts by hand and by scripts, and a
+//! deploy is no loop. So the lives themselves are looked at, (pid, start time) each, wherever they were seen: in a pid
+//! file, by systemd, or both.
+
+use crate::clock::Now;
+use crate::judgement::{Judgement, Problem};
+use muster_common::evidence::{Evidence, Grade};
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::units::human_duration;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Lives remembered, the living one included.
+const LIVES_MAX: usize = 32;
+/// Lifetimes that say what is usual.
+const USUAL_MAX: usize = 32;
+/// Fewer say nothing.
+const USUAL_MIN: usize = 3;
+/// So many short lives in a row are a loop. Two happen when a deploy goes wrong and is repeated.
+const SHORT_LIVES_MIN: usize = 3;
+/// So many ends in the window are a loop, however long each life was.
+const ENDS_IN_WINDOW_MIN: usize = 5;
+/// The window.
+const WINDOW_MS: u64 = 600_000;
+/// A life below this is short where nothing is known of the service.
+const SHORT_DEFAULT_MS: u64 = 60_000;
+/// A life of less than this part of the usual one is short, between the two bounds below.
+const SHORT_PART: u64 = 10;
+const SHORT_MIN_MS: u64 = 10_000;
+const SHORT_MAX_MS: u64 = 3_600_000;
+/// To be over, the living instance must be this many times as old as the oldest of the loop.
+const OUTLIVE_FACTOR: u64 = 2;
+/// The pid file's and systemd's start of one process differ by clock ticks and by the time the host was suspended.
+const SAME_START_MS: u64 = 2_000;
+
+/// One life of a service's main process. Times are `CLOCK_BOOTTIME`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// Its pid.
+    pub pid: u32,
+    /// When it started.
+    pub start_boottime_ms: u64,
+    /// When it ended, if it did.
+    pub ended_boottime_ms: Option<u64>,
+    /// How it ended; `None` where nobody saw it.
+    pub ended: Option<Ended>,
+}
+
+/// How a life ended, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// Of its own accord, without an error.
+    Clean,
+    /// With an error, or by a signal that nobody asked systemd to send.
+    Badly,
+    /// Somebody asked for a stop or a restart.
+    Asked,
+}
+
+impl Life {
+    fn lifetime_ms(&self) -> Option<u64> {
+        self.ended_boottime_ms.map(|ended| ended.saturating_sub(self.start_boottime_ms))
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.pid == other.pid && self.start_boottime_ms.abs_diff(other.start_boottime_ms) <= SAME_START_MS
+    }
+}
+
+/// What is known of the lives of one service now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// Lives from wherever they were seen, in any order; the same one may come twice.
+    pub lives: Vec<Life>,
+    /// systemd's count of automatic restarts, where it has one.
+    pub n_restarts: Option<u64>,
+    /// systemd waits to start it again.
+    pub awaits_restart: bool,
+}
+
+/// Judges the restarts of one service over time.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RestartJudge {
+    /// Oldest first.
+    lives: VecDeque<Life>,
+    /// How long it usually runs, in the order in which the lives ended. Short lives of a loop are not usual.
+    usual_ms: VecDeque<u64>,
+    /// The start of the newest life whose end was taken into account.
+    counted_until_ms: u64,
+    in_loop: bool,
+}
+
+/// Why it is a loop.
+struct Why {
+    words: String,
+    /// The longest life of it.
+    longest_ms: u64,
+    asked_only: bool,
+}
+
+impl RestartJudge {
+    /// One look.
+    pub fn judge(&mut self, service: &str, reading: &Reading, now: Now, one_shot: bool) -> Judgement {
+        for life in &reading.lives {
+            self.note(*life);
+        }
+        self.lives.make_contiguous().sort_by_key(|life| life.start_boottime_ms);
+        while self.lives.len() > LIVES_MAX {
+            self.lives.pop_front();
+        }
+        let why = self.by_lifetimes().or_else(|| self.by_count(now));
+        self.learn();
+        let why = why.or_else(|| by_counter(reading, self.lives.back(), now).filter(|_| one_shot));
+        let over = self.outlived(&why, now);
+        self.in_loop = why.is_some() && !over;
+        let seen = self.evidence(reading, now);
+        match why.filter(|_| !over) {
+            None => Judgement::ok(seen),
+            Some(why) => Judgement::problem(problem(service, &why, one_shot).evidence(seen)),
+        }
+    }
+
+    /// The host was rebooted: what is usual stays, the lives are gone.
+    pub fn rebooted(&mut self) {
+        *self = Self { usual_ms: std::mem::take(&mut self.usual_ms), ..Self::default() };
+    }
+
+    fn note(&mut self, life: Life) {
+        match self.lives.iter_mut().find(|known| known.is_same(&life)) {
+            Some(known) => {
+                // The first to notice the end is the closest to it.
+                known.ended_boottime_ms = match (known.ended_boottime_ms, life.ended_boottime_ms) {
+                    (Some(known), Some(new)) => Some(known.min(new)),
+                    (known, new) => known.or(new),
+                };
+                known.ended = life.ended.or(known.ended);
+            }
+            None => self.lives.push_back(life),
+        }
+    }
+
+    fn ended(&self) -> impl DoubleEndedIterator<Item = (&Life, u64)> {
+        self.lives.iter().filter_map(|life| Some((life, life.lifetime_ms()?)))
+    }
+
+    /// Below this a life is short.
+    fn short_ms(&self) -> u64 {
+        match self.usual() {
+            Some(usual) => (usual / SHORT_PART).clamp(SHORT_MIN_MS, SHORT_MAX_MS),
+            None => SHORT_DEFAULT_MS,
+        }
+    }
+
+    /// The median of how long it usually runs.
+    fn usual(&self) -> Option<u64> {
+        let mut sorted: Vec<u64> = self.usual_ms.iter().copied().collect();
+        sorted.sort_unstable();
+        if sorted.len() < USUAL_MIN { None } else { sorted.get(sorted.len() / 2).copied() }
+    }
+
+    /// Short lives in a row, however far apart.
+    fn by_lifetimes(&self) -> Option<Why> {
+        let short_ms = self.short_ms();
+        // What somebody asked for, or what ended as it should, neither counts nor breaks the row.
+        let counted = self.ended().rev().filter(|(life, _)| !matches!(life.ended, Some(Ended::Asked | Ended::Clean)));
+        let row: Vec<u64> = counted.map(|(_, lifetime)| lifetime).take_while(|lifetime| *lifetime < short_ms).collect();
+        let longest_ms = row.iter().copied().max()?;
+        if row.len() < SHORT_LIVES_MIN {
+            return None;
+        }
+        let usual = self.usual().map(|usual| format!(", while it usually runs for {}", human(usual)));
+        let words =
+            format!("its last {} lives lasted at most {}{}", row.len(), human(longest_ms), usual.unwrap_or_default());
+        Some(Why { words, longest_ms, asked_only: false })
+    }
+
+    /// Many ends in a short time, whoever asked for them; unless that is how this service works.
+    fn by_count(&self, now: Now) -> Option<Why> {
+        let since_ms = now.boottime_ms.saturating_sub(WINDOW_MS);
+        // As a worker that ends after its share of work: half of the usual life is nothing special.
+        let usual = self.usual().filter(|_| self.usual_ms.len() >= 2 * USUAL_MIN).unwrap_or(u64::MAX);
+        let ends: Vec<(&Life, u64)> = self
+            .ended()
+            .filter(|(life, _)| life.ended_boottime_ms >= Some(since_ms))
+            .filter(|(_, lifetime)| *lifetime < usual / 2)
+            .collect();
+        if ends.len() < ENDS_IN_WINDOW_MIN {
+            return None;
+        }
+        let longest_ms = ends.iter().map(|(_, lifetime)| *lifetime).max()?;
+        let asked_only = ends.iter().all(|(life, _)| life.ended == Some(Ended::Asked));
+        let asked = if asked_only { ", each time because somebody asked for it" } else { "" };
+        let words = format!("it ended {} times within {}{asked}", ends.len(), human(WINDOW_MS));
+        Some(Why { words, longest_ms, asked_only })
+    }
+
+    /// Whether the living instance has proved itself.
+    fn outlived(&self, why: &Option<Why>, now: Now) -> bool {
+        let (Some(why), Some(newest)) = (why, self.lives.back()) else { return why.is_none() };
+        let needed = self.short_ms().max(why.longest_ms.saturating_mul(OUTLIVE_FACTOR).min(SHORT_MAX_MS));
+        newest.ended_boottime_ms.is_none() && now.boottime_ms.saturating_sub(newest.start_boottime_ms) > needed
+    }
+
+    /// Each end is taken into account once, and the short ones of a loop not at all: else the loop would become usual.
+    fn learn(&mut self) {
+        let short_ms = self.short_ms();
+        let new: Vec<(u64, u64)> = self
+            .ended()
+            .filter(|(life, _)| life.start_boottime_ms > self.counted_until_ms)
+            .filter(|(life, lifetime)| *lifetime >= short_ms || life.ended == Some(Ended::Clean))
+            .map(|(life, lifetime)| (life.start_boottime_ms, lifetime))
+            .collect();
+        for (start_ms, lifetime) in new {
+            self.counted_until_ms = self.counted_until_ms.max(start_ms);
+            if self.usual_ms.len() == USUAL_MAX {
+                self.usual_ms.pop_front();
+            }
+            self.usual_ms.push_back(lifetime);
+        }
+    }
+
+    fn evidence(&self, reading: &Reading, now: Now) -> Evidence {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let since_ms = now.boottime_ms.saturating_sub(WINDOW_MS);
+        let in_window = self.lives.iter().filter(|life| life.ended_boottime_ms >= Some(since_ms)).count();
+        let mut evidence = Evidence::new()
+            .count("lives_seen", count(self.lives.len()))
+            .count("ends_in_10_min", count(in_window))
+            .duration("short_below_ms", Duration::from_millis(self.short_ms()));
+        if let Some(usual) = self.usual() {
+            evidence = evidence.duration("usual_lifetime_ms", Duration::from_millis(usual));
+        }
+        let last: Vec<String> = self.ended().rev().take(5).map(|(_, lifetime)| human(lifetime)).collect();
+        if !last.is_empty() {
+            evidence = evidence.text("last_lifetimes", last.join(", "));
+        }
+        if let Some(n_restarts) = reading.n_restarts {
+            evidence = evidence.count("n_restarts", n_restarts);
+        }
+        match self.lives.back() {
+            Some(newest) if newest.ended_boottime_ms.is_none() => evidence
+                .count(crate::diagnose::PID_KEY, newest.pid)
+                .duration("uptime_ms", now.since(newest.start_boottime_ms)),
+            Some(_) => evidence.flag("running", false),
+            None => evidence,
+        }
+    }
+}
+
+/// systemd's own counter, for a first look without a memory: so many automatic restarts, and again none that lasts.
+fn by_counter(reading: &Reading, newest: Option<&Life>, now: Now) -> Option<Why> {
+    let restarts = reading.n_restarts.filter(|restarts| *restarts >= u64::try_from(SHORT_LIVES_MIN).unwrap_or(3))?;
+    let age_ms = newest.map_or(0, |life| now.boottime_ms.saturating_sub(life.start_boottime_ms));
+    let young = reading.awaits_restart || age_ms < SHORT_DEFAULT_MS;
+    let state = if reading.awaits_restart {
+        "waits for the next one".to_owned()
+    } else {
+        format!("runs since {}", human(age_ms))
+    };
+    let words = format!("systemd restarted it {restarts} times since it was last started by hand, and it {state}");
+    young.then_some(Why { words, longest_ms: 0, asked_only: false })
+}
+
+fn problem(service: &str, why: &Why, one_shot: bool) -> Problem {
+    let problem = Problem::new(Reason::RestartLoop, format!("{service} keeps restarting: {}", why.words));
+    // Somebody's script, not a crash: it is to be told, but nobody must get up for it.
+    let problem = if why.asked_only { problem.severity(Severity::Sev3) } else { problem };
+    let problem = if one_shot { problem.grade(Grade::Likely) } else { problem };
+    if why.asked_only {
+        return problem.next_steps([
+            "find out who restarts it (a timer, a deploy, a monitor): journalctl -b | grep -i 'systemctl\\|Stopping'",
+            "look into that script's own log for why it does",
+        ]);
+    }
+    problem.next_steps([
+        "see how each life ended: journalctl -u UNIT -b | grep -i 'exited\\|killed\\|Result'",
+        "see its own last words before each end; the first of them tells most",
+        "if it damages something with each start, stop it: systemctl stop UNIT",
+    ])
+}
+
+fn human(ms: u64) -> String {
+    human_duration(Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_common::time::Timestamp;
+
+    const S: u64 = 1_000;
+    const MIN: u64 = 60 * S;
+    const H: u64 = 60 * MIN;
+
+    fn at(boottime_ms: u64) -> Now {
+        Now { boottime_ms, wall: Timestamp::UNIX_EPOCH }
+    }
+
+    /// Plays a history of (gap before, lifetime, how it ended) and looks after each start and each end.
+    #[derive(Default)]
+    struct World {
+        judge: RestartJudge,
+        now_ms: u64,
+        pid: u32,
+        told: Vec<String>,
+    }
+
+    impl World {
+        fn look(&mut self, life: Life) {
+            let reading = Reading { lives: vec![life], ..Reading::default() };
+            let judgement = self.judge.judge("spl", &reading, at(self.now_ms), false);
+            let shown = match judgement.problems.as_slice() {
+                [] => String::new(),
+                [problem] => format!("{} {}", problem.severity.unwrap_or(Severity::Sev2), problem.summary),
+                _ => panic!("{judgement:?}"),
+            };
+            if self.told.last() != Some(&shown) {
+                self.told.push(shown);
+            }
+        }
+
+        fn live(&mut self, gap_ms: u64, lifetime_ms: u64, ended: Option<Ended>) -> &mut Self {
+            self.now_ms += gap_ms;
+            self.pid += 1;
+            let start_boottime_ms = self.now_ms;
+            let life = Life { pid: self.pid, start_boottime_ms, ended_boottime_ms: None, ended: None };
+            self.look(life);
+            self.now_ms += lifetime_ms;
+            self.look(life);
+            self.look(Life { ended_boottime_ms: Some(self.now_ms), ended, ..life });
+            self
+        }
+
+        fn lives(&mut self, count: usize, gap_ms: u64, lifetime_ms: u64, ended: Option<Ended>) -> &mut Self {
+            for _ in 0..count {
+                self.live(gap_ms, lifetime_ms, ended);
+            }
+            self
+        }
+
+        #[track_caller]
+        fn check(&self, expected: &[&str]) {
+            let told: Vec<&str> = self.told.iter().map(String::as_str).filter(|told| !told.is_empty()).collect();
+            assert_eq!(told.len(), expected.len(), "{told:#?}");
+            for (told, part) in told.iter().zip(expected) {
+                assert!(told.contains(part), "{told:?} lacks {part:?}");
+            }
+        }
+
+        fn is_in_loop(&self) -> bool {
+            self.judge.in_loop
+        }
+    }
+
+    #[test]
+    fn a_crash_loop_is_told_at_its_third_short_life() {
+        let mut world = World::default();
+        world.live(H, 30 * 24 * H, Some(Ended::Badly)).lives(2, S, 5 * S, Some(Ended::Badly));
+        world.check(&[]);
+        world.live(S, 5 * S, Some(Ended::Badly));
+        world.check(&["sev2 spl keeps restarting: its last 3 lives lasted at most 5 s"]);
+    }
+
+    #[test]
+    fn back_off_does_not_hide_a_loop() {
+        let mut world = World::default();
+        for gap in [S, 10 * S, 5 * MIN, 40 * MIN, 6 * H] {
+            world.live(gap, 20 * S, Some(Ended::Badly));
+        }
+        world.check(&["3 lives", "4 lives", "5 lives"]);
+        assert!(world.is_in_loop());
+    }
+
+    #[test]
+    fn restarts_by_hand_are_no_loop() {
+        let mut world = World::default();
+        world.live(H, 3 * 24 * H, Some(Ended::Asked)).lives(3, S, 30 * S, Some(Ended::Asked));
+        world.live(S, 24 * H, Some(Ended::Asked)).live(S, 2 * H, Some(Ended::Asked));
+        world.check(&[]);
+    }
+
+    #[test]
+    fn a_script_that_restarts_it_again_and_again_is_told_as_such() {
+        let mut world = World::default();
+        world.lives(5, S, 60 * S, Some(Ended::Asked));
+        world.check(&["sev3 spl keeps restarting: it ended 5 times within 10 min, each time because somebody asked"]);
+    }
+
+    #[test]
+    fn what_is_short_depends_on_what_is_usual() {
+        // Usually a day; dies after half an hour, again and again, with hours between.
+        let mut world = World::default();
+        world.lives(4, MIN, 24 * H, None).lives(3, 3 * H, 30 * MIN, None);
+        world.check(&["its last 3 lives lasted at most 30 min, while it usually runs for 24 h"]);
+        // Usually 30 s and ends as it should, as a worker after its share of work.
+        let mut worker = World::default();
+        worker.lives(40, S, 30 * S, Some(Ended::Clean));
+        assert!(!worker.is_in_loop(), "{:#?}", worker.told);
+    }
+
+    #[test]
+    fn a_loop_is_over_when_an_instance_outlives_it() {
+        let mut world = World::default();
+        world.lives(4, S, 50 * S, Some(Ended::Badly));
+        assert!(world.is_in_loop());
+        world.live(S, 90 * S, Some(Ended::Badly));
+        assert!(world.is_in_loop(), "not yet twice as old as the others");
+        world.live(S, 20 * MIN, Some(Ended::Badly));
+        world.live(S, H, None);
+        assert!(!world.is_in_loop());
+    }
+
+    #[test]
+    fn a_long_loop_does_not_become_usual() {
+        let mut world = World::default();
+        world.lives(4, MIN, 24 * H, None).lives(300, 30 * S, 20 * S, Some(Ended::Badly));
+        assert!(world.is_in_loop());
+        assert_eq!(world.judge.usual(), Some(24 * H));
+        assert!(world.judge.lives.len() <= LIVES_MAX && world.judge.usual_ms.len() <= USUAL_MAX);
+    }
+
+    #[test]
+    fn one_life_from_two_sources_is_one_life() {
+        let life = Life { pid: 7, start_boottime_ms: 10_000, ended_boottime_ms: None, ended: None };
+        let mut judge = RestartJudge::default();
+        for n in 0..10 {
+            let pid_file = Life { pid: n, start_boottime_ms: u64::from(n) * H, ..life };
+            let unit = Life { start_boottime_ms: pid_file.start_boottime_ms + 900, ..pid_file };
+            let reading = Reading { lives: vec![pid_file, unit, pid_file], ..Reading::default() };
+            judge.judge("spl", &reading, at(u64::from(n) * H + MIN), false);
+        }
+        assert_eq!(judge.lives.len(), 10);
+    }
+
+    #[test]
+    fn a_first_look_believes_systemds_counter() {
+        let life = Life { pid: 7, start_boottime_ms: 95 * S, ended_boottime_ms: None, ended: None };
+        let look = |n_restarts, now_ms, one_shot| {
+            let reading = Reading { lives: vec![life], n_restarts, awaits_restart: false };
+            let judgement = RestartJudge::default().judge("spl", &reading, at(now_ms), one_shot);
+            judgement.problems.first().map(|problem| (problem.grade, problem.summary.clone()))
+        };
+        let told = look(Some(12), 100 * S, true).unwrap();
+        assert_eq!(told.0, Grade::Likely);
+        assert!(told.1.contains("restarted it 12 times") && told.1.contains("runs since 5 s"), "{told:?}");
+        assert_eq!(look(Some(12), H, true), None, "it runs well since");
+        assert_eq!(look(Some(2), 100 * S, true), None);
+        assert_eq!(look(Some(12), 100 * S, false), None, "the daemon sees the lives themselves");
+    }
+
+    #[test]
+    fn a_restart_of_the_agent_remembers_and_a_reboot_keeps_what_is_usual() {
+        let mut world = World::default();
+        world.lives(3, MIN, 24 * H, None).lives(2, S, 5 * S, None);
+        let saved = serde_json::to_value(&world.judge).unwrap();
+        world.judge = serde_json::from_value(saved).unwrap();
+        world.live(S, 5 * S, None);
+        assert!(world.is_in_loop());
+        world.judge.rebooted();
+        assert_eq!((world.judge.usual(), world.judge.lives.len()), (Some(24 * H), 0));
+    }
+}
