@@ -10,7 +10,7 @@ use muster_agent_core::services::Services;
 use muster_common::evidence::Value;
 use muster_common::ids::ServiceName;
 use muster_common::reason::Reason;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -106,11 +106,22 @@ fn an_exit_wakes_the_probe_and_a_successor_clears_it() {
     // Not reaped yet: a zombie, of which the end is already certain.
     let reasons: Vec<Reason> = stage.run(false).problems.iter().map(|problem| problem.reason).collect();
     assert_eq!(reasons, [Reason::ProcessDown]);
-    assert!(stage.probe.wake().is_none(), "an ended process would wake for ever");
+    let ringing = |probe: &PidFileProbe, bound: Timespec| {
+        let Some(fd) = probe.wake() else { return false };
+        poll(&mut [PollFd::new(&*fd, PollFlags::IN)], Some(&bound)) == Ok(1)
+    };
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    assert!(!ringing(&stage.probe, at_once), "a zombie would wake for ever");
+    let tells_exits = stage.probe.wake().is_some();
     let reasons: Vec<Reason> = stage.run(false).problems.iter().map(|problem| problem.reason).collect();
     assert_eq!(reasons, [Reason::ProcessDown, Reason::ProcessZombie]);
     first.0.wait().unwrap();
+    // The reaping wakes it again, and the kernel tells how it ended.
+    assert_eq!(ringing(&stage.probe, Timespec { tv_sec: 60, tv_nsec: 0 }), tells_exits);
     let down = stage.run(false);
+    let told = if tells_exits { "SIGKILL" } else { "unknown" };
+    assert_eq!(down.problems[0].evidence.get("exit_status"), Some(&Value::Text(told.into())), "{down:?}");
+    assert!(stage.probe.wake().is_none(), "nothing more is to come");
     let reasons: Vec<Reason> = down.problems.iter().map(|problem| problem.reason).collect();
     assert_eq!(reasons, [Reason::ProcessDown, Reason::PidFileStale]);
     let noted = stage.services.lock().unwrap().newest(&service()).cloned().unwrap();

@@ -5,6 +5,7 @@
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
+use crate::process::exit::Exit;
 use crate::services::Instance;
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::ids::ProcessId;
@@ -148,6 +149,16 @@ struct Known {
     named_at: Timestamp,
     first_seen_boottime_ms: u64,
     ended_boottime_ms: Option<u64>,
+    /// How it ended, once somebody told.
+    #[serde(default)]
+    exit: Option<Exit>,
+}
+
+impl Known {
+    fn exit(&self) -> Exit {
+        let unseen = "it ended while the agent did not watch it: a restart of the agent loses the codes of that time";
+        self.exit.clone().unwrap_or_else(|| Exit::Unknown(unseen.to_owned()))
+    }
 }
 
 /// One run's input.
@@ -161,6 +172,8 @@ pub struct Reading {
     pub symlink_to: Option<String>,
     /// Whether the known instance is still alive (by its pidfd); `None` when there is no pidfd.
     pub known_alive: Option<bool>,
+    /// How the watched instance ended, as far as it is told.
+    pub exit: Option<(ProcessId, Exit)>,
 }
 
 /// Judges a pid file over time.
@@ -189,9 +202,25 @@ impl PidFileJudge {
         })
     }
 
+    /// True while the instance has ended and how is still to be told.
+    pub fn awaits_exit(&self) -> bool {
+        let ended = self.known.as_ref().filter(|known| known.ended_boottime_ms.is_some());
+        ended.is_some_and(|known| known.exit == Some(Exit::Pending))
+    }
+
+    /// Nobody watches any more who could tell how it ended.
+    pub fn lose_exit(&mut self) {
+        if self.awaits_exit()
+            && let Some(known) = &mut self.known
+        {
+            known.exit = Some(Exit::Unknown("the agent was restarted before its parent reaped it".to_owned()));
+        }
+    }
+
     /// One reading of `path`.
     pub fn judge(&mut self, path: &str, reading: Reading, now: Now, one_shot: bool) -> Judgement {
         self.note_end(&reading, now);
+        self.note_exit(&reading);
         let mut judgement = match (reading.file, reading.process) {
             (FileReading::Missing, _) => self.missing(path, reading.symlink_to.as_deref()),
             (FileReading::Unreadable { why, way_out }, _) => {
@@ -236,13 +265,26 @@ impl PidFileJudge {
         }
     }
 
+    /// What is told comes once, and may come late.
+    fn note_exit(&mut self, reading: &Reading) {
+        let Some(known) = self.known.as_mut().filter(|known| known.ended_boottime_ms.is_some()) else { return };
+        if let Some((process, exit)) = &reading.exit
+            && *process == known.facts.process
+            && !matches!(known.exit, Some(Exit::Known { .. }))
+        {
+            known.exit = Some(exit.clone());
+        }
+    }
+
     fn down(&self, path: &str, now: Now) -> Option<Problem> {
         let known = self.known.as_ref()?;
         let ended = known.ended_boottime_ms?;
         let Facts { process, comm, .. } = &known.facts;
         let lived = Duration::from_millis(ended.saturating_sub(known.facts.start_boottime_ms));
+        let exit = known.exit();
+        let how = exit.status().map(|status| format!(" {}", status.words())).unwrap_or_default();
         let summary = format!(
-            "{comm} (pid {}) ended {}; it had run for {} and no successor is known",
+            "{comm} (pid {}) ended {}{how}; it had run for {} and no successor is known",
             process.pid,
             ago(now.since(ended)),
             human_duration(lived)
@@ -250,8 +292,8 @@ impl PidFileJudge {
         let evidence = facts_evidence(&known.facts)
             .text("path", path)
             .duration("lifetime_ms", lived)
-            .duration("down_for_ms", now.since(ended))
-            .text("exit_status", "unknown");
+            .duration("down_for_ms", now.since(ended));
+        let evidence = exit.evidence(evidence);
         Some(Problem::new(Reason::ProcessDown, summary).evidence(evidence).next_steps([
             "see why it ended: journalctl -b -e and the service's own log",
             "start it through its init system; its new pid clears this",
@@ -361,7 +403,8 @@ impl PidFileJudge {
         if let Some(old) = self.known.as_ref().filter(|known| known.facts.process != facts.process) {
             judgement = judgement.occurred(restarted(path, old, &facts));
         }
-        self.known = Some(Known { facts, named_at: modified, first_seen_boottime_ms, ended_boottime_ms: None });
+        self.known =
+            Some(Known { facts, named_at: modified, first_seen_boottime_ms, ended_boottime_ms: None, exit: None });
         judgement
     }
 }
@@ -437,7 +480,9 @@ fn reuse(path: &str, facts: &Facts, modified: Timestamp, why: &str, grade: Grade
 
 fn restarted(path: &str, old: &Known, new: &Facts) -> Problem {
     let ended = old.ended_boottime_ms;
-    let summary = format!("{} restarted: pid {} became pid {}", new.comm, old.facts.process.pid, new.process.pid);
+    let exit = old.exit();
+    let how = exit.status().map(|status| format!("; the old one ended {}", status.words())).unwrap_or_default();
+    let summary = format!("{} restarted: pid {} became pid {}{how}", new.comm, old.facts.process.pid, new.process.pid);
     let mut evidence = Evidence::new()
         .text("path", path)
         .text("comm", &new.comm)
@@ -445,9 +490,9 @@ fn restarted(path: &str, old: &Known, new: &Facts) -> Problem {
         .count("old_start_ticks", old.facts.process.start_ticks)
         .count("new_pid", new.process.pid)
         .count("new_start_ticks", new.process.start_ticks)
-        .text("exit_status", "unknown")
         .flag("exe_changed", old.facts.exe.is_some() && new.exe.is_some() && old.facts.exe != new.exe);
     // Without a noticed end the new start bounds the old life.
+    evidence = exit.evidence(evidence);
     let until = ended.unwrap_or(new.start_boottime_ms);
     let lifetime = Duration::from_millis(until.saturating_sub(old.facts.start_boottime_ms));
     evidence = evidence.duration("old_lifetime_ms", lifetime);
@@ -494,7 +539,7 @@ mod tests {
     }
 
     fn reading(file: FileReading, process: Option<ProcessReading>) -> Reading {
-        Reading { file, process, symlink_to: None, known_alive: None }
+        Reading { file, process, symlink_to: None, known_alive: None, exit: None }
     }
 
     fn reasons(judgement: &Judgement) -> Vec<Reason> {
@@ -562,6 +607,43 @@ mod tests {
         let judgement = judge.judge(PATH, unreadable, at(3_000), false);
         assert_eq!(reasons(&judgement), [Reason::ProcessDown]);
         assert!(judgement.unknown.is_some());
+    }
+
+    #[test]
+    fn how_it_ended_follows_and_only_for_that_instance() {
+        use crate::process::exit::ExitStatus;
+        let known = |status| Exit::Known { status, source: "kernel".into() };
+        let mut judge = PidFileJudge::default();
+        judge.judge(PATH, reading(file(5, 1_000), Some(ProcessReading::Alive(facts(5, 1_000)))), at(2_000), false);
+        let gone = |exit| Reading {
+            known_alive: Some(false),
+            exit: Some((facts(5, 1_000).process, exit)),
+            ..reading(file(5, 1_000), Some(ProcessReading::Gone))
+        };
+        let text = |judgement: &Judgement| judgement.problems[0].evidence.get("exit_status").cloned();
+        let first = judge.judge(PATH, gone(Exit::Pending), at(3_000), false);
+        assert_eq!(text(&first), Some(Value::Text("unknown".into())));
+        assert!(judge.awaits_exit());
+        // A restart of the agent in between loses it, and says so.
+        let mut restarted = judge.clone();
+        restarted.lose_exit();
+        let lost = restarted.judge(PATH, reading(file(5, 1_000), Some(ProcessReading::Gone)), at(4_000), false);
+        let why = lost.problems[0].evidence.get("exit_unknown_why").unwrap().to_string();
+        assert!(why.contains("restarted"), "{why}");
+        // Of another life with the same pid nothing is taken.
+        let stranger = ProcessId { pid: 5, start_ticks: 77 };
+        let foreign = Reading { exit: Some((stranger, known(ExitStatus::Code(1)))), ..gone(Exit::Pending) };
+        assert_eq!(text(&judge.judge(PATH, foreign, at(4_000), false)), Some(Value::Text("unknown".into())));
+        let killed = known(ExitStatus::Signal { signal: 9, core_dumped: false });
+        let told = judge.judge(PATH, gone(killed), at(4_000), false);
+        assert_eq!(text(&told), Some(Value::Text("SIGKILL".into())));
+        assert!(told.problems[0].summary.contains("by SIGKILL (the kernel's OOM killer, or"), "{told:?}");
+        assert!(!judge.awaits_exit());
+        let successor = Some(ProcessReading::Alive(facts(6, 5_000)));
+        let back = judge.judge(PATH, reading(file(6, 5_000), successor), at(6_000), false);
+        let restart = &back.occurrences[0];
+        assert_eq!(restart.evidence.get("exit_status"), Some(&Value::Text("SIGKILL".into())));
+        assert!(restart.summary.ends_with("kill -9)"), "{}", restart.summary);
     }
 
     #[test]

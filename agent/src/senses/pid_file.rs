@@ -2,6 +2,7 @@
 //!
 //! Must never block on what is at the path and never disturb it.
 
+use super::exit::ExitWatch;
 use super::regular::{Found, open_regular};
 use super::{HostRoot, process};
 use crate::clock::boot_id;
@@ -11,7 +12,7 @@ use muster_agent_core::pid_file::{
     FileReading, Malformed, PID_MAX_DEFAULT, PidFileJudge, ProcessReading, Reading, parse,
 };
 use muster_common::finding::{ProbeKind, SubjectKey};
-use muster_common::ids::{BootId, ProcessId, ServiceName};
+use muster_common::ids::{BootId, ServiceName};
 use muster_common::time::Timestamp;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
@@ -32,7 +33,7 @@ pub struct PidFileProbe {
     root: HostRoot,
     path: String,
     judge: PidFileJudge,
-    watched: Option<(ProcessId, Arc<OwnedFd>)>,
+    watched: Option<ExitWatch>,
 }
 
 impl PidFileProbe {
@@ -42,7 +43,7 @@ impl PidFileProbe {
         Self { subject, root, path: path.to_owned(), judge: PidFileJudge::default(), watched: None }
     }
 
-    fn reading(&self) -> Reading {
+    fn reading(&mut self) -> Reading {
         let host_path = self.root.path(&self.path);
         let pid_max = std::fs::read_to_string(self.root.path("/proc/sys/kernel/pid_max"));
         let pid_max = pid_max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(PID_MAX_DEFAULT);
@@ -53,16 +54,18 @@ impl PidFileProbe {
         };
         let symlink_to = std::fs::read_link(&host_path).ok().map(|target| target.to_string_lossy().into_owned());
         // Asked last: a process that ended during the reading has then ended for sure.
-        let known_alive = self.watched.as_ref().map(|(_, pidfd)| !process::has_ended(pidfd));
-        Reading { file, process, symlink_to, known_alive }
+        let known_alive = self.watched.as_ref().map(|watched| !watched.has_ended());
+        let exit = self.watched.as_mut().filter(|_| known_alive == Some(false));
+        let exit = exit.map(|watched| (watched.process(), watched.exit().clone()));
+        Reading { file, process, symlink_to, known_alive, exit }
     }
 
-    /// Keeps a pidfd of the instance that lives now.
+    /// Keeps a pidfd of the instance that lives now, or of one that ended until it is told how.
     fn rewatch(&mut self) {
         let living = self.judge.living();
-        if self.watched.as_ref().map(|(process, _)| *process) != living {
-            self.watched =
-                living.and_then(|process| process::watch(&self.root, process).map(|pidfd| (process, Arc::new(pidfd))));
+        let watched = self.watched.as_ref().map(ExitWatch::process);
+        if watched != living && !self.judge.awaits_exit() {
+            self.watched = living.and_then(|process| ExitWatch::open(&self.root, process));
         }
     }
 }
@@ -81,7 +84,7 @@ impl Probe for PidFileProbe {
         // Between the look at /proc and the look at the pidfd it may have ended: look again, so that both agree.
         if reading.known_alive == Some(false)
             && let Some(ProcessReading::Alive(facts)) = &reading.process
-            && self.watched.as_ref().is_some_and(|(process, _)| *process == facts.process)
+            && self.watched.as_ref().is_some_and(|watched| watched.process() == facts.process)
         {
             reading.process = Some(process::read(&self.root, facts.process.pid));
         }
@@ -102,7 +105,7 @@ impl Probe for PidFileProbe {
     }
 
     fn wake(&self) -> Option<Arc<OwnedFd>> {
-        self.watched.as_ref().map(|(_, pidfd)| Arc::clone(pidfd))
+        self.watched.as_ref().and_then(ExitWatch::wake)
     }
 
     fn save(&self) -> Option<serde_json::Value> {
@@ -114,6 +117,7 @@ impl Probe for PidFileProbe {
         // After a reboot every pid is another process, and no restart happened.
         if !boot.0.is_nil() && boot == boot_id(&self.root) {
             self.judge = judge;
+            self.judge.lose_exit();
             self.rewatch();
         }
     }

@@ -99,18 +99,18 @@ impl ExitStatus {
         }
     }
 
-    /// What happened, as the end of a sentence about the process: `was killed by SIGKILL: …`.
+    /// What happened, after the word "ended": `by SIGKILL (…)`, `with exit code 3 (…)`.
     pub fn words(self) -> String {
         match self {
-            Self::Code(0) => "ended by itself with exit code 0: it believed its work was done".to_owned(),
+            Self::Code(0) => "with exit code 0 (by itself, its work was done)".to_owned(),
             Self::Code(code) => {
                 let known = SYSTEMD_CODES.iter().find(|(known, _)| *known == code);
                 let meaning = known.map_or("it gave up because of an error", |(_, meaning)| *meaning);
-                format!("ended by itself with exit code {code}: {meaning}")
+                format!("with exit code {code} ({meaning})")
             }
             Self::Signal { signal, core_dumped } => {
                 let core = if core_dumped { ", a core was dumped" } else { "" };
-                format!("was ended by {}: {}{core}", signal_name(signal), signal_meaning(signal))
+                format!("by {} ({}{core})", signal_name(signal), signal_meaning(signal))
             }
         }
     }
@@ -169,7 +169,7 @@ const fn signal_meaning(signal: u8) -> &'static str {
         6 => "it crashed by its own check (abort, assertion, watchdog of systemd)",
         7 => "it crashed on memory whose file was cut short or whose device failed",
         8 => "it crashed in its arithmetic",
-        9 => "the kernel's OOM killer, or somebody's kill -9; it had no chance to save anything",
+        9 => "the kernel's OOM killer, or somebody's kill -9",
         11 => "it crashed on memory that is not its own",
         13 => "whoever it wrote to had gone",
         14 => "a timer of its own that it did not handle",
