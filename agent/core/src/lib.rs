@@ -2,8 +2,8 @@
 //!
 //! Invariant: no clock, no randomness, no I/O; the same input gives the same output. Time arrives as [`clock::Now`].
 
-pub mod backup;
 pub mod accounts;
+pub mod backup;
 pub mod clock;
 pub mod diagnose;
 pub mod disk;
