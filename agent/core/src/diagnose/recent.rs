@@ -1,0 +1,394 @@
+//! What was seen lately, kept as long as it may explain something else.
+
+use super::rules::{Explained, explains, is_cause, is_effect};
+use super::{OF_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SERVICES_KEY, START_TICKS_KEY};
+use crate::clock::Now;
+use crate::judgement::{Judgement, Problem, Verdict};
+use muster_common::evidence::{Evidence, Grade, Value};
+use muster_common::finding::{Finding, FindingKey, ProbeKind, SubjectKey};
+use muster_common::ids::ServiceName;
+use muster_common::limits::clip;
+use muster_common::reason::{Reason, ReasonKind};
+use muster_common::severity::Severity;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Traces remembered of one service: the last rounds of a loop are enough to explain what is down now.
+const TRACES_PER_SERVICE_MAX: usize = 24;
+/// Of all services together: a host with thousands of services saves a bounded row.
+const TRACES_MAX: usize = 192;
+/// Bytes kept of a summary: it becomes a clause of another sentence.
+const SUMMARY_BYTES_MAX: usize = 300;
+/// What is over for longer explains nothing any more.
+const KEPT_AFTER: Duration = Duration::from_secs(3_600);
+/// A watched service killed within this time makes a critical memory band graver.
+const KILL_COUNTS_FOR_MEMORY: Duration = Duration::from_secs(600);
+/// Evidence that joins, or that a story tells.
+const FACTS_KEPT: &[&str] = &[
+    PID_KEY,
+    START_TICKS_KEY,
+    OLD_PID_KEY,
+    OLD_START_TICKS_KEY,
+    OF_KEY,
+    SERVICES_KEY,
+    "new_pid",
+    "comm",
+    "cgroup",
+    "exit",
+];
+
+/// What was seen lately, per service, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Recent {
+    traces: BTreeMap<ServiceName, VecDeque<Trace>>,
+    /// Databases and since when every look at them was well, `CLOCK_BOOTTIME`.
+    #[serde(skip)]
+    well_since: BTreeMap<ServiceName, BTreeMap<String, u64>>,
+}
+
+/// One condition while it lasted, or one occurrence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// What.
+    pub key: FindingKey,
+    /// In words.
+    pub summary: String,
+    /// How bad.
+    pub severity: Severity,
+    /// How sure.
+    pub grade: Grade,
+    /// What of its evidence joins it to other things.
+    pub facts: Evidence,
+    /// When it began or was first seen, `CLOCK_BOOTTIME`.
+    pub from_ms: u64,
+    /// When it was over; `None` while it lasts.
+    pub until_ms: Option<u64>,
+}
+
+impl Trace {
+    /// From a finding of one moment.
+    pub fn new(finding: &Finding, from_ms: u64) -> Self {
+        let kept = finding.evidence.iter().filter(|(key, _)| FACTS_KEPT.contains(key));
+        let facts = kept.fold(Evidence::new(), |facts, (key, value)| facts.with(key, value.clone()));
+        let over = finding.key.reason.kind() == ReasonKind::Occurrence;
+        Self {
+            key: finding.key.clone(),
+            summary: clip(&finding.summary, SUMMARY_BYTES_MAX),
+            severity: finding.severity,
+            grade: finding.grade,
+            facts,
+            from_ms,
+            until_ms: over.then_some(from_ms),
+        }
+    }
+}
+
+impl Recent {
+    /// Remembers what explains other things, or is part of a story; gives the services for which a second look at their
+    /// process is now worth it.
+    pub fn note(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) -> Vec<ServiceName> {
+        self.note_health(now, subject, judgement);
+        let mut services = Vec::new();
+        for problem in judgement.problems.iter().chain(&judgement.occurrences) {
+            let trace = Trace::new(&problem.finding(subject), problem.observed_boottime_ms.unwrap_or(now.boottime_ms));
+            if !is_cause(trace.key.reason) && !is_effect(trace.key.reason) {
+                continue;
+            }
+            if problem.reason == Reason::OomKill && !trace.key.subject.service.is_host() {
+                services.push(trace.key.subject.service.clone());
+            }
+            self.keep(trace);
+        }
+        if judgement.unknown.is_none() {
+            self.end(now, subject, judgement);
+        }
+        self.forget(now);
+        services
+    }
+
+    /// The host was rebooted: every process and every kill of before is another life's.
+    pub fn rebooted(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Adds to what a run found the cause that is known of it (`cause`, `cause_grade`, `cause_summary`), and the higher
+    /// severity of a memory shortage that has already killed a watched service.
+    pub fn explain(&self, now: Now, subject: &SubjectKey, judgement: &mut Judgement) {
+        for problem in judgement.problems.iter_mut().chain(&mut judgement.occurrences) {
+            if problem.reason == Reason::MemoryCritical {
+                self.explain_memory(now, problem);
+            }
+            if problem.evidence.get("cause").is_some() || !is_effect(problem.reason) {
+                continue;
+            }
+            let at_ms = problem.observed_boottime_ms.unwrap_or(now.boottime_ms);
+            let mut effect = Trace::new(&problem.finding(subject), at_ms);
+            // A condition began when it was first seen, not now.
+            effect.from_ms = self.open(&effect.key).map_or(at_ms, |known| known.from_ms.min(at_ms));
+            let Some((cause, explained)) = self.cause_of(&effect) else { continue };
+            let evidence = &mut problem.evidence;
+            evidence.insert("cause", Value::Text(cause.key.reason.as_str().to_owned()));
+            evidence.insert("cause_grade", Value::Text(explained.grade.min(cause.grade).as_str().to_owned()));
+            evidence.insert("cause_summary", Value::Text(cause.summary.clone()));
+        }
+    }
+
+    /// All that is remembered of one service, oldest first.
+    pub fn of_service(&self, service: &ServiceName) -> impl DoubleEndedIterator<Item = &Trace> {
+        self.traces.get(service).into_iter().flatten()
+    }
+
+    /// All services of which something is remembered.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.traces.keys()
+    }
+
+    /// The databases of a service that are well, and since when.
+    pub fn well_since(&self, service: &ServiceName) -> impl Iterator<Item = (&str, u64)> {
+        self.well_since.get(service).into_iter().flatten().map(|(path, since)| (path.as_str(), *since))
+    }
+
+    /// The surest cause of an effect; of several the nearest in time.
+    pub(super) fn cause_of<'a>(&'a self, effect: &'a Trace) -> Option<(&'a Trace, Explained)> {
+        self.causes_of(effect).max_by_key(|(cause, explained)| (!explained.background, explained.grade, cause.from_ms))
+    }
+
+    /// All that explains an effect.
+    pub(super) fn causes_of<'a>(&'a self, effect: &'a Trace) -> impl Iterator<Item = (&'a Trace, Explained)> {
+        let service = &effect.key.subject.service;
+        let host = ServiceName::host();
+        let of_host = (*service != host).then(|| self.traces.get(&host)).flatten();
+        // A kill of an unknown service may still be of this process.
+        let known = self.traces.get(service).into_iter().flatten().chain(of_host.into_iter().flatten());
+        known.filter_map(|cause| Some((cause, explains(cause, effect)?)))
+    }
+
+    fn open(&self, key: &FindingKey) -> Option<&Trace> {
+        self.of_service(&key.subject.service).find(|trace| trace.key == *key && trace.until_ms.is_none())
+    }
+
+    fn note_health(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) {
+        if subject.probe != ProbeKind::Sqlite {
+            return;
+        }
+        let databases = self.well_since.entry(subject.service.clone()).or_default();
+        match judgement.verdict() {
+            Verdict::Ok => drop(databases.entry(subject.subject.clone()).or_insert(now.boottime_ms)),
+            Verdict::Problem | Verdict::Unknown => drop(databases.remove(&subject.subject)),
+        }
+    }
+
+    fn keep(&mut self, trace: Trace) {
+        let list = self.traces.entry(trace.key.subject.service.clone()).or_default();
+        let is_same = |known: &&mut Trace| match trace.until_ms {
+            // A condition lasts: the first sight of it tells when it began.
+            None => known.key == trace.key && known.until_ms.is_none(),
+            Some(_) => known.key == trace.key && known.from_ms == trace.from_ms && known.facts == trace.facts,
+        };
+        if let Some(known) = list.iter_mut().find(is_same) {
+            let from_ms = known.from_ms.min(trace.from_ms);
+            *known = Trace { from_ms, ..trace };
+            return;
+        }
+        if list.len() == TRACES_PER_SERVICE_MAX {
+            // What is over goes before what lasts.
+            let over = list.iter().position(|known| known.until_ms.is_some()).unwrap_or(0);
+            list.remove(over);
+        }
+        list.push_back(trace);
+    }
+
+    /// What a run that answered did not find any more is over.
+    fn end(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) {
+        let Some(list) = self.traces.get_mut(&subject.service) else { return };
+        for trace in list.iter_mut().filter(|trace| trace.key.subject == *subject && trace.until_ms.is_none()) {
+            if !judgement.problems.iter().any(|problem| problem.reason == trace.key.reason) {
+                trace.until_ms = Some(now.boottime_ms);
+            }
+        }
+    }
+
+    fn forget(&mut self, now: Now) {
+        let old = |trace: &Trace| trace.until_ms.is_some_and(|until| now.since(until) > KEPT_AFTER);
+        for list in self.traces.values_mut() {
+            while list.front().is_some_and(old) {
+                list.pop_front();
+            }
+        }
+        self.traces.retain(|_, list| !list.is_empty());
+        let mut count: usize = self.traces.values().map(VecDeque::len).sum();
+        while count > TRACES_MAX {
+            let oldest = self.traces.values_mut().filter(|list| !list.is_empty());
+            let Some(list) = oldest.min_by_key(|list| list.front().map_or(u64::MAX, |trace| trace.from_ms)) else {
+                break;
+            };
+            list.pop_front();
+            count -= 1;
+        }
+    }
+
+    fn explain_memory(&self, now: Now, problem: &mut Problem) {
+        let kills = self.traces.values().flatten().filter(|trace| trace.key.reason == Reason::OomKill);
+        let counts =
+            |kill: &&Trace| !kill.key.subject.service.is_host() && now.since(kill.from_ms) <= KILL_COUNTS_FOR_MEMORY;
+        let Some(kill) = kills.filter(counts).max_by_key(|kill| kill.from_ms) else { return };
+        problem.evidence.insert("oom_killed_service", Value::Text(kill.key.subject.service.to_string()));
+        problem.severity = Some(problem.severity.unwrap_or(Severity::Sev2).max(Severity::Sev2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_common::time::Timestamp;
+
+    const BASE_MS: u64 = 1_000_000;
+
+    fn at(ms: u64) -> Now {
+        Now { boottime_ms: BASE_MS + ms, wall: Timestamp::UNIX_EPOCH }
+    }
+
+    fn subject(service: &str, probe: ProbeKind, subject: &str) -> SubjectKey {
+        let service = if service == "host" { ServiceName::host() } else { ServiceName::new(service).unwrap() };
+        SubjectKey::new(service, probe, subject)
+    }
+
+    fn process(pid: u64, start: Option<u64>) -> Evidence {
+        let evidence = Evidence::new().count(PID_KEY, pid);
+        match start {
+            Some(start) => evidence.count(START_TICKS_KEY, start),
+            None => evidence,
+        }
+    }
+
+    fn kill(pid: u64, start: Option<u64>) -> Judgement {
+        let mut problem = Problem::new(Reason::OomKill, "killed").evidence(process(pid, start));
+        problem.service = Some(ServiceName::new("spl").unwrap());
+        Judgement::default().occurred(problem)
+    }
+
+    fn cause(judgement: &Judgement) -> Option<String> {
+        let problem = judgement.problems.first().or(judgement.occurrences.first())?;
+        Some(format!("{} {}", problem.evidence.get("cause")?, problem.evidence.get("cause_grade")?))
+    }
+
+    #[test]
+    fn a_kill_explains_the_end_of_the_same_process_only() {
+        let (host, spl) =
+            (subject("host", ProbeKind::Oom, "kernel"), subject("spl", ProbeKind::PidFile, "/run/spl.pid"));
+        let cases = [
+            (7, Some(1), Some("oom_kill confirmed")),
+            (7, None, Some("oom_kill likely")),
+            (7, Some(2), None),
+            (8, Some(1), None),
+        ];
+        for (pid, start, expected) in cases {
+            for kill_first in [true, false] {
+                let mut recent = Recent::default();
+                let mut down =
+                    Judgement::problem(Problem::new(Reason::ProcessDown, "gone").evidence(process(7, Some(1))));
+                if !kill_first {
+                    recent.note(at(0), &spl, &down);
+                }
+                assert_eq!(recent.note(at(40), &host, &kill(pid, start)).first(), Some(&spl.service));
+                recent.note(at(80), &spl, &down);
+                recent.explain(at(80), &spl, &mut down);
+                assert_eq!(cause(&down).as_deref(), expected, "{pid} {start:?} {kill_first}");
+            }
+            let mut recent = Recent::default();
+            recent.note(at(0), &host, &kill(pid, start));
+            let evidence =
+                Evidence::new().count(OLD_PID_KEY, 7u64).count(OLD_START_TICKS_KEY, 1u64).count("new_pid", 9u64);
+            let restarted = Problem::new(Reason::ProcessRestarted, "again").evidence(evidence);
+            let mut restarted = Judgement::default().occurred(restarted);
+            recent.explain(at(3_000), &spl, &mut restarted);
+            assert_eq!(cause(&restarted).as_deref(), expected, "restarted {pid} {start:?}");
+        }
+    }
+
+    #[test]
+    fn a_memory_shortage_that_killed_a_watched_service_is_graver() {
+        let (host, memory) = (subject("host", ProbeKind::Oom, "kernel"), subject("host", ProbeKind::Memory, "host"));
+        let low = || Judgement::problem(Problem::new(Reason::MemoryCritical, "low"));
+        for (age_ms, expected) in [(1_000, Some(Severity::Sev2)), (700_000, None)] {
+            let mut recent = Recent::default();
+            recent.note(at(0), &host, &kill(7, Some(1)));
+            let mut judgement = low();
+            recent.explain(at(age_ms), &memory, &mut judgement);
+            assert_eq!(judgement.problems[0].severity, expected, "{age_ms}");
+        }
+    }
+
+    #[test]
+    fn what_was_over_long_before_explains_nothing() {
+        let (unit, port) = (subject("spl", ProbeKind::Unit, "spl.service"), subject("spl", ProbeKind::Port, "tcp:1"));
+        let failed = Judgement::problem(Problem::new(Reason::UnitFailed, "failed"));
+        for (gap_ms, expected) in [(30_000, Some("unit_failed likely")), (90_000, None)] {
+            let mut recent = Recent::default();
+            recent.note(at(0), &unit, &failed);
+            recent.note(at(1_000), &unit, &Judgement::default());
+            let mut closed = Judgement::problem(Problem::new(Reason::PortClosed, "closed"));
+            recent.explain(at(1_000 + gap_ms), &port, &mut closed);
+            assert_eq!(cause(&closed).as_deref(), expected, "{gap_ms}");
+        }
+        // Unknown ends nothing.
+        let mut recent = Recent::default();
+        recent.note(at(0), &unit, &failed);
+        recent.note(at(1_000), &unit, &Judgement::unknown("no bus", None));
+        let mut closed = Judgement::problem(Problem::new(Reason::PortClosed, "closed"));
+        recent.explain(at(600_000), &port, &mut closed);
+        assert_eq!(cause(&closed).as_deref(), Some("unit_failed likely"));
+    }
+
+    #[test]
+    fn files_and_file_systems_join_by_path() {
+        let database = subject("spl", ProbeKind::Sqlite, "/var/lib/hub.db");
+        let backup = subject("spl", ProbeKind::Backup, "/backup/hub.db.*");
+        let mut recent = Recent::default();
+        recent.note(at(0), &database, &Judgement::problem(Problem::new(Reason::SqliteShrunk, "shrunk")));
+        let shrunk = |of: &str| {
+            let evidence = Evidence::new().text(OF_KEY, of);
+            Judgement::problem(Problem::new(Reason::BackupShrunk, "small").evidence(evidence))
+        };
+        for (of, expected) in [("/var/lib/hub.db", Some("sqlite_shrunk likely")), ("/var/lib/other.db", None)] {
+            let mut judgement = shrunk(of);
+            recent.explain(at(60_000), &backup, &mut judgement);
+            assert_eq!(cause(&judgement).as_deref(), expected, "{of}");
+        }
+        for (mount, expected) in
+            [("/backup", Some("disk_space_low likely")), ("/back", None), ("/", Some("disk_space_low likely"))]
+        {
+            let mut recent = Recent::default();
+            let full = Judgement::problem(Problem::new(Reason::DiskSpaceLow, "full"));
+            recent.note(at(0), &subject("host", ProbeKind::Disk, mount), &full);
+            let mut stale = Judgement::problem(Problem::new(Reason::BackupStale, "old"));
+            recent.explain(at(1_000), &backup, &mut stale);
+            assert_eq!(cause(&stale).as_deref(), expected, "{mount}");
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_lasting_things_stay() {
+        let mut recent = Recent::default();
+        let spl = subject("spl", ProbeKind::PidFile, "/run/spl.pid");
+        recent.note(at(0), &spl, &Judgement::problem(Problem::new(Reason::ProcessDown, "gone")));
+        for n in 0..100 {
+            let mut kill = kill(n, Some(n));
+            kill.occurrences[0].observed_boottime_ms = Some(at(n).boottime_ms);
+            recent.note(at(n), &subject("host", ProbeKind::Oom, "kernel"), &kill);
+        }
+        assert_eq!(recent.of_service(&spl.service).count(), TRACES_PER_SERVICE_MAX);
+        assert!(recent.open(&FindingKey { subject: spl.clone(), reason: Reason::ProcessDown }).is_some());
+        for n in 0..100u64 {
+            let other = subject(&format!("s{n}"), ProbeKind::Port, "tcp:1");
+            for reason in [Reason::PortClosed, Reason::PortConflict, Reason::PortUnresponsive] {
+                recent.note(at(n), &other, &Judgement::problem(Problem::new(reason, "x")));
+            }
+        }
+        assert_eq!(recent.traces.values().map(VecDeque::len).sum::<usize>(), TRACES_MAX);
+        recent.note(at(0), &spl, &Judgement::default());
+        recent.forget(Now { boottime_ms: BASE_MS + 10_000_000, wall: Timestamp::UNIX_EPOCH });
+        assert_eq!(recent.of_service(&spl.service).count(), 0);
+    }
+}

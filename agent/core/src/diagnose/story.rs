@@ -1,0 +1,450 @@
+//! One sentence per cause for people: what happened, how sure, what it led to, how things stand now; with what is not
+//! known and what to do next. Steps are printed, never executed.
+
+use super::recent::{Recent, Trace};
+use super::rules::explains;
+use super::{PID_KEY, START_TICKS_KEY, number};
+use crate::judgement::Judgement;
+use crate::services::Services;
+use muster_common::evidence::{Grade, Value};
+use muster_common::finding::{Finding, SubjectKey};
+use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::units::human_duration;
+use std::time::Duration;
+
+/// Symptoms named in the sentence; the rest are counted.
+const SYMPTOMS_TOLD_MAX: usize = 2;
+/// Databases named in the sentence.
+const DATABASES_TOLD_MAX: usize = 3;
+/// Backgrounds named in the sentence.
+const BACKGROUNDS_TOLD_MAX: usize = 2;
+
+/// How a finding belongs to a story.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Relation {
+    /// It made the cause more likely.
+    Because,
+    /// The cause explains it.
+    Symptom,
+    /// The same thing, earlier.
+    Earlier,
+}
+
+/// One finding that belongs to a story.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Index into the findings.
+    pub finding: usize,
+    /// How it belongs.
+    pub relation: Relation,
+    /// How sure that is.
+    pub grade: Grade,
+}
+
+/// One thing to tell: a cause with all that belongs to it. Indexes into the given findings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Story {
+    /// What explains the rest.
+    pub cause: usize,
+    /// What belongs to it: backgrounds, then symptoms, then earlier ones.
+    pub links: Vec<Link>,
+    /// The worst severity among them.
+    pub severity: Severity,
+    /// The one sentence.
+    pub sentence: String,
+    /// How things stand since, as the sentence tells it: a successor, databases that are well.
+    pub standing: Vec<String>,
+    /// What is not known.
+    pub unknown: Vec<String>,
+    /// What a person could do, in order; what saves data comes first.
+    pub next_steps: Vec<String>,
+}
+
+/// Tells the findings of one round as stories, worst first (then by service, reason and subject). `recent` has noted
+/// them.
+pub fn stories(findings: &[Finding], recent: &Recent, services: &Services) -> Vec<Story> {
+    let traces: Vec<Trace> = findings.iter().map(|finding| known(finding, recent)).collect();
+    let parents: Vec<Option<(usize, Grade)>> = traces.iter().map(|effect| parent(&traces, effect)).collect();
+    let mut folded: Vec<Option<(usize, Link)>> = (0..findings.len())
+        .map(|finding| {
+            let (root, grade) = root(&parents, finding);
+            let link = Link { finding, relation: Relation::Symptom, grade };
+            (root != finding).then_some((root, link))
+        })
+        .collect();
+    fold_backgrounds(&traces, &mut folded);
+    fold_earlier(&traces, &mut folded);
+    let mut stories: Vec<Story> = Vec::new();
+    for (cause, trace) in traces.iter().enumerate() {
+        if folded.get(cause) != Some(&None) {
+            continue;
+        }
+        let mut links: Vec<Link> =
+            folded.iter().flatten().filter(|(root, _)| *root == cause).map(|(_, link)| *link).collect();
+        links.sort_by_key(|link| (link.relation, link.finding));
+        let members =
+            || std::iter::once(cause).chain(links.iter().map(|link| link.finding)).filter_map(|at| findings.get(at));
+        let severity = members().map(|finding| finding.severity).max().unwrap_or(trace.severity);
+        let next_steps = steps(members());
+        let unknown = unknown(members());
+        let sentence = sentence(trace, recent, services).unwrap_or_else(|| trace.summary.clone());
+        let standing = standing(trace, recent, services);
+        stories.push(Story { cause, links, severity, sentence, standing, unknown, next_steps });
+    }
+    let key = |story: &Story| findings.get(story.cause).map(|finding| finding.key.clone());
+    stories.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| key(a).cmp(&key(b))));
+    stories
+}
+
+impl Recent {
+    /// Adds the whole story to what a run found (`diagnosis`), where there is more to tell than the finding itself says.
+    pub fn tell(&self, services: &Services, subject: &SubjectKey, judgement: &mut Judgement) {
+        for problem in judgement.problems.iter_mut().chain(&mut judgement.occurrences) {
+            let trace = known(&problem.finding(subject), self);
+            let cause = self.cause_of(&trace).filter(|(_, explained)| !explained.background).map(|(cause, _)| cause);
+            if let Some(sentence) = sentence(cause.unwrap_or(&trace), self, services) {
+                problem.evidence.insert("diagnosis", Value::Text(sentence));
+            }
+        }
+    }
+}
+
+/// The finding with what is remembered of its times.
+fn known(finding: &Finding, recent: &Recent) -> Trace {
+    let fresh = Trace::new(finding, u64::MAX);
+    let service = &finding.key.subject.service;
+    let mut same = recent.of_service(service).filter(|trace| trace.key == finding.key && trace.facts == fresh.facts);
+    // Of several that look the same the last is meant.
+    same.next_back().cloned().unwrap_or(fresh)
+}
+
+fn parent(traces: &[Trace], effect: &Trace) -> Option<(usize, Grade)> {
+    let causes = traces.iter().enumerate().filter_map(|(index, cause)| Some((index, cause, explains(cause, effect)?)));
+    let folding = causes.filter(|(.., explained)| !explained.background);
+    let surest = folding.max_by_key(|(_, cause, explained)| (explained.grade, cause.from_ms));
+    surest.map(|(index, _, explained)| (index, explained.grade))
+}
+
+/// Every finding points at its nearest cause; following that to its root gives the story it belongs to.
+fn root(parents: &[Option<(usize, Grade)>], finding: usize) -> (usize, Grade) {
+    let (mut at, mut grade) = (finding, Grade::Confirmed);
+    // The relation has no cycles; the bound is for the day somebody adds one.
+    for _ in 0..parents.len() {
+        let Some((next, sure)) = parents.get(at).copied().flatten() else { break };
+        (at, grade) = (next, grade.min(sure));
+    }
+    (at, grade)
+}
+
+/// A background of the same service that explains nothing else is told with what it led to. One about the host stays a
+/// story of its own: it may be behind several.
+fn fold_backgrounds(traces: &[Trace], folded: &mut [Option<(usize, Link)>]) {
+    for (index, cause) in traces.iter().enumerate() {
+        let has_symptoms = folded.iter().flatten().any(|(root, _)| *root == index);
+        if has_symptoms || folded.get(index) != Some(&None) || cause.key.subject.service.is_host() {
+            continue;
+        }
+        let led_to = traces.iter().enumerate().filter_map(|(at, effect)| Some((at, explains(cause, effect)?)));
+        let Some((at, explained)) = led_to.max_by_key(|(_, explained)| explained.grade) else { continue };
+        let root = folded.get(at).copied().flatten().map_or(at, |(root, _)| root);
+        if root != index
+            && let Some(place) = folded.get_mut(index)
+        {
+            *place = Some((root, Link { finding: index, relation: Relation::Because, grade: explained.grade }));
+        }
+    }
+}
+
+/// Of the same occurrence many times the last is told, the others are counted.
+fn fold_earlier(traces: &[Trace], folded: &mut [Option<(usize, Link)>]) {
+    let alone: Vec<usize> = (0..traces.len())
+        .filter(|index| folded.get(*index) == Some(&None))
+        .filter(|index| !folded.iter().flatten().any(|(root, _)| root == index))
+        .collect();
+    for index in &alone {
+        let Some(trace) = traces.get(*index) else { continue };
+        let later = |other: &usize| {
+            traces.get(*other).is_some_and(|other_trace| {
+                other_trace.key == trace.key && (other_trace.from_ms, *other) > (trace.from_ms, *index)
+            })
+        };
+        let last = alone
+            .iter()
+            .copied()
+            .filter(|other| later(other))
+            .max_by_key(|other| traces.get(*other).map(|t| (t.from_ms, *other)));
+        if let (Some(last), Some(place)) = (last, folded.get_mut(*index)) {
+            *place = Some((last, Link { finding: *index, relation: Relation::Earlier, grade: Grade::Confirmed }));
+        }
+    }
+}
+
+/// `None` where there is nothing to say beyond the summary.
+fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<String> {
+    let service = &cause.key.subject.service;
+    let effects: Vec<(&Trace, Grade)> = recent
+        .of_service(service)
+        .filter_map(|effect| {
+            let explained = explains(cause, effect).filter(|explained| !explained.background)?;
+            Some((effect, explained.grade))
+        })
+        .collect();
+    let mut clauses: Vec<String> = Vec::new();
+    clauses.extend(end_seen(cause, &effects));
+    let mut backgrounds: Vec<_> = recent.causes_of(cause).collect();
+    backgrounds.sort_by_key(|(background, explained)| (std::cmp::Reverse(explained.grade), background.from_ms));
+    clauses.extend(backgrounds.iter().take(BACKGROUNDS_TOLD_MAX).map(|(background, explained)| {
+        let before = Duration::from_millis(cause.from_ms.saturating_sub(background.from_ms));
+        let since = if before.is_zero() { String::new() } else { format!(", {} before", human_duration(before)) };
+        format!("{} behind it: {}{since}", explained.grade, background.summary)
+    }));
+    clauses.extend(standing(cause, recent, services));
+    let others: Vec<_> = effects.iter().filter(|(effect, _)| !ends(effect.key.reason)).collect();
+    clauses.extend(
+        others.iter().take(SYMPTOMS_TOLD_MAX).map(|(effect, grade)| format!("and so ({grade}) {}", effect.summary)),
+    );
+    if others.len() > SYMPTOMS_TOLD_MAX {
+        clauses.push(format!("and {} more symptoms", others.len() - SYMPTOMS_TOLD_MAX));
+    }
+    if clauses.is_empty() {
+        return None;
+    }
+    Some(clip(&format!("{}; {}", cause.summary, clauses.join("; ")), SUMMARY_BYTES_MAX))
+}
+
+/// How things stand since something ended.
+fn standing(cause: &Trace, recent: &Recent, services: &Services) -> Vec<String> {
+    let ended = ends(cause.key.reason)
+        || matches!(cause.key.reason, Reason::OomKill | Reason::UnitFailed | Reason::RestartLoop);
+    if !ended || cause.key.subject.service.is_host() {
+        return Vec::new();
+    }
+    successor(cause, services).into_iter().chain(databases(cause, recent)).collect()
+}
+
+const fn ends(reason: Reason) -> bool {
+    matches!(reason, Reason::ProcessDown | Reason::ProcessZombie | Reason::ProcessRestarted)
+}
+
+fn end_seen(cause: &Trace, effects: &[(&Trace, Grade)]) -> Option<String> {
+    let (end, grade) = effects.iter().find(|(effect, _)| ends(effect.key.reason))?;
+    let after = end.from_ms.checked_sub(cause.from_ms).filter(|after| *after > 0 && end.from_ms != u64::MAX);
+    let when = after.map(|after| format!(" {} later", human_duration(Duration::from_millis(after))));
+    Some(match grade {
+        Grade::Confirmed => format!("its end was seen{}", when.unwrap_or_default()),
+        grade => format!("its end was seen{} ({grade} the same process)", when.unwrap_or_default()),
+    })
+}
+
+fn successor(cause: &Trace, services: &Services) -> Option<String> {
+    let newest = services.newest(&cause.key.subject.service)?;
+    if newest.ended_boottime_ms.is_some() {
+        return Some("no successor runs".to_owned());
+    }
+    let gone = (number(&cause.facts, PID_KEY)?, number(&cause.facts, START_TICKS_KEY));
+    let same =
+        gone.0 == u64::from(newest.process.pid) && gone.1.is_none_or(|start| start == newest.process.start_ticks);
+    (!same).then(|| format!("it runs again as pid {}", newest.process.pid))
+}
+
+fn databases(cause: &Trace, recent: &Recent) -> Option<String> {
+    let well = recent.well_since(&cause.key.subject.service).take(DATABASES_TOLD_MAX);
+    let names: Vec<&str> = well.map(|(path, _)| path.rsplit('/').next().unwrap_or(path)).collect();
+    let its = if names.len() == 1 { "its" } else { "their" };
+    (!names.is_empty()).then(|| format!("{} passed {its} checks", names.join(", ")))
+}
+
+fn unknown<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+    let mut unknown = Vec::new();
+    for finding in members {
+        let ended = ends(finding.key.reason) && finding.evidence.get("cause").is_none();
+        if ended && matches!(finding.evidence.get("exit_status"), Some(Value::Text(status)) if status == "unknown") {
+            unknown.push("how it ended: exit status or signal".to_owned());
+        }
+        if ended && finding.evidence.get("exit_status").is_none() && finding.evidence.get("exit").is_none() {
+            unknown.push("how it ended: exit status or signal".to_owned());
+        }
+    }
+    unknown.dedup();
+    unknown
+}
+
+/// Steps about data come first: a restart may destroy what they would save.
+fn steps<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+    let about_data = |reason: Reason| {
+        let code = reason.as_str();
+        code.starts_with("sqlite_") || code.starts_with("backup_")
+    };
+    let (data, other): (Vec<&Finding>, Vec<&Finding>) = members.partition(|finding| about_data(finding.key.reason));
+    let mut steps: Vec<String> = Vec::new();
+    // The cause's steps mend its symptoms as well; those of symptoms only stand in where it has none.
+    let first = other.iter().find(|finding| !finding.next_steps.is_empty());
+    for step in data.iter().chain(first).flat_map(|finding| &finding.next_steps) {
+        if !steps.contains(step) && steps.len() < NEXT_STEPS_MAX {
+            steps.push(step.clone());
+        }
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Now;
+    use crate::judgement::Problem;
+    use crate::services::Instance;
+    use muster_common::evidence::Evidence;
+    use muster_common::finding::{FindingKey, ProbeKind};
+    use muster_common::ids::{ProcessId, ServiceName};
+    use muster_common::time::Timestamp;
+
+    fn subject(service: &str, reason: Reason) -> SubjectKey {
+        let probe = match reason {
+            Reason::OomKill => ProbeKind::Oom,
+            Reason::MemoryCritical => ProbeKind::Memory,
+            Reason::PortClosed => ProbeKind::Port,
+            _ => ProbeKind::PidFile,
+        };
+        let service = if service == "host" { ServiceName::host() } else { ServiceName::new(service).unwrap() };
+        SubjectKey::new(service, probe, reason.as_str())
+    }
+
+    fn finding(service: &str, reason: Reason, evidence: Evidence) -> Finding {
+        Finding::new(FindingKey { subject: subject(service, reason), reason }, reason.as_str()).evidence(evidence)
+    }
+
+    fn process(pid: u64, start: u64) -> Evidence {
+        Evidence::new().count(PID_KEY, pid).count(START_TICKS_KEY, start)
+    }
+
+    fn noted(findings: &[Finding]) -> Recent {
+        let mut recent = Recent::default();
+        for finding in findings {
+            let problem = Problem::new(finding.key.reason, finding.summary.clone()).evidence(finding.evidence.clone());
+            let judgement = match finding.key.reason.kind() {
+                muster_common::reason::ReasonKind::Occurrence => Judgement::default().occurred(problem),
+                _ => Judgement::problem(problem),
+            };
+            recent.note(now(1_000), &finding.key.subject, &judgement);
+        }
+        recent
+    }
+
+    fn now(boottime_ms: u64) -> Now {
+        Now { boottime_ms, wall: Timestamp::UNIX_EPOCH }
+    }
+
+    fn shown(findings: &[Finding]) -> Vec<String> {
+        stories(findings, &noted(findings), &Services::default())
+            .iter()
+            .map(|story| {
+                let name = |index: usize| findings[index].key.reason.as_str();
+                let links: Vec<String> = story
+                    .links
+                    .iter()
+                    .map(|link| format!("{:?} {} {}", link.relation, name(link.finding), link.grade))
+                    .collect();
+                format!("{} {} [{}]", story.severity, name(story.cause), links.join(", "))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn symptoms_fold_under_their_cause() {
+        let findings = [
+            finding("spl", Reason::PortClosed, Evidence::new()),
+            finding("spl", Reason::ProcessDown, process(7, 1)),
+            finding("spl", Reason::PidFileStale, process(7, 1)),
+            finding("other", Reason::PortClosed, Evidence::new()),
+        ];
+        assert_eq!(
+            shown(&findings),
+            ["sev2 port_closed []", "sev2 process_down [Symptom port_closed likely, Symptom pid_file_stale likely]"]
+        );
+    }
+
+    #[test]
+    fn a_kill_is_the_cause_of_the_exit_of_the_same_process_only() {
+        let kill = finding("spl", Reason::OomKill, process(7, 1));
+        let case = |start| [kill.clone(), finding("spl", Reason::ProcessDown, process(7, start))];
+        assert_eq!(shown(&case(1)), ["sev2 oom_kill [Symptom process_down confirmed]"]);
+        assert_eq!(shown(&case(2)), ["sev2 process_down []", "sev3 oom_kill []"]);
+        let mut deep = case(1).to_vec();
+        deep.push(finding("spl", Reason::PortClosed, Evidence::new()));
+        deep.push(finding("spl", Reason::MemoryGrowth, Evidence::new()));
+        assert_eq!(
+            shown(&deep),
+            [
+                "sev2 oom_kill [Because memory_growth likely, Symptom process_down confirmed, Symptom port_closed likely]"
+            ]
+        );
+        let mut host = case(1).to_vec();
+        host.push(finding("host", Reason::MemoryCritical, Evidence::new()));
+        assert_eq!(shown(&host), ["sev2 oom_kill [Symptom process_down confirmed]", "sev3 memory_critical []"]);
+    }
+
+    #[test]
+    fn the_same_occurrence_many_times_is_one_story() {
+        let findings: Vec<Finding> = (0..5).map(|n| finding("host", Reason::OomKill, process(n, n))).collect();
+        let told = shown(&findings);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("sev3 oom_kill [Earlier oom_kill confirmed, "), "{told:?}");
+    }
+
+    #[test]
+    fn one_sentence_tells_the_whole_chain() {
+        let spl = ServiceName::new("spl").unwrap();
+        let mut recent = Recent::default();
+        let mut services = Services::default();
+        let low =
+            Judgement::problem(Problem::new(Reason::MemoryCritical, "1.1 GiB of memory are available, below 2 GiB"));
+        recent.note(now(100_000), &subject("host", Reason::MemoryCritical), &low);
+        let mut kill = Problem::new(Reason::OomKill, "the kernel killed spl (pid 7)").evidence(process(7, 1));
+        kill.service = Some(spl.clone());
+        kill.observed_boottime_ms = Some(195_000);
+        recent.note(now(195_002), &subject("host", Reason::OomKill), &Judgement::default().occurred(kill));
+        let down = Problem::new(Reason::ProcessDown, "spl (pid 7) is gone").evidence(process(7, 1));
+        let down_subject = subject("spl", Reason::ProcessDown);
+        recent.note(now(195_040), &down_subject, &Judgement::problem(down.clone()));
+        let database = SubjectKey::new(spl.clone(), ProbeKind::Sqlite, "/var/lib/spl/hub.db");
+        recent.note(now(196_000), &database, &Judgement::default());
+        let instance = |pid, ended| Instance {
+            process: ProcessId { pid, start_ticks: u64::from(pid) },
+            comm: "spl".into(),
+            exe: None,
+            cgroup: None,
+            first_seen_boottime_ms: 1,
+            ended_boottime_ms: ended,
+        };
+        services.note(&spl, instance(7, Some(195_040)));
+        let told = |services: &Services| {
+            let mut judgement = Judgement::problem(down.clone());
+            recent.tell(services, &down_subject, &mut judgement);
+            judgement.problems[0].evidence.get("diagnosis").unwrap().to_string()
+        };
+        assert_eq!(
+            told(&services),
+            "the kernel killed spl (pid 7); its end was seen 40 ms later; likely behind it: 1.1 GiB of memory are \
+             available, below 2 GiB, 95 s before; no successor runs; hub.db passed its checks"
+        );
+        services.note(&spl, instance(4188, None));
+        assert!(told(&services).contains("it runs again as pid 4188"), "{}", told(&services));
+        let mut alone = Judgement::problem(Problem::new(Reason::PortClosed, "closed"));
+        recent.tell(&services, &subject("other", Reason::PortClosed), &mut alone);
+        assert!(alone.problems[0].evidence.is_empty());
+    }
+
+    #[test]
+    fn steps_that_save_data_come_first_and_none_is_told_twice() {
+        let with = |reason, steps: &[&str]| finding("spl", reason, process(7, 1)).next_steps(steps);
+        let findings = [
+            with(Reason::ProcessDown, &["start it"]),
+            with(Reason::SqliteJournalHot, &["copy it", "start it"]),
+            with(Reason::PortClosed, &["look"]),
+        ];
+        let told = stories(&findings, &noted(&findings), &Services::default());
+        assert_eq!(told[0].next_steps, ["copy it", "start it"]);
+    }
+}
