@@ -217,6 +217,12 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         Some(health)
     });
     let health = health.collect();
+    let backups = one_or_many(reader, "backups").into_iter().filter_map(|value| {
+        let backup = backup::walk(&value)?;
+        seen.note(name, format!("backups {}", backup.path.as_str()), &value);
+        Some(backup)
+    });
+    let backups = backups.collect();
     let logs = one_or_many(reader, "logs").into_iter().filter_map(|value| {
         let log = log::walk(&value)?;
         seen.note(name, format!("log {}", log.source), &value);
@@ -241,7 +247,7 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         ports,
         health,
         sqlite,
-        backups: reader.tables("backups").iter().filter_map(backup::walk).collect(),
+        backups,
         logs,
         baseline,
         singleton: reader.boolean("singleton").unwrap_or(false),

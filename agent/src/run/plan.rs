@@ -1,11 +1,13 @@
 //! From config to probes: which there are, on which lane, how often. The daemon and `doctor` ask the same ones.
 
+use crate::config::backup::Backup;
 use crate::config::sqlite::Sqlite;
 use crate::config::{Config, Service, Watch};
 use crate::doctor::report::NotWatched;
 use crate::net::NetHandle;
 use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
+use crate::senses::backup::{BackupOptions, BackupProbe};
 use crate::senses::memory::MemoryProbe;
 use crate::senses::oom::OomProbe;
 use crate::senses::pid_file::PidFileProbe;
@@ -62,6 +64,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     for service in &config.services {
         planned.extend(ports(config, service, &sockets));
         planned.extend(databases(config, service, means));
+        planned.extend(backups(config, service, means));
     }
     planned.extend(host_probes(config, means));
     planned
@@ -105,6 +108,14 @@ fn databases(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Plann
     service.sqlite.iter().map(one).collect()
 }
 
+fn backups(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned> {
+    let one = |backup: &Backup| {
+        let probe = BackupProbe::new(service.name.clone(), BackupOptions::from(backup), means.host.clone());
+        planned(config, probe, backup.interval.unwrap_or(config.probes.backup))
+    };
+    service.backups.iter().map(one).collect()
+}
+
 fn host_probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     let host = means.host;
     vec![
@@ -131,9 +142,8 @@ fn of_service(service: &Service) -> Vec<NotWatched> {
         |key, subject: &str| NotWatched { service: service.name.to_string(), key, subject: subject.to_owned() };
     let unit = service.unit.iter().map(|unit| not_watched("unit", unit));
     let health = service.health.iter().map(|health| not_watched("health", &health.url));
-    let backups = service.backups.iter().map(|backup| not_watched("backups", &backup.path));
     let singleton = service.singleton.then(|| not_watched("singleton", ""));
-    unit.chain(health).chain(backups).chain(singleton).collect()
+    unit.chain(health).chain(singleton).collect()
 }
 
 /// What the config sets; one threshold alone sets the other at twice or half of it. `None`: the defaults.

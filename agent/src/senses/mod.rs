@@ -1,5 +1,6 @@
 //! One file per kind of probe: reads the host, thin, and leaves the judging to `muster-agent-core`.
 
+pub mod backup;
 pub mod exit;
 pub mod memory;
 pub mod oom;

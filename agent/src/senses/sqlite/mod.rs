@@ -5,6 +5,7 @@
 //! anyway. Otherwise the answer is unknown. SQLite opens a database only by the recipe of its state
 //! ([`muster_agent_core::sqlite::state`]).
 
+pub(super) mod at_rest;
 mod check;
 mod copy;
 mod deep;
