@@ -23,5 +23,6 @@ pub mod restarts;
 pub mod schedule;
 pub mod services;
 pub mod session;
+pub mod shell;
 pub mod sqlite;
 pub mod unit;

@@ -5,6 +5,7 @@
 
 use crate::accounts::Accounts;
 use crate::judgement::{Judgement, Problem};
+use crate::shell::quoted;
 use muster_common::evidence::Evidence;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
@@ -238,12 +239,6 @@ const fn is_folder(inode: &Inode) -> bool {
 
 fn octal(mode: u32) -> String {
     format!("{:04o}", mode & 0o7777)
-}
-
-/// As a shell takes it.
-fn quoted(path: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@+,=".contains(c);
-    if path.chars().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

@@ -218,6 +218,8 @@ pub struct Service {
     pub backups: Vec<Backup>,
     /// Its log files, and the journal of its unit.
     pub logs: Vec<Log>,
+    /// Private keys that only it may read.
+    pub keys: Vec<PathBuf>,
     /// What is declared of it.
     pub baseline: Baseline,
     /// At most one instance in the fleet.
@@ -236,6 +238,7 @@ impl Service {
             sqlite: Vec::new(),
             backups: Vec::new(),
             logs: Vec::new(),
+            keys: Vec::new(),
             baseline: Baseline::new(),
             singleton: false,
         }

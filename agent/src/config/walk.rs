@@ -229,6 +229,7 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         Some(log)
     });
     let logs = logs.collect();
+    let keys = reader.list("keys", absolute);
     let baseline = reader.table("baseline").map_or_else(Baseline::new, |table| baseline::walk(&table));
     // A key that is there but wrong has its own mistake already.
     let empty = ["unit", "pid_file", "ports", "health", "sqlite", "backups", "logs"]
@@ -249,6 +250,7 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         sqlite,
         backups,
         logs,
+        keys,
         baseline,
         singleton: reader.boolean("singleton").unwrap_or(false),
     };

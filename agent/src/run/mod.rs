@@ -4,6 +4,7 @@
 //!
 //! Works without `[coordinator]` too: findings are then judged, logged and spooled.
 
+mod host_files;
 pub mod judge;
 pub mod lanes;
 mod link;

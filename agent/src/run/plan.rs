@@ -1,5 +1,6 @@
 //! From config to probes: which there are, on which lane, how often. The daemon and `doctor` ask the same ones.
 
+use super::host_files;
 use crate::config::backup::Backup;
 use crate::config::sqlite::Sqlite;
 use crate::config::{Config, Service, Watch};
@@ -67,10 +68,12 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
         planned.extend(backups(config, service, means));
     }
     planned.extend(host_probes(config, means));
+    planned.extend(host_files::disks(config, means));
+    planned.extend(host_files::permissions(config, means));
     planned
 }
 
-fn planned(config: &Config, probe: impl Probe + 'static, interval: Duration) -> Planned {
+pub(super) fn planned(config: &Config, probe: impl Probe + 'static, interval: Duration) -> Planned {
     let lane = probe.lane();
     let deadline = match lane {
         Lane::Quick | Lane::Files => config.probes.deadline,

@@ -1,9 +1,11 @@
 //! One file per kind of probe: reads the host, thin, and leaves the judging to `muster-agent-core`.
 
 pub mod backup;
+pub mod disk;
 pub mod exit;
 pub mod memory;
 pub mod oom;
+pub mod permission;
 pub mod pid_file;
 pub mod port;
 pub mod process;

@@ -19,7 +19,7 @@ const HORIZON: Duration = Duration::from_secs(30 * 86_400);
 
 /// What was left, over time.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Trend {
+pub(super) struct Trend {
     short: VecDeque<(u64, u64)>,
     long: VecDeque<(u64, u64)>,
 }
@@ -35,13 +35,13 @@ pub struct Outlook {
 
 impl Trend {
     /// Takes in that `left` was left at `boottime_ms`.
-    pub fn add(&mut self, boottime_ms: u64, left: u64) {
+    pub(super) fn add(&mut self, boottime_ms: u64, left: u64) {
         add(&mut self.short, boottime_ms, left, SHORT_GAP_MS);
         add(&mut self.long, boottime_ms, left, LONG_GAP_MS);
     }
 
     /// When nothing will be left of `left`; `None` where it does not shrink steadily, or will last for long.
-    pub fn outlook(&self, left: u64) -> Option<Outlook> {
+    pub(super) fn outlook(&self, left: u64) -> Option<Outlook> {
         let per_hour = loss_per_hour(&self.short).or_else(|| loss_per_hour(&self.long))?;
         let left_ms = u128::from(left) * 3_600_000 / u128::from(per_hour.max(1));
         let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(u64::MAX));

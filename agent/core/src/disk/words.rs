@@ -2,6 +2,7 @@
 
 use super::{Outlook, Space};
 use crate::mounts::Mount;
+use crate::shell::quoted;
 use muster_common::evidence::Evidence;
 use muster_common::units::{human_bytes, human_duration};
 use std::collections::BTreeMap;
@@ -159,10 +160,4 @@ pub(super) fn read_only_steps(mount: &Mount) -> [String; 4] {
         "after an error of the device: secure copies first, the device may be dying (smartctl -a)".to_owned(),
         format!("only when the cause is known: check it unmounted (fsck {source}), then mount -o remount,rw {place}"),
     ]
-}
-
-/// As a shell takes it.
-fn quoted(path: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@+,=".contains(c);
-    if path.chars().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }

@@ -1,0 +1,81 @@
+//! Which file systems are watched for room, and which files for who may write to them: those that the config names
+//! anyway.
+
+use super::plan::{Means, Planned, planned};
+use crate::config::log::LogSource;
+use crate::config::{Config, Service};
+use crate::senses::disk::{DiskProbe, Kept, MountTable};
+use crate::senses::permission::PermissionProbe;
+use muster_agent_core::disk::Use;
+use muster_agent_core::permission::Role;
+use muster_common::ids::ServiceName;
+use std::path::{Path, PathBuf};
+
+/// What the agent's own files are called in the evidence.
+const OWN_NAME: &str = "muster-agent";
+
+/// A probe for each file system that something named in the config is on.
+pub(super) fn disks(config: &Config, means: &Means<'_>) -> Vec<Planned> {
+    let table = MountTable::new(means.host.clone());
+    let mut kept: Vec<Kept> = config.services.iter().flat_map(of_service).collect();
+    let own = Use { service: OWN_NAME.to_owned(), what: "spool" };
+    kept.push(Kept { path: config.state_dir.clone(), by: own });
+    let places = table.places(&kept, crate::clock::now().boottime_ms);
+    let one = |place: crate::senses::disk::Place| {
+        let thresholds = config.disk.of(&place.mount_point);
+        planned(config, DiskProbe::new(place, thresholds, table.clone()), config.probes.disk)
+    };
+    places.into_iter().map(one).collect()
+}
+
+fn of_service(service: &Service) -> Vec<Kept> {
+    let kept = |(role, path): (Role, PathBuf)| {
+        let what = match role {
+            Role::PidFile => "pid file",
+            Role::Database => "database",
+            Role::Backups => "backups",
+            Role::Log => "logs",
+            Role::Key => "key",
+        };
+        Kept { path, by: Use { service: service.name.to_string(), what } }
+    };
+    files(service).into_iter().map(kept).collect()
+}
+
+/// A probe for each file that a service trusts, and for the agent's own key.
+pub(super) fn permissions(config: &Config, means: &Means<'_>) -> Vec<Planned> {
+    let one = |service: &ServiceName, role, path: &Path| {
+        let probe = PermissionProbe::new(service.clone(), role, path, means.host.clone());
+        planned(config, probe, config.probes.permission)
+    };
+    let mut all: Vec<Planned> = Vec::new();
+    for service in &config.services {
+        all.extend(files(service).iter().map(|(role, path)| one(&service.name, *role, path)));
+    }
+    // Without a coordinator there need not be a key.
+    if !config.endpoints.is_empty() {
+        all.push(one(&ServiceName::host(), Role::Key, &config.tls.key));
+    }
+    all
+}
+
+/// The files of a service, each once; of backups the folder.
+fn files(service: &Service) -> Vec<(Role, PathBuf)> {
+    let mut files: Vec<(Role, PathBuf)> = Vec::new();
+    files.extend(service.pid_file.iter().map(|watch| (Role::PidFile, watch.what.clone())));
+    files.extend(service.sqlite.iter().map(|sqlite| (Role::Database, sqlite.path.clone())));
+    files.extend(service.backups.iter().map(|backup| (Role::Backups, PathBuf::from(backup.path.folder()))));
+    for log in &service.logs {
+        if let LogSource::File(path) = &log.source {
+            files.push((Role::Log, path.clone()));
+        }
+    }
+    files.extend(service.keys.iter().map(|key| (Role::Key, key.clone())));
+    let mut unique: Vec<(Role, PathBuf)> = Vec::new();
+    for (role, path) in files {
+        if !unique.iter().any(|(_, known)| *known == path) {
+            unique.push((role, path));
+        }
+    }
+    unique
+}

@@ -1,0 +1,242 @@
+//! Asks the file systems that services' files live on for room, and the kernel's mount table whether they can be
+//! written to.
+//!
+//! Must never touch a file on a file system of another machine to find out where it is, and asks each file system once.
+
+use super::HostRoot;
+use crate::clock::boot_id;
+use crate::probe::{Context, Lane, Probe};
+use muster_agent_core::disk::{DiskJudge, Reading, Space, Thresholds, Use};
+use muster_agent_core::judgement::Judgement;
+use muster_agent_core::mounts::{self, Mount};
+use muster_common::finding::{ProbeKind, SubjectKey};
+use muster_common::ids::{BootId, ServiceName};
+use rustix::fs::statvfs;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Mount tables and fstab are read up to this size: 8192 lines of a container host.
+const TABLE_BYTES_MAX: u64 = 2 << 20;
+/// One reading of the tables serves all file systems of a round.
+const FRESH_MS: u64 = 1_000;
+/// Symbolic links followed for one path, as the kernel does.
+const LINKS_MAX: usize = 40;
+
+/// A file or folder that somebody keeps something in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Where, as the host knows it.
+    pub path: PathBuf,
+    /// Who and what.
+    pub by: Use,
+}
+
+/// A file system to watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its mount point.
+    pub mount_point: String,
+    /// Who keeps what there.
+    pub uses: Vec<Use>,
+}
+
+/// The mount tables, shared by all disk probes.
+#[derive(Debug)]
+pub struct MountTable {
+    root: HostRoot,
+    taken: Mutex<Option<(u64, Arc<Tables>)>>,
+}
+
+#[derive(Debug)]
+struct Tables {
+    own: Result<Vec<Mount>, String>,
+    /// As PID 1 sees it: without the sandbox of the agent's own unit.
+    host: Vec<Mount>,
+    fstab: String,
+}
+
+impl MountTable {
+    /// Of the host under `root`.
+    pub fn new(root: HostRoot) -> Arc<Self> {
+        Arc::new(Self { root, taken: Mutex::new(None) })
+    }
+
+    fn tables(&self, now_boottime_ms: u64) -> Arc<Tables> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at_ms, tables)) = taken.as_ref()
+            && now_boottime_ms.abs_diff(*at_ms) < FRESH_MS
+        {
+            return Arc::clone(tables);
+        }
+        // Read each time: the kernel rings nobody's bell when it makes a file system read-only after an error.
+        let text = |path| read_text(&self.root.path(path));
+        let own = text("/proc/self/mountinfo").map(|text| mounts::parse(&text)).map_err(|error| error.to_string());
+        let host = text("/proc/1/mountinfo").map(|text| mounts::parse(&text)).unwrap_or_default();
+        let tables = Arc::new(Tables { own, host, fstab: text("/etc/fstab").unwrap_or_default() });
+        *taken = Some((now_boottime_ms, Arc::clone(&tables)));
+        tables
+    }
+
+    /// The file systems on which `kept` is, each once, in order of their mount points.
+    pub fn places(&self, kept: &[Kept], now_boottime_ms: u64) -> Vec<Place> {
+        let tables = self.tables(now_boottime_ms);
+        let Ok(mounts) = &tables.own else { return Vec::new() };
+        let mut places: BTreeMap<String, Vec<Use>> = BTreeMap::new();
+        for one in kept {
+            let path = self.resolved(mounts, &one.path);
+            let Some(on) = mounts::of_path(mounts, &path.to_string_lossy()) else { continue };
+            let main = mounts::main_mount(mounts, on.device).unwrap_or(on);
+            let uses = places.entry(main.mount_point.clone()).or_default();
+            if !uses.contains(&one.by) {
+                uses.push(one.by.clone());
+            }
+        }
+        places.into_iter().map(|(mount_point, uses)| Place { mount_point, uses }).collect()
+    }
+
+    /// The path without symbolic links, as far as they can be read without asking another machine. What does not exist
+    /// yet is taken as it stands.
+    fn resolved(&self, mounts: &[Mount], path: &Path) -> PathBuf {
+        let parts = |path: &Path| -> VecDeque<OsString> {
+            path.components()
+                .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir))
+                .map(|part| part.as_os_str().to_owned())
+                .collect()
+        };
+        let (mut done, mut rest, mut links) = (PathBuf::from("/"), parts(path), 0);
+        while let Some(part) = rest.pop_front() {
+            if part == ".." {
+                done.pop();
+                continue;
+            }
+            let next = done.join(&part);
+            let on = mounts::of_path(mounts, &next.to_string_lossy());
+            let target = match on {
+                Some(mount) if mount.may_hang() || links >= LINKS_MAX => None,
+                _ => std::fs::read_link(self.root.path(&next)).ok(),
+            };
+            let Some(target) = target else {
+                done = next;
+                continue;
+            };
+            links += 1;
+            if target.is_absolute() {
+                done = PathBuf::from("/");
+            }
+            let mut again = parts(&target);
+            again.append(&mut rest);
+            rest = again;
+        }
+        done
+    }
+}
+
+/// Watches one file system.
+#[derive(Debug)]
+pub struct DiskProbe {
+    subject: SubjectKey,
+    place: Place,
+    thresholds: Thresholds,
+    table: Arc<MountTable>,
+    judge: DiskJudge,
+}
+
+impl DiskProbe {
+    /// Watches `place`.
+    pub fn new(place: Place, thresholds: Thresholds, table: Arc<MountTable>) -> Self {
+        let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Disk, &place.mount_point);
+        Self { subject, place, thresholds, table, judge: DiskJudge::default() }
+    }
+
+    /// Room at the mount point, through the own mount of the file system.
+    fn space(&self, mount: &Mount) -> Result<Option<Space>, Judgement> {
+        if mount.is_automount() || mount.is_read_only_by_type() {
+            return Ok(None);
+        }
+        let place = &self.place.mount_point;
+        match statvfs(self.table.root.path(place)) {
+            Ok(answer) => {
+                let bytes = |blocks: u64| blocks.saturating_mul(answer.f_frsize);
+                Ok(Some(Space {
+                    total_bytes: bytes(answer.f_blocks),
+                    free_bytes: bytes(answer.f_bfree),
+                    available_bytes: bytes(answer.f_bavail),
+                    inodes: answer.f_files,
+                    inodes_available: answer.f_favail,
+                }))
+            }
+            Err(errno) => {
+                let way_out = match errno {
+                    Errno::ACCESS | Errno::PERM => "give the agent CAP_DAC_READ_SEARCH",
+                    Errno::STALE | Errno::NOTCONN => "mount it again: the server, or the program behind it, is gone",
+                    Errno::IO => "look at the device: dmesg -T | tail",
+                    _ => "see how it is mounted: findmnt",
+                };
+                let why = format!("{place} does not tell its room: {}", std::io::Error::from(errno));
+                Err(Judgement::unknown(why, Some(way_out)))
+            }
+        }
+    }
+}
+
+impl Probe for DiskProbe {
+    fn subject(&self) -> &SubjectKey {
+        &self.subject
+    }
+
+    fn lane(&self) -> Lane {
+        Lane::Files
+    }
+
+    fn run(&mut self, context: &Context) -> Judgement {
+        let tables = self.table.tables(context.now.boottime_ms);
+        let place = &self.place.mount_point;
+        let mounts = match &tables.own {
+            Ok(mounts) => mounts,
+            Err(why) => {
+                let why = format!("/proc/self/mountinfo cannot be read: {why}");
+                return Judgement::unknown(why, Some("mount procfs; without it no file system is watched"));
+            }
+        };
+        let at_place = |mounts: &[Mount]| mounts.iter().rfind(|mount| mount.mount_point == *place).cloned();
+        let Some(mount) = at_place(mounts) else {
+            let why = format!("{place} is not mounted any more");
+            return Judgement::unknown(why, Some("mount it again, or reload the agent: it then finds the files anew"));
+        };
+        let space = match self.space(&mount) {
+            Ok(space) => space,
+            Err(unknown) => return unknown,
+        };
+        // The same place may be another file system there: then its mount says nothing of this one.
+        let host = at_place(&tables.host).filter(|host| host.device == mount.device);
+        let reading = Reading {
+            mount: &mount,
+            host_read_only: host.map(|host| host.mount_read_only),
+            fstab_writable: mounts::fstab_writable(&tables.fstab, place),
+            space,
+        };
+        self.judge.judge(&reading, &self.place.uses, self.thresholds, context.now)
+    }
+
+    fn save(&self) -> Option<serde_json::Value> {
+        serde_json::to_value((boot_id(&self.table.root), &self.judge)).ok()
+    }
+
+    fn restore(&mut self, saved: serde_json::Value) {
+        let Ok((boot, judge)) = serde_json::from_value::<(BootId, DiskJudge)>(saved) else { return };
+        self.judge = judge;
+        if boot.0.is_nil() || boot != boot_id(&self.table.root) {
+            self.judge.rebooted();
+        }
+    }
+}
+
+fn read_text(path: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(TABLE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
