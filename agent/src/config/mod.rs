@@ -8,6 +8,7 @@ pub mod baseline;
 pub mod clock;
 pub mod disk;
 pub mod health;
+pub mod lock;
 pub mod log;
 pub mod pressure;
 pub mod process;
@@ -19,6 +20,7 @@ use baseline::Baseline;
 use clock::Clock;
 use disk::Disk;
 use health::Health;
+use lock::Lock;
 use log::{Log, LogRule};
 use pressure::Pressure;
 use process::Process;
@@ -216,6 +218,8 @@ pub struct Service {
     pub sqlite: Vec<Sqlite>,
     /// Its backups.
     pub backups: Vec<Backup>,
+    /// Its lock files.
+    pub locks: Vec<Lock>,
     /// Its log files, and the journal of its unit.
     pub logs: Vec<Log>,
     /// Private keys that only it may read.
@@ -237,6 +241,7 @@ impl Service {
             health: Vec::new(),
             sqlite: Vec::new(),
             backups: Vec::new(),
+            locks: Vec::new(),
             logs: Vec::new(),
             keys: Vec::new(),
             baseline: Baseline::new(),

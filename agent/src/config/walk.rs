@@ -1,8 +1,8 @@
 //! The walk over the config: every known key, its bounds and what is expected of it.
 
 use super::{
-    Baseline, Config, Memory, Probes, Service, Watch, backup, baseline, clock, disk, health, log, pressure, process,
-    sqlite,
+    Baseline, Config, Memory, Probes, Service, Watch, backup, baseline, clock, disk, health, lock, log, pressure,
+    process, sqlite,
 };
 use muster_agent_core::port::Target;
 use muster_common::config::{Reader, Value};
@@ -223,6 +223,13 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         Some(backup)
     });
     let backups = backups.collect();
+    let locks = one_or_many(reader, "locks").into_iter().filter_map(|value| {
+        let lock = lock::walk(&value)?;
+        seen.check_foreign(&lock.path, &value);
+        seen.note(name, format!("lock {}", lock.path.display()), &value);
+        Some(lock)
+    });
+    let locks = locks.collect();
     let logs = one_or_many(reader, "logs").into_iter().filter_map(|value| {
         let log = log::walk(&value)?;
         seen.note(name, format!("log {}", log.source), &value);
@@ -232,13 +239,13 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     let keys = reader.list("keys", absolute);
     let baseline = reader.table("baseline").map_or_else(Baseline::new, |table| baseline::walk(&table));
     // A key that is there but wrong has its own mistake already.
-    let empty = ["unit", "pid_file", "ports", "health", "sqlite", "backups", "logs"]
+    let empty = ["unit", "pid_file", "ports", "health", "sqlite", "backups", "locks", "logs"]
         .iter()
         .all(|key| reader.value(key).is_none());
     if empty {
         reader.mistake(
             &format!("[service.{name}] watches nothing"),
-            "expected one or more of: unit, pid_file, ports, health, sqlite, backups, logs",
+            "expected one or more of: unit, pid_file, ports, health, sqlite, backups, locks, logs",
         );
     }
     let service = Service {
@@ -249,6 +256,7 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         health,
         sqlite,
         backups,
+        locks,
         logs,
         keys,
         baseline,

@@ -9,12 +9,14 @@ use crate::net::NetHandle;
 use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
 use crate::senses::backup::{BackupOptions, BackupProbe};
+use crate::senses::locks::{LockProbe, LockTable, MAX_WAIT_DEFAULT};
 use crate::senses::memory::MemoryProbe;
 use crate::senses::oom::OomProbe;
 use crate::senses::pid_file::PidFileProbe;
 use crate::senses::port::PortProbe;
 use crate::senses::sockets::SocketTable;
 use crate::senses::sqlite::{SqliteOptions, SqliteProbe};
+use muster_agent_core::locks::contention::Limits;
 use muster_agent_core::memory::Bands;
 use muster_agent_core::port::Target;
 use muster_agent_core::schedule::Plan;
@@ -59,12 +61,14 @@ pub struct Means<'a> {
 pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     let mut planned = Vec::new();
     let sockets = SocketTable::new(means.host.clone());
+    let lock_table = LockTable::new(means.host.clone());
     for service in &config.services {
         planned.extend(pid_file(config, service, means));
     }
     for service in &config.services {
         planned.extend(ports(config, service, &sockets));
         planned.extend(databases(config, service, means));
+        planned.extend(locks(config, service, &lock_table));
         planned.extend(backups(config, service, means));
     }
     planned.extend(host_probes(config, means));
@@ -117,6 +121,25 @@ fn backups(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned
         planned(config, probe, backup.interval.unwrap_or(config.probes.backup))
     };
     service.backups.iter().map(one).collect()
+}
+
+/// One probe per lock file, and one for every other file that the processes of a service lock.
+fn locks(config: &Config, service: &Service, table: &Arc<LockTable>) -> Vec<Planned> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut probes = Vec::new();
+    for lock in &service.locks {
+        let limits = Limits { max_wait: lock.max_wait.unwrap_or(MAX_WAIT_DEFAULT), max_hold: lock.max_hold };
+        let probe = LockProbe::of_file(service.name.clone(), &text(&lock.path), limits, Arc::clone(table));
+        probes.push(planned(config, probe, lock.interval.unwrap_or(config.probes.lock)));
+    }
+    // Whose processes are not known has no files of interest.
+    if service.pid_file.is_some() || service.unit.is_some() {
+        let own = service.locks.iter().map(|lock| text(&lock.path)).collect();
+        let files = service.pid_file.iter().map(|pid_file| text(&pid_file.what)).collect();
+        let probe = LockProbe::of_service(service.name.clone(), files, own, Arc::clone(table));
+        probes.push(planned(config, probe, config.probes.lock));
+    }
+    probes
 }
 
 fn host_probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {

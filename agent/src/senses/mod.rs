@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod disk;
 pub mod exit;
+pub mod locks;
 pub mod memory;
 pub mod oom;
 pub mod permission;
