@@ -7,6 +7,7 @@ pub mod backup;
 pub mod clock;
 pub mod diagnose;
 pub mod disk;
+pub mod journal_file;
 pub mod judgement;
 pub mod kmsg;
 pub mod ledger;
