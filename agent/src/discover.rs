@@ -4,6 +4,7 @@
 //! Reads only; a file is taken for a database by the magic in its header alone. Bounded: a host with more than it
 //! takes in is told so.
 
+use crate::config::unit::Unit;
 use crate::config::sqlite::Sqlite;
 use crate::config::{self, Config, Service, Watch};
 use crate::senses::{HostRoot, sockets};
@@ -125,7 +126,7 @@ pub fn to_toml(found: &Discovered) -> String {
     for service in &found.services {
         let _infallible = write!(out, "\n[service.{}]\n", key(service.name.as_str()));
         if let Some(unit) = &service.unit {
-            let _infallible = writeln!(out, "unit = {}", quoted(unit));
+            let _infallible = writeln!(out, "unit = {}", quoted(&unit.name));
         }
         if let Some(pid_file) = &service.pid_file {
             let _infallible = writeln!(out, "pid_file = {}", quoted(&pid_file.what.display().to_string()));
@@ -175,7 +176,7 @@ fn entry<'a>(services: &'a mut BTreeMap<String, Service>, name: &str, owner: Opt
     let name = service_name(name);
     let service = services.entry(name.to_string()).or_insert_with(|| Service::named(name));
     if service.unit.is_none() {
-        service.unit = owner.and_then(|owner| owner.unit.clone());
+        service.unit = owner.and_then(|owner| owner.unit.clone()).map(Unit::new);
     }
     service
 }
@@ -397,7 +398,7 @@ mod tests {
         let names: Vec<&str> = found.services.iter().map(|service| service.name.as_str()).collect();
         assert_eq!(names, ["gone", "spl"]);
         let spl = &found.services[1];
-        assert_eq!(spl.unit.as_deref(), Some("spl.service"));
+        assert_eq!(spl.unit, Some(Unit::new("spl.service".to_owned())));
         assert_eq!(spl.pid_file.as_ref().unwrap().what, Path::new("/run/spl/spl.pid"));
         let ports: Vec<String> = spl.ports.iter().map(|port| port.what.to_string()).collect();
         assert_eq!(ports, ["127.0.0.1:9100"]);

@@ -7,6 +7,7 @@
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
+use crate::unit::{self, UnitState};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
@@ -71,6 +72,28 @@ impl Life {
     fn is_same(&self, other: &Self) -> bool {
         self.pid == other.pid && self.start_boottime_ms.abs_diff(other.start_boottime_ms) <= SAME_START_MS
     }
+}
+
+/// The lives that systemd saw. A restart that it did not count itself was asked for, if the process ended as one does
+/// that was asked to.
+pub fn of_unit(state: &UnitState, suspended_ms: u64) -> Vec<Life> {
+    let boottime_ms = |usec: u64| (usec / 1000).saturating_add(suspended_ms);
+    let lives = state.lives();
+    let next = lives.iter().skip(1).map(Some).chain(std::iter::once(None));
+    let life = |(life, next): (&unit::Life, Option<&unit::Life>)| {
+        let automatic = match next {
+            Some(next) => next.n_restarts > life.n_restarts,
+            None => state.n_restarts.unwrap_or(0) > life.n_restarts || state.sub_state == "auto-restart",
+        };
+        let ended = life.exit.map(|exit| match (automatic, exit) {
+            (false, exit) if exit.is_orderly() => Ended::Asked,
+            (true, exit) if exit.is_clean() => Ended::Clean,
+            _ => Ended::Badly,
+        });
+        let ended_boottime_ms = (life.exit_usec > 0).then(|| boottime_ms(life.exit_usec));
+        Life { pid: life.pid, start_boottime_ms: boottime_ms(life.start_usec), ended_boottime_ms, ended }
+    };
+    lives.iter().zip(next).map(life).collect()
 }
 
 /// What is known of the lives of one service now.
@@ -423,6 +446,39 @@ mod tests {
         assert!(world.is_in_loop());
         assert_eq!(world.judge.usual(), Some(24 * H));
         assert!(world.judge.lives.len() <= LIVES_MAX && world.judge.usual_ms.len() <= USUAL_MAX);
+    }
+
+    #[test]
+    fn systemd_tells_a_crash_from_a_restart_by_hand() {
+        use crate::unit::Property::{Number, Text};
+        let mut state = UnitState::default();
+        // (pid, code, status, automatic restarts when it was started)
+        for (pid, code, status, restarts) in
+            [(1, 2, 15, 0), (2, 1, 143, 0), (3, 1, 1, 0), (4, 1, 0, 1), (5, 2, 15, 2), (6, 2, 9, 3), (7, 0, 0, 0)]
+        {
+            let exit_usec = if code == 0 { 0 } else { pid * 10_000_000 + 5_000_000 };
+            state.set("NRestarts", &Number(restarts));
+            state.set("ExecMainPID", &Number(pid));
+            state.set("ExecMainStartTimestampMonotonic", &Number(pid * 10_000_000));
+            state.set("ExecMainExitTimestampMonotonic", &Number(exit_usec));
+            state.set("ExecMainCode", &Number(code));
+            state.set("ExecMainStatus", &Number(status));
+            state.settle();
+        }
+        let ended = |state: &UnitState| of_unit(state, 0).into_iter().map(|life| life.ended).collect::<Vec<_>>();
+        use Ended::{Asked, Badly, Clean};
+        let all = [Some(Asked), Some(Asked), Some(Badly), Some(Clean), Some(Badly), Some(Badly), None];
+        assert_eq!(ended(&state), all);
+        assert_eq!(of_unit(&state, 500)[0].start_boottime_ms, 10_500);
+        assert_eq!(of_unit(&state, 500)[0].lifetime_ms(), Some(5_000));
+        // The last one is over, and systemd starts the next by itself.
+        state.set("ExecMainExitTimestampMonotonic", &Number(99_000_000));
+        state.set("ExecMainCode", &Number(2));
+        state.set("ExecMainStatus", &Number(15));
+        state.settle();
+        assert_eq!(ended(&state).last(), Some(&Some(Asked)));
+        state.set("SubState", &Text("auto-restart".to_owned()));
+        assert_eq!(ended(&state).last(), Some(&Some(Badly)));
     }
 
     #[test]

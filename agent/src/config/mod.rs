@@ -13,6 +13,7 @@ pub mod log;
 pub mod pressure;
 pub mod process;
 pub mod sqlite;
+pub mod unit;
 mod walk;
 
 use backup::Backup;
@@ -25,6 +26,7 @@ use log::{Log, LogRule};
 use pressure::Pressure;
 use process::Process;
 use sqlite::Sqlite;
+use unit::Unit;
 
 use muster_agent_core::port::Target;
 use muster_common::config::ConfigErrors;
@@ -207,7 +209,7 @@ pub struct Service {
     /// Its name, the same on every host of the fleet.
     pub name: ServiceName,
     /// Its systemd unit.
-    pub unit: Option<String>,
+    pub unit: Option<Unit>,
     /// Its pid file.
     pub pid_file: Option<Watch<PathBuf>>,
     /// Its ports and sockets.
@@ -226,6 +228,8 @@ pub struct Service {
     pub keys: Vec<PathBuf>,
     /// What is declared of it.
     pub baseline: Baseline,
+    /// Users, by number, that may report for it beside root and its own.
+    pub reporters: Vec<u32>,
     /// At most one instance in the fleet.
     pub singleton: bool,
 }
@@ -245,6 +249,7 @@ impl Service {
             logs: Vec::new(),
             keys: Vec::new(),
             baseline: Baseline::new(),
+            reporters: Vec::new(),
             singleton: false,
         }
     }
@@ -346,12 +351,16 @@ singleton = true
 [service.spl]
 pid_file = { path = "/run/spl.pid", interval = "1s" }
 ports = [{ address = "*:80", interval = "10s" }, "localhost:81"]
+unit = { name = "spl.service", interval = "20s", max_activating = "1h", may_be_inactive = true }
 health = { url = "https://127.0.0.1/", interval = "30s", timeout = "2s" }
 sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interval = "1h" }]
 "#;
         let config = Config::parse("agent.toml", text).unwrap();
         let service = &config.services[0];
         assert_eq!(service.pid_file.as_ref().unwrap().interval, Some(Duration::from_secs(1)));
+        let unit = service.unit.as_ref().unwrap();
+        assert_eq!((unit.interval, unit.may_be_inactive), (Some(Duration::from_secs(20)), true));
+        assert_eq!(unit.options(false).activating_max, Some(Duration::from_secs(3600)));
         assert_eq!(service.ports[0].interval, Some(Duration::from_secs(10)));
         assert_eq!(service.sqlite[0].deep_interval, Some(Duration::from_secs(3600)));
         assert_eq!(service.health[0].timeout, Some(Duration::from_secs(2)));
@@ -389,6 +398,14 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
         check("[probes]\nport = \"5\"", &[("\"5\"", "expected a duration")]);
         check("[probes]\nport = \"1ms\"", &[("\"1ms\"", "expected a duration from 1 s")]);
         check("[service.a]\nunit = \"spl\"", &[("\"spl\"", "\"spl.service\"")]);
+        check(
+            "[service.a]\nunit = { name = \"a.service\", max_activatin = \"1m\" }",
+            &[("max_activatin", "did you mean \"max_activating\"?")],
+        );
+        check(
+            "[service.a]\nunit = \"a.service\"\n[service.b]\nunit = \"a.service\"",
+            &[("\"a.service\"", "already named by [service.a]")],
+        );
         check("[service.a]\nhealth = \"ftp://x\"", &[("\"ftp://x\"", "http://127.0.0.1")]);
         check("[spool]\nmax_bytes = \"1KiB\"", &[("\"1KiB\"", "\"1MiB\"")]);
         check(

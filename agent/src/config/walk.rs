@@ -2,7 +2,7 @@
 
 use super::{
     Baseline, Config, Memory, Probes, Service, Watch, backup, baseline, clock, disk, health, lock, log, pressure,
-    process, sqlite,
+    process, sqlite, unit,
 };
 use muster_agent_core::port::Target;
 use muster_common::config::{Reader, Value};
@@ -56,7 +56,7 @@ pub(super) fn walk(root: &Reader<'_>) -> Config {
         config.process = process::walk(&reader);
     }
     if let Some(reader) = root.table("baseline") {
-        config.baseline = baseline::walk(&reader);
+        config.baseline = baseline::walk_host(&reader);
     }
     config.log_rules = root.tables("log_rule").iter().filter_map(log::walk_rule).collect();
     if let Some(spool) = root.table("spool") {
@@ -192,6 +192,11 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     if name == ServiceName::host().as_str() {
         reader.mistake("\"host\" is the host itself", "expected another name for a service");
     }
+    let unit = reader.value("unit").and_then(|value| {
+        let unit = unit::walk(&value)?;
+        seen.note(name, format!("unit {}", unit.name), &value);
+        Some(unit)
+    });
     let pid_file = reader.value("pid_file").and_then(|value| {
         let watch = short_or_table(&value, "path", absolute)?;
         seen.check_foreign(&watch.what, &value);
@@ -237,7 +242,7 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     });
     let logs = logs.collect();
     let keys = reader.list("keys", absolute);
-    let baseline = reader.table("baseline").map_or_else(Baseline::new, |table| baseline::walk(&table));
+    let baseline = reader.table("baseline").map_or_else(Baseline::new, |table| baseline::walk_service(&table));
     // A key that is there but wrong has its own mistake already.
     let empty = ["unit", "pid_file", "ports", "health", "sqlite", "backups", "locks", "logs"]
         .iter()
@@ -250,7 +255,7 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     }
     let service = Service {
         name: checked.ok()?,
-        unit: reader.parsed("unit", unit_name),
+        unit,
         pid_file,
         ports,
         health,
@@ -260,9 +265,16 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         logs,
         keys,
         baseline,
+        reporters: reporters(reader),
         singleton: reader.boolean("singleton").unwrap_or(false),
     };
     Some(service)
+}
+
+/// Numbers, not names: a directory service that hangs must not keep the agent from starting.
+fn reporters(reader: &Reader<'_>) -> Vec<u32> {
+    let users = reader.items("reporters");
+    users.iter().filter_map(|value| u32::try_from(value.integer(0..=i64::from(u32::MAX))?).ok()).collect()
 }
 
 /// One value, or a list of them.

@@ -47,13 +47,18 @@ pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> std::io
     let means = Means { host, scratch: None, net: &net.handle() };
     let planned = probes(config, &means);
     let (first, second): (Vec<_>, Vec<_>) =
-        planned.into_iter().partition(|planned| planned.probe.subject().probe == ProbeKind::PidFile);
-    // Ports and kills ask whose process they see: pid files go first.
+        planned.into_iter().partition(|planned| tells_processes(planned.probe.subject().probe));
+    // Ports and kills ask whose process they see: pid files and units go first.
     let mut ran = run_all(first, &context);
     ran.extend(run_all(second, &context));
     let (ran, recent) = explain(now, ran);
     let services = services.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Report::new(host_name(host), ran, &recent, &services).remarks(not_watched(config), notes))
+}
+
+/// Whether other probes ask what this one noted.
+const fn tells_processes(kind: ProbeKind) -> bool {
+    matches!(kind, ProbeKind::PidFile | ProbeKind::Unit)
 }
 
 /// Reads a saved kernel log instead of the host, which may be another one: for triage elsewhere.

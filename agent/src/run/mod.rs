@@ -5,14 +5,17 @@
 //! Works without `[coordinator]` too: findings are then judged, logged and spooled.
 
 mod host_files;
+pub mod asks;
 pub mod judge;
 pub mod lanes;
 mod link;
 pub mod memory;
 pub mod plan;
+mod service_units;
 pub mod watcher;
 
 use crate::config::{Config, ConfigError};
+use crate::local::{LinkStatus, LocalServer, Reporters};
 use crate::net::{Net, NetHandle};
 use crate::senses::HostRoot;
 use crate::spool::{Spool, SpoolHandle, SpoolLimits, SpoolOwner};
@@ -56,6 +59,10 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     watcher.listen(spool.bell()).context("cannot wait for events")?;
     let outlet = Outlet { spool, published, facts: uplink.as_ref().map(Uplink::facts) };
     let mut judge = Judge::new(memory, outlet, watcher).context("cannot wait for events")?;
+    let link = uplink.as_ref().map(Uplink::status).unwrap_or_default();
+    let reporters = Arc::new(Reporters::new(judge.services()));
+    reporters.set(&config);
+    let _local = serve_local(&config, &net, &mut judge, &reporters, link)?;
     judge.watch(plan::probes(&config, &means(&host, &state, &net)), config.probes.blind_after);
     tracing::info!(
         services = config.services.len(),
@@ -85,6 +92,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             Asked::Reload => {
                 state.try_disk(&current, boot, &mut judge.outlet().spool);
                 current = reload(config_path, current, &means(&host, &state, &net), &mut judge);
+                reporters.set(&current);
                 if let Some(uplink) = &uplink {
                     uplink.renew(&current.tls);
                 }
@@ -101,6 +109,25 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         uplink.stop(stop, &mut judge.outlet().spool);
     }
     Ok(())
+}
+
+/// The agent's own socket. Where it cannot be made, everything else goes on.
+fn serve_local<O: StateOutlet>(
+    config: &Config,
+    net: &NetHandle,
+    judge: &mut Judge<O>,
+    reporters: &Arc<Reporters>,
+    link: LinkStatus,
+) -> anyhow::Result<Option<LocalServer>> {
+    let (asks, questions) = asks::asks().context("cannot wait for questions")?;
+    judge.answer(questions).context("cannot wait for questions")?;
+    let started = LocalServer::start(&config.socket, net, asks, Arc::clone(reporters), link);
+    Ok(started
+        .inspect_err(|error| {
+            let socket = config.socket.display();
+            tracing::warn!(%socket, %error, "applications cannot report: set [agent] socket to a folder of the agent's");
+        })
+        .ok())
 }
 
 fn means<'a>(host: &'a HostRoot, state: &'a State, net: &'a NetHandle) -> Means<'a> {
@@ -282,7 +309,7 @@ impl StateOutlet for Outlet {
         events: &[crate::spool::Append],
         memory: &mut Memory,
         now: Now,
-    ) -> Result<(), crate::spool::SpoolError> {
+    ) -> Result<u64, crate::spool::SpoolError> {
         let written = memory.append_to(&mut self.spool, events, now)?;
         let facts = {
             let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
@@ -293,7 +320,7 @@ impl StateOutlet for Outlet {
         if let Some(setter) = &self.facts {
             setter.set(facts);
         }
-        Ok(())
+        Ok(written.head_sequence)
     }
 
     fn serve(&mut self) {

@@ -1,6 +1,7 @@
 //! From config to probes: which there are, on which lane, how often. The daemon and `doctor` ask the same ones.
 
 use super::host_files;
+use super::service_units;
 use crate::config::backup::Backup;
 use crate::config::sqlite::Sqlite;
 use crate::config::{Config, Service, Watch};
@@ -62,18 +63,23 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     let mut planned = Vec::new();
     let sockets = SocketTable::new(means.host.clone());
     let lock_table = LockTable::new(means.host.clone());
+    let units = service_units::units(config, means);
     for service in &config.services {
         planned.extend(pid_file(config, service, means));
     }
+    planned.extend(service_units::of_units(config, means, units.as_ref()));
+    planned.extend(service_units::of_host(config, means, units.as_ref()));
     for service in &config.services {
         planned.extend(ports(config, service, &sockets));
         planned.extend(databases(config, service, means));
         planned.extend(locks(config, service, &lock_table));
         planned.extend(backups(config, service, means));
     }
+    planned.extend(service_units::restarts(config, means, units.as_ref()));
     planned.extend(host_probes(config, means));
     planned.extend(host_files::disks(config, means));
     planned.extend(host_files::permissions(config, means));
+    planned.extend(host_files::baselines(config, means));
     planned
 }
 
@@ -166,10 +172,9 @@ pub fn not_watched(config: &Config) -> Vec<NotWatched> {
 fn of_service(service: &Service) -> Vec<NotWatched> {
     let not_watched =
         |key, subject: &str| NotWatched { service: service.name.to_string(), key, subject: subject.to_owned() };
-    let unit = service.unit.iter().map(|unit| not_watched("unit", unit));
     let health = service.health.iter().map(|health| not_watched("health", &health.url));
     let singleton = service.singleton.then(|| not_watched("singleton", ""));
-    unit.chain(health).chain(singleton).collect()
+    health.chain(singleton).collect()
 }
 
 /// What the config sets; one threshold alone sets the other at twice or half of it. `None`: the defaults.

@@ -1,6 +1,7 @@
 //! One file per kind of probe: reads the host, thin, and leaves the judging to `muster-agent-core`.
 
 pub mod backup;
+pub mod baseline;
 pub mod disk;
 pub mod exit;
 pub mod locks;
@@ -11,9 +12,11 @@ pub mod pid_file;
 pub mod port;
 pub mod process;
 mod regular;
+pub mod restarts;
 pub mod saved_log;
 pub mod sockets;
 pub mod sqlite;
+pub mod unit;
 
 use std::path::{Path, PathBuf};
 

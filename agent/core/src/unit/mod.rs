@@ -26,8 +26,9 @@ pub const ACTIVATING_MAX_DEFAULT: Duration = Duration::from_secs(300);
 /// What is expected of the unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Starting or stopping for longer is a problem.
-    pub activating_max: Duration,
+    /// Starting or stopping for longer is a problem; `None`: [`ACTIVATING_MAX_DEFAULT`], and no bound for a oneshot,
+    /// which is active only after its work.
+    pub activating_max: Option<Duration>,
     /// The unit may be inactive: somebody or something starts it when it is needed.
     pub may_be_inactive: bool,
     /// Tell of restarts; false where another probe of the same service does.
@@ -36,7 +37,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { activating_max: ACTIVATING_MAX_DEFAULT, may_be_inactive: false, tell_restarts: true }
+        Self { activating_max: None, may_be_inactive: false, tell_restarts: true }
     }
 }
 
@@ -401,11 +402,12 @@ fn passing(view: &View<'_>) -> Found {
             format!("see how long systemd waits: systemctl show {unit} -p RestartUSec -p NRestarts"),
         ]));
     }
-    // A oneshot is active once its work is done: that takes as long as it takes.
-    if state.is_oneshot() && view.options.activating_max == ACTIVATING_MAX_DEFAULT {
-        return Found::Passing;
-    }
-    if lasted <= view.options.activating_max {
+    let allowed = match view.options.activating_max {
+        Some(allowed) => allowed,
+        None if state.is_oneshot() => return Found::Passing,
+        None => ACTIVATING_MAX_DEFAULT,
+    };
+    if lasted <= allowed {
         return Found::Passing;
     }
     let (doing, limit) = match state.active_state.as_str() {
@@ -413,7 +415,7 @@ fn passing(view: &View<'_>) -> Found {
         "deactivating" => ("stopping", "TimeoutStopUSec"),
         _ => ("reloading", "TimeoutStartUSec"),
     };
-    let allowed = human_duration(view.options.activating_max);
+    let allowed = human_duration(allowed);
     let summary = format!(
         "{unit} has been {doing} for {} (state {}), longer than {allowed}",
         human_duration(lasted),

@@ -135,6 +135,21 @@ impl Exit {
     pub const fn is_clean(self) -> bool {
         matches!(self, Self::Status(0))
     }
+
+    /// Whether it looks like the answer to a polite stop: SIGTERM or SIGINT, or the statuses by which programs pass
+    /// them on.
+    pub const fn is_orderly(self) -> bool {
+        matches!(self, Self::Status(0 | 130 | 143) | Self::Signal(1 | 2 | 15))
+    }
+
+    /// `si_code` and `si_status`, as they came.
+    pub const fn raw(self) -> (i32, i64) {
+        match self {
+            Self::Status(status) => (1, status),
+            Self::Signal(signal) => (2, signal),
+            Self::Core(signal) => (3, signal),
+        }
+    }
 }
 
 /// systemd's own exit statuses: the process never ran the program.
@@ -307,6 +322,11 @@ impl UnitState {
         "ExecMainCode",
         "ExecMainStatus",
     ];
+
+    /// Whether a property is one of those.
+    pub fn reads(name: &str) -> bool {
+        Self::UNIT_PROPERTIES.contains(&name) || Self::TYPE_PROPERTIES.contains(&name)
+    }
 
     /// Takes one property; false when it is none of those above, or not of their type.
     pub fn set(&mut self, name: &str, value: &Property) -> bool {
