@@ -4,13 +4,14 @@ use prost::Message;
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 7] = [
+    const FILES: [&str; 8] = [
         "muster/v1/common.proto",
         "muster/v1/agent_link.proto",
         "muster/v1/failover.proto",
         "muster/v1/finding.proto",
         "muster/v1/fleet.proto",
         "muster/v1/incident.proto",
+        "muster/v1/local.proto",
         "muster/v1/replication.proto",
     ];
     println!("cargo:rerun-if-changed=muster");

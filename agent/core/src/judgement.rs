@@ -49,6 +49,8 @@ pub struct Problem {
     pub observed_boottime_ms: Option<u64>,
     /// The service it concerns, where that is another than the probe's subject (the victim of an OOM kill).
     pub service: Option<ServiceName>,
+    /// What it concerns, where that is another than the probe's subject (what an application reports about).
+    pub subject: Option<String>,
 }
 
 impl Problem {
@@ -63,6 +65,7 @@ impl Problem {
             next_steps: Vec::new(),
             observed_boottime_ms: None,
             service: None,
+            subject: None,
         }
     }
 
@@ -94,9 +97,12 @@ impl Problem {
         self
     }
 
-    /// The finding about `subject`, under the service the problem names, if it names one.
+    /// The finding about `subject`, or about the service and subject that the problem names.
     pub fn finding(&self, subject: &SubjectKey) -> Finding {
-        let mut subject = subject.clone();
+        let mut subject = match &self.subject {
+            Some(named) => SubjectKey::new(subject.service.clone(), subject.probe, named),
+            None => subject.clone(),
+        };
         if let Some(service) = &self.service {
             subject.service = service.clone();
         }

@@ -58,11 +58,12 @@ pub(super) fn walk(root: &Reader<'_>) -> Config {
     if let Some(reader) = root.table("baseline") {
         config.baseline = baseline::walk_host(&reader);
     }
-    config.log_rules = root.tables("log_rule").iter().filter_map(log::walk_rule).collect();
+    config.log_rules = log::walk_rules(root);
     if let Some(spool) = root.table("spool") {
         set(&mut config.spool_bytes_max, spool.parsed("max_bytes", spool_size));
     }
-    let mut seen = Seen { state_dir: plain_path(&config.state_dir), ..Seen::default() };
+    let log_rules = config.log_rules.iter().map(|rule| rule.name.clone()).collect();
+    let mut seen = Seen { state_dir: plain_path(&config.state_dir), log_rules, ..Seen::default() };
     for (name, _, reader) in root.named_tables("service") {
         let before = seen.subjects.len();
         config.services.extend(walk_service(&name, &reader, &mut seen));
@@ -159,6 +160,7 @@ fn walk_probes(reader: &Reader<'_>) -> Probes {
 struct Seen {
     subjects: BTreeMap<String, String>,
     state_dir: PathBuf,
+    log_rules: Vec<String>,
 }
 
 impl Seen {
@@ -236,7 +238,7 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     });
     let locks = locks.collect();
     let logs = one_or_many(reader, "logs").into_iter().filter_map(|value| {
-        let log = log::walk(&value)?;
+        let log = log::walk(&value, &seen.log_rules)?;
         seen.note(name, format!("log {}", log.source), &value);
         Some(log)
     });

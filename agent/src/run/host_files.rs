@@ -1,9 +1,11 @@
 //! Which file systems are watched for room, and which files for who may write to them: those that the config names
-//! anyway.
+//! anyway. And what of the host is declared.
 
 use super::plan::{Means, Planned, planned};
+use crate::config::baseline::Baseline;
 use crate::config::log::LogSource;
 use crate::config::{Config, Service};
+use crate::senses::baseline::BaselineProbe;
 use crate::senses::disk::{DiskProbe, Kept, MountTable};
 use crate::senses::permission::PermissionProbe;
 use muster_agent_core::disk::Use;
@@ -57,6 +59,17 @@ pub(super) fn permissions(config: &Config, means: &Means<'_>) -> Vec<Planned> {
         all.push(one(&ServiceName::host(), Role::Key, &config.tls.key));
     }
     all
+}
+
+/// A probe for each baseline in which something is declared.
+pub(super) fn baselines(config: &Config, means: &Means<'_>) -> Vec<Planned> {
+    let host = std::iter::once((ServiceName::host(), &config.baseline));
+    let services = config.services.iter().map(|service| (service.name.clone(), &service.baseline));
+    let declared = host.chain(services).filter(|(_, baseline)| !baseline.is_empty());
+    let one = |(name, baseline): (ServiceName, &Baseline)| {
+        planned(config, BaselineProbe::new(name, baseline.clone(), means.host.clone()), config.probes.baseline)
+    };
+    declared.map(one).collect()
 }
 
 /// The files of a service, each once; of backups the folder.

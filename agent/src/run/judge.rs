@@ -4,6 +4,7 @@
 //! Must never wait for a probe: a run that is late is judged unknown, and the loop turns on. It waits for the spool's
 //! disk alone, since what is told must be durable first; nobody waits for the loop before a heartbeat.
 
+use super::asks::{Ask, Asked as Questions, Picture};
 use super::lanes::{Delivery, Done, Job, Lane};
 use super::memory::{Memory, StateOutlet};
 use super::plan::{Planned, lane_index};
@@ -23,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// Events that wait for a spool that cannot write (disk full). Beyond it the oldest go; the digest then differs and a
 /// resync mends what is open.
@@ -78,6 +80,9 @@ pub struct Judge<O> {
     /// How often the service manager wants to hear that the loop turns, and when next.
     watchdog: Option<Duration>,
     watchdog_ms: u64,
+    /// What others ask, and reports that are not durable yet.
+    questions: Option<Questions>,
+    unanswered: Vec<oneshot::Sender<Result<u64, String>>>,
     /// Subjects whose probes may have more to remember than memory has.
     unsaved: BTreeSet<SubjectKey>,
 }
@@ -108,8 +113,22 @@ impl<O: StateOutlet> Judge<O> {
             try_disk_ms: None,
             watchdog: sd_notify::watchdog_enabled().map(|limit| limit / 3),
             watchdog_ms: 0,
+            questions: None,
+            unanswered: Vec::new(),
             unsaved: BTreeSet::new(),
         })
+    }
+
+    /// The services' instances, as probes note them.
+    pub fn services(&self) -> Arc<Mutex<Services>> {
+        Arc::clone(&self.services)
+    }
+
+    /// Answers what is asked there from now on.
+    pub fn answer(&mut self, questions: Questions) -> std::io::Result<()> {
+        self.watcher.listen(questions.bell.clone())?;
+        self.questions = Some(questions);
+        Ok(())
     }
 
     /// Where events and memory go.
@@ -172,6 +191,7 @@ impl<O: StateOutlet> Judge<O> {
             }
             self.start_due(now);
             self.judge_late(now);
+            self.answer_questions(now);
             if !self.pending.is_empty() && now.boottime_ms >= self.retry_ms {
                 self.save(now);
             } else if now.boottime_ms >= self.saved_ms.saturating_add(SAVE_INTERVAL_MS) {
@@ -201,6 +221,35 @@ impl<O: StateOutlet> Judge<O> {
             Wish::Stop => Asked::Stop,
             Wish::Reload => Asked::Reload,
         })
+    }
+
+    fn answer_questions(&mut self, now: Now) {
+        let Some(questions) = self.questions.take() else { return };
+        questions.bell.silence();
+        while let Ok(ask) = questions.queue.try_recv() {
+            match ask {
+                Ask::Report { subject, problem, answer } => {
+                    let told = self.observe(now, &subject, Judgement::default().occurred(problem));
+                    if told {
+                        self.unanswered.push(answer);
+                    } else {
+                        answer.send(Err("too many of this kind were reported in the last minute".to_owned())).ok();
+                    }
+                }
+                Ask::Picture(answer) => {
+                    let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+                    answer.send(Picture::new(&self.memory.ledger, &self.memory.recent, &services)).ok();
+                }
+            }
+        }
+        self.questions = Some(questions);
+    }
+
+    /// Tells who reported whether it is durable now.
+    fn answer_reports(&mut self, outcome: &Result<u64, String>) {
+        for answer in self.unanswered.drain(..) {
+            answer.send(outcome.clone()).ok();
+        }
     }
 
     /// Saves what is remembered and what still waits, once.
@@ -349,8 +398,9 @@ impl<O: StateOutlet> Judge<O> {
     fn save(&mut self, now: Now) {
         self.memory.note_services(&mut self.services.lock().unwrap_or_else(PoisonError::into_inner));
         match self.outlet.append(self.pending.make_contiguous(), &mut self.memory, now) {
-            Ok(()) => {
+            Ok(head_sequence) => {
                 self.pending.clear();
+                self.answer_reports(&Ok(head_sequence));
                 if std::mem::take(&mut self.spool_fails) {
                     tracing::info!("the spool can be written again");
                     sd_notify::notify(&[sd_notify::NotifyState::Status("")]).ok();
@@ -364,6 +414,7 @@ impl<O: StateOutlet> Judge<O> {
                 self.retry_ms = now.boottime_ms;
             }
             Err(error) => {
+                self.answer_reports(&Err(format!("kept in memory until the spool can be written: {}", Chain(&error))));
                 // Once a second would bury the rest of the log, and fill the disk that is full.
                 if !std::mem::replace(&mut self.spool_fails, true) {
                     tracing::error!(waiting = self.pending.len(), "cannot write the spool: {}", Chain(&error));
@@ -418,12 +469,12 @@ mod tests {
     struct Kept(Vec<FindingEvent>);
 
     impl StateOutlet for Kept {
-        fn append(&mut self, events: &[Append], _memory: &mut Memory, _now: Now) -> Result<(), SpoolError> {
+        fn append(&mut self, events: &[Append], _memory: &mut Memory, _now: Now) -> Result<u64, SpoolError> {
             if events.iter().any(|append| !crate::spool::fits(&append.event)) {
                 return Err(SpoolError::TooLarge(0));
             }
             self.0.extend(events.iter().map(|append| append.event.clone()));
-            Ok(())
+            Ok(0)
         }
     }
 

@@ -5,6 +5,7 @@
 
 use super::Published;
 use crate::config::{Config, TlsFiles};
+use crate::local::LinkStatus;
 use crate::net::NetHandle;
 use crate::senses::HostRoot;
 use crate::spool::{SpoolHandle, SpoolOwner};
@@ -28,6 +29,7 @@ const STOP_TURN: Duration = Duration::from_millis(10);
 /// The task's handle.
 pub(super) struct Uplink {
     facts: FactsSetter,
+    status: LinkStatus,
     orders: watch::Sender<Orders>,
     task: JoinHandle<()>,
 }
@@ -48,6 +50,7 @@ struct Parts {
     spool: SpoolHandle,
     snapshot: SnapshotProvider,
     facts: FactsSetter,
+    status: LinkStatus,
 }
 
 impl Uplink {
@@ -77,15 +80,22 @@ impl Uplink {
             spool: spool.clone(),
             snapshot,
             facts: facts.clone(),
+            status: LinkStatus::default(),
         };
+        let status = Arc::clone(&parts.status);
         let (orders, ordered) = watch::channel(Orders { tls: config.tls.clone(), stop: None });
         let task = net.spawn(async move { serve(&parts, ordered).await });
-        Some(Self { facts, orders, task })
+        Some(Self { facts, status, orders, task })
     }
 
     /// For the thread that judges.
     pub(super) fn facts(&self) -> FactsSetter {
         self.facts.clone()
+    }
+
+    /// For who asks on the host.
+    pub(super) fn status(&self) -> LinkStatus {
+        Arc::clone(&self.status)
     }
 
     /// Reads the certificate again; the next connection uses it. Waits for nothing.
@@ -172,6 +182,8 @@ fn take_up(
             };
             let (spool, snapshot) = (parts.spool.clone(), parts.snapshot.clone());
             let handle = crate::uplink::spawn_with_facts(config, spool, snapshot, parts.facts.clone());
+            // The first uplink is the only one: a renewed certificate is given to it.
+            parts.status.set(handle.status()).ok();
             *uplink = Some((handle, identity));
         }
     }

@@ -50,8 +50,8 @@ pub struct Written {
 
 /// Where events and memory go.
 pub trait StateOutlet {
-    /// Writes both durably, or neither.
-    fn append(&mut self, events: &[Append], memory: &mut Memory, now: Now) -> Result<(), SpoolError>;
+    /// Writes both durably, or neither; gives the last entry of the spool.
+    fn append(&mut self, events: &[Append], memory: &mut Memory, now: Now) -> Result<u64, SpoolError>;
 
     /// Does what others asked of it meanwhile.
     fn serve(&mut self) {}

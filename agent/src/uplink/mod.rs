@@ -11,6 +11,8 @@ mod link;
 mod outbox;
 mod wire;
 
+pub(crate) use wire::subject_state;
+
 use crate::spool::SpoolHandle;
 use muster_agent_core::clock::Now;
 use muster_agent_core::ledger::SubjectState;

@@ -116,7 +116,8 @@ pub(super) fn gap(spool: SpoolId, first_sequence: u64, last_sequence: u64) -> v1
     v1::SpoolGap { spool_id: spool_bytes(spool), first_sequence, last_sequence }
 }
 
-pub(super) fn subject_state(state: &SubjectState<'_>) -> v1::SubjectState {
+/// What a resync, and who asks on the host, is told about one subject.
+pub(crate) fn subject_state(state: &SubjectState<'_>) -> v1::SubjectState {
     let verdict = match state.verdict {
         Verdict::Ok => v1::Verdict::Ok,
         Verdict::Problem => v1::Verdict::Problem,

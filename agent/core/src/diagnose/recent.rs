@@ -139,6 +139,15 @@ impl Recent {
         self.traces.get(service).into_iter().flatten()
     }
 
+    /// What happened lately, as findings with what is remembered of them.
+    pub fn occurrences(&self) -> impl Iterator<Item = Finding> {
+        let traces = self.traces.values().flatten();
+        traces.filter(|trace| trace.key.reason.kind() == ReasonKind::Occurrence).map(|trace| {
+            let finding = Finding::new(trace.key.clone(), &trace.summary);
+            finding.severity(trace.severity).grade(trace.grade).evidence(trace.facts.clone())
+        })
+    }
+
     /// All services of which something is remembered.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.traces.keys()
