@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod backup;
+pub mod baseline;
 pub mod clock;
 pub mod diagnose;
 pub mod disk;
@@ -18,6 +19,7 @@ pub mod mounts;
 pub mod permission;
 pub mod pid_file;
 pub mod port;
+pub mod pressure;
 pub mod proc_locks;
 pub mod process;
 pub mod restarts;

@@ -4,3 +4,4 @@
 pub mod exit;
 pub mod growth;
 pub mod proc_text;
+pub mod watch;
