@@ -19,6 +19,7 @@ pub mod mounts;
 pub mod permission;
 pub mod pid_file;
 pub mod port;
+pub mod preflight;
 pub mod pressure;
 pub mod proc_locks;
 pub mod process;

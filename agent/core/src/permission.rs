@@ -133,9 +133,10 @@ fn problem(role: Role, path: &str, faults: &[Fault], seen: &Evidence, accounts: 
     let first = faults.first()?;
     let more = match faults.len() {
         1 => String::new(),
-        count => format!(" ({} more ways in are in the evidence)", count - 1),
+        2 => "; the evidence has 1 more way in".to_owned(),
+        count => format!("; the evidence has {} more ways in", count - 1),
     };
-    let summary = format!("{} of {path}: {}{more}", role.as_str(), first.told);
+    let summary = format!("{} {path}: {}{more}", role.as_str(), first.told);
     let mut evidence = seen.clone().text("path", path).text("insecure_path", &first.inode.path);
     evidence = evidence
         .text("mode", octal(first.inode.mode))
@@ -316,7 +317,7 @@ mod tests {
         let judgement = judge(Role::Key, "/etc/link", &reading, &accounts());
         let problem = &judgement.problems[0];
         assert_eq!(problem.severity, Some(Severity::Sev3));
-        assert!(problem.summary.contains("(4 more ways in"), "{}", problem.summary);
+        assert!(problem.summary.contains("4 more ways in"), "{}", problem.summary);
         assert!(problem.evidence.get("fault_4").is_some());
     }
 

@@ -215,6 +215,9 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         let sqlite = sqlite::walk(&value)?;
         seen.check_foreign(&sqlite.path, &value);
         seen.note(name, format!("database {}", sqlite.path.display()), &value);
+        for query in &sqlite.queries {
+            seen.note(name, format!("query {} of {}", query.name, sqlite.path.display()), &value);
+        }
         Some(sqlite)
     });
     let sqlite = sqlite.collect();

@@ -16,7 +16,7 @@ use crate::senses::oom::OomProbe;
 use crate::senses::pid_file::PidFileProbe;
 use crate::senses::port::PortProbe;
 use crate::senses::sockets::SocketTable;
-use crate::senses::sqlite::{SqliteOptions, SqliteProbe};
+use crate::senses::sqlite::{QueryOptions, QueryProbe, SqliteOptions, SqliteProbe};
 use muster_agent_core::locks::contention::Limits;
 use muster_agent_core::memory::Bands;
 use muster_agent_core::port::Target;
@@ -108,17 +108,37 @@ fn ports(config: &Config, service: &Service, sockets: &Arc<SocketTable>) -> Vec<
 }
 
 fn databases(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned> {
-    let one = |sqlite: &Sqlite| {
-        let options = SqliteOptions {
-            quick_interval: sqlite.quick_interval.unwrap_or(config.probes.sqlite_quick),
-            deep_interval: sqlite.deep_interval.unwrap_or(config.probes.sqlite_deep),
-            scratch_dir: means.scratch.map(Path::to_owned),
-            ..SqliteOptions::default()
-        };
-        let probe = SqliteProbe::new(service.name.clone(), means.host.path(&sqlite.path), options);
-        planned(config, probe, sqlite.interval.unwrap_or(config.probes.sqlite))
+    service.sqlite.iter().flat_map(|sqlite| database(config, service, sqlite, means)).collect()
+}
+
+fn database(config: &Config, service: &Service, sqlite: &Sqlite, means: &Means<'_>) -> Vec<Planned> {
+    let scratch_dir = means.scratch.map(Path::to_owned);
+    let path = means.host.path(&sqlite.path);
+    let options = SqliteOptions {
+        quick_interval: sqlite.quick_interval.unwrap_or(config.probes.sqlite_quick),
+        deep_interval: sqlite.deep_interval.unwrap_or(config.probes.sqlite_deep),
+        scratch_dir: scratch_dir.clone(),
+        wal_max_bytes: sqlite.wal_max_bytes,
+        rows: sqlite.rows.clone(),
+        foreign_keys: sqlite.foreign_keys,
+        ..SqliteOptions::default()
     };
-    service.sqlite.iter().map(one).collect()
+    let probe = SqliteProbe::new(service.name.clone(), path.clone(), options);
+    let mut probes = vec![planned(config, probe, sqlite.interval.unwrap_or(config.probes.sqlite))];
+    for query in &sqlite.queries {
+        let options = QueryOptions {
+            name: query.name.clone(),
+            sql: query.sql.clone(),
+            bounds: query.bounds,
+            timeout: query.timeout,
+            severity: query.severity,
+            summary: query.summary.clone(),
+            scratch_dir: scratch_dir.clone(),
+        };
+        let probe = QueryProbe::new(service.name.clone(), path.clone(), options);
+        probes.push(planned(config, probe, query.interval.unwrap_or(config.probes.query)));
+    }
+    probes
 }
 
 fn backups(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned> {
