@@ -5,11 +5,15 @@ use crate::config::{self, Config, ConfigError};
 use crate::discover;
 use crate::doctor::report::Report;
 use crate::doctor::{self, text};
+use crate::local;
+use crate::preflight::{self, Wanted};
 use crate::seccomp;
 use crate::senses::HostRoot;
 use clap::{Parser, Subcommand, ValueEnum};
 use muster_common::chain::Chain;
 use muster_common::config::did_you_mean;
+use muster_common::units::parse_bytes;
+use muster_proto::v1;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -62,6 +66,44 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = config::PATH_DEFAULT)]
         config: PathBuf,
     },
+    /// May new work start on this host? Exit status: 0 go, 1 caution, 2 stop, 3 usage
+    Preflight {
+        /// How many workers are to start [default: tell how many could]
+        #[arg(long, value_name = "N")]
+        workers: Option<u32>,
+        /// What one worker needs
+        #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
+        worker_memory: u64,
+        /// How to print
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+        /// The config [default: /etc/muster/agent.toml where it can be read, else the defaults]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Tell the agent on this host of something that happened to a service
+    ///
+    /// Returns when it is durable. Further `--KEY VALUE` pairs are kept as evidence.
+    Report {
+        /// The service, as in the agent's config
+        #[arg(long, value_name = "NAME")]
+        service: String,
+        /// Reason code of an occurrence, such as repo_locked
+        #[arg(long, value_name = "CODE")]
+        reason: String,
+        /// What it is about
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        subject: String,
+        /// One sentence
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        message: String,
+        /// The agent's socket
+        #[arg(long, value_name = "PATH", default_value = config::SOCKET_DEFAULT)]
+        socket: PathBuf,
+        /// --KEY VALUE …
+        #[arg(value_name = "EVIDENCE", trailing_var_arg = true, allow_hyphen_values = true)]
+        evidence: Vec<String>,
+    },
     /// Discover pid files, listening ports and open SQLite files, and print a commented config
     Init,
 }
@@ -99,15 +141,83 @@ pub fn main() -> ExitCode {
             run_doctor(&asked, notes)
         }
         Command::CheckConfig { config } => check_config(&config),
+        Command::Preflight { workers, worker_memory, format, config } => {
+            run_preflight(config.as_deref(), format, Wanted { workers, worker_bytes: worker_memory })
+        }
+        Command::Report { service, reason, subject, message, socket, evidence } => {
+            let request = v1::ReportRequest { service, reason, subject, message, ..v1::ReportRequest::default() };
+            report(&socket, request, &evidence)
+        }
         Command::Init => init(),
     };
     ExitCode::from(status)
 }
 
-/// Only `doctor` has a status of its own for usage; a wrong line in a unit file is as final as a wrong config.
+/// Only `doctor` and `preflight` have a status of their own for usage; a wrong line in a unit file is as final as a
+/// wrong config.
 fn usage_status(command: Option<OsString>) -> u8 {
-    let of_others = command.is_some_and(|command| ["run", "check-config", "init"].iter().any(|name| command == *name));
+    let others = ["run", "check-config", "init", "report"];
+    let of_others = command.is_some_and(|command| others.iter().any(|name| command == *name));
     if of_others { EXIT_WRONG_CONFIG } else { EXIT_USAGE }
+}
+
+/// Without a config that can be read the defaults answer: a worker's user may not read the agent's.
+fn run_preflight(config: Option<&Path>, format: Format, wanted: Wanted) -> u8 {
+    let loaded = match config {
+        Some(path) => Config::load(path),
+        None => Config::load(Path::new(config::PATH_DEFAULT)).or_else(|error| match error {
+            ConfigError::Read { .. } => Ok(Config::default()),
+            ConfigError::Wrong(_) => Err(error),
+        }),
+    };
+    let config = match loaded {
+        Ok(config) => config,
+        Err(error) => return wrong_config(&error, EXIT_USAGE),
+    };
+    let answer = preflight::ask(&config, &HostRoot::default(), wanted);
+    let text = match format {
+        Format::Json => format!("{}\n", preflight::to_json(&answer, wanted)),
+        Format::Text => preflight::to_text(&answer),
+    };
+    match print(&text) {
+        0 => answer.decision.exit_status(),
+        _ => EXIT_USAGE,
+    }
+}
+
+fn report(socket: &Path, mut request: v1::ReportRequest, evidence: &[String]) -> u8 {
+    if let Err(message) = add_evidence(&mut request, evidence) {
+        complain(&message);
+        return EXIT_WRONG_CONFIG;
+    }
+    match local::client::report(socket, request) {
+        Ok(_) => 0,
+        Err(error) => {
+            complain(&Chain(&error).to_string());
+            EXIT_FAILURE
+        }
+    }
+}
+
+/// `--KEY VALUE` pairs; the command's own options may stand among them.
+fn add_evidence(request: &mut v1::ReportRequest, evidence: &[String]) -> Result<(), String> {
+    for pair in evidence.chunks(2) {
+        let [key, value] = pair else {
+            return Err(format!("{:?} has no value: evidence is --KEY VALUE pairs", pair.concat()));
+        };
+        let Some(key) = key.strip_prefix("--") else {
+            return Err(format!("expected --KEY VALUE, found {key:?}"));
+        };
+        match key {
+            "service" => request.service.clone_from(value),
+            "reason" => request.reason.clone_from(value),
+            "subject" => request.subject.clone_from(value),
+            "message" => request.message.clone_from(value),
+            "socket" => return Err("--socket must stand before the evidence".to_owned()),
+            _ => drop(request.evidence.insert(key.replace('-', "_"), value.clone())),
+        }
+    }
+    Ok(())
 }
 
 struct Asked {

@@ -57,8 +57,7 @@ fn call<T>(
         // The address is only the name of the server in the request; the connector goes to the socket.
         let endpoint = Endpoint::from_static("http://localhost").timeout(CALL_TIMEOUT);
         let channel = endpoint.connect_with_connector(connect).await;
-        let channel =
-            channel.map_err(|source| LocalError::Connect { path: socket.display().to_string(), source })?;
+        let channel = channel.map_err(|source| LocalError::Connect { path: socket.display().to_string(), source })?;
         let client = LocalAgentServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         Ok(work(client).await.map_err(LocalError::Refused)?.into_inner())
     })

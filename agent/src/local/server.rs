@@ -64,7 +64,8 @@ impl Reporters {
 
     /// Takes the services of a config.
     pub fn set(&self, config: &Config) {
-        let named = |service: &crate::config::Service| (service.name.clone(), service.reporters.iter().copied().collect());
+        let named =
+            |service: &crate::config::Service| (service.name.clone(), service.reporters.iter().copied().collect());
         let services = config.services.iter().map(named);
         *self.named.lock().unwrap_or_else(PoisonError::into_inner) = services.collect();
     }
