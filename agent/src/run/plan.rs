@@ -17,7 +17,7 @@ use crate::senses::pid_file::PidFileProbe;
 use crate::senses::port::PortProbe;
 use crate::senses::sockets::SocketTable;
 use crate::senses::sqlite::{QueryOptions, QueryProbe, SqliteOptions, SqliteProbe};
-use muster_agent_core::locks::contention::Limits;
+use muster_agent_core::locks::contention::Limits as LockLimits;
 use muster_agent_core::memory::Bands;
 use muster_agent_core::port::Target;
 use muster_agent_core::schedule::Plan;
@@ -154,7 +154,7 @@ fn locks(config: &Config, service: &Service, table: &Arc<LockTable>) -> Vec<Plan
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let mut probes = Vec::new();
     for lock in &service.locks {
-        let limits = Limits { max_wait: lock.max_wait.unwrap_or(MAX_WAIT_DEFAULT), max_hold: lock.max_hold };
+        let limits = LockLimits { max_wait: lock.max_wait.unwrap_or(MAX_WAIT_DEFAULT), max_hold: lock.max_hold };
         let probe = LockProbe::of_file(service.name.clone(), &text(&lock.path), limits, Arc::clone(table));
         probes.push(planned(config, probe, lock.interval.unwrap_or(config.probes.lock)));
     }

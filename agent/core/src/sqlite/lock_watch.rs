@@ -1,8 +1,10 @@
 //! Since when a lock is held without progress. There are no timestamps in the kernel's table, so the answer is "at
 //! least since the first sample that showed the same holder and nothing moved".
 
-use super::state::{LockName, Progress, Snapshot};
+use super::state::{LockName, Snapshot};
 use crate::clock::Now;
+use serde::{Deserialize, Serialize};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 /// A lock that has not moved.
@@ -17,9 +19,18 @@ pub struct Held {
 }
 
 /// Remembers the last samples of one database.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockWatch {
-    since: Option<(LockName, Option<u32>, Progress, u64)>,
+    since: Option<Since>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Since {
+    name: LockName,
+    pid: Option<u32>,
+    /// Of what would move; another release of the agent may hash otherwise, and the clock then starts again.
+    progress_hash: u64,
+    boottime_ms: u64,
 }
 
 impl LockWatch {
@@ -29,15 +40,18 @@ impl LockWatch {
             self.since = None;
             return None;
         };
-        let progress = snapshot.progress();
-        let start = match &self.since {
-            Some((old_name, old_pid, old, start)) if (*old_name, *old_pid) == (name, pid) && *old == progress => *start,
-            _ => {
-                self.since = Some((name, pid, progress, now.boottime_ms));
-                now.boottime_ms
-            }
+        let mut hasher = DefaultHasher::new();
+        snapshot.progress().hash(&mut hasher);
+        let mut since = Since { name, pid, progress_hash: hasher.finish(), boottime_ms: now.boottime_ms };
+        let same = |old: &&Since| {
+            (old.name, old.pid, old.progress_hash) == (since.name, since.pid, since.progress_hash)
         };
-        Some(Held { name, pid, held: now.since(start) })
+        if let Some(old) = self.since.as_ref().filter(same) {
+            // After a reboot the clock starts again.
+            since.boottime_ms = old.boottime_ms.min(now.boottime_ms);
+        }
+        self.since = Some(since);
+        Some(Held { name, pid, held: now.since(since.boottime_ms) })
     }
 }
 
@@ -56,6 +70,8 @@ mod tests {
         sample.locks.reserved = Some(Some(7));
         assert_eq!(watch.sample(&sample, &at(1_000)).unwrap().held, Duration::ZERO);
         assert_eq!(watch.sample(&sample, &at(12_000)).unwrap().held, Duration::from_secs(11));
+        watch = serde_json::from_str(&serde_json::to_string(&watch).unwrap()).unwrap();
+        assert_eq!(watch.sample(&sample, &at(12_500)).unwrap().held, Duration::from_millis(11_500), "a restart");
         sample.database.modified_ns += 1;
         assert_eq!(watch.sample(&sample, &at(13_000)).unwrap().held, Duration::ZERO);
         sample.locks.reserved = Some(Some(8));

@@ -4,9 +4,10 @@
 //! is `Changing`, and the probe answers unknown.
 
 use super::header::{Header, JournalHeader, WalIndex};
+use serde::{Deserialize, Serialize};
 
 /// Identity and size of one file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileFacts {
     /// Device.
     pub device: u64,
@@ -47,6 +48,10 @@ pub struct LockFacts {
     pub exclusive: Option<Option<u32>>,
     /// The write lock of WAL mode (byte 120 of the -shm).
     pub wal_write: Option<Option<u32>>,
+    /// The checkpointer's (byte 121).
+    pub wal_checkpoint: Option<Option<u32>>,
+    /// Held while the wal-index is rebuilt (byte 122).
+    pub wal_recover: Option<Option<u32>>,
 }
 
 impl LockFacts {
@@ -60,20 +65,23 @@ impl LockFacts {
         *self == Self::default()
     }
 
-    /// The strongest lock that keeps others from writing, with its holder.
+    /// The strongest lock that keeps others from writing or the log from being moved back, with its holder.
     pub const fn strongest(&self) -> Option<(LockName, Option<u32>)> {
         match self {
             Self { exclusive: Some(pid), .. } => Some((LockName::Exclusive, *pid)),
             Self { pending: Some(pid), .. } => Some((LockName::Pending, *pid)),
             Self { reserved: Some(pid), .. } => Some((LockName::Reserved, *pid)),
+            Self { wal_recover: Some(pid), .. } => Some((LockName::WalRecover, *pid)),
             Self { wal_write: Some(pid), .. } => Some((LockName::WalWrite, *pid)),
+            Self { wal_checkpoint: Some(pid), .. } => Some((LockName::WalCheckpoint, *pid)),
             _ => None,
         }
     }
 }
 
-/// The locks that keep others from writing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The locks that keep others from writing, or the log from being moved back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LockName {
     /// RESERVED.
     Reserved,
@@ -83,6 +91,10 @@ pub enum LockName {
     Exclusive,
     /// The write lock of WAL mode.
     WalWrite,
+    /// The checkpointer's lock of WAL mode.
+    WalCheckpoint,
+    /// The lock under which the wal-index is rebuilt.
+    WalRecover,
 }
 
 impl LockName {
@@ -93,6 +105,18 @@ impl LockName {
             Self::Pending => "PENDING",
             Self::Exclusive => "EXCLUSIVE",
             Self::WalWrite => "WAL write lock",
+            Self::WalCheckpoint => "WAL checkpoint lock",
+            Self::WalRecover => "WAL recovery lock",
+        }
+    }
+
+    /// In a sentence: `RESERVED lock`.
+    pub const fn as_phrase(self) -> &'static str {
+        match self {
+            Self::Reserved => "RESERVED lock",
+            Self::Pending => "PENDING lock",
+            Self::Exclusive => "EXCLUSIVE lock",
+            other => other.as_str(),
         }
     }
 }
@@ -239,7 +263,7 @@ impl Snapshot {
 }
 
 /// See [`Snapshot::token`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Token {
     database: FileFacts,
     header_bytes: Vec<u8>,
@@ -248,7 +272,7 @@ pub struct Token {
 }
 
 /// See [`Snapshot::progress`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Progress {
     token: Token,
     frame_max: Option<u32>,

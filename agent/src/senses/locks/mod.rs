@@ -10,6 +10,7 @@ mod probe;
 pub use probe::{LockProbe, MAX_WAIT_DEFAULT};
 
 pub(crate) use people::{Openers, openers, party};
+pub(crate) use probe::living;
 
 use super::HostRoot;
 use muster_agent_core::locks::party::Party;

@@ -74,7 +74,7 @@ struct Found<T> {
     at_boottime_ms: u64,
 }
 
-type Living = Vec<(ServiceName, Instance)>;
+pub(crate) type Living = Vec<(ServiceName, Instance)>;
 
 impl LockProbe {
     /// Watches one lock file.
@@ -351,7 +351,7 @@ fn contended_on(table: &Table, is_it: impl Fn(&FileId) -> bool) -> impl Iterator
 }
 
 /// The main processes of all services, as far as they live.
-fn living(context: &Context) -> Living {
+pub(crate) fn living(context: &Context) -> Living {
     let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
     let newest = |name: &ServiceName| {
         let instance = services.newest(name).filter(|instance| instance.ended_boottime_ms.is_none())?;

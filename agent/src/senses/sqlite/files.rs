@@ -5,6 +5,9 @@
 
 use crate::senses::pid_file::what_stands_there;
 use crate::senses::regular::{self, Found};
+use muster_agent_core::locks::sqlite_bytes::{
+    PENDING_BYTE, RESERVED_BYTE, SHARED_BYTES, SHARED_FIRST, WAL_CHECKPOINT_BYTE, WAL_RECOVER_BYTE, WAL_WRITE_BYTE,
+};
 use muster_agent_core::proc_locks;
 use muster_agent_core::sqlite::header::{
     HEADER_BYTES, Header, JOURNAL_HEADER_BYTES, JournalHeader, WAL_INDEX_HEADER_BYTES, WalIndex,
@@ -23,12 +26,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Where SQLite's lock bytes begin.
-const PENDING_BYTE: u64 = 0x4000_0000;
-/// Bytes of the shared range, after PENDING and RESERVED.
-const SHARED_BYTES: u64 = 510;
-/// The write lock of WAL mode, in the -shm.
-const WAL_WRITE_BYTE: u64 = 120;
 /// How long a run waits for another probe of this process to be done with the same file.
 const CLAIM_WAIT: Duration = Duration::from_millis(250);
 
@@ -169,35 +166,6 @@ pub(super) fn could_write(path: &Path) -> bool {
     may(path) || path.parent().is_none_or(may) || may(&sibling(path, "-shm")) || may(&sibling(path, "-wal"))
 }
 
-/// One process that holds a lock on the database or its -shm.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Holder {
-    pub(super) pid: u32,
-    pub(super) comm: String,
-    pub(super) write: bool,
-}
-
-/// Everyone in `/proc/locks` who holds SQLite's lock bytes; at most a few, writers first.
-pub(super) fn holders(look: &Look) -> Vec<Holder> {
-    const HOLDERS_MAX: usize = 16;
-    let Ok(text) = std::fs::read_to_string("/proc/locks") else { return Vec::new() };
-    let table = proc_locks::parse(&text);
-    let inodes = [Some(look.snapshot.database), look.snapshot.shm];
-    let mut found: Vec<Holder> = Vec::new();
-    for inode in inodes.into_iter().flatten().map(|file| file.inode) {
-        for lock in table.on(&look.devices, inode).filter(|lock| !lock.waits) {
-            let Some(pid) = lock.pid.filter(|pid| *pid != std::process::id()) else { continue };
-            if let Some(holder) = found.iter_mut().find(|holder| holder.pid == pid) {
-                holder.write |= lock.write;
-            } else if found.len() < HOLDERS_MAX {
-                found.push(Holder { pid, comm: comm(pid), write: lock.write });
-            }
-        }
-    }
-    found.sort_by_key(|holder| (!holder.write, holder.pid));
-    found
-}
-
 /// The name of a process, or `?` when it is gone or hidden.
 pub(super) fn comm(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".to_owned(), |comm| comm.trim().to_owned())
@@ -246,14 +214,16 @@ fn first_bytes(path: &Path, file: &File, bytes_max: usize) -> Result<Vec<u8>, Ob
 
 /// Asks the kernel which of SQLite's bytes others hold. Takes no lock; works whatever device `/proc/locks` shows.
 fn locks(database: &File, shm: Option<&File>) -> nix::Result<LockFacts> {
-    let reserved = conflict(database, libc::F_WRLCK, PENDING_BYTE + 1, 1)?;
+    let reserved = conflict(database, libc::F_WRLCK, RESERVED_BYTE, 1)?;
     // A reader takes a read lock on this byte for a moment: only a writer's counts.
     let pending = conflict(database, libc::F_RDLCK, PENDING_BYTE, 1)?;
-    let range = conflict(database, libc::F_WRLCK, PENDING_BYTE + 2, SHARED_BYTES)?;
-    let wal_write = match shm {
-        Some(shm) => conflict(shm, libc::F_WRLCK, WAL_WRITE_BYTE, 1)?,
-        None => None,
+    let range = conflict(database, libc::F_WRLCK, SHARED_FIRST, SHARED_BYTES)?;
+    let slot = |byte: u64| match shm {
+        Some(shm) => conflict(shm, libc::F_WRLCK, byte, 1),
+        None => Ok(None),
     };
+    let (wal_write, wal_checkpoint) = (slot(WAL_WRITE_BYTE)?, slot(WAL_CHECKPOINT_BYTE)?);
+    let wal_recover = slot(WAL_RECOVER_BYTE)?;
     let holder = |found: Option<(bool, Option<u32>)>| found.map(|(_, pid)| pid);
     Ok(LockFacts {
         shared: holder(range.filter(|(write, _)| !write)),
@@ -261,6 +231,8 @@ fn locks(database: &File, shm: Option<&File>) -> nix::Result<LockFacts> {
         reserved: holder(reserved),
         pending: holder(pending),
         wal_write: holder(wal_write),
+        wal_checkpoint: holder(wal_checkpoint),
+        wal_recover: holder(wal_recover),
     })
 }
 

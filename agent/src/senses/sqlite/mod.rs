@@ -10,6 +10,7 @@ mod check;
 mod copy;
 mod deep;
 mod files;
+mod lock;
 mod recipe;
 mod report;
 
@@ -23,7 +24,7 @@ use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::sqlite::damage::Damage;
 use muster_agent_core::sqlite::lock_watch::LockWatch;
 use muster_agent_core::sqlite::shrink::Extent;
-use muster_agent_core::sqlite::state::{LockName, State, Token};
+use muster_agent_core::sqlite::state::{State, Token};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
@@ -98,6 +99,8 @@ struct Memory {
     deep_boottime_ms: Option<u64>,
     /// The last deep check found damage.
     deep_damaged: bool,
+    /// Since when a lock has not moved.
+    watch: LockWatch,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,7 +132,9 @@ pub struct SqliteProbe {
     subject: SubjectKey,
     path: PathBuf,
     options: SqliteOptions,
-    watch: LockWatch,
+    /// A lock that the present run found stuck.
+    stuck: Option<lock::Stuck>,
+    last_walk: Option<lock::LastWalk>,
     memory: Memory,
     rotation: Rotation,
     /// Damage that no complete pass has cleared.
@@ -167,7 +172,8 @@ impl SqliteProbe {
             subject: SubjectKey::new(service, ProbeKind::Sqlite, &path.display().to_string()),
             path,
             options,
-            watch: LockWatch::default(),
+            stuck: None,
+            last_walk: None,
             memory: Memory::default(),
             rotation: Rotation::default(),
             damage: Damage::default(),
@@ -201,7 +207,7 @@ impl SqliteProbe {
             Err(obstacle) => return self.obstructed(&obstacle),
         };
         let mut problems = self.identity(&look, &now);
-        problems.extend(self.lock(&look, &now));
+        self.note_lock(&path, &look, &claim, &now, context.one_shot);
         let state = look.snapshot.state();
         let trouble = match state {
             State::Empty => self.empty(&now),
@@ -445,16 +451,6 @@ impl SqliteProbe {
         Some(report::much_smaller(&self.path, file.size_bytes, &shrunk.before, shrunk.grade))
     }
 
-    fn lock(&mut self, look: &Look, now: &Now) -> Option<Problem> {
-        let held = self.watch.sample(&look.snapshot, now)?;
-        // In WAL mode an EXCLUSIVE lock without a -shm is `locking_mode=EXCLUSIVE`: a choice, not an accident.
-        let chosen = held.name == LockName::Exclusive
-            && look.snapshot.shm.is_none()
-            && look.snapshot.header.is_some_and(|header| header.is_wal());
-        (held.held >= self.options.lock_held_after && !chosen)
-            .then(|| report::lock_held(&self.path, &held, &files::holders(look)))
-    }
-
     fn judge(&self, look: &Look, mut problems: Vec<Problem>, unknown: Option<Unknown>, now: &Now) -> Judgement {
         let mut damage = self.damage.clone();
         damage.merge(self.deep_damage.clone());
@@ -514,7 +510,9 @@ impl Probe for SqliteProbe {
             std::thread::sleep(ONE_SHOT_CONFIRM_WAIT);
             self.examine(context, ground)
         });
-        answer.unwrap_or_else(|why| Judgement::unknown(why, None))
+        let mut judgement = answer.unwrap_or_else(|why| Judgement::unknown(why, None));
+        judgement.problems.extend(self.stuck_lock(context));
+        judgement
     }
 
     fn save(&self) -> Option<serde_json::Value> {

@@ -1,14 +1,13 @@
 //! The sentences, evidence and next steps of the SQLite probe.
 
-use super::files::{Holder, Look, Obstacle, comm};
+use super::files::{Look, Obstacle};
 use muster_agent_core::judgement::Problem;
 use muster_agent_core::sqlite::damage::Damage;
-use muster_agent_core::sqlite::lock_watch::Held;
 use muster_agent_core::sqlite::shrink::Extent;
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
-use muster_common::units::{human_bytes, human_duration};
+use muster_common::units::human_bytes;
 use std::path::Path;
 
 const COPY_FIRST: &str =
@@ -169,40 +168,6 @@ pub(super) fn journal_hot(path: &Path, journal_bytes: u64) -> Problem {
     ])
 }
 
-/// A lock that has not moved.
-pub(super) fn lock_held(path: &Path, held: &Held, holders: &[Holder]) -> Problem {
-    let by = held.pid.map_or_else(
-        || "a process that is hidden from the agent".to_owned(),
-        |pid| format!("{} (pid {pid})", comm(pid)),
-    );
-    let summary = format!(
-        "{by} holds the {} lock of {} without progress for at least {}",
-        held.name.as_str(),
-        path.display(),
-        human_duration(held.held)
-    );
-    let mut evidence = Evidence::new()
-        .text("path", path.display().to_string())
-        .text("lock", held.name.as_str())
-        .duration("held_ms", held.held);
-    if let Some(pid) = held.pid {
-        evidence = evidence.count("holder_pid", pid).text("holder_comm", comm(pid));
-    }
-    let others: Vec<String> = holders
-        .iter()
-        .filter(|holder| Some(holder.pid) != held.pid)
-        .map(|holder| format!("{} ({}, {})", holder.pid, holder.comm, if holder.write { "write" } else { "read" }))
-        .collect();
-    if !others.is_empty() {
-        evidence = evidence.text("other_holders", others.join(", "));
-    }
-    Problem::new(Reason::SqliteLockHeld, summary).evidence(evidence).next_steps([
-        "look what the holder does: cat /proc/PID/stack /proc/PID/wchan, its log, a debugger",
-        "a transaction that was begun and never ended is the usual cause; so is PRAGMA locking_mode=EXCLUSIVE on purpose",
-        "ending the holder rolls its transaction back; never delete -journal, -wal or -shm to free a lock",
-    ])
-}
-
 /// Why nothing could be seen, and the way out.
 pub(super) fn blind(obstacle: &Obstacle) -> (String, Option<String>) {
     let way_out = match obstacle {
@@ -227,6 +192,9 @@ pub(super) fn seen(look: &Look) -> Evidence {
     }
     if let Some(wal) = &snapshot.wal {
         seen = seen.bytes("wal_bytes", wal.size_bytes);
+    }
+    if snapshot.locks.exclusive.is_some() && snapshot.shm.is_none() && snapshot.header.is_some_and(|h| h.is_wal()) {
+        seen = seen.text("locking_mode", "EXCLUSIVE");
     }
     if let Some((name, pid)) = snapshot.locks.strongest() {
         seen = seen.text("lock", name.as_str());
