@@ -2,9 +2,11 @@
 
 use crate::senses::HostRoot;
 use muster_agent_core::clock::Now;
+use muster_agent_core::host_clock::Kernel;
 use muster_common::ids::BootId;
 use muster_common::time::Timestamp;
 use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::time::Duration;
 
 /// Both clocks, now.
 pub fn now() -> Now {
@@ -23,6 +25,19 @@ pub fn suspended_ms() -> u64 {
 pub fn boot_id(host: &HostRoot) -> BootId {
     let text = std::fs::read_to_string(host.path("/proc/sys/kernel/random/boot_id")).unwrap_or_default();
     BootId(text.trim().parse().unwrap_or_default())
+}
+
+/// What the kernel says of its wall clock; `None` where it may not be asked: a seccomp filter without `adjtimex`, as
+/// `ProtectClock=yes` sets it.
+#[expect(unsafe_code, reason = "no safe wrapper of a mere look by adjtimex exists in std, nix or rustix")]
+pub fn kernel_clock() -> Option<Kernel> {
+    // SAFETY: a struct of integers, for which zero is a value; `modes` of zero asks and changes nothing.
+    let (state, timex) = unsafe {
+        let mut timex: nix::libc::timex = std::mem::zeroed();
+        (nix::libc::adjtimex(&raw mut timex), timex)
+    };
+    let max_error = Duration::from_micros(u64::try_from(timex.maxerror).unwrap_or(0));
+    (state >= 0).then_some(Kernel { synchronised: timex.status & nix::libc::STA_UNSYNC == 0, max_error })
 }
 
 fn millis(time: Timespec) -> i64 {

@@ -6,6 +6,7 @@ pub mod report;
 pub mod text;
 
 use crate::config::Config;
+use crate::local::LinkStatus;
 use crate::net::Net;
 use crate::probe::{Context, Lane as Kind};
 use crate::run::lanes::{Delivery, Done, Job, Lane};
@@ -44,7 +45,7 @@ pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> std::io
     let services = Arc::new(Mutex::new(Services::default()));
     let now = crate::clock::now();
     let context = Context { now, services: Arc::clone(&services), one_shot: true };
-    let means = Means { host, scratch: None, net: &net.handle() };
+    let means = Means { host, scratch: None, net: &net.handle(), link: LinkStatus::default() };
     let planned = probes(config, &means);
     let (first, second): (Vec<_>, Vec<_>) =
         planned.into_iter().partition(|planned| tells_processes(planned.probe.subject().probe));

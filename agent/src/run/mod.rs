@@ -62,8 +62,8 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let link = uplink.as_ref().map(Uplink::status).unwrap_or_default();
     let reporters = Arc::new(Reporters::new(judge.services()));
     reporters.set(&config);
-    let _local = serve_local(&config, &net, &mut judge, &reporters, link)?;
-    judge.watch(plan::probes(&config, &means(&host, &state, &net)), config.probes.blind_after);
+    let _local = serve_local(&config, &net, &mut judge, &reporters, link.clone())?;
+    judge.watch(plan::probes(&config, &means(&host, &state, &net, &link)), config.probes.blind_after);
     tracing::info!(
         services = config.services.len(),
         coordinators = config.endpoints.len(),
@@ -84,14 +84,14 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             Asked::Stop => break,
             Asked::TryDisk => {
                 if state.try_disk(&current, boot, &mut judge.outlet().spool) {
-                    judge.watch(plan::probes(&current, &means(&host, &state, &net)), current.probes.blind_after);
+                    judge.watch(plan::probes(&current, &means(&host, &state, &net, &link)), current.probes.blind_after);
                 } else {
                     judge.try_disk();
                 }
             }
             Asked::Reload => {
                 state.try_disk(&current, boot, &mut judge.outlet().spool);
-                current = reload(config_path, current, &means(&host, &state, &net), &mut judge);
+                current = reload(config_path, current, &means(&host, &state, &net, &link), &mut judge);
                 reporters.set(&current);
                 if let Some(uplink) = &uplink {
                     uplink.renew(&current.tls);
@@ -130,8 +130,8 @@ fn serve_local<O: StateOutlet>(
         .ok())
 }
 
-fn means<'a>(host: &'a HostRoot, state: &'a State, net: &'a NetHandle) -> Means<'a> {
-    Means { host, scratch: state.scratch(), net }
+fn means<'a>(host: &'a HostRoot, state: &'a State, net: &'a NetHandle, link: &LinkStatus) -> Means<'a> {
+    Means { host, scratch: state.scratch(), net, link: link.clone() }
 }
 
 /// Whether the whole host goes down, and not only this agent. The unit's `ExecStop=` leaves the sign, before the agent

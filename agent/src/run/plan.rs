@@ -6,11 +6,13 @@ use crate::config::backup::Backup;
 use crate::config::sqlite::Sqlite;
 use crate::config::{Config, Service, Watch};
 use crate::doctor::report::NotWatched;
+use crate::local::LinkStatus;
 use crate::net::NetHandle;
 use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
 use crate::senses::backup::{BackupOptions, BackupProbe};
 use crate::senses::locks::{LockProbe, LockTable, MAX_WAIT_DEFAULT};
+use crate::senses::host_clock::HostClockProbe;
 use crate::senses::memory::MemoryProbe;
 use crate::senses::oom::OomProbe;
 use crate::senses::pid_file::PidFileProbe;
@@ -18,6 +20,7 @@ use crate::senses::port::PortProbe;
 use crate::senses::sockets::SocketTable;
 use crate::senses::sqlite::{QueryOptions, QueryProbe, SqliteOptions, SqliteProbe};
 use muster_agent_core::locks::contention::Limits as LockLimits;
+use muster_agent_core::host_clock::Limits;
 use muster_agent_core::memory::Bands;
 use muster_agent_core::port::Target;
 use muster_agent_core::schedule::Plan;
@@ -56,6 +59,8 @@ pub struct Means<'a> {
     pub scratch: Option<&'a Path>,
     /// Where tasks run that wait for other programs.
     pub net: &'a NetHandle,
+    /// What the link to the coordinator knows; empty without one.
+    pub link: LinkStatus,
 }
 
 /// All probes of a config, on this host. Pid files first: the others ask them whose process they see.
@@ -80,6 +85,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     planned.extend(host_files::disks(config, means));
     planned.extend(host_files::permissions(config, means));
     planned.extend(host_files::baselines(config, means));
+    planned.push(host_clock(config, means));
     planned
 }
 
@@ -176,6 +182,11 @@ fn host_probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     ]
 }
 
+fn host_clock(config: &Config, means: &Means<'_>) -> Planned {
+    let limits = Limits { max_skew: config.clock.max_skew, synchronised: config.clock.synchronised };
+    planned(config, HostClockProbe::new(limits, means.link.clone(), means.host.clone()), config.probes.clock)
+}
+
 /// Makes the daemon's folder for copies.
 pub fn make_scratch(config: &Config) -> std::io::Result<PathBuf> {
     let folder = config.state_dir.join(SCRATCH);
@@ -198,7 +209,7 @@ fn of_service(service: &Service) -> Vec<NotWatched> {
 }
 
 /// What the config sets; one threshold alone sets the other at twice or half of it. `None`: the defaults.
-fn bands(config: &Config) -> Option<Bands> {
+pub(crate) fn bands(config: &Config) -> Option<Bands> {
     let memory = config.memory;
     let approaching_bytes = memory.approaching_bytes.or(memory.critical_bytes.map(|low| low.saturating_mul(2)))?;
     let critical_bytes = memory.critical_bytes.unwrap_or(approaching_bytes / 2);

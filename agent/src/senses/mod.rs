@@ -2,15 +2,19 @@
 
 pub mod backup;
 pub mod baseline;
+pub mod cgroup;
 pub mod disk;
 pub mod exit;
 pub mod locks;
+pub mod host_clock;
 pub mod memory;
 pub mod oom;
 pub mod permission;
 pub mod pid_file;
 pub mod port;
+pub mod pressure;
 pub mod process;
+pub mod process_watch;
 mod regular;
 pub mod restarts;
 pub mod saved_log;

@@ -9,11 +9,14 @@ use crate::spool::{Comparison, SpoolError, SpoolHandle};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use muster_agent_core::clock::Now;
+use muster_agent_core::host_clock::Heard;
 use muster_agent_core::session::{End, Goodbye, Input, Output, Phase, Session, SpoolAnswer, SpoolView};
 use muster_common::ids::{Epoch, SpoolId};
 use muster_common::limits::{BATCH_ENTRIES_MAX, ENTRY_BODY_BYTES_MAX};
 use muster_common::spool::Position;
 use muster_proto::v1;
+use muster_proto::v1::connect_response::Message as Wire;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -65,6 +68,8 @@ struct Driver {
     /// What was told of each endpoint since there was a stream, and when.
     told: BTreeMap<String, (String, u64)>,
     streaming_since_boottime_ms: Option<u64>,
+    /// The coordinator's clock.
+    heard: Heard,
 }
 
 /// Runs until told to stop.
@@ -109,6 +114,7 @@ pub(super) async fn run(
         last_message: String::new(),
         told: BTreeMap::new(),
         streaming_since_boottime_ms: None,
+        heard: Heard::default(),
     };
     while let Some(deadline_ms) = driver.session.deadline_ms() {
         let wait = Duration::from_millis(deadline_ms.saturating_sub((driver.config.clock)().boottime_ms));
@@ -167,7 +173,9 @@ impl Driver {
         match event {
             LinkEvent::Connected => self.input(Input::Connected(stream)),
             LinkEvent::Received(response) => {
-                let message = wire::received(*response, &self.config.security, (self.config.clock)());
+                let now = (self.config.clock)();
+                self.note_clock(&response, now);
+                let message = wire::received(*response, &self.config.security, now);
                 if let muster_agent_core::session::Message::Malformed(why) = &message {
                     self.last_message.clone_from(why);
                 }
@@ -179,6 +187,21 @@ impl Driver {
                 self.link = None;
                 self.input(Input::Ended(stream, end));
             }
+        }
+    }
+
+    fn note_clock(&mut self, response: &v1::ConnectResponse, now: Now) {
+        let wall_unix_ms = match &response.message {
+            Some(Wire::Welcome(welcome)) => {
+                self.heard.forget();
+                welcome.wall_unix_ms
+            }
+            Some(Wire::Ack(ack)) => ack.wall_unix_ms,
+            _ => 0,
+        };
+        // An older coordinator does not tell.
+        if wall_unix_ms > 0 {
+            self.heard.note(wall_unix_ms, now.boottime_ms);
         }
     }
 
@@ -387,6 +410,7 @@ impl Driver {
             last_message: self.last_message.clone(),
             failed_tries: self.session.attempt(),
             unacked_entries: view.head.saturating_sub(view.stored),
+            coordinator_less_boottime_ms: self.heard.less_boottime_ms(),
         };
         publish.send_if_modified(|known| {
             let changed = *known != status;

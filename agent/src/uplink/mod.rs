@@ -123,6 +123,8 @@ pub struct UplinkStatus {
     pub failed_tries: u32,
     /// Entries that no coordinator acknowledged yet.
     pub unacked_entries: u64,
+    /// The coordinator's wall clock less our boot-time clock, as last heard.
+    pub coordinator_less_boottime_ms: Option<i64>,
 }
 
 /// A way to the running uplink.
@@ -210,6 +212,7 @@ pub fn spawn_with_facts(
         last_message: String::new(),
         failed_tries: 0,
         unacked_entries: 0,
+        coordinator_less_boottime_ms: None,
     });
     let (stop, stopping) = watch::channel(None);
     let (security, renewed) = watch::channel(config.security.clone());

@@ -227,6 +227,7 @@ impl Stream {
             resume: Some(convert::position_to_wire(resume)),
             has_standby: false,
             endpoints: Vec::new(),
+            ..Default::default()
         }))
         .await;
     }
@@ -288,6 +289,7 @@ impl Stream {
             spool_id: position.spool.0.as_bytes().to_vec().into(),
             stored_sequence: position.sequence,
             replicated_sequence: position.sequence,
+            ..Default::default()
         }))
         .await;
     }

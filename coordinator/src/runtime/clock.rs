@@ -24,7 +24,7 @@ impl LogClock {
 }
 
 /// The wall clock, for anchoring and for measuring skew.
-pub(super) fn wall_clock() -> Timestamp {
+pub(crate) fn wall_clock() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::UNIX_EPOCH + since
 }

@@ -13,6 +13,7 @@ mod standing;
 mod turn;
 
 pub use clock::LogClock;
+pub(crate) use clock::wall_clock;
 pub use handle::{
     Batch, Committed, CoordinatorRole, Follower, Handle, Resume, RuntimeError, Standing, SubmitError, View, Waiting,
 };

@@ -7,7 +7,7 @@ use super::admission::Admission;
 use super::caller::{Caller, allow};
 use super::spool_reader::SpoolReader;
 use crate::failover::{Failover, HearError, not_primary};
-use crate::runtime::{CoordinatorRole, Handle, LINK_OUTBOX_MESSAGES_MAX, Link, Newest, Resume, Waiting};
+use crate::runtime::{CoordinatorRole, Handle, LINK_OUTBOX_MESSAGES_MAX, Link, Newest, Resume, Waiting, wall_clock};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use muster_common::identity::Role;
@@ -171,6 +171,7 @@ impl AgentLink {
             resume: Some(position_to_wire(resume.position)),
             has_standby: self.handle.replicated().borrow().is_some(),
             endpoints: self.endpoints.as_ref().clone(),
+            wall_unix_ms: wall_clock().unix_ms(),
         }
     }
 }
@@ -462,7 +463,12 @@ impl Session {
     fn ack(&self) -> v1::Ack {
         let SpoolId(spool) = self.reader.position().spool;
         let (stored_sequence, replicated_sequence) = self.acks.told();
-        v1::Ack { spool_id: spool.as_bytes().to_vec().into(), stored_sequence, replicated_sequence }
+        v1::Ack {
+            spool_id: spool.as_bytes().to_vec().into(),
+            stored_sequence,
+            replicated_sequence,
+            wall_unix_ms: wall_clock().unix_ms(),
+        }
     }
 }
 
