@@ -330,6 +330,11 @@ impl<'a> Value<'a> {
         self.value.get_ref().is_table()
     }
 
+    /// True when it is an array.
+    pub fn is_array(&self) -> bool {
+        self.value.get_ref().is_array()
+    }
+
     /// Notes that this value is of another type than `expected`.
     pub fn wrong_type(&self, expected: &str) {
         let found = self.value.get_ref().type_str();

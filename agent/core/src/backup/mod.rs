@@ -379,8 +379,8 @@ impl BackupJudge {
 
     fn stale(&self, rules: &Rules, now: Now) -> Option<crate::judgement::Problem> {
         let max_age = rules.max_age?;
-        let usable = |known: &&Known| known.present && matches!(known.verdict, Verdict::Good | Verdict::Open);
-        let newest = self.copies.iter().rev().filter(usable).find(|known| known.settled);
+        // One that is not good has its own problem: the job runs, what it makes is the matter.
+        let newest = self.copies.iter().rev().find(|known| known.present && known.settled);
         // While the newest is being written, the one before may be as old as it must be.
         let written = self.copies.iter().any(|known| known.present && !known.settled);
         let newest = newest?;

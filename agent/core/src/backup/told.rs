@@ -21,11 +21,7 @@ pub(super) fn shown(path: &str) -> String {
 
 /// A path as it may stand in a command.
 fn quoted(path: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    if !path.is_empty() && path.chars().all(plain) {
-        return path.to_owned();
-    }
-    format!("'{}'", shown(path).replace('\'', "'\\''"))
+    crate::shell::quoted(&shown(path))
 }
 
 pub(super) fn missing(rules: &Rules, last: Option<&Known>) -> Problem {
@@ -52,7 +48,7 @@ pub(super) fn stale(rules: &Rules, newest: &Known, age: Duration, max_age: Durat
     let path = shown(&newest.file.path);
     let now = if written { "; a newer one is being written" } else { "" };
     let summary =
-        format!("the newest good backup {path} is {} old (at most {} is allowed){now}", length(age), length(max_age));
+        format!("the newest backup {path} is {} old (at most {} is allowed){now}", length(age), length(max_age));
     let mut evidence = Evidence::new()
         .text("newest", path)
         .text("pattern", shown(&rules.pattern))
@@ -218,7 +214,7 @@ fn with_left(mut evidence: Evidence, left: &Left) -> Evidence {
 fn left_in_words(left: &Left) -> String {
     let Some(newest) = left.good.first() else { return "no good copy is left".to_owned() };
     let copies = match left.good.len() {
-        1 => "1 good copy is left".to_owned(),
+        1 => "1 good copy is left:".to_owned(),
         many => format!("{many} good copies are left, the newest"),
     };
     let rotations = match left.rotations {
