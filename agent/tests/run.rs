@@ -2,66 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::io::{BufRead, BufReader};
+mod started;
+
+use nix::sys::signal::Signal;
+use started::Agent;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
-
-/// A line that must come has this long; only a failing test waits for it.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-struct Agent {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Agent {
-    fn start(folder: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_muster-agent"))
-            .args(["run", "--config", &folder.join("agent.toml").display().to_string()])
-            .env_remove("NOTIFY_SOCKET")
-            .env("MUSTER_LOG", "warn,muster_agent=debug")
-            .stderr(Stdio::piped())
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = channel();
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { child, lines }
-    }
-
-    /// Reads lines until one has all of `parts`; gives those before it.
-    fn until(&self, parts: &[&str]) -> Vec<String> {
-        let mut before = Vec::new();
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {parts:?} in {before:#?}"));
-            if parts.iter().all(|part| line.contains(part)) {
-                return before;
-            }
-            before.push(line);
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
-    }
-
-    fn stop(mut self) -> Option<i32> {
-        self.signal(Signal::SIGTERM);
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
+use std::process::{Child, Command};
 
 fn service(folder: &Path) -> Child {
     let child = Command::new("sleep").arg("600").spawn().unwrap();
