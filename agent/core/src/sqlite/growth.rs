@@ -124,6 +124,11 @@ impl GrowthWatch {
         growth
     }
 
+    /// True while it is not known yet whether a log beyond its bound comes back.
+    pub fn is_watching(&self, now: &Now) -> bool {
+        self.window.as_ref().is_some_and(|window| now.since(window.since_ms) < STAYS_AFTER)
+    }
+
     /// There is no log to look at.
     pub fn forget(&mut self) {
         self.window = None;

@@ -274,7 +274,7 @@ impl LossWatch {
 
     /// Seen once and waiting for a second sample.
     pub const fn is_pending(&self) -> bool {
-        self.pending.is_some()
+        self.pending.is_some() && self.loss.is_none()
     }
 
     fn was_fulfilled(&self, index: &Index, database: FileFacts) -> bool {

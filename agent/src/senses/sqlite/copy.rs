@@ -3,7 +3,7 @@
 //! Invariant: a copy is always deleted, and is never made of a file that changed while it was copied.
 
 use super::check::{self, Access, Pass, Rotation, Sorted, Task, Trouble};
-use super::files::{self, Claim, Obstacle};
+use super::files::{self, Claim, Look, Obstacle};
 use crate::senses::{HostRoot, process};
 use muster_agent_core::sqlite::state::State;
 use muster_common::ids::ProcessId;
@@ -138,6 +138,24 @@ pub(super) fn check_copy(path: &Path, scratch: &Path, limits: Limits) -> Result<
     let task = Task { size_bytes, integrity: limits.integrity, bound };
     let pass = check::check(&copy, access, task, &mut Rotation::default())?;
     Ok(Pass { proven, ..pass })
+}
+
+/// A copy of a database and its log, for a reader: SQLite would have to make their index.
+pub(super) fn with_log(
+    path: &Path,
+    look: &Look,
+    claim: &Claim,
+    scratch: &Path,
+    limits: Limits,
+) -> Result<(Scratch, PathBuf), CopyError> {
+    let deadline = Instant::now() + limits.time_max;
+    let scratch = Scratch::new(scratch)?;
+    let copy = scratch.path().join("copy.db");
+    let before = &look.snapshot;
+    room_for(before.database.size_bytes + before.wal.map_or(0, |wal| wal.size_bytes), &scratch, limits)?;
+    plain(path, &copy, deadline)?;
+    plain(&files::sibling(path, "-wal"), &files::sibling(&copy, "-wal"), deadline)?;
+    if files::undisturbed(path, claim, before) { Ok((scratch, copy)) } else { Err(CopyError::Changed) }
 }
 
 fn room_for(size_bytes: u64, scratch: &Scratch, limits: Limits) -> Result<(), CopyError> {

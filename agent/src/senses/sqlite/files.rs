@@ -56,11 +56,16 @@ pub(super) struct Claim(u64, u64);
 impl Claim {
     /// Waits a bounded time for it.
     pub(super) fn take(path: &Path) -> Result<Self, Obstacle> {
+        Self::take_within(path, CLAIM_WAIT)
+    }
+
+    /// Waits at most `wait` for it.
+    pub(super) fn take_within(path: &Path, wait: Duration) -> Result<Self, Obstacle> {
         let stat = rustix::fs::stat(path).map_err(|error| obstacle(path, error.into()))?;
         let key = (stat.st_dev, stat.st_ino);
         let claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut claims, waited) = RELEASED
-            .wait_timeout_while(claims, CLAIM_WAIT, |claims| claims.contains(&key))
+            .wait_timeout_while(claims, wait, |claims| claims.contains(&key))
             .unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() {
             return Err(Obstacle::Claimed);
@@ -87,7 +92,7 @@ pub(super) struct Look {
     /// The time of the look.
     wall_ns: i128,
     /// Other hosts may write the file, and the times seen here may be old.
-    remote: bool,
+    pub(super) remote: bool,
 }
 
 impl Look {
@@ -186,7 +191,7 @@ fn optional(path: &Path) -> Result<Option<(FileFacts, File)>, Obstacle> {
     }
 }
 
-fn facts(path: &Path, file: &File) -> Result<FileFacts, Obstacle> {
+pub(super) fn facts(path: &Path, file: &File) -> Result<FileFacts, Obstacle> {
     let stat = rustix::fs::fstat(file).map_err(|error| failed(path, &error.into()))?;
     Ok(FileFacts {
         device: stat.st_dev,
@@ -197,7 +202,7 @@ fn facts(path: &Path, file: &File) -> Result<FileFacts, Obstacle> {
     })
 }
 
-fn first_bytes(path: &Path, file: &File, bytes_max: usize) -> Result<Vec<u8>, Obstacle> {
+pub(super) fn first_bytes(path: &Path, file: &File, bytes_max: usize) -> Result<Vec<u8>, Obstacle> {
     let mut bytes = vec![0; bytes_max];
     let mut filled = 0;
     while let Some(room) = bytes.get_mut(filled..).filter(|room| !room.is_empty()) {
@@ -237,7 +242,7 @@ fn locks(database: &File, shm: Option<&File>) -> nix::Result<LockFacts> {
 }
 
 /// The lock of another process that would keep us from taking one: is it a write lock, and whose.
-fn conflict(file: impl AsFd, kind: i32, start: u64, bytes: u64) -> nix::Result<Option<(bool, Option<u32>)>> {
+pub(super) fn conflict(file: impl AsFd, kind: i32, start: u64, bytes: u64) -> nix::Result<Option<(bool, Option<u32>)>> {
     let narrow = |number: i32| libc::c_short::try_from(number).map_err(|_| nix::errno::Errno::EINVAL);
     let mut lock = libc::flock {
         l_type: narrow(kind)?,

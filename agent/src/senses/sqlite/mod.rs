@@ -7,18 +7,26 @@
 
 pub(super) mod at_rest;
 mod check;
+mod content;
 mod copy;
 mod deep;
 mod files;
+mod health;
+mod health_report;
 mod lock;
+mod log;
+mod query;
 mod recipe;
 mod report;
 
 use crate::probe::{Context, Lane, Probe};
 use crate::sandbox::{self, SandboxError, SandboxState};
 use check::{Access, Pass, Rotation, Task};
+pub use content::CountedTable;
 use copy::{CopyError, Limits, Scratch};
 use files::{Claim, Look, Obstacle};
+use health::Health;
+pub use query::{QueryOptions, QueryProbe, SQL_BYTES_MAX, mistake_in, subject_name};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::sqlite::damage::Damage;
@@ -71,6 +79,12 @@ pub struct SqliteOptions {
     pub quick_bound: Duration,
     /// A lock held this long without progress is a problem.
     pub lock_held_after: Duration,
+    /// A write-ahead log may hold this much; without it half of the database, within bounds.
+    pub wal_max_bytes: Option<u64>,
+    /// Tables whose rows are counted.
+    pub rows: Vec<CountedTable>,
+    /// Rows that refer to nothing are looked for.
+    pub foreign_keys: bool,
 }
 
 impl Default for SqliteOptions {
@@ -83,6 +97,9 @@ impl Default for SqliteOptions {
             deep_time_max: Duration::from_secs(300),
             quick_bound: Duration::from_millis(250),
             lock_held_after: Duration::from_secs(10),
+            wal_max_bytes: None,
+            rows: Vec::new(),
+            foreign_keys: false,
         }
     }
 }
@@ -101,6 +118,7 @@ struct Memory {
     deep_damaged: bool,
     /// Since when a lock has not moved.
     watch: LockWatch,
+    health: health::Memory,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +153,7 @@ pub struct SqliteProbe {
     /// A lock that the present run found stuck.
     stuck: Option<lock::Stuck>,
     last_walk: Option<lock::LastWalk>,
+    health: Health,
     memory: Memory,
     rotation: Rotation,
     /// Damage that no complete pass has cleared.
@@ -174,6 +193,7 @@ impl SqliteProbe {
             options,
             stuck: None,
             last_walk: None,
+            health: Health::default(),
             memory: Memory::default(),
             rotation: Rotation::default(),
             damage: Damage::default(),
@@ -208,6 +228,7 @@ impl SqliteProbe {
         };
         let mut problems = self.identity(&look, &now);
         self.note_lock(&path, &look, &claim, &now, context.one_shot);
+        self.health.look_at_log(&path, &look, &claim, &self.options, context);
         let state = look.snapshot.state();
         let trouble = match state {
             State::Empty => self.empty(&now),
@@ -226,14 +247,19 @@ impl SqliteProbe {
                 "SQLite could write here and the kernel would not hold it back, so it was not opened",
                 Some(NO_LANDLOCK),
             )),
-            _ => self.check(&path, &look, claim, context, ground),
+            _ => {
+                self.health.look_at_content(&path, &look, &claim, &self.options, (context, ground));
+                self.check(&path, &look, claim, context, ground)
+            }
         };
         let trouble = trouble.or_else(|| {
             let length = human_duration(self.deep_hangs_for(&now)?);
             let why = format!("its deep check has been running for {length}: the kernel does not answer its reads");
             Some(unchecked(&why, Some("look for a hung device: ps -eLo pid,stat,wchan:32,comm | grep ' D'")))
         });
-        self.judge(&look, problems, trouble, &now)
+        let mut judgement = self.judge(&look, problems, trouble, &now);
+        self.health.tell(&self.path, &self.options, &mut judgement, &now);
+        judgement
     }
 
     /// Checks when a check is due. The claim is given back before a copy takes it again.
@@ -402,6 +428,7 @@ impl SqliteProbe {
         let mut problems: Vec<Problem> = self.shrunk(look, now).into_iter().collect();
         if let Some(old_inode) = self.memory.inode.filter(|old| *old != file.inode) {
             self.memory.replaced = Some(Replaced { old_inode, since_boottime_ms: now.boottime_ms });
+            self.health.another_file();
             self.last = None;
             self.complete_boottime_ms = None;
             self.rotation = Rotation::default();
@@ -504,7 +531,7 @@ impl Probe for SqliteProbe {
         let scratch = self.options.scratch_dir.clone().or_else(|| private.as_ref().map(|own| own.path().to_owned()));
         let answer = on_restricted_thread(scratch, |ground| {
             let judgement = self.examine(context, ground);
-            if !context.one_shot || self.suspicion.is_empty() {
+            if !context.one_shot || (self.suspicion.is_empty() && !self.health.is_pending()) {
                 return judgement;
             }
             std::thread::sleep(ONE_SHOT_CONFIRM_WAIT);
@@ -516,11 +543,12 @@ impl Probe for SqliteProbe {
     }
 
     fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(&self.memory).ok()
+        serde_json::to_value(Memory { health: self.health.save(), ..self.memory.clone() }).ok()
     }
 
     fn restore(&mut self, saved: serde_json::Value) {
-        if let Ok(memory) = serde_json::from_value(saved) {
+        if let Ok(mut memory) = serde_json::from_value::<Memory>(saved) {
+            self.health.restore(std::mem::take(&mut memory.health));
             self.memory = memory;
         }
     }
