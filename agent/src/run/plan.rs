@@ -1,8 +1,10 @@
 //! From config to probes: which there are, on which lane, how often. The daemon and `doctor` ask the same ones.
 
-use super::host_files;
+use super::{host_files, logs};
+use super::service_process;
 use super::service_units;
 use crate::config::backup::Backup;
+use crate::config::health::Health;
 use crate::config::sqlite::Sqlite;
 use crate::config::{Config, Service, Watch};
 use crate::doctor::report::NotWatched;
@@ -11,6 +13,7 @@ use crate::net::NetHandle;
 use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
 use crate::senses::backup::{BackupOptions, BackupProbe};
+use crate::senses::health::HealthProbe;
 use crate::senses::locks::{LockProbe, LockTable, MAX_WAIT_DEFAULT};
 use crate::senses::host_clock::HostClockProbe;
 use crate::senses::memory::MemoryProbe;
@@ -79,9 +82,14 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
         planned.extend(databases(config, service, means));
         planned.extend(locks(config, service, &lock_table));
         planned.extend(backups(config, service, means));
+        planned.extend(health(config, service, means));
     }
     planned.extend(service_units::restarts(config, means, units.as_ref()));
+    planned.extend(service_process::of_services(config, means, units.as_ref()));
     planned.extend(host_probes(config, means));
+    planned.push(service_process::of_host(config, means));
+    planned.extend(logs::logs(config, means));
+    planned.extend(logs::killers(config, means));
     planned.extend(host_files::disks(config, means));
     planned.extend(host_files::permissions(config, means));
     planned.extend(host_files::baselines(config, means));
@@ -147,6 +155,15 @@ fn database(config: &Config, service: &Service, sqlite: &Sqlite, means: &Means<'
     probes
 }
 
+fn health(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned> {
+    let one = |health: &Health| {
+        let interval = health.interval.unwrap_or(config.probes.health);
+        let probe = HealthProbe::new(service.name.clone(), health, interval, means.net.clone());
+        planned(config, probe, interval)
+    };
+    service.health.iter().map(one).collect()
+}
+
 fn backups(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned> {
     let one = |backup: &Backup| {
         let probe = BackupProbe::new(service.name.clone(), BackupOptions::from(backup), means.host.clone());
@@ -203,9 +220,8 @@ pub fn not_watched(config: &Config) -> Vec<NotWatched> {
 fn of_service(service: &Service) -> Vec<NotWatched> {
     let not_watched =
         |key, subject: &str| NotWatched { service: service.name.to_string(), key, subject: subject.to_owned() };
-    let health = service.health.iter().map(|health| not_watched("health", &health.url));
     let singleton = service.singleton.then(|| not_watched("singleton", ""));
-    health.chain(singleton).collect()
+    singleton.into_iter().collect()
 }
 
 /// What the config sets; one threshold alone sets the other at twice or half of it. `None`: the defaults.

@@ -1,12 +1,14 @@
 //! One file per kind of probe: reads the host, thin, and leaves the judging to `muster-agent-core`.
 
 pub mod backup;
+pub mod health;
 pub mod baseline;
 pub mod cgroup;
 pub mod disk;
 pub mod exit;
 pub mod locks;
 pub mod host_clock;
+pub mod log;
 pub mod memory;
 pub mod oom;
 pub mod permission;
