@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+mod bench;
 mod demo;
 mod drill;
 mod foreign;
@@ -32,6 +33,14 @@ enum Task {
         #[command(subcommand)]
         drill: drill::Drill,
     },
+    /// What it costs and how quick it is, with the figures of this machine
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
+    /// A service that does nothing, for the bench to watch
+    #[command(hide = true)]
+    BenchService(bench::service::Options),
     /// A small service for the demo to watch and to break
     #[command(hide = true)]
     DemoService(lab::service::Options),
@@ -44,6 +53,8 @@ fn main() -> ExitCode {
         Task::Ci(options) => suite::ci(&options),
         Task::Tidy => tidy::run(),
         Task::Drill { drill } => drill::run(&drill),
+        Task::Bench { bench } => bench::run(&bench),
+        Task::BenchService(options) => bench::service::run(&options),
         Task::DemoService(options) => lab::service::run(&options),
     };
     match outcome {

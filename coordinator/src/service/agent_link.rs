@@ -433,6 +433,7 @@ impl Session {
             skew_ms,
         });
         self.handle.metrics().heartbeats.inc();
+        tracing::trace!(agent = %self.agent, sequence = heartbeat.sequence, "heartbeat");
     }
 
     async fn enqueue(&mut self, facts: Vec<Fact>) -> Result<(), Status> {
@@ -449,6 +450,7 @@ impl Session {
     }
 
     fn note_stored(&mut self, index: u64, sequence: u64, replicated: Option<u64>) {
+        tracing::trace!(agent = %self.agent, sequence, "stored");
         self.acks.committed(index, sequence);
         self.owes_ack = true;
         self.note_replicated(replicated);

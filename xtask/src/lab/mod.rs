@@ -87,7 +87,8 @@ impl Lab {
         Ok(())
     }
 
-    fn tls_table(&self, name: &str) -> String {
+    /// The `[tls]` table of a config, for the certificate that was issued to `name`.
+    pub(crate) fn tls_table(&self, name: &str) -> String {
         let file = |file: &str| self.path(&format!("tls/{name}/{file}"));
         format!("[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n", file("ca.pem"), file("cert.pem"), file("key.pem"))
     }
@@ -200,6 +201,11 @@ impl Lab {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
+        self.adopt(name, child)
+    }
+
+    /// Takes over a child that was started elsewhere, to end it with the others.
+    pub(crate) fn adopt(&self, name: &str, child: Child) -> Result<()> {
         let old = lock(&self.children).insert(name.to_owned(), child);
         ensure!(old.is_none(), "{name} was started twice");
         Ok(())

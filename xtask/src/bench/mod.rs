@@ -1,0 +1,28 @@
+//! `cargo xtask bench`: what Muster costs and how quick it is, measured on the machine it runs on. Nothing is asserted:
+//! the figures are for people, with the conditions they were taken under.
+
+mod agent;
+mod child;
+mod latency;
+mod measure;
+mod peers;
+pub(crate) mod service;
+mod stage;
+mod table;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// What is measured.
+#[derive(Subcommand, Debug, Clone)]
+pub(crate) enum Bench {
+    /// The agent: memory, processor time, wake-ups, and how soon a kill is told
+    Agent(agent::Options),
+}
+
+/// Measures.
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Agent(options) => agent::run(options),
+    }
+}
