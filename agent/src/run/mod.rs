@@ -5,12 +5,14 @@
 //! Works without `[coordinator]` too: findings are then judged, logged and spooled.
 
 mod host_files;
+mod logs;
 pub mod asks;
 pub mod judge;
 pub mod lanes;
 mod link;
 pub mod memory;
 pub mod plan;
+mod service_process;
 mod service_units;
 pub mod watcher;
 

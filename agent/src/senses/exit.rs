@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// `PIDFS_IOCTL_MAGIC` and the number of `PIDFD_GET_INFO`.
 const GET_INFO: Opcode = opcode::read_write::<PidfdInfo>(0xff, 11);
@@ -70,6 +71,23 @@ impl ExitWatch {
         &self.exit
     }
 
+    /// Whether it has ended and its parent has not reaped it.
+    pub fn is_zombie(&self) -> bool {
+        self.has_ended() && !is_reaped(&self.pidfd)
+    }
+
+    /// Waits for the reaping, which for a supervisor is a matter of a millisecond; then asks again.
+    pub fn wait_for_reaping(&mut self, at_most: Duration) -> &Exit {
+        if *self.exit() == Exit::Pending
+            && let Some(reaped) = &self.reaped
+        {
+            let bound = Timespec::try_from(at_most).ok();
+            // Interrupted or too late: the hang-up wakes the probe again.
+            poll(&mut [PollFd::new(reaped, PollFlags::IN)], bound.as_ref()).ok();
+        }
+        self.exit()
+    }
+
     /// What to wait for: its end, then its reaping, then nothing.
     pub fn wake(&self) -> Option<Arc<OwnedFd>> {
         match (&self.exit, &self.reaped) {
@@ -87,12 +105,12 @@ impl ExitWatch {
                 Some(status) => Exit::Known { status, source: "kernel".to_owned() },
                 None => Exit::Unknown(format!("the kernel told a wait status without meaning: {}", info.exit_code)),
             },
-            Ok(_) | Err(rustix::io::Errno::SRCH) if !reaped => self.wait_for_reaping(),
+            Ok(_) | Err(rustix::io::Errno::SRCH) if !reaped => self.pending(),
             _ => Exit::Unknown(TOO_OLD.to_owned()),
         }
     }
 
-    fn wait_for_reaping(&mut self) -> Exit {
+    fn pending(&mut self) -> Exit {
         if self.reaped.is_none() {
             match hang_up_of(&self.pidfd) {
                 Ok(epoll) => self.reaped = Some(Arc::new(epoll)),

@@ -273,6 +273,11 @@ fn ms(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Whether the kernel's log tells this agent of kills. Asked rarely: it opens the log for the answer.
+pub(super) fn log_is_open(root: &HostRoot) -> bool {
+    open_log(root).is_ok()
+}
+
 /// The log handed over as standard input, else `/dev/kmsg` opened by the agent itself.
 fn open_log(root: &HostRoot) -> Result<Arc<OwnedFd>, Unknown> {
     if root.is_real()

@@ -86,9 +86,10 @@ impl ExitStatus {
         }
     }
 
-    /// True for exit code 0: the program itself says that all went well.
-    pub const fn is_success(self) -> bool {
-        matches!(self, Self::Code(0))
+    /// Whether it looks like work done, or like the answer to a polite stop: SIGHUP, SIGINT, SIGPIPE and SIGTERM, as
+    /// systemd sees it, and the codes by which programs pass them on.
+    pub const fn is_orderly(self) -> bool {
+        matches!(self, Self::Code(0 | 130 | 143) | Self::Signal { signal: 1 | 2 | 13 | 15, .. })
     }
 
     /// `exit code 3`, `SIGKILL`.

@@ -4,7 +4,7 @@
 //! One cause, one finding: where the service has a pid file, that probe tells the end of the process, and this one only
 //! stops measuring. The same pid with another start time is another process: every measure begins anew.
 
-use super::exit::Exit;
+use super::exit::{Exit, ExitStatus};
 use super::growth::{Growth, GrowthRules, Trend};
 use super::proc_text::{Limits, Status};
 use crate::clock::Now;
@@ -189,8 +189,8 @@ impl ProcessJudge {
         let evidence =
             exit.evidence(identity(instance)).duration("lifetime_ms", lived).duration("down_for_ms", down_for);
         let status = exit.status();
-        if !rules.tells_end || status.is_some_and(super::exit::ExitStatus::is_success) {
-            // A unit's program that ended with success may have been meant to (oneshot): its unit tells.
+        if !rules.tells_end || status.is_some_and(ExitStatus::is_orderly) {
+            // A unit's program that ended in order was meant to, or asked to: whether it should run, its unit tells.
             let told_by = if rules.tells_end { "its unit" } else { "its pid file" };
             return Judgement::ok(evidence.text("process", "has ended").text("judged_by", told_by));
         }

@@ -155,6 +155,7 @@ fn the_end_is_told_once_by_who_owns_it() {
     let known = |status| Exit::Known { status, source: "kernel".into() };
     let killed = known(ExitStatus::Signal { signal: 9, core_dumped: false });
     let done = known(ExitStatus::Code(0));
+    let asked = known(ExitStatus::Signal { signal: 15, core_dumped: false });
     let failed = known(ExitStatus::Code(1));
     let down = vec![Reason::ProcessDown];
     let both = vec![Reason::ProcessDown, Reason::ProcessZombie];
@@ -168,6 +169,7 @@ fn the_end_is_told_once_by_who_owns_it() {
         ),
         ("zombie that stays", RULES, vec![Life::Zombie(Exit::Pending); 2], vec![down.clone(), both]),
         ("success is for the unit to judge", RULES, vec![Life::Gone(done)], vec![vec![]]),
+        ("so is a polite stop", RULES, vec![Life::Gone(asked)], vec![vec![]]),
         ("an error code", RULES, vec![Life::Gone(failed)], vec![down.clone()]),
         (
             "the pid file tells",
@@ -181,12 +183,11 @@ fn the_end_is_told_once_by_who_owns_it() {
         assert_eq!(told(&rules, 5_000, lives), expected, "{name}");
     }
     let mut judge = ProcessJudge::default();
-    let gone = Life::Gone(known(ExitStatus::Signal { signal: 15, core_dumped: false }));
+    let gone = Life::Gone(known(ExitStatus::Signal { signal: 11, core_dumped: true }));
     judge.judge(&RULES, &instance(7), 1_000, &gone, at(61_000), false);
     let later = judge.judge(&RULES, &instance(7), 1_000, &Life::Gone(Exit::Unknown("x".into())), at(71_000), false);
     let problem = &later.problems[0];
-    let start =
-        "spl (pid 7) ended 10 s ago by SIGTERM (somebody or a supervisor asked for an orderly shutdown); it had run";
+    let start = "spl (pid 7) ended 10 s ago by SIGSEGV (it crashed on memory that is not its own, a core was dumped); it";
     assert!(problem.summary.starts_with(start), "{}", problem.summary);
     assert_eq!(problem.evidence.get("lifetime_ms"), Some(&Value::Millis(60_000)));
     // A successor clears it.

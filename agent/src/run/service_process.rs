@@ -1,0 +1,54 @@
+//! From config to the probes of main processes and of memory pressure.
+
+use super::plan::{Means, Planned, planned};
+use crate::config::{Config, Service};
+use crate::senses::pressure::{HostPressure, ServicePressure};
+use crate::senses::process_watch::ProcessWatch;
+use crate::senses::unit::{Units, is_systemd};
+use muster_agent_core::pressure::psi::StallRules;
+use muster_agent_core::pressure::service::PressureRules;
+use muster_agent_core::process::growth::GrowthRules;
+use muster_agent_core::process::watch::ProcessRules;
+
+/// For each service whose main process somebody notes: its pid file, or its unit.
+pub(super) fn of_services(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
+    let one = |service: &Service| {
+        let unit = service.unit.as_ref().zip(units).filter(|_| is_systemd(means.host));
+        if unit.is_none() && service.pid_file.is_none() {
+            return Vec::new();
+        }
+        let unit = unit.map(|(unit, units)| (unit.name.clone(), units.clone()));
+        let (name, host) = (service.name.clone(), means.host.clone());
+        let process = ProcessWatch::new(name.clone(), host.clone(), process_rules(config, service), unit);
+        let pressure = ServicePressure::new(name, host, pressure_rules(config));
+        vec![planned(config, process, config.probes.process), planned(config, pressure, config.probes.pressure)]
+    };
+    config.services.iter().flat_map(one).collect()
+}
+
+/// The host's own.
+pub(super) fn of_host(config: &Config, means: &Means<'_>) -> Planned {
+    let probe = HostPressure::new(means.host.clone(), pressure_rules(config).stalls);
+    planned(config, probe, config.probes.pressure)
+}
+
+fn process_rules(config: &Config, service: &Service) -> ProcessRules {
+    let process = config.process;
+    ProcessRules {
+        open_files_percent: process.open_files_percent,
+        memory_growth: GrowthRules {
+            window: process.memory_growth_window,
+            by_at_least: process.memory_growth_min_bytes,
+            by_percent: process.memory_growth_percent,
+        },
+        zombie_children: process.zombie_children,
+        // One cause, one finding: with a pid file it is the pid file's probe that tells the end.
+        tells_end: service.pid_file.is_none(),
+    }
+}
+
+fn pressure_rules(config: &Config) -> PressureRules {
+    let pressure = config.pressure;
+    let stalls = StallRules { some_percent: pressure.some_percent, full_percent: pressure.full_percent };
+    PressureRules { stalls, limit_percent: pressure.limit_percent }
+}

@@ -1,0 +1,290 @@
+//! Watches the main process of a service, whoever noted it: its end at once by a pidfd, and what it uses while it lives.
+//!
+//! What changes slowly (limits, children, the room that its cgroup leaves) is read once a minute, the rest every run.
+//! An agent that was not there when a process ended cannot be told how: it says so.
+
+use super::cgroup::MemoryCgroup;
+use super::exit::ExitWatch;
+use super::unit::Units;
+use super::{HostRoot, process};
+use crate::clock::{boot_id, suspended_ms};
+use crate::probe::{Context, Probe};
+use muster_agent_core::judgement::Judgement;
+use muster_agent_core::memory;
+use muster_agent_core::pid_file::ProcessReading;
+use muster_agent_core::process::exit::{Exit, ExitStatus};
+use muster_agent_core::process::proc_text::{self, Limits, Status};
+use muster_agent_core::process::watch::{Blind, Children, Life, ProcessJudge, ProcessRules, Room, Usage, ZOMBIES_MAX};
+use muster_agent_core::services::Instance;
+use muster_common::finding::{ProbeKind, SubjectKey};
+use muster_common::ids::{BootId, ProcessId, ServiceName};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// What changes slowly is read this often. Also how long a zombie must stay to be told.
+const SLOW_MS: u64 = 60_000;
+/// A supervisor reaps within a millisecond: a wait this long lets the first word about an end hold its code.
+const REAPING_WAIT: Duration = Duration::from_millis(20);
+/// Descriptors counted one by one, where the kernel does not count: more is told as this many.
+const DESCRIPTORS_MAX: usize = 65_536;
+/// Threads whose children are looked at: in nearly all programs one thread forks.
+const THREADS_MAX: usize = 128;
+/// Children looked at: each costs a read of its `stat`.
+const CHILDREN_MAX: usize = 2_048;
+/// The longest text, `status`, has a few KiB; `children` of a thousand have as much.
+const TEXT_BYTES_MAX: u64 = 64 * 1024;
+/// From this kernel on the size of `/proc/PID/fd` is the number of descriptors.
+const COUNTS_DESCRIPTORS: (u32, u32) = (6, 2);
+/// The way to the descriptors on an older one.
+const WAY_OUT_FILES: &str = "give the agent CAP_DAC_READ_SEARCH, as the shipped unit does; Linux 6.2 needs nothing";
+/// The way to the children.
+const WAY_OUT_CHILDREN: &str = "needs a kernel with CONFIG_PROC_CHILDREN (Linux 4.2 or newer)";
+/// Where nothing is known yet.
+const NO_PROCESS: &str = "no process of the service is known";
+
+/// Watches the main process of one service.
+#[derive(Debug)]
+pub struct ProcessWatch {
+    subject: SubjectKey,
+    root: HostRoot,
+    rules: ProcessRules,
+    unit: Option<(String, Units)>,
+    judge: ProcessJudge,
+    watched: Option<ExitWatch>,
+    slow: Option<Slow>,
+    counts_descriptors: bool,
+}
+
+/// What is read once a minute.
+#[derive(Debug)]
+struct Slow {
+    process: ProcessId,
+    at_ms: u64,
+    limits: Limits,
+    oom_score_adj: Option<i64>,
+    room: Option<Room>,
+}
+
+impl ProcessWatch {
+    /// Of a service with a pid file, a unit, or both; `unit` is asked how a process ended.
+    pub fn new(service: ServiceName, root: HostRoot, rules: ProcessRules, unit: Option<(String, Units)>) -> Self {
+        let release = std::fs::read_to_string(root.path("/proc/sys/kernel/osrelease")).unwrap_or_default();
+        let subject = SubjectKey::new(service, ProbeKind::Process, "main process");
+        let counts_descriptors = kernel_version(&release).is_some_and(|version| version >= COUNTS_DESCRIPTORS);
+        Self {
+            subject,
+            root,
+            rules,
+            unit,
+            judge: ProcessJudge::default(),
+            watched: None,
+            slow: None,
+            counts_descriptors,
+        }
+    }
+
+    fn life(&mut self, instance: &Instance, start_ms: u64, context: &Context) -> Life {
+        let process = instance.process;
+        if self.watched.as_ref().map(ExitWatch::process) != Some(process) {
+            self.watched = ExitWatch::open(&self.root, process);
+        }
+        if self.watched.is_none() {
+            match process::read(&self.root, process.pid) {
+                ProcessReading::Alive(facts) if facts.process == process => {}
+                ProcessReading::Zombie(facts) if facts.process == process => return Life::Zombie(Exit::Pending),
+                ProcessReading::Hidden(why) => return Life::Hidden(why),
+                _ => return Life::Gone(self.told_by_unit(process, start_ms).unwrap_or_else(unwatched)),
+            }
+        }
+        let usage =
+            self.watched.as_ref().is_none_or(|watched| !watched.has_ended()).then(|| self.usage(instance, context));
+        match &mut self.watched {
+            // Asked last: what was read until now was of a living process, if it still lives.
+            Some(watched) if watched.has_ended() => {
+                let exit = match watched.wait_for_reaping(REAPING_WAIT) {
+                    Exit::Unknown(_) => None,
+                    exit => Some(exit.clone()),
+                };
+                let (zombie, own) = (watched.is_zombie(), watched.exit().clone());
+                let exit = exit.or_else(|| self.told_by_unit(process, start_ms)).unwrap_or(own);
+                if zombie { Life::Zombie(exit) } else { Life::Gone(exit) }
+            }
+            _ => match usage {
+                Some(usage) => Life::Alive(Box::new(usage)),
+                None => Life::Gone(unwatched()),
+            },
+        }
+    }
+
+    /// systemd reaped it and remembers how it ended, on kernels that do not.
+    fn told_by_unit(&self, process: ProcessId, start_ms: u64) -> Option<Exit> {
+        let (unit, units) = self.unit.as_ref()?;
+        let (code, status) = units.exit_of(unit, process.pid, start_ms, suspended_ms())?.raw();
+        let status = ExitStatus::from_systemd(code, i32::try_from(status).ok()?)?;
+        Some(Exit::Known { status, source: "systemd".to_owned() })
+    }
+
+    fn usage(&mut self, instance: &Instance, context: &Context) -> Usage {
+        let folder = self.root.path(format!("/proc/{}", instance.process.pid));
+        let status = read(&folder.join("status")).map(|text| proc_text::status(&text)).unwrap_or_default();
+        let now_ms = context.now.boottime_ms;
+        let fresh = |slow: &&Slow| slow.process == instance.process && now_ms.saturating_sub(slow.at_ms) < SLOW_MS;
+        let mut children = None;
+        if self.slow.as_ref().filter(fresh).is_none() {
+            self.slow = Some(Slow {
+                process: instance.process,
+                at_ms: now_ms,
+                limits: read(&folder.join("limits")).map(|text| proc_text::limits(&text)).unwrap_or_default(),
+                oom_score_adj: read(&folder.join("oom_score_adj")).ok().and_then(|text| text.trim().parse().ok()),
+                room: room(&self.root, instance, &status),
+            });
+            children = Some(look_at_children(&self.root, instance.process.pid));
+        }
+        let (limits, oom_score_adj, room) = self
+            .slow
+            .as_ref()
+            .map_or_else(Default::default, |slow| (slow.limits, slow.oom_score_adj, slow.room.clone()));
+        Usage { status, limits, open_files: self.open_files(&folder), children, oom_score_adj, room }
+    }
+
+    fn open_files(&self, folder: &Path) -> Result<u64, Blind> {
+        let folder = folder.join("fd");
+        let blind = |error: std::io::Error| Blind {
+            why: format!("its open files cannot be counted: {error}"),
+            way_out: WAY_OUT_FILES,
+        };
+        let counted = std::fs::metadata(&folder).map_err(blind)?.len();
+        if counted > 0 || self.counts_descriptors {
+            return Ok(counted);
+        }
+        let entries = std::fs::read_dir(&folder).map_err(blind)?;
+        Ok(entries.take(DESCRIPTORS_MAX).count() as u64)
+    }
+}
+
+impl Probe for ProcessWatch {
+    fn subject(&self) -> &SubjectKey {
+        &self.subject
+    }
+
+    fn run(&mut self, context: &Context) -> Judgement {
+        let newest = {
+            let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
+            services.newest(&self.subject.service).cloned()
+        };
+        let Some(instance) = newest else {
+            // Whoever should name it tells why it does not; here nothing can be open yet.
+            self.watched = None;
+            return if context.one_shot {
+                Judgement::unknown(NO_PROCESS, Some("its pid file or its unit tells why"))
+            } else {
+                Judgement::ok(muster_common::evidence::Evidence::new().text("process", NO_PROCESS))
+            };
+        };
+        let hz = procfs::ticks_per_second().max(1);
+        let start_ms = instance.process.start_ticks.saturating_mul(1000) / hz;
+        let life = self.life(&instance, start_ms, context);
+        // A oneshot comes and goes.
+        let oneshot =
+            self.unit.as_ref().and_then(|(unit, units)| units.state(unit)).is_some_and(|unit| unit.is_oneshot());
+        let rules = ProcessRules { tells_end: self.rules.tells_end && !oneshot, ..self.rules };
+        self.judge.judge(&rules, &instance, start_ms, &life, context.now, context.one_shot)
+    }
+
+    fn wake(&self) -> Option<Arc<OwnedFd>> {
+        self.watched.as_ref().and_then(ExitWatch::wake)
+    }
+
+    fn save(&self) -> Option<serde_json::Value> {
+        serde_json::to_value((boot_id(&self.root), &self.judge)).ok()
+    }
+
+    fn restore(&mut self, saved: serde_json::Value) {
+        let Ok((boot, judge)) = serde_json::from_value::<(BootId, ProcessJudge)>(saved) else { return };
+        // After a reboot every pid is another process.
+        if !boot.0.is_nil() && boot == boot_id(&self.root) {
+            self.judge = judge;
+        }
+    }
+}
+
+fn unwatched() -> Exit {
+    let why = "it ended while the agent did not watch it: a restart of the agent loses the codes of that time";
+    Exit::Unknown(why.to_owned())
+}
+
+/// The nearest bound: a limit of its cgroup or of one above, its own address space, the host.
+fn room(root: &HostRoot, instance: &Instance, status: &Status) -> Option<Room> {
+    let host = read(&root.path("/proc/meminfo")).ok().and_then(|text| memory::parse(&text).ok());
+    let host_bytes = host.map_or(u64::MAX, |host| host.total_bytes);
+    let host = host.map(|host| Room {
+        name: "the host's memory".to_owned(),
+        limit_bytes: host.total_bytes,
+        left_bytes: host.available_bytes,
+    });
+    let cgroup = instance.cgroup.as_ref().and_then(|cgroup| MemoryCgroup::find(root, cgroup).ok());
+    let levels = cgroup.map(|cgroup| cgroup.limited(host_bytes)).unwrap_or_default();
+    let cgroups = levels.iter().filter_map(|level| level.read()?.room());
+    let limits = read(&root.path(format!("/proc/{}/limits", instance.process.pid))).unwrap_or_default();
+    let space = proc_text::limits(&limits).address_space_bytes.zip(status.virtual_bytes).map(|(limit, used)| Room {
+        name: "its limit of address space".to_owned(),
+        limit_bytes: limit,
+        left_bytes: limit.saturating_sub(used),
+    });
+    cgroups.chain(host).chain(space).min_by_key(|room| room.left_bytes)
+}
+
+/// The children of all its threads, and which of them are zombies.
+fn look_at_children(root: &HostRoot, pid: u32) -> Result<Children, Blind> {
+    let blind = |why: String| Blind { why, way_out: WAY_OUT_CHILDREN };
+    let tasks = std::fs::read_dir(root.path(format!("/proc/{pid}/task")))
+        .map_err(|error| blind(format!("its threads cannot be listed: {error}")))?;
+    let tasks: Vec<PathBuf> = tasks.take(THREADS_MAX).filter_map(|task| Some(task.ok()?.path())).collect();
+    let mut pids: Vec<u32> = Vec::new();
+    for task in &tasks {
+        match read(&task.join("children")) {
+            Ok(text) => pids.extend(proc_text::children(&text).take(CHILDREN_MAX)),
+            // A thread that has just ended is gone with its folder.
+            Err(error) if error.kind() == ErrorKind::NotFound && task.exists() => {
+                return Err(blind("this kernel does not tell the children of a process".to_owned()));
+            }
+            Err(_) => {}
+        }
+    }
+    let mut children = Children {
+        count: pids.len() as u64,
+        zombies: Vec::new(),
+        zombie_count: 0,
+        cut: tasks.len() == THREADS_MAX || pids.len() > CHILDREN_MAX,
+    };
+    for child in pids.into_iter().take(CHILDREN_MAX) {
+        let Some(stat) = read(&root.path(format!("/proc/{child}/stat"))).ok().and_then(|text| proc_text::stat(&text))
+        else {
+            continue;
+        };
+        if stat.state == 'Z' {
+            children.zombie_count += 1;
+            if children.zombies.len() < ZOMBIES_MAX {
+                children.zombies.push((stat.process, stat.comm));
+            }
+        }
+    }
+    Ok(children)
+}
+
+/// `6.18.44-fc` is (6, 18).
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.trim().split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
+    // Names of processes may be any bytes.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
