@@ -105,6 +105,8 @@ pub struct Reading {
     pub n_restarts: Option<u64>,
     /// systemd waits to start it again.
     pub awaits_restart: bool,
+    /// The unit, for the commands that a person is told.
+    pub unit: Option<String>,
 }
 
 /// Judges the restarts of one service over time.
@@ -142,10 +144,13 @@ impl RestartJudge {
         let why = why.or_else(|| by_counter(reading, self.lives.back(), now).filter(|_| one_shot));
         let over = self.outlived(&why, now);
         self.in_loop = why.is_some() && !over;
-        let seen = self.evidence(reading, now);
+        let seen = self.evidence(reading, now, one_shot);
         match why.filter(|_| !over) {
             None => Judgement::ok(seen),
-            Some(why) => Judgement::problem(problem(service, &why, one_shot).evidence(seen)),
+            Some(why) => {
+                let unit = reading.unit.as_deref();
+                Judgement::problem(problem(service, unit, &why, one_shot).evidence(seen))
+            }
         }
     }
 
@@ -248,14 +253,17 @@ impl RestartJudge {
         }
     }
 
-    fn evidence(&self, reading: &Reading, now: Now) -> Evidence {
+    fn evidence(&self, reading: &Reading, now: Now, one_shot: bool) -> Evidence {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let since_ms = now.boottime_ms.saturating_sub(WINDOW_MS);
         let in_window = self.lives.iter().filter(|life| life.ended_boottime_ms >= Some(since_ms)).count();
-        let mut evidence = Evidence::new()
-            .count("lives_seen", count(self.lives.len()))
-            .count("ends_in_10_min", count(in_window))
-            .duration("short_below_ms", Duration::from_millis(self.short_ms()));
+        let mut evidence = Evidence::new().count("lives_seen", count(self.lives.len()));
+        // A first look has counted nothing.
+        if !one_shot {
+            evidence = evidence
+                .count("ends_in_10_min", count(in_window))
+                .duration("short_below_ms", Duration::from_millis(self.short_ms()));
+        }
         if let Some(usual) = self.usual() {
             evidence = evidence.duration("usual_lifetime_ms", Duration::from_millis(usual));
         }
@@ -290,7 +298,7 @@ fn by_counter(reading: &Reading, newest: Option<&Life>, now: Now) -> Option<Why>
     young.then_some(Why { words, longest_ms: 0, asked_only: false })
 }
 
-fn problem(service: &str, why: &Why, one_shot: bool) -> Problem {
+fn problem(service: &str, unit: Option<&str>, why: &Why, one_shot: bool) -> Problem {
     let problem = Problem::new(Reason::RestartLoop, format!("{service} keeps restarting: {}", why.words));
     // Somebody's script, not a crash: it is to be told, but nobody must get up for it.
     let problem = if why.asked_only { problem.severity(Severity::Sev3) } else { problem };
@@ -301,11 +309,18 @@ fn problem(service: &str, why: &Why, one_shot: bool) -> Problem {
             "look into that script's own log for why it does",
         ]);
     }
-    problem.next_steps([
-        "see how each life ended: journalctl -u UNIT -b | grep -i 'exited\\|killed\\|Result'",
-        "see its own last words before each end; the first of them tells most",
-        "if it damages something with each start, stop it: systemctl stop UNIT",
-    ])
+    let last_words = "see its own last words before each end; the first of them tells most".to_owned();
+    match unit {
+        Some(unit) => problem.next_steps([
+            format!("see how each life ended: journalctl -u {unit} -b | grep -iE 'exited|killed|result'"),
+            last_words,
+            format!("if it damages something with each start, stop it: systemctl stop {unit}"),
+        ]),
+        None => problem.next_steps([
+            last_words,
+            "find out who starts it again, and stop it there if it damages something with each start".to_owned(),
+        ]),
+    }
 }
 
 fn human(ms: u64) -> String {
@@ -498,7 +513,7 @@ mod tests {
     fn a_first_look_believes_systemds_counter() {
         let life = Life { pid: 7, start_boottime_ms: 95 * S, ended_boottime_ms: None, ended: None };
         let look = |n_restarts, now_ms, one_shot| {
-            let reading = Reading { lives: vec![life], n_restarts, awaits_restart: false };
+            let reading = Reading { lives: vec![life], n_restarts, awaits_restart: false, unit: None };
             let judgement = RestartJudge::default().judge("spl", &reading, at(now_ms), one_shot);
             judgement.problems.first().map(|problem| (problem.grade, problem.summary.clone()))
         };

@@ -35,7 +35,8 @@ impl Probe for RestartProbe {
     }
 
     fn run(&mut self, context: &Context) -> Judgement {
-        let mut reading = Reading::default();
+        let unit = self.unit.as_ref().map(|(unit, _)| unit.clone());
+        let mut reading = Reading { unit, ..Reading::default() };
         if let Some(state) = self.unit.as_ref().and_then(|(unit, units)| units.state(unit)) {
             if state.is_oneshot() {
                 return Judgement::ok(Evidence::new().text("unit_type", "oneshot: each run is a process of its own"));

@@ -213,6 +213,9 @@ impl UnitJudge {
     fn evidence(&self, view: &View<'_>, process: Option<&MainProcess>) -> Evidence {
         let state = view.state;
         let mut evidence = Evidence::new().text("unit", view.unit);
+        if state.load_state == "not-found" {
+            return evidence.text("load_state", &state.load_state);
+        }
         for (key, text) in [
             ("load_state", &state.load_state),
             ("active_state", &state.active_state),
@@ -241,7 +244,7 @@ impl UnitJudge {
         if !state.triggered_by.is_empty() {
             evidence = evidence.text("triggered_by", state.triggered_by.join(" "));
         }
-        if state.condition_result == Some(false) {
+        if state.was_skipped() {
             evidence = evidence.flag("condition_met", false);
         }
         if let Some(grade) = gave_up(state).filter(|_| state.active_state == "failed") {
@@ -357,10 +360,13 @@ fn inactive(view: &View<'_>) -> Found {
     };
     let why = if masked {
         "; it is masked, so that nothing can start it".to_owned()
-    } else if state.condition_result == Some(false) {
+    } else if state.was_skipped() {
         "; a condition of its file was not met when it was last to be started".to_owned()
     } else if let Some(exit) = state.newest().and_then(|life| life.exit) {
-        format!("; its main process {} and systemd counts that as a regular stop", exit.words())
+        match exit {
+            Exit::Signal(signal @ (1 | 2 | 15)) => format!("; it was stopped ({})", signal_words(signal)),
+            other => format!("; its main process {} and systemd counts that as a regular stop", other.words()),
+        }
     } else if state.active_enter_usec == 0 {
         "; it was not started since this host booted".to_owned()
     } else {

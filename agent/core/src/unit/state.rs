@@ -254,7 +254,7 @@ pub struct UnitState {
     pub kind: String,
     /// `no`, `on-failure`, `always`, …
     pub restart: String,
-    /// Its cgroup while it runs.
+    /// Its cgroup, or the last it had: systemd takes it away with the last process.
     pub control_group: String,
     /// One id per start.
     pub invocation_id: String,
@@ -264,8 +264,10 @@ pub struct UnitState {
     pub need_daemon_reload: bool,
     /// Stays active after its process ended.
     pub remain_after_exit: bool,
-    /// False when its last start was skipped because of a `Condition…=`.
-    pub condition_result: Option<bool>,
+    /// What its `Condition…=` said; false also where they were never asked.
+    pub condition_result: bool,
+    /// When they were last asked, `CLOCK_MONOTONIC`; 0: never.
+    pub condition_usec: u64,
     /// Its main process; 0 while there is none.
     pub main_pid: u32,
     /// Automatic restarts since the last start by hand.
@@ -303,6 +305,7 @@ impl UnitState {
         "TriggeredBy",
         "NeedDaemonReload",
         "ConditionResult",
+        "ConditionTimestampMonotonic",
         "StartLimitBurst",
         "ActiveEnterTimestampMonotonic",
         "StateChangeTimestampMonotonic",
@@ -343,7 +346,9 @@ impl UnitState {
             _ => return self.set_other(name, value).is_some(),
         };
         let Some(text) = value.text() else { return false };
-        *place = text;
+        if !(text.is_empty() && name == "ControlGroup") {
+            *place = text;
+        }
         true
     }
 
@@ -364,7 +369,8 @@ impl UnitState {
             }
             "NeedDaemonReload" => self.need_daemon_reload = value.flag()?,
             "RemainAfterExit" => self.remain_after_exit = value.flag()?,
-            "ConditionResult" => self.condition_result = Some(value.flag()?),
+            "ConditionResult" => self.condition_result = value.flag()?,
+            "ConditionTimestampMonotonic" => self.condition_usec = value.number()?,
             "StartLimitBurst" => self.start_limit_burst = value.number()?,
             "ActiveEnterTimestampMonotonic" => self.active_enter_usec = value.number()?,
             "StateChangeTimestampMonotonic" => self.state_change_usec = value.number()?,
@@ -401,8 +407,11 @@ impl UnitState {
         }
     }
 
-    /// Takes over the lives that an earlier reading of this unit knew: a new connection starts with the newest alone.
+    /// Takes over the lives and the cgroup that an earlier reading of this unit knew: a new connection starts with the newest alone.
     pub fn inherit(&mut self, earlier: &Self) {
+        if self.control_group.is_empty() {
+            self.control_group.clone_from(&earlier.control_group);
+        }
         let newest = std::mem::take(&mut self.lives);
         self.lives = earlier.lives.clone();
         for life in newest {
@@ -436,6 +445,11 @@ impl UnitState {
     /// Whether this state is one to stay in; another one passes, or has lasted for too long.
     pub fn is_settled(&self) -> bool {
         matches!(self.active_state.as_str(), "active" | "failed")
+    }
+
+    /// Whether its last start was skipped because of a `Condition…=`.
+    pub fn was_skipped(&self) -> bool {
+        !self.condition_result && self.condition_usec > 0
     }
 
     /// Whether it is a service that starts, does its work and ends.

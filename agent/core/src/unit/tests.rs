@@ -124,6 +124,12 @@ fn services() {
     check(UNIT, &with("ActiveState=activating SubState=start").replace("880", "980"), "ok");
     check(
         UNIT,
+        &with("ActiveState=inactive SubState=dead ConditionResult=no ConditionTimestampMonotonic=880000000"),
+        "sev2 unit_inactive: spl.service is not running since 2 min; a condition of its file was not met when it was \
+         last to be started",
+    );
+    check(
+        UNIT,
         &with("ActiveState=activating SubState=start").replace("880", "600"),
         "sev3 unit_stuck: spl.service has been starting for 6 min (state start), longer than 5 min",
     );

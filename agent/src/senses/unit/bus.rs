@@ -82,6 +82,8 @@ struct Followed {
     type_interface: String,
     path: Option<OwnedObjectPath>,
     state: UnitState,
+    /// The type's half of a change was told and the unit's not yet: together they make no sense.
+    half_told: bool,
     /// Another look at a state that should pass is worth it then.
     again_at: Option<Instant>,
 }
@@ -340,6 +342,9 @@ impl<'a> Conversation<'a> {
         };
         let before = self.units.get(index).map(|unit| unit.state.active_state.clone());
         self.set_all(index, &changed);
+        if let Some(unit) = self.units.get_mut(index) {
+            unit.half_told = interface != UNIT;
+        }
         let (known, interface) = if interface == UNIT {
             (UnitState::UNIT_PROPERTIES, UNIT.to_owned())
         } else {
@@ -371,7 +376,9 @@ impl<'a> Conversation<'a> {
     }
 
     fn publish(&mut self, index: usize) {
-        let Some(unit) = self.units.get_mut(index).filter(|unit| unit.state.is_complete()) else { return };
+        let Some(unit) = self.units.get_mut(index).filter(|unit| unit.state.is_complete() && !unit.half_told) else {
+            return;
+        };
         // A little later than the grace, so that it is over.
         let again = Instant::now() + DOWN_GRACE + DOWN_GRACE / 10;
         unit.again_at = (!unit.state.is_settled()).then_some(again);
@@ -410,6 +417,13 @@ impl Followed {
         let mut letters = suffix.chars();
         let capital: String = letters.next().iter().map(char::to_ascii_uppercase).collect();
         let type_interface = format!("{SYSTEMD}.{capital}{}", letters.as_str());
-        Self { name: name.to_owned(), type_interface, path: None, state: UnitState::default(), again_at: None }
+        Self {
+            name: name.to_owned(),
+            type_interface,
+            path: None,
+            state: UnitState::default(),
+            half_told: false,
+            again_at: None,
+        }
     }
 }
