@@ -209,10 +209,10 @@ fn of_folders(role: Role, reading: &Reading, accounts: &Accounts) -> Vec<Fault> 
         let path = quoted(&folder.path);
         if folder.mode & WORLD_WRITE != 0 && folder.mode & STICKY == 0 {
             let told = format!(
-                "any user of this host can put another in its place and so {}, as the folder {} is {}",
-                role.harm(),
+                "any user of this host can put another in its place, as the folder {} is {}, and so {}",
                 folder.path,
-                octal(folder.mode)
+                octal(folder.mode),
+                role.harm(),
             );
             let fix = format!("chmod o-w {path}, or chmod +t {path} where all must write");
             faults.push(Fault { told, fix, inode: folder.clone(), grave: false });

@@ -37,7 +37,10 @@ pub enum Least {
 
 impl Least {
     fn of(self, total: u64) -> u64 {
-        let share = |percent: u8| total / 100 * u64::from(percent);
+        let share = |percent: u8| {
+            let share = u128::from(total) * u128::from(percent) / 100;
+            u64::try_from(share).unwrap_or(total)
+        };
         match self {
             Self::Amount(amount) => amount,
             Self::Percent(percent) => share(percent),
