@@ -110,8 +110,9 @@ impl BackupProbe {
         let ended = self.ended.clone();
         let bound = if one_shot { ONE_SHOT_WAIT } else { examine::LOOK_MAX };
         let work = move |sandbox| {
-            let _until_the_end = turn;
             examine::all(&root, wanted, sandbox, bound, &sender);
+            // Both before the bell: the run that it wakes may want the next look.
+            drop(turn);
             drop(sender);
             if let Some(ended) = ended {
                 ended.put(());

@@ -13,6 +13,7 @@ use http::{HttpError, Response};
 use muster_agent_core::health::certificate::Certificate;
 use muster_agent_core::health::{Answer, FieldFound, HealthJudge, Outcome, Phase, Reading, Rules};
 use muster_agent_core::judgement::Judgement;
+use muster_agent_core::log::redact;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use rustls::pki_types::ServerName;
@@ -88,7 +89,8 @@ impl HealthProbe {
             failures: health.failures,
         };
         Self {
-            subject: SubjectKey::new(service, ProbeKind::Health, &health.url),
+            // An address may carry a token.
+            subject: SubjectKey::new(service, ProbeKind::Health, &redact(&health.url)),
             rules,
             interval,
             endpoint: Arc::new(endpoint),
