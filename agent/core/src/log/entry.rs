@@ -44,6 +44,11 @@ impl<'a> Entry<'a> {
         {
             return entry;
         }
+        Self::text(line)
+    }
+
+    /// A line that is text, whatever it looks like.
+    pub fn text(line: &'a str) -> Self {
         Self { text: Cow::Borrowed(line), unix_ms: text_time(line), fields: Vec::new() }
     }
 

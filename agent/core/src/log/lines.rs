@@ -12,6 +12,11 @@ pub struct Splitter {
 }
 
 impl Splitter {
+    /// One that begins in the middle of a line, which is no line then.
+    pub const fn inside_a_line() -> Self {
+        Self { skipping: true }
+    }
+
     /// Gives every whole line of `data` to `line`, with whether it was cut, and returns how many bytes are done with.
     /// What is left is the begin of a line: bring it again with what follows. With `last` nothing follows, and the
     /// rest is a line as well. `data` of more than [`LINE_BYTES_MAX`] always moves on.
