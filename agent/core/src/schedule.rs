@@ -46,7 +46,15 @@ struct Slot {
     tell_late_ms: u64,
     late_told: bool,
     again: bool,
+    /// Due because something happened, not because its time came.
+    woken: bool,
 }
+
+/// Probes of the same interval run together, so that they share wake-ups and what they read; those of a longer interval
+/// than this are the dear ones, and are spread.
+const TOGETHER_UP_TO_MS: u64 = 60_000;
+/// The moments to which the others are spread: those at which the common ones run anyway.
+const PHASE_STEP_MS: u64 = 5_000;
 
 impl Schedule {
     /// Adds a probe, due at once; replaces one of the same subject that does not run (see [`Schedule::replan`]).
@@ -58,6 +66,7 @@ impl Schedule {
             tell_late_ms: late_waiting(now_ms, plan),
             late_told: false,
             again: false,
+            woken: false,
         };
         self.slots.insert(subject, slot);
     }
@@ -67,12 +76,14 @@ impl Schedule {
         self.slots.remove(subject);
     }
 
-    /// The most overdue probe of a free lane, now counted as running.
+    /// The probe of a free lane that goes next, now counted as running: what happened goes before what is merely due,
+    /// then the most overdue.
     pub fn start_next(&mut self, now_ms: u64, lane: usize) -> Option<SubjectKey> {
         let due = |slot: &&mut Slot| slot.plan.lane == lane && slot.started_ms.is_none() && slot.due_ms <= now_ms;
         let waiting = self.slots.iter_mut().filter(|(_, slot)| due(slot));
-        let (subject, slot) = waiting.min_by_key(|(_, slot)| slot.due_ms)?;
+        let (subject, slot) = waiting.min_by_key(|(_, slot)| (!slot.woken, slot.due_ms))?;
         slot.started_ms = Some(now_ms);
+        slot.woken = false;
         slot.tell_late_ms = now_ms.saturating_add(ms(slot.plan.deadline));
         slot.late_told = false;
         Some(subject.clone())
@@ -83,7 +94,8 @@ impl Schedule {
         let Some(slot) = self.slots.get_mut(subject) else { return };
         slot.started_ms = None;
         slot.late_told = false;
-        slot.due_ms = if std::mem::take(&mut slot.again) { now_ms } else { next_place(now_ms, subject, slot.plan) };
+        slot.woken = std::mem::take(&mut slot.again);
+        slot.due_ms = if slot.woken { now_ms } else { next_place(now_ms, subject, slot.plan) };
         slot.tell_late_ms = late_waiting(slot.due_ms, slot.plan);
     }
 
@@ -92,7 +104,10 @@ impl Schedule {
         let Some(slot) = self.slots.get_mut(subject) else { return };
         if slot.started_ms.is_some() {
             slot.again = true;
-        } else if slot.due_ms > now_ms {
+            return;
+        }
+        slot.woken = true;
+        if slot.due_ms > now_ms {
             slot.due_ms = now_ms;
             slot.tell_late_ms = late_waiting(now_ms, slot.plan);
         }
@@ -148,13 +163,16 @@ fn late_waiting(due_ms: u64, plan: Plan) -> u64 {
     due_ms.saturating_add(ms(plan.interval)).saturating_add(ms(plan.deadline)).saturating_add(1)
 }
 
-/// The next moment of the subject's own phase of its interval. Phases are whole seconds: probes that share one also
-/// share a wake-up.
+/// The next moment of the interval, or of the subject's own phase of it.
 fn next_place(now_ms: u64, subject: &SubjectKey, plan: Plan) -> u64 {
     let interval_ms = ms(plan.interval).max(1);
-    // Any hash will do that is the same in every build; the reason plays no part.
-    let draw = FindingKey { subject: subject.clone(), reason: Reason::Change }.digest_term();
-    let phase_ms = draw % interval_ms / 1000 * 1000;
+    let phase_ms = if interval_ms <= TOGETHER_UP_TO_MS {
+        0
+    } else {
+        // Any hash will do that is the same in every build; the reason plays no part.
+        let draw = FindingKey { subject: subject.clone(), reason: Reason::Change }.digest_term();
+        draw % interval_ms / PHASE_STEP_MS * PHASE_STEP_MS
+    };
     let rounds = now_ms.saturating_sub(phase_ms) / interval_ms;
     let next = phase_ms.saturating_add(rounds.saturating_add(1).saturating_mul(interval_ms));
     if next.saturating_sub(interval_ms) > now_ms { next.saturating_sub(interval_ms) } else { next }
@@ -239,6 +257,22 @@ mod tests {
         schedule.add(5, subject("later"), plan(0));
         assert_eq!(schedule.start_next(20, 0), Some(subject("later")));
         assert_eq!(schedule.start_next(20, 0), Some(subject("late")));
+    }
+
+    #[test]
+    fn what_happened_goes_before_what_is_due() {
+        let mut schedule = Schedule::default();
+        schedule.add(5, subject("due"), plan(0));
+        schedule.add(10, subject("woken"), plan(0));
+        schedule.wake(20, &subject("woken"));
+        assert_eq!(schedule.start_next(20, 0), Some(subject("woken")));
+        assert_eq!(schedule.start_next(20, 0), Some(subject("due")));
+    }
+
+    #[test]
+    fn probes_of_one_short_interval_run_together() {
+        let place = |name| next_place(12_345, &subject(name), plan(0));
+        assert_eq!((place("a"), place("b")), (15_000, 15_000));
     }
 
     proptest::proptest! {
