@@ -93,6 +93,8 @@ pub struct Growth {
 struct Window {
     since_ms: u64,
     first: Sample,
+    /// Committed frames at the last look and at the one before.
+    frames: (u32, u32),
     /// The oldest mark that is in the way of a checkpoint, as long as it stays the same.
     pin: Option<(usize, u32)>,
     pinned_by: BTreeSet<u32>,
@@ -144,11 +146,13 @@ impl Window {
             pinned_by: pids(sample, pin),
             always_read: pin.is_some(),
             writer: sample.writer,
+            frames: (sample.index.frame_max, sample.index.frame_max),
             first: sample.clone(),
         }
     }
 
     fn seen(mut self, sample: &Sample) -> Self {
+        self.frames = (sample.index.frame_max, self.frames.0);
         let now = pin(sample);
         self.always_read &= now.is_some();
         if now == self.pin {
@@ -177,7 +181,7 @@ impl Window {
         // Left large by an earlier transaction, and used again from its start.
         let left_over = live_bytes <= sample.max_bytes;
         // Copied back whole, and at rest: the next writer begins again at the start.
-        let copied_back = index.only_in_log() == 0 && !moved;
+        let copied_back = index.only_in_log() == 0 && self.frames.0 == self.frames.1;
         if left_over || copied_back {
             return None;
         }
@@ -259,7 +263,7 @@ mod tests {
     fn large_and_empty_is_no_problem() {
         check(vec![sample(10, 10), sample(50, 50), sample(60, 60)], None);
         check(vec![sample(10, 0), sample(50, 0), sample(60, 0)], None);
-        check(vec![sample(MANY, MANY), sample(MANY, MANY), sample(MANY, MANY)], None);
+        check(vec![sample(MANY, 5), sample(MANY + 5, MANY + 5), sample(MANY + 5, MANY + 5)], None);
         let mut unused = sample(MANY, 0);
         unused.in_use = false;
         check(vec![unused.clone(), unused.clone(), unused], None);

@@ -8,7 +8,6 @@ use crate::senses::regular::{self, Found};
 use muster_agent_core::locks::sqlite_bytes::{
     PENDING_BYTE, RESERVED_BYTE, SHARED_BYTES, SHARED_FIRST, WAL_CHECKPOINT_BYTE, WAL_RECOVER_BYTE, WAL_WRITE_BYTE,
 };
-use muster_agent_core::proc_locks;
 use muster_agent_core::sqlite::header::{
     HEADER_BYTES, Header, JOURNAL_HEADER_BYTES, JournalHeader, WAL_INDEX_HEADER_BYTES, WalIndex,
 };
@@ -20,7 +19,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -87,8 +86,6 @@ impl Drop for Claim {
 pub(super) struct Look {
     /// The facts.
     pub(super) snapshot: Snapshot,
-    /// The devices under which `/proc/locks` may show the file.
-    pub(super) devices: Vec<(u32, u32)>,
     /// The time of the look.
     wall_ns: i128,
     /// Other hosts may write the file, and the times seen here may be old.
@@ -142,7 +139,7 @@ pub(super) fn look(path: &Path, claim: &Claim) -> Result<Look, Obstacle> {
         wal_index,
         locks,
     };
-    Ok(Look { snapshot, devices: devices(&file, database.device), wall_ns, remote: is_remote(&file) })
+    Ok(Look { snapshot, wall_ns, remote: is_remote(&file) })
 }
 
 /// True when nothing was written since `before`. It takes two looks: one reads the file before the locks, so a commit
@@ -169,11 +166,6 @@ pub(super) fn could_write(path: &Path) -> bool {
         rustix::fs::accessat(rustix::fs::CWD, path, access, rustix::fs::AtFlags::EACCESS).is_ok()
     };
     may(path) || path.parent().is_none_or(may) || may(&sibling(path, "-shm")) || may(&sibling(path, "-wal"))
-}
-
-/// The name of a process, or `?` when it is gone or hidden.
-pub(super) fn comm(pid: u32) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".to_owned(), |comm| comm.trim().to_owned())
 }
 
 fn journal(path: &Path) -> Result<(Option<FileFacts>, Option<JournalHeader>), Obstacle> {
@@ -270,17 +262,6 @@ fn is_remote(file: &File) -> bool {
     // The magic number has another width on each architecture; its lower half is the number.
     let Ok(magic) = u32::try_from(i128::from(found.f_type) & i128::from(u32::MAX)) else { return true };
     SMB.contains(&magic) || [NFS, FUSE, V9FS, CEPH].contains(&magic)
-}
-
-/// On overlayfs and btrfs `/proc/locks` shows the device of the mount, not that of `stat`.
-fn devices(file: &File, device: u64) -> Vec<(u32, u32)> {
-    let mut devices = vec![(rustix::fs::major(device), rustix::fs::minor(device))];
-    let fdinfo = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
-    let mount = fdinfo.ok().and_then(|text| proc_locks::mount_id(&text));
-    if let (Some(mount), Ok(mountinfo)) = (mount, std::fs::read_to_string("/proc/self/mountinfo")) {
-        devices.extend(proc_locks::mount_device(&mountinfo, mount).filter(|device| !devices.contains(device)));
-    }
-    devices
 }
 
 /// Sorts an I/O error on `path`.

@@ -18,6 +18,7 @@ use muster_agent_core::sqlite::header::WalIndex;
 use muster_agent_core::sqlite::rows::Rows;
 use muster_agent_core::sqlite::state::{FileFacts, State, Token};
 use muster_agent_core::sqlite::wal::{Chain, Loss, LossWatch, Reading};
+use muster_common::evidence::Value;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -89,24 +90,22 @@ impl Health {
     ) {
         let snapshot = &look.snapshot;
         self.loss.age(&context.now);
-        let state = snapshot.state();
-        if snapshot.shm.is_none() || look.remote || !matches!(state, State::LiveWal | State::AtRest) {
-            if state != State::Changing {
-                self.no_growth();
-                self.log_seen = None;
-            }
-            return;
-        }
         let wal_bytes = snapshot.wal.map_or(0, |wal| wal.size_bytes);
         let max_bytes =
             options.wal_max_bytes.unwrap_or_else(|| growth::default_max_bytes(snapshot.database.size_bytes));
         let large = growth::may_be_too_large(wal_bytes, max_bytes);
+        let state = snapshot.state();
+        // Without its index nobody has it open, and the next one to open it copies it back.
+        if !large || state == State::WalWithoutIndex {
+            self.no_growth();
+        }
+        if snapshot.shm.is_none() || look.remote || !matches!(state, State::LiveWal | State::AtRest) {
+            self.log_seen = None;
+            return;
+        }
         let known = self.log_seen.is_some_and(|(wal, index, _)| (wal, index) == (snapshot.wal, snapshot.wal_index));
         let complete = self.log_seen.is_some_and(|(_, _, complete)| complete);
         let walk_due = self.walk_is_due(options, context);
-        if !large {
-            self.no_growth();
-        }
         if known && complete && !large && !walk_due && !context.one_shot {
             return;
         }
@@ -116,9 +115,12 @@ impl Health {
             () if walk_due || (known && !complete) => WALK_BYTES_MAX,
             () => 0,
         };
-        if walk_due || self.loss.is_pending() {
-            self.chain = None;
+        if walk_due {
             self.walked_boottime_ms = Some(context.now.boottime_ms);
+        }
+        // From its start again; a walk that takes many runs ends first.
+        if (walk_due && complete) || self.loss.is_pending() {
+            self.chain = None;
         }
         let Some(found) = log::look(path, claim, &mut self.chain, walk_bytes_max) else { return };
         self.loss.sample(&found.index, found.reading, snapshot.database, context.one_shot, &context.now);
@@ -219,8 +221,9 @@ impl Health {
     }
 
     /// Adds what is known to what the checks say.
-    pub(super) fn tell(&mut self, path: &Path, options: &SqliteOptions, judgement: &mut Judgement, now: &Now) {
-        self.memory.rows.age(now);
+    pub(super) fn tell(&mut self, path: &Path, options: &SqliteOptions, judgement: &mut Judgement, context: &Context) {
+        let one_shot = context.one_shot;
+        self.memory.rows.age(&context.now);
         let rows_lost: Vec<_> = self.memory.rows.lost().collect();
         if self.loss.loss.is_some() || !rows_lost.is_empty() {
             judgement.problems.push(report::rows_lost(path, self.loss.loss.as_ref(), &rows_lost));
@@ -234,10 +237,13 @@ impl Health {
         judgement.occurrences.append(&mut self.changes);
         judgement.seen =
             report::seen(std::mem::take(&mut judgement.seen), self.found.as_ref(), &self.memory.rows, &self.left_out);
-        judgement.unknown = judgement.unknown.take().or_else(|| self.unknown(options));
+        if let Some(absent) = self.absent(options) {
+            judgement.seen.insert("rows_not_counted", Value::Text(format!("there is no table {absent:?}")));
+        }
+        judgement.unknown = judgement.unknown.take().or_else(|| self.unknown(options, one_shot));
     }
 
-    fn unknown(&self, options: &SqliteOptions) -> Option<Unknown> {
+    fn unknown(&self, options: &SqliteOptions, one_shot: bool) -> Option<Unknown> {
         if self.loss.is_pending() {
             let why = "the log seems to lack frames that were committed; a second look has to confirm it";
             return Some(unchecked(why, None));
@@ -254,13 +260,18 @@ impl Health {
             let what = "rows and foreign keys have not been looked at yet";
             return Some(unchecked(&format!("{what}: {why}"), None));
         }
-        let known = |table: &str| self.memory.rows.counts().any(|(name, _)| name == table);
-        let absent = options
-            .rows
-            .iter()
-            .find(|counted| !known(&counted.table) && !self.left_out.contains_key(&counted.table))?;
-        let why = format!("there is no table {:?}, whose rows are to be counted", absent.table);
+        // Told to whoever tries the configuration; in the daemon it would keep everything else open.
+        let absent = self.absent(options).filter(|_| one_shot)?;
+        let why = format!("there is no table {absent:?}, whose rows are to be counted");
         Some(unchecked(&why, Some("check `rows` of this database in the agent's configuration")))
+    }
+
+    /// A table that is to be counted and never was there.
+    fn absent<'a>(&self, options: &'a SqliteOptions) -> Option<&'a str> {
+        let known = |table: &str| self.memory.rows.counts().any(|(name, _)| name == table);
+        let names = options.rows.iter().map(|counted| counted.table.as_str());
+        self.dangling.as_ref()?;
+        names.into_iter().find(|table| !known(table) && !self.left_out.contains_key(*table))
     }
 
     /// Another file lies there, or an empty one: what was found in the old one says nothing about it.

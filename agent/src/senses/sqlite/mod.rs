@@ -258,7 +258,7 @@ impl SqliteProbe {
             Some(unchecked(&why, Some("look for a hung device: ps -eLo pid,stat,wchan:32,comm | grep ' D'")))
         });
         let mut judgement = self.judge(&look, problems, trouble, &now);
-        self.health.tell(&self.path, &self.options, &mut judgement, &now);
+        self.health.tell(&self.path, &self.options, &mut judgement, context);
         judgement
     }
 
