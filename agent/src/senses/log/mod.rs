@@ -116,7 +116,8 @@ impl LogProbe {
     fn read(&mut self, context: &Context) -> (Evidence, Option<Unknown>) {
         let Self { input, rules, windows, counts, subject, as_text, .. } = self;
         let now = context.now;
-        let oldest_ms = if context.one_shot { now.boottime_ms.saturating_sub(LOOK_BACK_MS) } else { 0 };
+        let look_back_ms = i64::try_from(LOOK_BACK_MS).unwrap_or(i64::MAX);
+        let oldest_unix_ms = if context.one_shot { now.wall.unix_ms() - look_back_ms } else { i64::MIN };
         let mut broken = None;
         let mut take = |line: &[u8], unix_ms: Option<i64>, unit: Option<&str>| {
             counts.lines = counts.lines.saturating_add(1);
@@ -134,10 +135,10 @@ impl LogProbe {
                 None => Entry::parse(&text),
             };
             let Some(hit) = set.hit(&entry, subject.service.as_str(), unit) else { return };
-            let observed_ms = observed_boottime_ms(entry.unix_ms, now);
-            if observed_ms < oldest_ms {
+            if entry.unix_ms.is_some_and(|written| written < oldest_unix_ms) {
                 return;
             }
+            let observed_ms = observed_boottime_ms(entry.unix_ms, now);
             counts.matched_lines = counts.matched_lines.saturating_add(1);
             let sample = hit.sample(&entry, observed_ms);
             let group = hit.group(&sample);
@@ -146,8 +147,7 @@ impl LogProbe {
         let (seen, unreadable) = match input {
             Input::File(follower) => {
                 let mut cut_lines = 0u64;
-                let look_back_s = i64::try_from(LOOK_BACK_MS / 1000).unwrap_or(0);
-                let since = context.one_shot.then_some(now.wall.unix_ms() / 1000 - look_back_s);
+                let since = context.one_shot.then_some(oldest_unix_ms / 1000);
                 let pass = follower.pass(now.boottime_ms, since, &mut |line, cut| {
                     cut_lines += u64::from(cut);
                     take(line, None, None);
