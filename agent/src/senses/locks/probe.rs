@@ -26,9 +26,9 @@ pub const MAX_WAIT_DEFAULT: Duration = Duration::from_secs(10);
 /// Subject of the probe that looks at all files of a service.
 const ALL_FILES: &str = "all files";
 /// Looks at the table before a wait of a process with several threads is believed to have lasted.
-const LOOKS_BEFORE_TOLD: u32 = 5;
+const LOOKS_BEFORE_TOLD: u32 = 10;
 /// Time between them.
-const LOOK_PAUSE: Duration = Duration::from_millis(10);
+const LOOK_PAUSE: Duration = Duration::from_millis(7);
 /// Holders and paths that a walk did not find are not looked for again before this.
 const MISS_KEPT_MS: u64 = 60_000;
 /// Files remembered with their path or holder; beyond it all are looked up anew.
@@ -326,22 +326,35 @@ impl LockProbe {
         let any =
             reading.queues.iter().any(|queue| queue.waiters.iter().any(|waiter| doubtful(&self.judge, queue, waiter)));
         if any {
-            for _ in 0..LOOKS_BEFORE_TOLD {
-                std::thread::sleep(LOOK_PAUSE);
-                let Ok(table) = read_table(self.table.root(), &BTreeSet::new()) else { break };
-                for queue in &mut reading.queues {
-                    let still: BTreeSet<u32> = contended_on(&table, |file| *file == queue.file)
-                        .flat_map(|contended| &contended.waiters)
-                        .filter_map(|waiter| waiter.pid)
-                        .collect();
-                    queue.waiters.retain(|waiter| waiter.switches.is_some() || still.contains(&waiter.process.pid));
-                }
+            let files: BTreeSet<FileId> = reading.queues.iter().map(|queue| queue.file).collect();
+            let lasting = self.lasting(&files);
+            for queue in &mut reading.queues {
+                let file = queue.file;
+                let lasts = |pid: u32| lasting.iter().any(|(of, _, waiter)| (*of, *waiter) == (file, pid));
+                queue.waiters.retain(|waiter| waiter.switches.is_some() || lasts(waiter.process.pid));
             }
             if matches!(self.scope, Scope::Service { .. }) {
                 reading.queues.retain(|queue| !queue.waiters.is_empty() || queue.unnamed_waiters > 0);
             }
         }
         self.judge.judge(&reading, &self.limits, &context.now, context.one_shot)
+    }
+
+    /// The pairs of holder and waiter that stay the same over some looks: in a queue that moves they do not.
+    fn lasting(&self, files: &BTreeSet<FileId>) -> BTreeSet<(FileId, Option<u32>, u32)> {
+        let mut lasting: Option<BTreeSet<_>> = None;
+        for _ in 0..LOOKS_BEFORE_TOLD {
+            std::thread::sleep(LOOK_PAUSE);
+            let Ok(table) = read_table(self.table.root(), &BTreeSet::new()) else { continue };
+            let mut pairs = BTreeSet::new();
+            for contended in contended_on(&table, |file| files.contains(file)) {
+                let Some(file) = contended.holder.file else { continue };
+                let waiters = contended.waiters.iter().filter_map(|waiter| waiter.pid);
+                pairs.extend(waiters.map(|waiter| (file, contended.holder.pid, waiter)));
+            }
+            lasting = Some(lasting.map_or_else(|| pairs.clone(), |before| &before & &pairs));
+        }
+        lasting.unwrap_or_default()
     }
 }
 
