@@ -299,20 +299,20 @@ limits = {{ nofile = "123:456" }}
     );
     let (host, service) = baseline(&text);
     let mut clock = Clock(0);
-    let mut probe = BaselineProbe::new(ServiceName::host(), host, HostRoot::default());
+    let mut probe = BaselineProbe::new(ServiceName::host(), host, None, HostRoot::default());
     assert_eq!(clock.run(&mut probe).verdict(), Verdict::Ok);
     std::fs::write(&file, "abd").unwrap();
     set_mode(&file, 0o666);
     let judgement = clock.run(&mut probe);
     assert_eq!(judgement.seen.get("drifted"), Some(&Value::Count(2)), "{judgement:?}");
     assert!(judgement.problems[0].summary.contains("is 0666, declared is 0640; it was 0640 until"), "{judgement:?}");
-    let mut restarted = BaselineProbe::new(ServiceName::host(), baseline(&text).0, HostRoot::default());
+    let mut restarted = BaselineProbe::new(ServiceName::host(), baseline(&text).0, None, HostRoot::default());
     restarted.restore(probe.save().unwrap());
     assert!(clock.run(&mut restarted).problems[0].summary.contains("it was 0640 until"));
     std::fs::remove_file(&file).unwrap();
     assert!(clock.run(&mut probe).problems[0].summary.contains("is missing"));
 
-    let mut probe = BaselineProbe::new(spl(), service, HostRoot::default());
+    let mut probe = BaselineProbe::new(spl(), service, None, HostRoot::default());
     assert_eq!(clock.run(&mut probe).verdict(), Verdict::Unknown, "no process is known");
     for (shell, verdict) in [
         ("ulimit -Sn 123; ulimit -Hn 456; exec sleep 600", Verdict::Ok),

@@ -7,7 +7,7 @@ mod certificates;
 mod daemon;
 mod fake;
 
-use fake::{Behaviour, Fake, Proxy, State};
+use fake::{AHEAD_MS, Behaviour, Fake, Proxy, State};
 use muster_agent::spool::{Append, Spool, SpoolHandle, SpoolLimits};
 use muster_agent::uplink::{
     HostFacts, OpenSnapshot, Security, SnapshotProvider, Stop, UplinkConfig, UplinkFacts, UplinkHandle,
@@ -45,6 +45,7 @@ impl Agent {
             host: HostFacts { host_name: "web-1".into(), ..HostFacts::default() },
             boot,
             clock: muster_agent::clock::now,
+            freezes: None,
         };
         let heads = spool.clone();
         let provider = SnapshotProvider(Arc::new(move || OpenSnapshot::new(heads.view().head, [])));
@@ -114,6 +115,21 @@ async fn heartbeats_keep_coming_while_entries_are_stuck() {
     assert!(beats.windows(2).all(|pair| pair[0] < pair[1]), "{beats:?}");
     assert_eq!(state.heartbeats.last().unwrap().open_digest, 7);
     assert_eq!(state.streams, 1);
+}
+
+#[tokio::test]
+async fn the_coordinators_clock_is_heard() {
+    let fake = Fake::start([Behaviour::Good]).await;
+    let agent = Agent::start(vec![fake.endpoint()]);
+    let mut status = agent.uplink.status();
+    let heard = status.wait_for(|status| status.coordinator_less_boottime_ms.is_some());
+    let theirs_ms = tokio::time::timeout(PATIENCE, heard).await.unwrap().unwrap().coordinator_less_boottime_ms.unwrap();
+    let now = muster_agent::clock::now();
+    let ours_ms = now.wall.unix_ms() - i64::try_from(now.boottime_ms).unwrap();
+    // The message was on its way for at most as long as it was waited for.
+    let patience_ms = i64::try_from(PATIENCE.as_millis()).unwrap();
+    let ahead_ms = theirs_ms - ours_ms;
+    assert!((AHEAD_MS - patience_ms..=AHEAD_MS + 100).contains(&ahead_ms), "{ahead_ms}");
 }
 
 #[tokio::test]

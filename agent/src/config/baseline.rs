@@ -1,7 +1,7 @@
 //! `[baseline]` and `[service.NAME.baseline]`: settings that are declared, to be compared with those that are applied.
 
 use super::walk::absolute;
-use muster_agent_core::baseline::{limits, sysctl};
+use muster_agent_core::baseline::{limits, sysctl, unit_property};
 use muster_common::config::Reader;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,6 +16,8 @@ pub struct Baseline {
     pub sysctl: BTreeMap<String, String>,
     /// Limits of the main process by name; of a service alone.
     pub limits: BTreeMap<String, String>,
+    /// Properties of the systemd unit by name; of a service alone.
+    pub unit: BTreeMap<String, String>,
     /// Files.
     pub files: Vec<DeclaredFile>,
 }
@@ -38,12 +40,12 @@ pub struct DeclaredFile {
 impl Baseline {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { sysctl: BTreeMap::new(), limits: BTreeMap::new(), files: Vec::new() }
+        Self { sysctl: BTreeMap::new(), limits: BTreeMap::new(), unit: BTreeMap::new(), files: Vec::new() }
     }
 
     /// True when nothing is declared.
     pub fn is_empty(&self) -> bool {
-        self.sysctl.is_empty() && self.limits.is_empty() && self.files.is_empty()
+        self.sysctl.is_empty() && self.limits.is_empty() && self.unit.is_empty() && self.files.is_empty()
     }
 }
 
@@ -66,7 +68,8 @@ pub(super) fn walk_service(reader: &Reader<'_>) -> Baseline {
         let known: Vec<&str> = limits::names().collect();
         Err(format!("{name:?} is no limit, expected one of: {}", known.join(", ")))
     });
-    Baseline { limits, files: files(reader), ..Baseline::new() }
+    let unit = settings(reader, "unit", unit_property::requested);
+    Baseline { limits, unit, files: files(reader), ..Baseline::new() }
 }
 
 fn settings(
@@ -142,11 +145,13 @@ files = [{ path = "/etc/hosts", mode = "644", owner = "root" }]
 pid_file = "/run/spl.pid"
 [service.spl.baseline]
 limits = { nofile = "65536", core = "0:unlimited" }
+unit = { MemoryMax = "3GiB", Restart = "on-failure" }
 "#;
         let config = Config::parse("agent.toml", text).unwrap();
         assert_eq!(config.baseline.sysctl["net.ipv4.tcp_rmem"], "4096 131072 6291456");
         assert_eq!(config.baseline.files[0].mode.as_deref(), Some("0644"));
         assert_eq!(config.services[0].baseline.limits["core"], "0:unlimited");
+        assert_eq!(config.services[0].baseline.unit["MemoryMax"], "3221225472 (3 GiB)");
     }
 
     #[test]
@@ -158,6 +163,7 @@ limits = { nofile = "65536", core = "0:unlimited" }
             ("[baseline]\nfiles = [{ path = \"/x\", mode = \"9\" }]", "\"0640\""),
             ("[baseline]\nfiles = [{ path = \"/x\", sha256 = \"ab\" }]", "64 hex digits"),
             ("[service.a]\npid_file = \"/a\"\nbaseline = { limits = { nofiles = \"1\" } }", "expected one of"),
+            ("[service.a]\npid_file = \"/a\"\nbaseline = { unit = { \"a/b\" = \"x\" } }", "MemoryMax"),
             ("[service.a]\npid_file = \"/a\"\nbaseline = { limits = { nofile = \"x\" } }", "\"1024:65536\""),
         ] {
             let told = Config::parse("agent.toml", text).unwrap_err().to_string();

@@ -5,9 +5,10 @@ use super::plan::{Means, Planned, planned};
 use crate::config::baseline::Baseline;
 use crate::config::log::LogSource;
 use crate::config::{Config, Service};
-use crate::senses::baseline::BaselineProbe;
+use crate::senses::baseline::{BaselineProbe, UnitSource};
 use crate::senses::disk::{DiskProbe, Kept, MountTable};
 use crate::senses::permission::PermissionProbe;
+use crate::senses::unit::{Units, is_systemd};
 use muster_agent_core::disk::Use;
 use muster_agent_core::permission::Role;
 use muster_common::ids::ServiceName;
@@ -62,12 +63,16 @@ pub(super) fn permissions(config: &Config, means: &Means<'_>) -> Vec<Planned> {
 }
 
 /// A probe for each baseline in which something is declared.
-pub(super) fn baselines(config: &Config, means: &Means<'_>) -> Vec<Planned> {
-    let host = std::iter::once((ServiceName::host(), &config.baseline));
-    let services = config.services.iter().map(|service| (service.name.clone(), &service.baseline));
-    let declared = host.chain(services).filter(|(_, baseline)| !baseline.is_empty());
-    let one = |(name, baseline): (ServiceName, &Baseline)| {
-        planned(config, BaselineProbe::new(name, baseline.clone(), means.host.clone()), config.probes.baseline)
+pub(super) fn baselines(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
+    let host = std::iter::once((ServiceName::host(), &config.baseline, None));
+    let services = config.services.iter().map(|service| {
+        let unit = service.unit.as_ref().zip(units).filter(|_| is_systemd(means.host));
+        let source = unit.and_then(|(unit, units)| UnitSource::new(&unit.name, units.clone(), means.net.clone()).ok());
+        (service.name.clone(), &service.baseline, source)
+    });
+    let declared = host.chain(services).filter(|(_, baseline, _)| !baseline.is_empty());
+    let one = |(name, baseline, unit): (ServiceName, &Baseline, Option<UnitSource>)| {
+        planned(config, BaselineProbe::new(name, baseline.clone(), unit, means.host.clone()), config.probes.baseline)
     };
     declared.map(one).collect()
 }

@@ -92,7 +92,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     planned.extend(logs::killers(config, means));
     planned.extend(host_files::disks(config, means));
     planned.extend(host_files::permissions(config, means));
-    planned.extend(host_files::baselines(config, means));
+    planned.extend(host_files::baselines(config, means, units.as_ref()));
     planned.push(host_clock(config, means));
     planned
 }

@@ -4,13 +4,16 @@
 
 use super::permission::accounts;
 use super::regular::{Found, open_regular};
+use super::unit::{Units, UnitsError};
 use super::{HostRoot, process};
 use crate::config::baseline::{Baseline, DeclaredFile};
+use crate::net::{Mailbox, NetHandle};
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::accounts::Accounts;
-use muster_agent_core::baseline::{Applied, BaselineJudge, Setting, limits, sysctl};
+use muster_agent_core::baseline::{Applied, BaselineJudge, Setting, limits, sysctl, unit_property};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::shell::quoted;
+use muster_agent_core::unit::Property;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use rustix::fs::{OFlags, Stat, stat};
@@ -20,8 +23,10 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 /// What the probe is about, beside the service.
 const SUBJECT: &str = "declared settings";
@@ -31,6 +36,56 @@ const SYSCTL_BYTES_MAX: u64 = 4096;
 const HASHED_PER_RUN_BYTES_MAX: u64 = 32 << 20;
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 64 << 10;
+/// How often a bus that is not connected yet is asked again, and how long after: one and a half seconds in all.
+const ASKED_MAX: u32 = 30;
+const ASK_PAUSE: Duration = Duration::from_millis(50);
+/// How long `doctor` waits for it.
+const PATIENCE: Duration = Duration::from_millis(1_600);
+
+type Answer = Result<BTreeMap<String, Property>, String>;
+
+/// A way to a unit's properties.
+#[derive(Debug)]
+pub struct UnitSource {
+    unit: String,
+    units: Units,
+    net: NetHandle,
+    mailbox: Arc<Mailbox<Answer>>,
+    answer: Option<Answer>,
+}
+
+impl UnitSource {
+    /// Of `unit`, as `units` tells them. Fails where no event descriptor can be made.
+    pub fn new(unit: &str, units: Units, net: NetHandle) -> std::io::Result<Self> {
+        Ok(Self { unit: unit.to_owned(), units, net, mailbox: Mailbox::new()?, answer: None })
+    }
+
+    /// The newest answer. A run that finds none new asks, and the answer wakes the next one.
+    fn look(&mut self, names: &BTreeMap<String, String>, one_shot: bool) {
+        if let Some(answer) = self.mailbox.take() {
+            self.answer = Some(answer);
+            return;
+        }
+        let (unit, units, mailbox) = (self.unit.clone(), self.units.clone(), Arc::clone(&self.mailbox));
+        let names: Vec<String> = names.keys().cloned().collect();
+        self.net.spawn(async move { mailbox.put(ask(&unit, &units, &names).await) });
+        if one_shot {
+            self.answer = self.mailbox.wait(PATIENCE);
+        }
+    }
+}
+
+async fn ask(unit: &str, units: &Units, names: &[String]) -> Answer {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut asked = 0;
+    loop {
+        asked += 1;
+        match units.properties(unit, &names).await {
+            Err(UnitsError::Unreachable(_)) if asked < ASKED_MAX => tokio::time::sleep(ASK_PAUSE).await,
+            answer => return answer.map_err(|error| error.to_string()),
+        }
+    }
+}
 
 /// Compares one baseline with what is applied.
 #[derive(Debug)]
@@ -40,6 +95,7 @@ pub struct BaselineProbe {
     baseline: Baseline,
     judge: BaselineJudge,
     hashes: BTreeMap<String, Hashed>,
+    unit: Option<UnitSource>,
 }
 
 /// The hash of a file as it was.
@@ -55,15 +111,18 @@ struct Version(u64, u64, i64, i64, i64);
 
 impl BaselineProbe {
     /// Compares `baseline`, of a service or of the host.
-    pub fn new(service: ServiceName, baseline: Baseline, root: HostRoot) -> Self {
+    ///
+    /// Properties of a unit need a way to them; without one they are unknown.
+    pub fn new(service: ServiceName, baseline: Baseline, unit: Option<UnitSource>, root: HostRoot) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::Baseline, SUBJECT);
-        Self { subject, root, baseline, judge: BaselineJudge::default(), hashes: BTreeMap::new() }
+        Self { subject, root, baseline, judge: BaselineJudge::default(), hashes: BTreeMap::new(), unit }
     }
 
     fn settings(&mut self, context: &Context) -> Vec<Setting> {
         let mut settings: Vec<Setting> =
             self.baseline.sysctl.iter().map(|(name, requested)| self.sysctl(name, requested)).collect();
         settings.extend(self.limits(context));
+        settings.extend(self.unit_properties(context));
         if self.baseline.files.is_empty() {
             return settings;
         }
@@ -118,6 +177,33 @@ impl BaselineProbe {
             },
         };
         self.baseline.limits.iter().map(one).collect()
+    }
+
+    fn unit_properties(&mut self, context: &Context) -> Vec<Setting> {
+        if self.baseline.unit.is_empty() {
+            return Vec::new();
+        }
+        if let Some(source) = &mut self.unit {
+            source.look(&self.baseline.unit, context.one_shot);
+        }
+        let (unit, answer) = match &self.unit {
+            None => ("", Err("the service names no unit, or there is no systemd here")),
+            Some(UnitSource { answer: None, unit, .. }) => (unit.as_str(), Err("systemd has not answered yet")),
+            Some(UnitSource { answer: Some(Err(why)), unit, .. }) => (unit.as_str(), Err(why.as_str())),
+            Some(UnitSource { answer: Some(Ok(properties)), unit, .. }) => (unit.as_str(), Ok(properties)),
+        };
+        let one = |(name, requested): (&String, &String)| Setting {
+            name: format!("{name} of {unit}"),
+            requested: requested.clone(),
+            applied: match answer {
+                Ok(properties) => properties
+                    .get(name)
+                    .map_or(Applied::Missing, |value| Applied::Value(unit_property::applied(value, requested))),
+                Err(why) => Applied::Unknown(why.to_owned()),
+            },
+            step: format!("see who sets it: systemctl cat {unit}; a change of the file needs systemctl daemon-reload"),
+        };
+        self.baseline.unit.iter().map(one).collect()
     }
 
     /// Of the service's main process, with its pid.
@@ -216,6 +302,10 @@ impl Probe for BaselineProbe {
             unknown.way_out = Some("give the agent CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE".to_owned());
         }
         judgement
+    }
+
+    fn wake(&self) -> Option<Arc<OwnedFd>> {
+        self.unit.as_ref().filter(|_| !self.baseline.unit.is_empty()).map(|source| source.mailbox.bell())
     }
 
     fn save(&self) -> Option<serde_json::Value> {

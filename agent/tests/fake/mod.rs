@@ -17,6 +17,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
+/// How far its clock is ahead.
+pub(crate) const AHEAD_MS: i64 = 42_000;
 const HEARTBEAT_MS: u64 = 200;
 
 /// What one stream does.
@@ -227,6 +229,7 @@ impl Stream {
             resume: Some(convert::position_to_wire(resume)),
             has_standby: false,
             endpoints: Vec::new(),
+            wall_unix_ms: muster_agent::clock::now().wall.unix_ms() + AHEAD_MS,
             ..Default::default()
         }))
         .await;

@@ -4,6 +4,7 @@
 
 pub mod limits;
 pub mod sysctl;
+pub mod unit_property;
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem, Unknown};
