@@ -500,6 +500,10 @@ const fn runs_to_clear(reason: Reason) -> u32 {
         | Reason::SqliteMissing
         | Reason::SqliteReplaced
         | Reason::SqliteShrunk
+        | Reason::UnitFailed
+        | Reason::UnitInactive
+        | Reason::UnitMissing
+        | Reason::UnitStuck
         | Reason::ProbeBlind => 1,
         Reason::MemoryApproaching | Reason::MemoryCritical => 3,
         _ => 2,

@@ -5,7 +5,7 @@
 
 mod state;
 
-pub use state::{Exit, Life, Property, UnitState, signal_name, signal_words};
+pub use state::{DOWN_GRACE, Exit, FAILED_GRACE, Life, Property, UnitState, signal_name, signal_words};
 
 use crate::clock::Now;
 use crate::diagnose::{PID_KEY, START_TICKS_KEY};
@@ -18,8 +18,6 @@ use muster_common::units::human_duration;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// A unit that is down for less may be in the middle of a restart by hand.
-pub const DOWN_GRACE: Duration = Duration::from_secs(5);
 /// A unit that starts or stops for longer hangs. systemd's own limit is 90 s, where a unit has not switched it off.
 pub const ACTIVATING_MAX_DEFAULT: Duration = Duration::from_secs(300);
 
@@ -168,6 +166,7 @@ impl UnitJudge {
         }
         match state.active_state.as_str() {
             "active" => Found::Well,
+            "failed" if !view.one_shot && state.wants_restart() && view.in_state() < FAILED_GRACE => Found::Passing,
             "failed" => Found::Wrong(self.failed(view)),
             "inactive" => inactive(view),
             "reloading" | "refreshing" | "activating" | "deactivating" => passing(view),
@@ -364,11 +363,13 @@ fn inactive(view: &View<'_>) -> Found {
         "; a condition of its file was not met when it was last to be started".to_owned()
     } else if let Some(exit) = state.newest().and_then(|life| life.exit) {
         match exit {
-            Exit::Signal(signal @ (1 | 2 | 15)) => format!("; it was stopped ({})", signal_words(signal)),
+            Exit::Signal(signal @ (1 | 2 | 15)) => {
+                format!("; it was stopped ({})", signal_name(signal).unwrap_or_default())
+            }
             other => format!("; its main process {} and systemd counts that as a regular stop", other.words()),
         }
     } else if state.active_enter_usec == 0 {
-        "; it was not started since this host booted".to_owned()
+        "; systemd knows of no start since this host booted".to_owned()
     } else {
         "; it was stopped".to_owned()
     };
@@ -441,9 +442,8 @@ fn gave_up(state: &UnitState) -> Option<Grade> {
         return Some(Grade::Confirmed);
     }
     let starts = state.n_restarts.unwrap_or_default();
-    let wants_restart = !matches!(state.restart.as_str(), "" | "no");
     let at_limit = state.start_limit_burst > 0 && starts > 0 && starts.saturating_add(1) >= state.start_limit_burst;
-    (wants_restart && at_limit).then_some(Grade::Likely)
+    (state.wants_restart() && at_limit).then_some(Grade::Likely)
 }
 
 /// Why it ended, in words.

@@ -6,6 +6,7 @@ use muster_common::limits::clip;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// Lives remembered between two runs of the probe: a restart loop at systemd's own default limit makes five in ten
 /// seconds, and the probe runs within milliseconds of each.
@@ -14,6 +15,11 @@ const LIVES_MAX: usize = 16;
 const TEXT_BYTES_MAX: usize = 512;
 /// Units named as triggers of one unit.
 const TRIGGERS_MAX: usize = 8;
+
+/// A unit that is down for less may be in the middle of a restart by hand.
+pub const DOWN_GRACE: Duration = Duration::from_secs(5);
+/// On the way to an automatic restart a unit is `failed` for milliseconds.
+pub const FAILED_GRACE: Duration = Duration::from_secs(1);
 
 /// A value as it came over the bus, bounded by who read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -442,9 +448,19 @@ impl UnitState {
         !self.load_state.is_empty() && !self.active_state.is_empty()
     }
 
-    /// Whether this state is one to stay in; another one passes, or has lasted for too long.
-    pub fn is_settled(&self) -> bool {
-        matches!(self.active_state.as_str(), "active" | "failed")
+    /// How long this state may last without a meaning of its own; `None`: it is one to stay in.
+    pub fn passes_within(&self) -> Option<Duration> {
+        match self.active_state.as_str() {
+            "active" => None,
+            "failed" if self.wants_restart() => Some(FAILED_GRACE),
+            "failed" => None,
+            _ => Some(DOWN_GRACE),
+        }
+    }
+
+    /// Whether systemd may start it again by itself.
+    pub fn wants_restart(&self) -> bool {
+        !matches!(self.restart.as_str(), "" | "no")
     }
 
     /// Whether its last start was skipped because of a `Condition…=`.

@@ -112,7 +112,7 @@ fn services() {
     check(
         UNIT,
         "ActiveState=inactive SubState=dead UnitFileState=disabled",
-        "sev2 unit_inactive: spl.service is not running; it was not started since this host booted; it is disabled: the \
+        "sev2 unit_inactive: spl.service is not running; systemd knows of no start since this host booted; it is disabled: the \
          next boot will not start it either",
     );
     check(
@@ -150,7 +150,7 @@ fn what_is_not_meant_to_run_all_the_time() {
     check(
         "job.timer",
         "ActiveState=inactive SubState=dead",
-        "sev2 unit_inactive: job.timer is stopped: it will start nothing; it was not started since this host booted",
+        "sev2 unit_inactive: job.timer is stopped: it will start nothing; systemd knows of no start since this host booted",
     );
     let options = Options { may_be_inactive: true, ..Options::default() };
     let off = state("ActiveState=inactive SubState=dead");
@@ -160,6 +160,10 @@ fn what_is_not_meant_to_run_all_the_time() {
         "Type=oneshot ActiveState=failed SubState=failed Result=timeout",
         "sev2 unit_failed: job.service has failed: it did not start or stop in time",
     );
+}
+
+fn failed_at(second: u64) -> UnitState {
+    state(&format!("ActiveState=failed Result=signal StateChangeTimestampMonotonic={}", second * 1_000_000))
 }
 
 #[test]
@@ -178,6 +182,9 @@ fn a_restart_by_hand_passes_without_a_problem() {
     ] {
         assert_eq!(look(words, 500), "ok", "{words}");
     }
+    // On its way to an automatic restart it has failed for a moment.
+    assert_eq!(judge(&mut UnitJudge::default(), UNIT, &failed_at(600), 600, Options::default()).problems, []);
+    assert_eq!(judge(&mut UnitJudge::default(), UNIT, &failed_at(600), 601, Options::default()).problems.len(), 1);
     // What failed is not well again because somebody tries.
     for words in ["ActiveState=failed Result=timeout", "ActiveState=activating SubState=start"] {
         assert!(look(words, 600).starts_with("sev2 unit_failed"), "{words}");

@@ -7,7 +7,7 @@
 use super::decode::{PropertyMap, property};
 use super::units::Shared;
 use futures_util::StreamExt;
-use muster_agent_core::unit::{DOWN_GRACE, Property, UnitState};
+use muster_agent_core::unit::{Property, UnitState};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -380,8 +380,7 @@ impl<'a> Conversation<'a> {
             return;
         };
         // A little later than the grace, so that it is over.
-        let again = Instant::now() + DOWN_GRACE + DOWN_GRACE / 10;
-        unit.again_at = (!unit.state.is_settled()).then_some(again);
+        unit.again_at = unit.state.passes_within().map(|grace| Instant::now() + grace + grace / 10);
         self.shared.put(&unit.name, &unit.state);
     }
 

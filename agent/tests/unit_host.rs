@@ -1,8 +1,7 @@
 //! Units of a real systemd as the agent sees them: one that fails, one that is killed for memory, one that restarts in a
 //! loop, one that is restarted by hand, one that is stopped.
 //!
-//! Needs root, the built agent, and a tool beside this checkout that boots such a host; says so where one is missing.
-//! Builds nothing itself.
+//! Needs root, and a tool beside this checkout that boots such a host; says so where one is missing.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
@@ -66,10 +65,6 @@ impl Host {
             skip("not root");
             return None;
         }
-        if !agent().exists() {
-            skip("muster-agent is not built");
-            return None;
-        }
         let host = Self { tool, name: format!("units{}", std::process::id()) };
         let booted = host.tool(&["up", &host.name]);
         if !booted.status.success() {
@@ -118,7 +113,7 @@ impl Host {
                       Environment=MUSTER_LOG=info\nStandardError=append:/var/log/agent.log\n";
         push("under-test", daemon, "/etc/systemd/system/agent-under-test.service");
         push("agent.toml", CONFIG, "/etc/agent.toml");
-        let pushed = self.tool(&["push", &self.name, &agent().display().to_string(), "/usr/bin/muster-agent"]);
+        let pushed = self.tool(&["push", &self.name, env!("CARGO_BIN_EXE_muster-agent"), "/usr/bin/muster-agent"]);
         assert!(pushed.status.success(), "{}", text(&pushed));
         self.sh("systemctl daemon-reload");
     }
@@ -128,11 +123,6 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.tool(&["down", &self.name]);
     }
-}
-
-/// Where cargo puts binaries: this test runs in the `deps` below it.
-fn agent() -> PathBuf {
-    std::env::current_exe().unwrap().parent().and_then(Path::parent).unwrap().join("muster-agent")
 }
 
 #[test]
