@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod discover;
 pub mod doctor;
+pub mod heap;
 pub mod local;
 pub mod net;
 pub mod probe;

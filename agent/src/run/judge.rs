@@ -353,6 +353,8 @@ impl<O: StateOutlet> Judge<O> {
         }
         self.saved_ms = now.boottime_ms;
         self.save(now);
+        // Once a minute, and after a start or a reload, which need most.
+        crate::heap::give_back();
     }
 
     /// True when there is something to tell.

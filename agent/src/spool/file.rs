@@ -51,7 +51,7 @@ const DAMAGED_KEPT_MAX: usize = 3;
 /// Of the file and its companions.
 const MODE: u32 = 0o600;
 /// SQLite's cache: the spool is read in order and written at its end.
-const CACHE_KIB: i64 = 512;
+const CACHE_KIB: i64 = 128;
 
 /// The one row about the spool itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
