@@ -295,7 +295,9 @@ impl BackupJudge {
             // A first copy that is being written ends nothing that is open, and opens nothing.
             if !written {
                 judgement.problems.push(told::missing(rules, self.last_gone()));
-                judgement.unknown = Some(Unknown { why: "there is no copy to look into".to_owned(), way_out: None });
+                // What was open stays open: copies that are gone are not copies that are well.
+                let unknown = Unknown { why: "there is no copy to look into".to_owned(), way_out: None };
+                judgement.unknown = Some(unknown).filter(|_| !one_shot);
             }
             return judgement;
         };

@@ -35,8 +35,10 @@ pub(super) fn failed(rules: &Rules, reading: &Reading, fault: &Fault, failures: 
         .text("url", &url)
         .text("phase", fault.phase.as_str())
         .text("why", &fault.why)
-        .count("failures", failures)
-        .duration("since_ms", since);
+        .count("failures", failures);
+    if !since.is_zero() {
+        evidence = evidence.duration("since_ms", since);
+    }
     match &reading.outcome {
         Outcome::Answer(answer) => {
             evidence = evidence.count("status", answer.status).duration("latency_ms", answer.latency);
