@@ -1,37 +1,17 @@
 //! The freezes that concern this host, in a file beside the agent's socket: written by the daemon when the coordinator
 //! tells of them, read by `preflight`, which must answer within milliseconds and also while the daemon does not.
 
+use muster_agent_core::freeze::Freeze;
 use muster_common::time::Timestamp;
-use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The file's name.
 const FILE: &str = "freezes.json";
 /// Bytes of the file that are read: room for every freeze the coordinator keeps.
 const FILE_BYTES_MAX: u64 = 256 << 10;
-
-/// "Do not dispatch new work", until it ends or is lifted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Freeze {
-    /// The coordinator's name for it.
-    pub id: String,
-    /// Why.
-    pub reason: String,
-    /// Who.
-    pub created_by: String,
-    /// When it ends by itself, by the coordinator's clock; `None`: when it is lifted.
-    pub expires: Option<Timestamp>,
-}
-
-impl Freeze {
-    /// For people.
-    pub fn words(&self) -> String {
-        let until = self.expires.map(|until| format!(" until {}", until.to_utc_minute())).unwrap_or_default();
-        format!("{} (by {}{until}, {})", self.reason, self.created_by, self.id)
-    }
-}
 
 /// Where the freezes of an agent with this socket are.
 pub fn path(socket: &Path) -> PathBuf {
@@ -60,6 +40,40 @@ pub fn write(path: &Path, freezes: &[Freeze]) -> io::Result<()> {
     // Everybody on the host may ask whether work may start.
     std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     std::fs::rename(&new, path)
+}
+
+/// The daemon's end: what the uplink was told last is what the file says, in the end, whatever the disk does meanwhile.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    path: PathBuf,
+    newest: Arc<Mutex<Option<Vec<Freeze>>>>,
+}
+
+impl Keeper {
+    /// Writes to `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, newest: Arc::default() }
+    }
+
+    /// Keeps these from now on. On the net thread; the file is written beside it.
+    pub fn keep(&self, freezes: Vec<Freeze>) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(freezes);
+        let keeper = self.clone();
+        tokio::task::spawn_blocking(move || keeper.write_newest());
+    }
+
+    fn write_newest(&self) {
+        // Held while writing: of two writers the second has nothing left to do, or the newer.
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(freezes) = newest.take() else { return };
+        match write(&self.path, &freezes) {
+            Ok(()) => tracing::info!(freezes = freezes.len(), "freezes of this host"),
+            Err(error) => {
+                let path = self.path.display();
+                tracing::error!(%path, %error, "preflight cannot be told of the freezes of this host");
+            }
+        }
+    }
 }
 
 #[cfg(test)]

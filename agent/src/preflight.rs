@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::freezes;
 use crate::senses::HostRoot;
+use muster_agent_core::freeze::Freeze;
 use muster_agent_core::memory::{Bands, parse as parse_memory};
 use muster_agent_core::preflight::{Answer, Question, decide};
 use muster_agent_core::pressure::psi;
@@ -25,7 +26,7 @@ pub fn ask(config: &Config, host: &HostRoot, wanted: Wanted) -> Answer {
     let bands = crate::run::plan::bands(config).unwrap_or_else(|| Bands::default_for(total_bytes));
     let now = crate::clock::now().wall;
     let frozen: Vec<String> = match freezes::read(&freezes::path(&config.socket), now) {
-        Ok(freezes) => freezes.iter().map(freezes::Freeze::words).collect(),
+        Ok(freezes) => freezes.iter().map(Freeze::words).collect(),
         // A freeze that cannot be read must not be taken for none.
         Err(error) => vec![format!("whether there is one is not known: {error}")],
     };

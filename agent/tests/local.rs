@@ -165,7 +165,7 @@ fn preflight_answers_without_a_daemon_and_obeys_a_freeze() {
     // The host may stall for memory just now: then the answer says so.
     let stalls = json["reasons"].to_string().contains("stall");
     assert!((status == Some(0) && json["decision"] == "go") || stalls, "{json}");
-    let freeze = muster_agent::freezes::Freeze {
+    let freeze = muster_agent_core::freeze::Freeze {
         id: "FRZ-1".to_owned(),
         reason: "upgrade of the database".to_owned(),
         created_by: "ana".to_owned(),

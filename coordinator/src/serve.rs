@@ -13,6 +13,7 @@ use crate::service::failover::FailoverApi;
 use crate::service::finding::FindingApi;
 use crate::service::fleet::FleetApi;
 use crate::service::incident::IncidentApi;
+use crate::service::silence::SilenceApi;
 use crate::service::replication::{Replication, forget_if_away};
 use anyhow::Context;
 use muster_common::limits::LINK_MESSAGE_BYTES_MAX;
@@ -24,6 +25,7 @@ use muster_proto::v1::finding_service_server::FindingServiceServer;
 use muster_proto::v1::fleet_service_server::FleetServiceServer;
 use muster_proto::v1::incident_service_server::IncidentServiceServer;
 use muster_proto::v1::replication_service_server::ReplicationServiceServer;
+use muster_proto::v1::silence_service_server::SilenceServiceServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -208,6 +210,7 @@ async fn serve_grpc(
         .add_service(FleetServiceServer::new(FleetApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(FindingServiceServer::new(FindingApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(IncidentServiceServer::new(IncidentApi::new(handle.clone())).max_decoding_message_size(bounded))
+        .add_service(SilenceServiceServer::new(SilenceApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(FailoverServiceServer::new(FailoverApi::new(failover.clone())).max_decoding_message_size(bounded))
         .add_service(ReplicationServiceServer::new(Replication::new(failover)).max_decoding_message_size(bounded))
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), handle.stopping().cancelled_owned())

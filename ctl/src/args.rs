@@ -74,9 +74,39 @@ pub(crate) enum Command {
     /// Incidents: what was concluded from findings
     #[command(subcommand)]
     Incidents(Incidents),
+    /// Freezes: "do not dispatch new work", which `muster-agent preflight` obeys
+    #[command(subcommand)]
+    Freeze(Freeze),
     /// Which coordinator reigns, and handing over
     #[command(subcommand)]
     Failover(Failover),
+}
+
+/// `freeze …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Freeze {
+    /// Set one: on the whole fleet, or on those named and labelled
+    On {
+        /// Why; told to everybody who is stopped by it
+        #[arg(long)]
+        reason: String,
+        /// Only on this agent (repeat for more)
+        #[arg(long = "agent", value_name = "NAME")]
+        agents: Vec<String>,
+        /// Only on agents with this label (repeat for more: all must fit)
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+        labels: Vec<(String, String)>,
+        /// How long, such as 2h [default: until it is lifted]
+        #[arg(long, value_name = "LENGTH", value_parser = parse_duration)]
+        ttl: Option<Duration>,
+    },
+    /// Lift one
+    Off {
+        /// FRZ-N, as `freeze list` shows it
+        id: String,
+    },
+    /// List those that hold
+    List,
 }
 
 /// `agents …`

@@ -250,6 +250,20 @@ pub(crate) fn incident(incident: &v1::Incident) -> Value {
     })
 }
 
+/// `Freeze`.
+pub(crate) fn freeze(freeze: &v1::Freeze) -> Value {
+    let scope = freeze.scope.clone().unwrap_or_default();
+    json!({
+        "id": freeze.id,
+        "agents": scope.agents,
+        "labels": labels(&scope.labels),
+        "reason": freeze.reason,
+        "created_by": freeze.created_by,
+        "create_time": time(&freeze.create_time),
+        "expire_time": time(&freeze.expire_time),
+    })
+}
+
 /// `GetFailoverStatusResponse`. The proof of the highest epoch is for machines that verify it and is left out.
 pub(crate) fn failover_status(status: &v1::GetFailoverStatusResponse) -> Value {
     let highest = status.highest_epoch.as_ref().and_then(|proof| proof.epoch.clone());

@@ -10,6 +10,7 @@ pub mod diagnose;
 pub mod disk;
 pub mod health;
 pub mod journal_file;
+pub mod freeze;
 pub mod host_clock;
 pub mod judgement;
 pub mod kmsg;

@@ -5,6 +5,7 @@
 
 use super::Published;
 use crate::config::{Config, TlsFiles};
+use crate::freezes::{self, Keeper};
 use crate::local::LinkStatus;
 use crate::net::NetHandle;
 use crate::senses::HostRoot;
@@ -51,6 +52,7 @@ struct Parts {
     snapshot: SnapshotProvider,
     facts: FactsSetter,
     status: LinkStatus,
+    freezes: Keeper,
 }
 
 impl Uplink {
@@ -81,6 +83,7 @@ impl Uplink {
             snapshot,
             facts: facts.clone(),
             status: LinkStatus::default(),
+            freezes: Keeper::new(freezes::path(&config.socket)),
         };
         let status = Arc::clone(&parts.status);
         let (orders, ordered) = watch::channel(Orders { tls: config.tls.clone(), stop: None });
@@ -179,6 +182,7 @@ fn take_up(
                 host: parts.host.clone(),
                 boot: parts.boot,
                 clock: crate::clock::now,
+                freezes: Some(parts.freezes.clone()),
             };
             let (spool, snapshot) = (parts.spool.clone(), parts.snapshot.clone());
             let handle = crate::uplink::spawn_with_facts(config, spool, snapshot, parts.facts.clone());

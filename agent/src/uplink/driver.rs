@@ -254,6 +254,11 @@ impl Driver {
                 self.close();
             }
             Output::Stopped => {}
+            Output::StoreFreezes(freezes) => {
+                if let Some(keeper) = &self.config.freezes {
+                    keeper.keep(freezes);
+                }
+            }
             Output::StoreAck { spool, stored, replicated } => self.store_ack(spool, stored, replicated),
             Output::TakeSnapshot => self.take_snapshot(),
             Output::StoreEpoch { epoch, proof } => {

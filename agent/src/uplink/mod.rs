@@ -13,6 +13,7 @@ mod wire;
 
 pub(crate) use wire::subject_state;
 
+use crate::freezes::Keeper;
 use crate::spool::SpoolHandle;
 use muster_agent_core::clock::Now;
 use muster_agent_core::ledger::SubjectState;
@@ -67,6 +68,8 @@ pub struct UplinkConfig {
     pub boot: BootId,
     /// The host's clocks: [`crate::clock::now`].
     pub clock: fn() -> Now,
+    /// Who keeps the freezes of this host, if anybody does.
+    pub freezes: Option<Keeper>,
 }
 
 /// What a heartbeat carries.

@@ -2,12 +2,13 @@
 
 use super::{HostFacts, OpenSnapshot, Security};
 use muster_agent_core::clock::Now;
+use muster_agent_core::freeze::Freeze;
 use muster_agent_core::judgement::Verdict;
 use muster_agent_core::ledger::SubjectState;
 use muster_agent_core::session::{End, Entry, Message, SpoolView, Welcome};
 use muster_common::epoch_proof::{self, EpochProof};
 use muster_common::ids::{BootId, Epoch, SpoolId};
-use muster_common::limits::{LINK_MESSAGE_BYTES_MAX, clip};
+use muster_common::limits::{LINK_MESSAGE_BYTES_MAX, NAME_BYTES_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::connect_response::Message as Wire;
@@ -20,6 +21,8 @@ const CHUNK_BYTES_MAX: usize = 128 * 1024;
 /// Bytes of one subject above which its conditions are told in parts; together with a full chunk it still fits.
 const SUBJECT_BYTES_MAX: usize = LINK_MESSAGE_BYTES_MAX / 2;
 const _: () = assert!(CHUNK_BYTES_MAX + SUBJECT_BYTES_MAX < LINK_MESSAGE_BYTES_MAX, "no message is over the bound");
+/// Freezes of one host: what is beyond stops work no more than these do.
+const FREEZES_MAX: usize = 256;
 /// Bytes of a coordinator's words that are kept for people.
 const MESSAGE_BYTES_MAX: usize = 300;
 
@@ -29,6 +32,10 @@ pub(super) fn received(response: v1::ConnectResponse, security: &Security, now: 
         None => Message::Unknown,
         Some(Wire::Ping(ping)) => Message::Ping { id: ping.id },
         Some(Wire::Resync(resync)) => Message::Resync { id: resync.id },
+        Some(Wire::Freezes(freezes)) => match freezes.freezes.iter().take(FREEZES_MAX).map(freeze).collect() {
+            Ok(freezes) => Message::Freezes(freezes),
+            Err(error) => Message::Malformed(error),
+        },
         Some(Wire::Ack(ack)) => match convert::spool_id(&ack.spool_id) {
             Ok(spool) => Message::Ack { spool, stored: ack.stored_sequence, replicated: ack.replicated_sequence },
             Err(error) => Message::Malformed(error.to_string()),
@@ -38,6 +45,16 @@ pub(super) fn received(response: v1::ConnectResponse, security: &Security, now: 
             Err(why) => Message::Malformed(why),
         },
     }
+}
+
+fn freeze(freeze: &v1::Freeze) -> Result<Freeze, String> {
+    let text = |field, text: &str, bound| convert::bounded(field, text, bound).map_err(|error| error.to_string());
+    Ok(Freeze {
+        id: text("id", &freeze.id, NAME_BYTES_MAX)?,
+        reason: text("reason", &freeze.reason, SUMMARY_BYTES_MAX)?,
+        created_by: text("created_by", &freeze.created_by, 2 * NAME_BYTES_MAX)?,
+        expires: freeze.expire_time.as_ref().map(convert::timestamp),
+    })
 }
 
 fn welcome(wire: v1::Welcome, security: &Security, now: Now) -> Result<Welcome, String> {

@@ -11,6 +11,7 @@ mod storms;
 
 use crate::cause;
 use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey};
+use crate::freeze::{self, Freeze};
 use crate::page::{Page, PageAction, PageId};
 use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, Incident, PAST_PAGES_MAX, PageOutcome, State};
 use crate::timeline::LineKind;
@@ -74,6 +75,12 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         Fact::OpenSetReceived { agent, subjects } => findings::open_set(state, step, agent, subjects),
         Fact::IdentityConflict { agent, holder, refused } => identity_conflict(state, step, agent, holder, refused),
         Fact::Operator { by, cause, generation, action } => operator(state, step, by, cause, *generation, action),
+        Fact::FreezeSet { by, scope, reason, expires } => {
+            let (by, reason) = (by.clone(), clip(reason, SUMMARY_BYTES_MAX));
+            let (scope, id) = (scope.clone(), freeze::id(step.index));
+            freeze::set(state, step.index, Freeze { id, scope, reason, by, created: step.at, expires: *expires });
+        }
+        Fact::FreezeLifted { index, .. } => freeze::end(state, *index),
         Fact::PageAttempted { page } => pages::attempted(state, *page),
         Fact::PageDelivered { page } => page_ended(state, step, *page, PageOutcome::Delivered),
         Fact::PageFailed { page, error } => {
@@ -120,6 +127,7 @@ fn apply_deadline(state: &mut State, step: Step, timer: &TimerKey) {
         }
         TimerKey::HoldOver { cause, generation } => incidents::hold_over(state, step, cause, *generation),
         TimerKey::StabilityOver { cause, generation } => incidents::stability_over(state, step, cause, *generation),
+        TimerKey::FreezeOver { index } => freeze::end(state, *index),
         TimerKey::WindowOver { window } => storms::window_over(state, step, window),
     }
 }

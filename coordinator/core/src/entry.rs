@@ -2,6 +2,7 @@
 //!
 //! Serialized as JSON; an entry's form is a compatibility promise to every journal ever written.
 
+use crate::freeze::FreezeScope;
 use crate::page::{Page, PageId};
 use crate::policy::Policy;
 use muster_common::evidence::Grade;
@@ -64,6 +65,11 @@ pub enum TimerKey {
     WindowOver {
         /// Which window.
         window: String,
+    },
+    /// A freeze ends by itself.
+    FreezeOver {
+        /// Index of the fact that set it.
+        index: u64,
     },
 }
 
@@ -292,6 +298,24 @@ pub enum Fact {
         generation: u64,
         /// What.
         action: OperatorAction,
+    },
+    /// No new work is to be dispatched, on some hosts.
+    FreezeSet {
+        /// Identity of the person's certificate, or `local:UID`.
+        by: String,
+        /// Whom it concerns.
+        scope: FreezeScope,
+        /// Why.
+        reason: String,
+        /// Until when; `None`: until it is lifted.
+        expires: Option<Timestamp>,
+    },
+    /// A freeze was lifted.
+    FreezeLifted {
+        /// By whom.
+        by: String,
+        /// Index of the fact that set it.
+        index: u64,
     },
     /// Delivery of a page is about to be tried for the first time: from here on it may have reached the receiver.
     PageAttempted {

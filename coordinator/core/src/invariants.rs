@@ -2,6 +2,7 @@
 
 use crate::cause::{self, CauseKind};
 use crate::entry::TimerKey;
+use crate::freeze::FREEZES_MAX;
 use crate::state::{
     AgentRecord, CAUSE_OCCURRENCES_MAX, Incident, Link, MEMBERS_MAX, PAST_PAGES_MAX, RECENT_OCCURRENCES_MAX, State,
     TIMELINE_MAX,
@@ -30,6 +31,7 @@ pub fn check(state: &State) -> Vec<Violation> {
     }
     pages(state, &mut found);
     timers(state, &mut found);
+    freezes(state, &mut found);
     found.0
 }
 
@@ -40,6 +42,15 @@ impl Found {
         if !holds {
             self.0.push(Violation { invariant, what: what() });
         }
+    }
+}
+
+fn freezes(state: &State, found: &mut Found) {
+    found.unless(state.freezes.len() <= FREEZES_MAX, "freezes are bounded", || state.freezes.len().to_string());
+    for (index, freeze) in &state.freezes {
+        let timed =
+            freeze.expires.is_none_or(|at| state.timers.contains(&(at, TimerKey::FreezeOver { index: *index })));
+        found.unless(timed, "a freeze that ends by itself has a timer", || freeze.id.clone());
     }
 }
 

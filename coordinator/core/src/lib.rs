@@ -8,6 +8,7 @@ pub mod cause;
 pub mod decide;
 pub mod entry;
 pub mod failover;
+pub mod freeze;
 pub mod invariants;
 pub mod liveness;
 pub mod machine;

@@ -5,6 +5,7 @@ mod pairs;
 
 use crate::cause;
 use crate::entry::{AgentHello, Disconnect, IncidentKey, Resolution, Silence, TimerKey};
+use crate::freeze::Freeze;
 use crate::page::{Page, PageAction, PageId};
 use crate::policy::Policy;
 use crate::timeline::TimelineLine;
@@ -67,6 +68,9 @@ pub struct State {
     /// Highest generation of an incident that is no longer kept: new ones count on from there.
     pub(crate) generation_floor: u64,
     pub(crate) silences: VecDeque<(Timestamp, AgentName)>,
+    /// By the index of the fact that set it.
+    #[serde(default)]
+    pub(crate) freezes: BTreeMap<u64, Freeze>,
     /// Cause keys that the entry applied last may have changed. Not part of what is known.
     #[serde(skip)]
     pub(crate) touched: BTreeSet<String>,
@@ -433,6 +437,7 @@ impl State {
             service_restarts: BTreeMap::new(),
             generation_floor: 0,
             silences: VecDeque::new(),
+            freezes: BTreeMap::new(),
             touched: BTreeSet::new(),
         }
     }

@@ -11,6 +11,7 @@ use muster_common::spool::Position;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Entry, Fact};
 pub use muster_coordinator_core::failover::CoordinatorRole;
+use muster_coordinator_core::freeze::Freeze;
 use muster_coordinator_core::liveness::Liveness;
 use muster_coordinator_core::state::State;
 use std::collections::BTreeMap;
@@ -263,6 +264,8 @@ pub(super) struct Shared {
     pub(super) standing: watch::Sender<Standing>,
     pub(super) head: watch::Sender<Head>,
     pub(super) replicated: watch::Sender<Option<u64>>,
+    /// Freezes as of the last commit.
+    pub(super) freezes: watch::Sender<Arc<[Freeze]>>,
     pub(super) followers: Mutex<BTreeMap<CoordinatorId, Follower>>,
     pub(super) links: Arc<Links>,
     pub(super) metrics: Arc<Metrics>,
@@ -455,6 +458,11 @@ impl Handle {
     /// Journal index that every standby holds, as it moves; `None` where there is no standby.
     pub fn replicated(&self) -> watch::Receiver<Option<u64>> {
         self.shared.replicated.subscribe()
+    }
+
+    /// Freezes as of the last commit, as they change.
+    pub fn freezes(&self) -> watch::Receiver<Arc<[Freeze]>> {
+        self.shared.freezes.subscribe()
     }
 
     /// Tells everyone who watches [`Handle::stopping`] to end. The loop goes on until [`super::Runtime::finish`].

@@ -99,6 +99,7 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         standing: watch::channel(start.standing.clone()).0,
         head: watch::channel(start.store.head()).0,
         replicated: watch::channel(followers.values().map(|follower| follower.index).min()).0,
+        freezes: watch::channel(machine.state().freezes().cloned().collect()).0,
         followers: Mutex::new(followers),
         links: Arc::new(Links::default()),
         metrics: start.metrics,
@@ -370,6 +371,13 @@ impl Turner {
     }
 
     fn publish(&self, batch: Batch) {
+        self.shared.freezes.send_if_modified(|known| {
+            let same = known.iter().eq(self.machine.state().freezes());
+            if !same {
+                *known = self.machine.state().freezes().cloned().collect();
+            }
+            !same
+        });
         self.shared.metrics.journal_index.set(i64::try_from(batch.head.index).unwrap_or(i64::MAX));
         self.shared.head.send_replace(batch.head);
         // Nobody may be watching.
@@ -578,6 +586,7 @@ impl Turner {
         self.machine = Machine::new(state);
         self.snapshot_index = snapshot.index;
         self.encoding = None;
+        self.shared.freezes.send_replace(self.machine.state().freezes().cloned().collect());
         self.shared.head.send_replace(self.store.head());
         Ok(self.store.head())
     }

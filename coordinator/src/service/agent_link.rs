@@ -15,9 +15,11 @@ use muster_common::ids::{AgentName, BootId, SpoolId};
 use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
 use muster_coordinator_core::agent_stream::Acks;
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Fact};
+use muster_coordinator_core::freeze::Freeze;
 use muster_proto::convert::{bounded, epoch_proof_to_wire, position_to_wire, spool_id};
 use muster_proto::v1::agent_link_service_server::AgentLinkService;
 use muster_proto::v1::{self, ConnectRequest, ConnectResponse, connect_request, connect_response};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -97,6 +99,7 @@ impl AgentLink {
         let hello = first_hello(requests).await?;
         self.hear_epoch(&hello, &agent).await?;
         let said = hello_of(&hello, &caller.address)?;
+        let labels = said.labels.clone();
         self.settle_conflict(&agent, &said).await?;
         let links = self.handle.links();
         let number = links.next_number();
@@ -119,6 +122,7 @@ impl AgentLink {
             return Err(Status::cancelled("the agent is gone"));
         }
         let mut session = Session::new(self.handle.clone(), agent, link, resume, outbox.clone());
+        session.labels = labels;
         session.reader.tells_head(hello.head_sequence);
         Ok(session)
     }
@@ -316,6 +320,10 @@ struct Session {
     acks: Acks,
     /// An acknowledgement is due.
     owes_ack: bool,
+    /// What the agent says of itself, for the scope of freezes.
+    labels: BTreeMap<String, String>,
+    /// The freezes that concern it, to be told; `None` when it knows them.
+    owes_freezes: Option<v1::Freezes>,
 }
 
 impl Session {
@@ -330,6 +338,8 @@ impl Session {
             in_flight: FuturesOrdered::new(),
             acks: Acks::new(resume.index, sequence),
             owes_ack: sequence > 0,
+            labels: BTreeMap::new(),
+            owes_freezes: None,
         }
     }
 
@@ -339,6 +349,9 @@ impl Session {
         let mut replicated = self.handle.replicated();
         let mut standing = self.handle.standing();
         let outbox = self.outbox.clone();
+        let mut freezes = self.handle.freezes();
+        // Told at the start in any case: the agent may know some that were lifted meanwhile.
+        self.owes_freezes = Some(self.concerned(&freezes.borrow_and_update()));
         self.note_replicated(*replicated.borrow_and_update());
         loop {
             tokio::select! {
@@ -363,6 +376,17 @@ impl Session {
                         Some(Err(status)) => return Ended::Refused(status),
                         None => {}
                     }
+                }
+                changed = freezes.changed() => {
+                    if changed.is_err() {
+                        return Ended::Draining;
+                    }
+                    self.owes_freezes = Some(self.concerned(&freezes.borrow_and_update()));
+                }
+                permit = outbox.reserve(), if self.owes_freezes.is_some() => {
+                    let Ok(permit) = permit else { return Ended::Lost(Disconnect::Reset) };
+                    let message = self.owes_freezes.take().map(connect_response::Message::Freezes);
+                    permit.send(Ok(ConnectResponse { message }));
                 }
                 permit = outbox.reserve(), if self.owes_ack => {
                     let Ok(permit) = permit else { return Ended::Lost(Disconnect::Reset) };
@@ -420,6 +444,11 @@ impl Session {
             None => return Err(Status::invalid_argument("an empty or unknown message: upgrade the older side")),
         }
         Ok(None)
+    }
+
+    fn concerned(&self, freezes: &[Freeze]) -> v1::Freezes {
+        let concerned = freezes.iter().filter(|freeze| freeze.scope.concerns(&self.agent, &self.labels));
+        v1::Freezes { freezes: concerned.map(super::silence::wire).collect() }
     }
 
     fn heartbeat(&mut self, heartbeat: &v1::Heartbeat) {

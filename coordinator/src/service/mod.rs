@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod incident;
 mod paging;
 pub mod replication;
+pub mod silence;
 mod spool_reader;
 mod watch;
 

@@ -3,9 +3,10 @@
 mod failover;
 mod findings;
 mod fleet;
+mod freeze;
 mod incidents;
 
-use crate::args::{Agents, Arguments, Command, Events, Failover, Findings, Incidents};
+use crate::args::{Agents, Arguments, Command, Events, Failover, Findings, Freeze, Incidents};
 use crate::error::CtlError;
 use crate::render::Out;
 use crate::{connect, settings};
@@ -52,6 +53,11 @@ pub(crate) async fn run(arguments: Arguments, out: &mut Out) -> Result<u8, CtlEr
             incidents::resolve(channel, out, id, summary).await?;
         }
         Command::Incidents(Incidents::Note { id, text }) => incidents::note(channel, out, id, text).await?,
+        Command::Freeze(Freeze::On { reason, agents, labels, ttl }) => {
+            freeze::on(channel, out, freeze::Order { agents, labels, ttl, reason }).await?;
+        }
+        Command::Freeze(Freeze::Off { id }) => freeze::off(channel, out, id).await?,
+        Command::Freeze(Freeze::List) => freeze::list(channel, out).await?,
         Command::Failover(Failover::Status) => failover::status(channel, out).await?,
         Command::Failover(Failover::Promote { old_primary, force, reason, yes, wait }) => {
             let order = failover::Order { old_primary, force, reason, yes, wait };

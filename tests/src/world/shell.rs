@@ -60,7 +60,8 @@ impl World {
             Output::ReadEntries { after, up_to } => self.ask(who, Work::Read { after, up_to }),
             Output::StoreAck { spool, stored, replicated } => self.ask(who, Work::Ack { spool, stored, replicated }),
             Output::TakeSnapshot => self.ask(who, Work::Snapshot),
-            Output::Stopped => {}
+            // Nobody asks for preflight there.
+            Output::StoreFreezes(_) | Output::Stopped => {}
             Output::Close(_) => {
                 self.say(who, Up::Closed);
                 if let Some(process) = self.agents[who].process.as_mut() {

@@ -238,8 +238,18 @@ impl Session {
                     self.close(now_ms, random, End::Protocol, out);
                 }
             }
+            (State::Settling { .. } | State::Streaming(_), Message::Freezes(freezes)) => {
+                out.push(Output::StoreFreezes(freezes));
+            }
             // A second welcome, an acknowledgement before the first entry, bytes that are no message.
-            (_, Message::Welcome(_) | Message::Ack { .. } | Message::Resync { .. } | Message::Malformed(_)) => {
+            (
+                _,
+                Message::Welcome(_)
+                | Message::Ack { .. }
+                | Message::Resync { .. }
+                | Message::Freezes(_)
+                | Message::Malformed(_),
+            ) => {
                 self.close(now_ms, random, End::Protocol, out);
             }
         }

@@ -1,5 +1,6 @@
 //! What a session is told and what it says.
 
+use crate::freeze::Freeze;
 use super::Entry;
 use muster_common::ids::{Epoch, SpoolId};
 use muster_common::spool::Position;
@@ -55,6 +56,8 @@ pub enum Message {
         /// To be repeated in the answer.
         id: u64,
     },
+    /// The freezes that concern this agent, all of them.
+    Freezes(Vec<Freeze>),
     /// Are you there?
     Ping {
         /// To be repeated in the answer.
@@ -221,6 +224,8 @@ pub enum Output {
         /// May be deleted below.
         replicated: u64,
     },
+    /// Keep these freezes for who asks on the host, instead of those before.
+    StoreFreezes(Vec<Freeze>),
     /// Let go of the stream once what was sent before is out.
     Close(End),
     /// Nothing follows.
