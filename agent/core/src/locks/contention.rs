@@ -349,8 +349,11 @@ fn evidence(case: &Case<'_>) -> Evidence {
         .count("inode", queue.file.inode)
         .text("device", format!("{}:{}", queue.file.major, queue.file.minor))
         .text("holder", queue.holder.name())
-        .duration("held_ms", case.held)
         .count("waiters_count", queue.waiters_count() as u64);
+    // The first look knows no length of time.
+    if !case.held.is_zero() {
+        evidence = evidence.duration("held_ms", case.held);
+    }
     if let Some(party) = queue.holder.party() {
         evidence = evidence
             .count(PID_KEY, party.process.pid)
@@ -361,7 +364,7 @@ fn evidence(case: &Case<'_>) -> Evidence {
             evidence = evidence.text("holder_service", service.as_str());
         }
     }
-    if let Some(waited) = case.waited {
+    if let Some(waited) = case.waited.filter(|waited| !waited.is_zero()) {
         evidence = evidence.duration("waited_ms", waited);
     }
     if let Some(first) = queue.waiters.first() {
