@@ -51,9 +51,12 @@ pub(super) fn permissions(config: &Config, means: &Means<'_>) -> Vec<Planned> {
         let probe = PermissionProbe::new(service.clone(), role, path, means.host.clone());
         planned(config, probe, config.probes.permission)
     };
+    let (table, now) = (MountTable::new(means.host.clone()), crate::clock::now());
     let mut all: Vec<Planned> = Vec::new();
     for service in &config.services {
-        all.extend(files(service).iter().map(|(role, path)| one(&service.name, *role, path)));
+        // Whose server is gone takes a thread per look, and a mode there is the server's to keep.
+        let near = |file: &(Role, PathBuf)| !table.may_hang(&file.1, now.boottime_ms);
+        all.extend(files(service).into_iter().filter(near).map(|(role, path)| one(&service.name, role, &path)));
     }
     // Without a coordinator there need not be a key.
     if !config.endpoints.is_empty() {

@@ -98,6 +98,14 @@ impl MountTable {
         places.into_iter().map(|(mount_point, uses)| Place { mount_point, uses }).collect()
     }
 
+    /// Whether a look at `path` may wait for another machine or program.
+    pub fn may_hang(&self, path: &Path, now_boottime_ms: u64) -> bool {
+        let tables = self.tables(now_boottime_ms);
+        let Ok(mounts) = &tables.own else { return false };
+        let path = self.resolved(mounts, path);
+        mounts::of_path(mounts, &path.to_string_lossy()).is_some_and(Mount::may_hang)
+    }
+
     /// The path without symbolic links, as far as they can be read without asking another machine. What does not exist
     /// yet is taken as it stands.
     fn resolved(&self, mounts: &[Mount], path: &Path) -> PathBuf {
