@@ -40,6 +40,9 @@ pub const PATH_DEFAULT: &str = "/etc/muster/agent.toml";
 /// Where the spool is kept unless the config says otherwise.
 pub const STATE_DIR_DEFAULT: &str = "/var/lib/muster-agent";
 
+/// Where applications report unless the config says otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/muster-agent/agent.sock";
+
 /// Why there is no config.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -269,7 +272,7 @@ impl Default for Config {
         Self {
             labels: BTreeMap::new(),
             state_dir: PathBuf::from(STATE_DIR_DEFAULT),
-            socket: PathBuf::from("/run/muster-agent/agent.sock"),
+            socket: PathBuf::from(SOCKET_DEFAULT),
             endpoints: Vec::new(),
             tls: TlsFiles {
                 ca: PathBuf::from("/etc/muster/ca.pem"),
@@ -363,7 +366,7 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
         assert_eq!(unit.options(false).activating_max, Some(Duration::from_secs(3600)));
         assert_eq!(service.ports[0].interval, Some(Duration::from_secs(10)));
         assert_eq!(service.sqlite[0].deep_interval, Some(Duration::from_secs(3600)));
-        assert_eq!(service.health[0].timeout, Some(Duration::from_secs(2)));
+        assert_eq!(service.health[0].timeout, Duration::from_secs(2));
     }
 
     /// (text under the caret, a part of message or of what was expected) per mistake, in order.
