@@ -1,9 +1,5 @@
 //! The process watch against real processes: ends, open files, zombies, and what a living one tells.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise and says what it skips"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
 
 use muster_agent::clock;
 use muster_agent::probe::{Context, Probe};
