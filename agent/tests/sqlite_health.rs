@@ -38,13 +38,19 @@ const RUNS_DEFAULT: u64 = 200;
 #[test]
 fn child() {
     let Some(path) = std::env::var_os(PATH).map(PathBuf::from) else { return };
-    let mut connection = Connection::open(&path).unwrap();
+    // Whoever meets a lock goes on with something else.
+    let open = || {
+        let connection = Connection::open(&path).unwrap();
+        connection.busy_timeout(Duration::from_millis(2)).unwrap();
+        connection
+    };
+    let mut connection = open();
     let mut stdout = std::io::stdout();
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let answer = if line == "reopen" {
             drop(connection);
-            connection = Connection::open(&path).unwrap();
+            connection = open();
             Ok(())
         } else {
             connection.execute_batch(&line)
@@ -331,9 +337,9 @@ const DEEDS: &[&str] = &[
     "reopen",
 ];
 
-fn busy(path: &Path, mut dice: u64, stop: &std::sync::atomic::AtomicBool) -> u64 {
-    let mut writer = Shell::wal(path);
-    let mut kills = 0;
+fn busy(path: &Path, mut dice: u64, stop: &std::sync::atomic::AtomicBool) -> (u64, u64) {
+    let mut writer = Shell::open(path);
+    let (mut deeds, mut kills) = (0, 0);
     while !stop.load(std::sync::atomic::Ordering::SeqCst) {
         dice ^= dice << 13;
         dice ^= dice >> 7;
@@ -343,10 +349,12 @@ fn busy(path: &Path, mut dice: u64, stop: &std::sync::atomic::AtomicBool) -> u64
             writer = Shell::open(path);
             kills += 1;
         }
-        let _beside_another_writer = writer.execute(DEEDS[usize::try_from((dice >> 11) % 20).unwrap()]);
+        let answer = writer.execute(DEEDS[usize::try_from((dice >> 11) % 20).unwrap()]);
+        assert!(!answer.contains("malformed"), "a false premise: {answer}");
+        deeds += u64::from(answer == "ok");
     }
     writer.close();
-    kills
+    (deeds, kills)
 }
 
 #[test]
@@ -365,17 +373,23 @@ fn whatever_busy_writers_do_to_the_log_no_rows_are_called_lost() {
             scope.spawn(move || busy(path, 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed) | 1, stop))
         });
         let mut daemon = probe(&path, SqliteOptions { lock_held_after: Duration::MAX, ..options() });
+        let mut in_use = 0;
         let judgements = (0..runs).map(|run| match run % 4 {
             0 => doctor(&path),
             _ => daemon.run(&context(run, false)),
         });
-        let doubtful = judgements
-            .map(|judgement| format!("{judgement:?}"))
-            .find(|told| told.contains("SqliteRowsLost") || told.contains("seems to lack"));
+        let doubtful = judgements.map(|judgement| format!("{judgement:?}")).find(|told| {
+            in_use += u64::from(told.contains("write-ahead log in use"));
+            told.contains("SqliteRowsLost") || told.contains("seems to lack")
+        });
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
-        let kills: u64 = writers.into_iter().map(|writer| writer.join().unwrap()).sum();
-        println!("{runs} runs, {kills} writers killed");
+        let (deeds, kills) = writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap())
+            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        println!("{runs} runs, {in_use} of them with a log in use; {deeds} deeds, {kills} writers killed");
         assert_eq!(doubtful, None);
+        assert!(in_use > 0 && deeds > 0);
     });
 }
 
