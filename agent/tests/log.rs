@@ -1,4 +1,5 @@
 //! Logs as the daemon follows them: real files and a real journal, restarts between, told once and without secrets.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
 
 use muster_agent::clock;
 use muster_agent::config::log::standard_rules;

@@ -51,16 +51,16 @@ pub(super) fn logs(config: &Config, means: &Means<'_>) -> Vec<Planned> {
 
 /// The watch over user-space OOM killers, where there is a journal or a syslog that they write to.
 pub(super) fn killers(config: &Config, means: &Means<'_>) -> Option<Planned> {
-    let exists = |path: &&str| means.host.path(path).exists();
+    let exists = |path: &str| means.host.path(path).exists();
     let rules = || {
         let own = config.log_rules.iter().cloned();
         let rules = own.chain(standard_rules()).filter(|rule| rule.killer.is_some() && !rule.from.is_empty());
         Arc::new(Rules::new(rules.collect()))
     };
-    let probe = if JOURNAL_FOLDERS.iter().any(|folder| exists(&folder)) {
+    let probe = if JOURNAL_FOLDERS.iter().any(|folder| exists(folder)) {
         LogProbe::of_killers(rules(), means.host)
     } else {
-        let syslog = SYSLOG_FILES.iter().find(|file| exists(file))?;
+        let syslog = SYSLOG_FILES.into_iter().find(|file| exists(file))?;
         LogProbe::of_file(ServiceName::host(), Path::new(syslog), true, rules(), means.host)
     };
     Some(planned(config, probe, config.probes.log))

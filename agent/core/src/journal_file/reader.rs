@@ -330,7 +330,7 @@ impl<S: Source> JournalFile<S> {
 
     /// The header of the object at `offset`, if one of this kind can stand there.
     fn object(&mut self, offset: u64, expected: u8) -> Option<Object> {
-        if offset % 8 != 0 || offset < HEADER_BYTES_MIN as u64 || offset >= self.header.end {
+        if !offset.is_multiple_of(8) || offset < HEADER_BYTES_MIN as u64 || offset >= self.header.end {
             return None;
         }
         let bytes = self.bytes(offset, OBJECT_HEADER_BYTES)?;

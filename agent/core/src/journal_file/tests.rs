@@ -231,7 +231,7 @@ proptest! {
                 let found = messages(&mut file, unit, 0).unwrap_or_default();
                 prop_assert!(found.len() <= 1000);
             }
-            let _ = file.refresh();
+            prop_assert!(file.refresh().is_ok());
         }
     }
 

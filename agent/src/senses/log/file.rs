@@ -10,6 +10,7 @@ use rustix::fs::{FileType, OFlags, Stat, fstat, stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -187,10 +188,10 @@ impl Follower {
         if self.open.get(&key).is_some_and(|opened| opened.looked_at == Some(change)) {
             return Ok(key);
         }
-        if !self.open.contains_key(&key) {
+        if let Entry::Vacant(place) = self.open.entry(key) {
             match open_regular(path, OFlags::empty()).map_err(unreadable)? {
                 Found::File(file, status) if (status.st_dev, status.st_ino) == key => {
-                    self.open.insert(key, Opened { file, looked_at: None });
+                    place.insert(Opened { file, looked_at: None });
                 }
                 // Rotated between the two looks: the next run sees it.
                 Found::File(..) => return Err((format!("{} is being rotated", path.display()), None)),

@@ -200,8 +200,12 @@ impl JournalFollower {
     }
 
     fn nothing_to_read(&self) -> (String, Option<&'static str>) {
-        let why = "there is no journal in /var/log/journal or /run/log/journal that this agent can read";
-        (why.to_owned(), Some(WAY_OUT))
+        if self.folders().iter().any(|folder| folder.exists()) {
+            let why = "the folders of the journal have no file that this agent can read".to_owned();
+            return (why, Some(WAY_OUT));
+        }
+        let why = "there is no journal in /var/log/journal or /run/log/journal".to_owned();
+        (why, Some("start systemd-journald with Storage=persistent or auto, or follow a log file instead"))
     }
 
     fn folders_changed(&mut self) -> bool {

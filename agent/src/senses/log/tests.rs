@@ -321,7 +321,7 @@ fn several_files_have_their_turns_and_a_busy_one_is_bounded() {
     assert_eq!(small, ["later", "small"]);
     stage.pass();
     assert_eq!(stage.pass().backlog_bytes, 0);
-    assert_eq!(stage.take().len(), 8 * 1024 - (pass.bytes as usize / 1024));
+    assert_eq!(stage.take().len(), 8 * 1024 - usize::try_from(pass.bytes / 1024).unwrap());
 }
 
 #[test]
