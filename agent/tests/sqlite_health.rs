@@ -4,7 +4,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stdout,
     reason = "a test binary: a failed step ends the test, and children talk over their output"
 )]
 
@@ -344,7 +343,7 @@ fn busy(path: &Path, mut dice: u64, stop: &std::sync::atomic::AtomicBool) -> (u6
         dice ^= dice << 13;
         dice ^= dice >> 7;
         dice ^= dice << 17;
-        if dice % 97 == 0 {
+        if dice.is_multiple_of(97) {
             writer.kill();
             writer = Shell::open(path);
             kills += 1;
@@ -591,7 +590,8 @@ const COUNT: &str = "SELECT count(*), min(id) AS oldest FROM jobs";
 
 #[test]
 fn an_assertion_is_answered_in_every_state_that_may_be_read_and_changes_nothing() {
-    let scenes: [(&str, fn(&Path) -> Option<Shell>, Verdict); 6] = [
+    type Make = fn(&Path) -> Option<Shell>;
+    let scenes: [(&str, Make, Verdict); 6] = [
         (
             "live log",
             |path| {

@@ -311,11 +311,12 @@ mod tests {
     use proptest::prelude::*;
 
     const PAGE: usize = 512;
+    const PAGE_BYTES: u16 = 512;
 
     /// A log of `frames` frames and the index of it, made by the rules of the format.
     fn log(frames: u32, backfill: u32, big_endian: bool) -> (Vec<u8>, Vec<u8>) {
         let mut log = Vec::new();
-        for word in [MAGIC | u32::from(big_endian), VERSION, PAGE as u32, 1, 0xaaaa_0001, 0xbbbb_0002] {
+        for word in [MAGIC | u32::from(big_endian), VERSION, PAGE_BYTES.into(), 1, 0xaaaa_0001, 0xbbbb_0002] {
             log.extend(word.to_be_bytes());
         }
         let mut checksum = sum([0, 0], &log, big_endian);
@@ -337,7 +338,7 @@ mod tests {
         index.extend(0u32.to_ne_bytes());
         index.extend(9u32.to_ne_bytes());
         index.extend([1, u8::from(big_endian)]);
-        index.extend((PAGE as u16).to_ne_bytes());
+        index.extend(PAGE_BYTES.to_ne_bytes());
         for word in [frames, frames, checksum[0], checksum[1]] {
             index.extend(word.to_ne_bytes());
         }

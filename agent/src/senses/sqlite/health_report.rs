@@ -167,7 +167,8 @@ pub(super) fn foreign_keys(path: &Path, dangling: &BTreeMap<(String, String), u6
             .count(&format!("pair_{}_rows_count", index + 1), *count);
     }
     let more = if dangling.len() > NAMED_MAX { " and others" } else { "" };
-    let summary = format!("{total} rows of {shown} refer to rows that do not exist: {}{more}", named.join(", "));
+    let rows = if total == 1 { "row" } else { "rows" };
+    let summary = format!("{total} {rows} of {shown} without the row referred to: {}{more}", named.join(", "));
     Problem::new(Reason::SqliteForeignKeys, summary).evidence(evidence).next_steps([
         "list them on a copy: PRAGMA foreign_key_check",
         "find out who writes without PRAGMA foreign_keys=ON, or which rows went away: an upgrade, a clean-up script",

@@ -15,6 +15,7 @@ mod health;
 mod health_report;
 mod lock;
 mod log;
+mod options;
 mod query;
 mod recipe;
 mod report;
@@ -26,6 +27,7 @@ pub use content::CountedTable;
 use copy::{CopyError, Limits, Scratch};
 use files::{Claim, Look, Obstacle};
 use health::Health;
+pub use options::SqliteOptions;
 pub use query::{QueryOptions, QueryProbe, SQL_BYTES_MAX, mistake_in, subject_name};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
@@ -60,49 +62,6 @@ const NO_LANDLOCK: &str = "boot a kernel with Landlock (lsm=…,landlock), or ha
                            mount (BindReadOnlyPaths= in a drop-in of its unit), or run the agent as a user who cannot \
                            write there";
 const NO_SCRATCH: &str = "give the agent a state folder: this state of a database is checked on a private copy";
-
-/// How one database is watched.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SqliteOptions {
-    /// Least time between two full quick checks of a database that changes.
-    pub quick_interval: Duration,
-    /// Time between two deep checks (on a copy).
-    pub deep_interval: Duration,
-    /// The agent's own folder for copies. Without it there are no deep checks, except in `doctor`, which takes the
-    /// system's folder for temporary files.
-    pub scratch_dir: Option<PathBuf>,
-    /// Larger databases are not copied.
-    pub deep_bytes_max: u64,
-    /// A deep check ends after this.
-    pub deep_time_max: Duration,
-    /// A quick check ends after this.
-    pub quick_bound: Duration,
-    /// A lock held this long without progress is a problem.
-    pub lock_held_after: Duration,
-    /// A write-ahead log may hold this much; without it half of the database, within bounds.
-    pub wal_max_bytes: Option<u64>,
-    /// Tables whose rows are counted.
-    pub rows: Vec<CountedTable>,
-    /// Rows that refer to nothing are looked for.
-    pub foreign_keys: bool,
-}
-
-impl Default for SqliteOptions {
-    fn default() -> Self {
-        Self {
-            quick_interval: Duration::from_secs(300),
-            deep_interval: Duration::from_secs(24 * 3600),
-            scratch_dir: None,
-            deep_bytes_max: 4 << 30,
-            deep_time_max: Duration::from_secs(300),
-            quick_bound: Duration::from_millis(250),
-            lock_held_after: Duration::from_secs(10),
-            wal_max_bytes: None,
-            rows: Vec::new(),
-            foreign_keys: false,
-        }
-    }
-}
 
 /// What is remembered across a restart of the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

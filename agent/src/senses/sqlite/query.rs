@@ -178,7 +178,9 @@ impl QueryProbe {
         let problem = Problem::new(Reason::QueryThreshold, format!("{meaning}: {}, and {broken}", answer.value))
             .evidence(evidence)
             .next_steps([
-                format!("look at the rows themselves, on a copy or read-only: sqlite3 'file:{shown}?mode=ro'"),
+                format!(
+                    "look at the rows themselves, on a copy or as the service's own user: sqlite3 -readonly {shown}"
+                ),
                 "the statement is in the evidence: ask for the rows it counts".to_owned(),
                 "look in the service's log for why they do not move on".to_owned(),
             ]);
@@ -279,7 +281,7 @@ fn first_row(connection: &Connection, sql: &str) -> Result<Answer, Trouble> {
     if statement.parameter_count() > 0 {
         return Err(cannot("the statement has parameters, and nobody to fill them"));
     }
-    let names: Vec<String> = statement.column_names().into_iter().map(|name| clip(name, 40)).collect();
+    let names: Vec<String> = statement.column_names().map(|name| clip(name, 40)).collect();
     let mut rows = statement.query([]).map_err(|error| trouble(&error))?;
     let Some(row) = rows.next().map_err(|error| trouble(&error))? else {
         return Err(cannot("it gave no row; count(*) always gives one"));
