@@ -23,8 +23,10 @@ pub const START_TICKS_KEY: &str = "start_ticks";
 pub const OLD_PID_KEY: &str = "old_pid";
 /// Its start time.
 pub const OLD_START_TICKS_KEY: &str = "old_start_ticks";
-/// The file or database that a copy, a query or a lock is about.
-pub const OF_KEY: &str = "of";
+/// The file or database that copies are of.
+pub const SOURCE_PATH_KEY: &str = "source_path";
+/// How a process ended, in words: `"SIGKILL"`, `"exit code 3"`, `"unknown"`.
+pub const EXIT_STATUS_KEY: &str = "exit_status";
 /// Services that a finding about the host concerns, separated by `", "`.
 pub const SERVICES_KEY: &str = "services";
 

@@ -1,7 +1,9 @@
 //! What was seen lately, kept as long as it may explain something else.
 
 use super::rules::{Explained, explains, is_cause, is_effect};
-use super::{OF_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SERVICES_KEY, START_TICKS_KEY};
+use super::{
+    EXIT_STATUS_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY,
+};
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem, Verdict};
 use muster_common::evidence::{Evidence, Grade, Value};
@@ -25,18 +27,8 @@ const KEPT_AFTER: Duration = Duration::from_secs(3_600);
 /// A watched service killed within this time makes a critical memory band graver.
 const KILL_COUNTS_FOR_MEMORY: Duration = Duration::from_secs(600);
 /// Evidence that joins, or that a story tells.
-const FACTS_KEPT: &[&str] = &[
-    PID_KEY,
-    START_TICKS_KEY,
-    OLD_PID_KEY,
-    OLD_START_TICKS_KEY,
-    OF_KEY,
-    SERVICES_KEY,
-    "new_pid",
-    "comm",
-    "cgroup",
-    "exit",
-];
+const FACTS_KEPT: &[&str] =
+    &[PID_KEY, START_TICKS_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, SOURCE_PATH_KEY, SERVICES_KEY, EXIT_STATUS_KEY];
 
 /// What was seen lately, per service, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -357,7 +349,7 @@ mod tests {
         let mut recent = Recent::default();
         recent.note(at(0), &database, &Judgement::problem(Problem::new(Reason::SqliteShrunk, "shrunk")));
         let shrunk = |of: &str| {
-            let evidence = Evidence::new().text(OF_KEY, of);
+            let evidence = Evidence::new().text(SOURCE_PATH_KEY, of);
             Judgement::problem(Problem::new(Reason::BackupShrunk, "small").evidence(evidence))
         };
         for (of, expected) in [("/var/lib/hub.db", Some("sqlite_shrunk likely")), ("/var/lib/other.db", None)] {

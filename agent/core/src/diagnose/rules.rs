@@ -3,7 +3,7 @@
 //! A rule never joins by time alone: something must be shared (the process, the file, the service).
 
 use super::recent::Trace;
-use super::{OF_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SERVICES_KEY, START_TICKS_KEY, number, text};
+use super::{OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, number, text};
 use muster_common::evidence::Grade;
 use muster_common::reason::Reason;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use std::time::Duration;
 enum Join {
     /// The same (pid, start time). Where the cause does not know the start time, the same service besides.
     Process,
+    /// The same service, and the cause names no process: a counter of its cgroup, a log line.
+    Unnamed,
     /// The same service.
     Service,
     /// The same file: the cause's subject is the effect's, or what the effect is about.
@@ -70,17 +72,23 @@ const fn within(rule: Rule, within: Duration) -> Rule {
 const RULES: &[Rule] = &[
     // A killed process ends; systemd says so too.
     rule(&[R::OomKill], ENDS, Join::Process, Grade::Confirmed),
-    rule(&[R::OomKill], &[R::UnitFailed], Join::Process, Grade::Confirmed),
-    rule(&[R::OomKill], &[R::UnitFailed, R::RestartLoop], Join::Service, Grade::Likely),
+    rule(&[R::OomKill], &[R::UnitFailed, R::UnitInactive], Join::Process, Grade::Confirmed),
+    rule(&[R::OomKill], ENDS, Join::Unnamed, Grade::Likely),
+    rule(&[R::OomKill], &[R::UnitFailed, R::UnitInactive, R::RestartLoop], Join::Service, Grade::Likely),
     rule(&[R::OomKill], &[R::PortClosed, R::HealthCheckFailed, R::SqliteJournalHot], Join::Service, Grade::Possible),
     // What grew or had no room led to the kill.
     background(within(rule(&[R::MemoryGrowth, R::MemoryPressure], &[R::OomKill], Join::Service, Grade::Likely), HOUR)),
     background(rule(&[R::MemoryCritical, R::MemoryApproaching], &[R::OomKill], Join::AnyService, Grade::Likely)),
     background(rule(&[R::MemoryGrowth], &[R::MemoryPressure], Join::Service, Grade::Likely)),
     // A loop is its restarts; a unit gives up because of them.
-    rule(&[R::RestartLoop], &[R::UnitFailed, R::ProcessDown, R::ProcessRestarted], Join::Service, Grade::Likely),
+    rule(
+        &[R::RestartLoop],
+        &[R::UnitFailed, R::UnitStuck, R::ProcessDown, R::ProcessRestarted],
+        Join::Service,
+        Grade::Likely,
+    ),
     // Without its process a service is silent.
-    rule(&[R::ProcessDown, R::ProcessZombie], &[R::UnitFailed], Join::Process, Grade::Confirmed),
+    rule(&[R::ProcessDown, R::ProcessZombie], &[R::UnitFailed, R::UnitInactive], Join::Process, Grade::Confirmed),
     rule(&[R::ProcessDown, R::ProcessZombie], SILENT, Join::Service, Grade::Likely),
     rule(&[R::ProcessDown, R::ProcessZombie], &[R::UnitFailed], Join::Service, Grade::Likely),
     rule(
@@ -89,7 +97,7 @@ const RULES: &[Rule] = &[
         Join::Service,
         Grade::Possible,
     ),
-    rule(&[R::UnitFailed], SILENT, Join::Service, Grade::Likely),
+    rule(&[R::UnitFailed, R::UnitInactive, R::UnitMissing, R::UnitStuck], SILENT, Join::Service, Grade::Likely),
     rule(&[R::PidFileStale], &[R::PortClosed, R::HealthCheckFailed], Join::Service, Grade::Likely),
     rule(&[R::ProcessRestarted], &[R::PidFileStale, R::PidFileMissing], Join::Service, Grade::Possible),
     rule(&[R::PortClosed, R::PortConflict, R::PortUnresponsive], &[R::HealthCheckFailed], Join::Service, Grade::Likely),
@@ -205,6 +213,7 @@ fn joined(join: Join, cause: &Trace, effect: &Trace) -> Option<Grade> {
     let same_service = cause.key.subject.service == effect.key.subject.service;
     match join {
         Join::Process => same_process(cause, effect, same_service),
+        Join::Unnamed => (same_service && process(cause).is_none()).then_some(Grade::Confirmed),
         // Two processes of one service that are known to be different lives never join.
         Join::Service => (same_service && !other_life(cause, effect)).then_some(Grade::Confirmed),
         Join::File => (same_service && same_file(cause, effect)).then_some(Grade::Confirmed),
@@ -244,7 +253,7 @@ fn same_file(cause: &Trace, effect: &Trace) -> bool {
     // A query's subject is "FILE: NAME".
     subject == file
         || subject.strip_prefix(file).is_some_and(|rest| rest.starts_with(": "))
-        || text(&effect.facts, OF_KEY) == Some(file)
+        || text(&effect.facts, SOURCE_PATH_KEY) == Some(file)
 }
 
 fn concerns(cause: &Trace, effect: &Trace) -> bool {

@@ -3,7 +3,7 @@
 
 use super::recent::{Recent, Trace};
 use super::rules::explains;
-use super::{PID_KEY, START_TICKS_KEY, number};
+use super::{EXIT_STATUS_KEY, PID_KEY, START_TICKS_KEY, number, text};
 use crate::judgement::Judgement;
 use crate::services::Services;
 use muster_common::evidence::{Grade, Value};
@@ -20,6 +20,9 @@ const SYMPTOMS_TOLD_MAX: usize = 2;
 const DATABASES_TOLD_MAX: usize = 3;
 /// Backgrounds named in the sentence.
 const BACKGROUNDS_TOLD_MAX: usize = 2;
+
+/// What probes say of an exit status that nobody could tell.
+const UNKNOWN: &str = "unknown";
 
 /// How a finding belongs to a story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -230,11 +233,13 @@ const fn ends(reason: Reason) -> bool {
 
 fn end_seen(cause: &Trace, effects: &[(&Trace, Grade)]) -> Option<String> {
     let (end, grade) = effects.iter().find(|(effect, _)| ends(effect.key.reason))?;
+    let status = text(&end.facts, EXIT_STATUS_KEY).filter(|status| *status != UNKNOWN);
+    let status = status.map(|status| format!(" ({status})")).unwrap_or_default();
     let after = end.from_ms.checked_sub(cause.from_ms).filter(|after| *after > 0 && end.from_ms != u64::MAX);
     let when = after.map(|after| format!(" {} later", human_duration(Duration::from_millis(after))));
     Some(match grade {
-        Grade::Confirmed => format!("its end was seen{}", when.unwrap_or_default()),
-        grade => format!("its end was seen{} ({grade} the same process)", when.unwrap_or_default()),
+        Grade::Confirmed => format!("its end{status} was seen{}", when.unwrap_or_default()),
+        grade => format!("its end{status} was seen{} ({grade} the same process)", when.unwrap_or_default()),
     })
 }
 
@@ -258,14 +263,14 @@ fn databases(cause: &Trace, recent: &Recent) -> Option<String> {
 
 fn unknown<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
     let mut unknown = Vec::new();
-    for finding in members {
-        let ended = ends(finding.key.reason) && finding.evidence.get("cause").is_none();
-        if ended && matches!(finding.evidence.get("exit_status"), Some(Value::Text(status)) if status == "unknown") {
-            unknown.push("how it ended: exit status or signal".to_owned());
+    for finding in members.filter(|finding| ends(finding.key.reason)) {
+        let evidence = &finding.evidence;
+        // A kill that is known says how it ended.
+        if evidence.get("cause").is_some() || text(evidence, EXIT_STATUS_KEY).is_some_and(|status| status != UNKNOWN) {
+            continue;
         }
-        if ended && finding.evidence.get("exit_status").is_none() && finding.evidence.get("exit").is_none() {
-            unknown.push("how it ended: exit status or signal".to_owned());
-        }
+        let why = text(evidence, "exit_unknown_why").map(|why| format!(" ({why})")).unwrap_or_default();
+        unknown.push(format!("how it ended: exit status or signal{why}"));
     }
     unknown.dedup();
     unknown
