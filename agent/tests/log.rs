@@ -1,5 +1,6 @@
 //! Logs as the daemon follows them: real files and a real journal, restarts between, told once and without secrets.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
+#![expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 
 use muster_agent::clock;
 use muster_agent::config::log::standard_rules;
