@@ -102,9 +102,7 @@ pub(super) struct JournalFollower {
 
 #[derive(Debug)]
 struct OpenFile {
-    device: u64,
     inode: u64,
-    path: PathBuf,
     journal: JournalFile<Readable>,
     /// By match; `None` where the file has no such entry yet.
     chains: Vec<Option<Chain>>,
@@ -291,9 +289,7 @@ impl JournalFollower {
             }
         };
         self.open.push(OpenFile {
-            device: status.st_dev,
             inode: status.st_ino,
-            path: name.path.clone(),
             objects: journal.header().objects,
             journal,
             chains,
@@ -306,7 +302,6 @@ impl JournalFollower {
     fn read(&mut self, index: usize, line: &mut dyn FnMut(&JournalLine<'_>), pass: &mut JournalPass) {
         let Some(file) = self.open.get_mut(index) else { return };
         if file.journal.refresh().is_err() {
-            let _ = (file.device, &file.path);
             file.is_gone = true;
             return;
         }
