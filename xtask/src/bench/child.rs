@@ -51,7 +51,8 @@ impl Logged {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // As the shipped unit has it: the kernel log comes as descriptor 0, where it can be opened.
-        if let Ok(kmsg) = std::fs::File::open("/dev/kmsg") {
+        let ours = program.ends_with("muster-agent");
+        if let Some(kmsg) = std::fs::File::open("/dev/kmsg").ok().filter(|_| ours) {
             command.stdin(kmsg);
         }
         command.env_remove("NOTIFY_SOCKET").env_remove("MUSTER_LOG").env("MALLOC_ARENA_MAX", "1");
