@@ -1,10 +1,6 @@
 //! Room, read-only remounts, modes and declared settings, on real file systems and of a real process.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise, in its helpers too, and skips are said"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too, and skips are said")]
 
 use muster_agent::clock;
 use muster_agent::config::Config;

@@ -104,7 +104,7 @@ pub fn decide(question: &Question<'_>) -> Answer {
     if question.memory.is_some() {
         grounds.extend(about_room(question, workers_max));
     }
-    grounds.sort_by(|a, b| b.0.cmp(&a.0));
+    grounds.sort_by_key(|(decision, _)| std::cmp::Reverse(*decision));
     let decision = grounds.first().map_or(Decision::Go, |(decision, _)| *decision);
     let workers_max = if decision == Decision::Stop { 0 } else { workers_max };
     Answer { decision, band, workers_max, reasons: grounds.into_iter().map(|(_, words)| words).collect() }

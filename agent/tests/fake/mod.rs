@@ -230,7 +230,6 @@ impl Stream {
             has_standby: false,
             endpoints: Vec::new(),
             wall_unix_ms: muster_agent::clock::now().wall.unix_ms() + AHEAD_MS,
-            ..Default::default()
         }))
         .await;
     }

@@ -1,11 +1,7 @@
 //! Locks of every kind, held and waited for by real processes; SQLite writers in every state. A busy lock that moves is
 //! never told, a stuck one always, with who holds it.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test binary: a failed step ends the test, and skips are said"
-)]
+#![expect(clippy::unwrap_used, reason = "a test binary: a failed step ends the test, and skips are said")]
 
 mod sqlite;
 mod support;

@@ -149,6 +149,7 @@ impl Role {
             }
             line.clear();
         }
+        child.wait().unwrap();
         panic!("the child ended without a word: {steps}");
     }
 

@@ -4,6 +4,7 @@
 //! does not look. A ring of processes with one thread each can never end by itself.
 
 use super::table::Contended;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest ring that is looked for; longer ones are not told apart from a long queue.
@@ -28,8 +29,8 @@ pub fn through(contended: &[Contended], start: u32) -> Option<Vec<u32>> {
                 if held_by == start {
                     return Some(path(&came_from, start, pid));
                 }
-                if !came_from.contains_key(&held_by) {
-                    came_from.insert(held_by, pid);
+                if let Entry::Vacant(place) = came_from.entry(held_by) {
+                    place.insert(pid);
                     next.push(held_by);
                 }
             }
