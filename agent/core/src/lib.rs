@@ -5,6 +5,7 @@
 pub mod accounts;
 pub mod backup;
 pub mod baseline;
+pub mod bundle;
 pub mod clock;
 pub mod diagnose;
 pub mod disk;

@@ -12,6 +12,7 @@ use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::units::human_duration;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Symptoms named in the sentence; the rest are counted.
@@ -25,7 +26,7 @@ const BACKGROUNDS_TOLD_MAX: usize = 2;
 const UNKNOWN: &str = "unknown";
 
 /// How a finding belongs to a story.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Relation {
     /// It made the cause more likely.
     Because,
@@ -36,7 +37,7 @@ pub enum Relation {
 }
 
 /// One finding that belongs to a story.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// Index into the findings.
     pub finding: usize,
@@ -47,7 +48,7 @@ pub struct Link {
 }
 
 /// One thing to tell: a cause with all that belongs to it. Indexes into the given findings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Story {
     /// What explains the rest.
     pub cause: usize,

@@ -150,7 +150,8 @@ fn assigns(behind: &str) -> bool {
     behind.starts_with('=') || (behind.starts_with(':') && !behind.starts_with("://"))
 }
 
-fn names_secret(word: &str) -> bool {
+/// Whether what stands under this name is a secret.
+pub fn names_secret(word: &str) -> bool {
     let lower = word.to_ascii_lowercase();
     let whole = lower.trim_start_matches('-');
     // `lock.pid.key=`: the last part names it.
