@@ -1,7 +1,12 @@
 //! Findings become incidents, incidents become pages: one `check` per situation.
 
+use muster_common::evidence::Evidence;
+use muster_common::finding::{Finding, FindingEvent};
+use muster_common::reason::Reason;
+use muster_coordinator_core::entry::{Conclusion, EntryBody};
 use muster_coordinator_core::state::INCIDENTS_PER_AGENT_MAX;
 use muster_tests::scenario::{Fleet, check, policy};
+use std::time::Duration;
 
 #[test]
 fn a_service_goes_down_and_comes_back() {
@@ -295,4 +300,25 @@ fn two_agents_under_one_name_page() {
 #[test]
 fn a_fenced_coordinator_concludes_nothing() {
     check("0 connect web-1\n 0 fence\n 1 open web-1 spl a sqlite_corrupt\n 2000 end", "");
+}
+
+/// The host knows more than its coordinator: what it made of it comes first in the page.
+#[test]
+fn a_page_begins_with_the_hosts_own_diagnosis() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run_line("0 connect web-1");
+    let told = "the kernel killed spl (pid 7); its end (SIGKILL) was seen 40 ms later; no successor runs";
+    let key = muster_tests::scenario::key("spl", "/run/spl.pid", Reason::ProcessDown);
+    let finding = Finding::new(key, "spl (pid 7) ended").evidence(Evidence::new().text("diagnosis", told));
+    fleet.event(&muster_tests::scenario::agent("web-1"), FindingEvent::Opened(finding), Duration::ZERO);
+    fleet.run_line("20 end");
+    let pages = fleet.journal.iter().filter_map(|entry| match &entry.body {
+        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) => Some(page),
+        _ => None,
+    });
+    let pages: Vec<_> = pages.collect();
+    assert!(!pages.is_empty());
+    for page in pages {
+        assert_eq!(page.details.first(), Some(&format!("the host's diagnosis: {told}")), "{page:?}");
+    }
 }

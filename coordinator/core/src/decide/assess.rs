@@ -5,7 +5,7 @@ use crate::apply::links::mass_reached;
 use crate::cause::{self, CauseKind};
 use crate::entry::Silence;
 use crate::state::{Cause, CauseOccurrence, INCIDENTS_PER_AGENT_MAX, IncidentStatus, Link, State, Storm};
-use muster_common::evidence::Grade;
+use muster_common::evidence::{Grade, Value};
 use muster_common::ids::AgentName;
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::Reason;
@@ -346,7 +346,10 @@ impl Assessment {
                 let words = cause.agents.keys().take(DETAILS_MAX).filter_map(|agent| silence_words(state, agent));
                 words.map(|(words, ..)| words).collect()
             }
-            _ => items(state, now, cause).iter().take(DETAILS_MAX).map(Item::line).collect(),
+            _ => {
+                let seen = items(state, now, cause);
+                story(state, cause).into_iter().chain(seen.iter().map(Item::line)).take(DETAILS_MAX).collect()
+            }
         };
         let about = subject_of(key);
         let title = if key.starts_with("host/") && !self.summary.contains(about.as_str()) {
@@ -396,6 +399,19 @@ impl Assessment {
             }
         }
     }
+}
+
+/// What the host itself made of it: the diagnosis that came with the worst of its findings.
+fn story(state: &State, cause: &Cause) -> Option<String> {
+    let open = cause.members.values().take(64).filter_map(|member| {
+        let finding = &state.agent(&member.agent)?.open.get(member.key.as_ref()?)?.finding;
+        match finding.evidence.get("diagnosis")? {
+            Value::Text(diagnosis) => Some((finding.severity, diagnosis)),
+            _ => None,
+        }
+    });
+    let (_, diagnosis) = open.max_by_key(|(severity, diagnosis)| (*severity, diagnosis.len()))?;
+    Some(clip(&format!("the host's diagnosis: {diagnosis}"), SUMMARY_BYTES_MAX))
 }
 
 impl Item<'_> {
