@@ -1,6 +1,7 @@
 //! The command line. Exit status of `doctor` as monitoring plugins have it: 0 ok, 1 warning, 2 critical, 3 unknown or
 //! usage; of the others: 0 well, 2 a wrong config or command line, 1 any other failure.
 
+use crate::bundle::{self, Opened, Wish};
 use crate::config::{self, Config, ConfigError};
 use crate::discover;
 use crate::doctor::report::Report;
@@ -12,12 +13,13 @@ use crate::senses::HostRoot;
 use clap::{Parser, Subcommand, ValueEnum};
 use muster_common::chain::Chain;
 use muster_common::config::did_you_mean;
-use muster_common::units::parse_bytes;
+use muster_common::units::{human_bytes, parse_bytes, parse_duration};
 use muster_proto::v1;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Also the status of `doctor` when nothing can be said.
 const EXIT_USAGE: u8 = 3;
@@ -56,9 +58,33 @@ enum Command {
         /// Read a saved kernel log (dmesg, journalctl -k, syslog, raw /dev/kmsg) instead of this host
         #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "service"])]
         kmsg_file: Option<PathBuf>,
+        /// Tell what `muster-agent bundle` found on another host
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "kmsg_file"])]
+        bundle: Option<PathBuf>,
+        /// List what is in the bundle, and what is not and why
+        #[arg(long, requires = "bundle")]
+        list: bool,
+        /// Print one file of the bundle
+        #[arg(long, value_name = "NAME", requires = "bundle", conflicts_with = "list")]
+        show: Option<String>,
         /// List every check, also those that are well, and what holds the agent to reading
         #[arg(long, short)]
         verbose: bool,
+    },
+    /// Put what somebody elsewhere needs to see of this host into one file, without secrets
+    ///
+    /// Readings, findings, the daemon's own view, the newest lines of logs and journal, the config. Read it with
+    /// `muster-agent doctor --bundle FILE` on any machine, or as any .tar.gz. Look at it before you send it.
+    Bundle {
+        /// The new file, such as web-1.tar.gz
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+        /// The config [default: /etc/muster/agent.toml where it exists, else discovery]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// How far back the journal is taken
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+        since: Duration,
     },
     /// Check a config and tell all mistakes at once; exit status 0 or 2
     CheckConfig {
@@ -129,7 +155,12 @@ pub fn main() -> ExitCode {
     let restricted = seccomp::restrict();
     let status = match cli.command {
         Command::Run { config } => run(&config, restricted),
-        Command::Doctor { config, format, service, kmsg_file, verbose } => {
+        Command::Doctor { format, service, bundle: Some(file), list, show, verbose, .. } => {
+            let asked = Asked { config: None, format, service, kmsg_file: None, verbose };
+            read_bundle(&file, list, show.as_deref(), &asked)
+        }
+        Command::Bundle { output, config, since } => write_bundle(&output, config, since),
+        Command::Doctor { config, format, service, kmsg_file, verbose, .. } => {
             let notes = match (&restricted, verbose) {
                 (Ok(()), true) => {
                     vec!["held by seccomp: no program is started, no other process is signalled or traced".to_owned()]
@@ -156,7 +187,7 @@ pub fn main() -> ExitCode {
 /// Only `doctor` and `preflight` have a status of their own for usage; a wrong line in a unit file is as final as a
 /// wrong config.
 fn usage_status(command: Option<OsString>) -> u8 {
-    let others = ["run", "check-config", "init", "report"];
+    let others = ["run", "check-config", "init", "report", "bundle"];
     let of_others = command.is_some_and(|command| others.iter().any(|name| command == *name));
     if of_others { EXIT_WRONG_CONFIG } else { EXIT_USAGE }
 }
@@ -291,6 +322,84 @@ fn run_doctor(asked: &Asked, mut notes: Vec<String>) -> u8 {
     }
 }
 
+fn write_bundle(output: &Path, config_path: Option<PathBuf>, since: Duration) -> u8 {
+    // Before the work, not after it.
+    if let Err(error) = bundle::is_free(output) {
+        complain(&Chain(&error).to_string());
+        return EXIT_FAILURE;
+    }
+    let (host, mut notes) = (HostRoot::default(), Vec::new());
+    let config = match doctor_config(config_path.as_deref(), &host, &mut notes) {
+        Ok(config) => config,
+        Err(error) => return wrong_config(&error, EXIT_WRONG_CONFIG),
+    };
+    let default = Path::new(config::PATH_DEFAULT);
+    let config_path = config_path.or_else(|| default.exists().then(|| default.to_owned()));
+    let wish = Wish { config, config_path, since };
+    let made = doctor::diagnose(&wish.config, &host, notes).and_then(|report| bundle::make(&wish, &report, &host));
+    let made = match made {
+        Ok(made) => made,
+        Err(error) => {
+            complain(&format!("cannot gather: {error}"));
+            return EXIT_FAILURE;
+        }
+    };
+    if let Err(error) = bundle::write(output, &made) {
+        complain(&Chain(&error).to_string());
+        return EXIT_FAILURE;
+    }
+    let (manifest, bytes) = (&made.manifest, u64::try_from(made.bytes.len()).unwrap_or(u64::MAX));
+    let mut told = format!("{}: {}, {}", output.display(), counted(manifest.items.len(), "file"), human_bytes(bytes));
+    if !manifest.missing.is_empty() {
+        told.push_str(&format!(", {} not there (--list tells why)", manifest.missing.len()));
+    }
+    print(&format!("{}\nread it with: muster-agent doctor --bundle FILE\n", text::plain(&told)))
+}
+
+/// Status as `doctor`'s.
+fn read_bundle(file: &Path, list: bool, show: Option<&str>, asked: &Asked) -> u8 {
+    match told_by_bundle(file, list, show, asked) {
+        Ok((text, status)) => match print(&text) {
+            0 => status,
+            _ => EXIT_USAGE,
+        },
+        Err(message) => {
+            complain(&message);
+            EXIT_USAGE
+        }
+    }
+}
+
+fn told_by_bundle(file: &Path, list: bool, show: Option<&str>, asked: &Asked) -> Result<(String, u8), String> {
+    let failed = |error: bundle::OpenError| format!("{}: {}", file.display(), Chain(&error));
+    let opened = Opened::read(file).map_err(failed)?;
+    if list {
+        return Ok((bundle::list(opened.manifest()), 0));
+    }
+    if let Some(name) = show {
+        return Ok((bundle::printable(opened.item(name).map_err(failed)?), 0));
+    }
+    let report = opened.report().map_err(failed)?;
+    let report = match &asked.service {
+        Some(service) => {
+            let names = report.probes.iter().map(|ran| ran.subject.service.as_str()).chain(["host"]);
+            known_name(names.collect(), service)?;
+            report.only(service)
+        }
+        None => report,
+    };
+    let status = report.overall().exit_status();
+    if asked.format == Format::Json {
+        let origin = bundle::origin_json(opened.manifest());
+        return Ok((format!("{}\n", report.to_json_with(Some(("bundle", origin)))), status));
+    }
+    let mut out = format!("{}\n", bundle::origin(opened.manifest())).into_bytes();
+    let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let style = text::Style { colour, verbose: asked.verbose };
+    text::write(&mut out, &report, style).map_err(|error| error.to_string())?;
+    Ok((String::from_utf8_lossy(&out).into_owned(), status))
+}
+
 fn doctor_config(asked: Option<&Path>, host: &HostRoot, notes: &mut Vec<String>) -> Result<Config, ConfigError> {
     let default = Path::new(config::PATH_DEFAULT);
     match asked {
@@ -310,12 +419,15 @@ fn doctor_config(asked: Option<&Path>, host: &HostRoot, notes: &mut Vec<String>)
 }
 
 fn known_service(config: &Config, service: &str) -> Result<(), String> {
-    let names = || config.services.iter().map(|service| service.name.as_str()).chain(["host"]);
-    if names().any(|name| name == service) {
+    known_name(config.services.iter().map(|service| service.name.as_str()).chain(["host"]).collect(), service)
+}
+
+fn known_name(names: std::collections::BTreeSet<&str>, service: &str) -> Result<(), String> {
+    if names.contains(service) {
         return Ok(());
     }
-    let nearest = muster_common::config::nearest(service, names());
-    let list = names().collect::<Vec<_>>().join(", ");
+    let nearest = muster_common::config::nearest(service, names.iter().copied());
+    let list = names.into_iter().collect::<Vec<_>>().join(", ");
     Err(format!("no service {service:?}{} (there are: {list})", did_you_mean(nearest.as_deref())))
 }
 

@@ -1,6 +1,7 @@
 //! The shell round `muster-agent-core`: senses, spool, uplink, doctor, CLI.
 
 pub mod bell;
+pub mod bundle;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -6,12 +6,13 @@ use muster_agent_core::services::Services;
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{Finding, SubjectKey};
 use muster_common::severity::Severity;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 use std::fmt;
 use std::time::Duration;
 
 /// One probe's run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ran {
     /// About what.
     pub subject: SubjectKey,
@@ -29,7 +30,7 @@ impl Ran {
 }
 
 /// A question without an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unanswered {
     /// The service.
     pub service: String,
@@ -221,6 +222,11 @@ impl Report {
 
     /// One JSON object on several lines, safe to print on a terminal.
     pub fn to_json(&self) -> String {
+        self.to_json_with(None)
+    }
+
+    /// With one more key in the object.
+    pub fn to_json_with(&self, more: Option<(&str, serde_json::Value)>) -> String {
         let findings: Vec<_> = self.findings.iter().map(finding_json).collect();
         let unknown: Vec<_> = self
             .unknown
@@ -245,10 +251,13 @@ impl Report {
         let not_watched = self.not_watched.iter();
         let not_watched = not_watched.map(|what| format!("{what}: configured, but this version has no probe for it"));
         let notes: Vec<String> = self.notes.iter().cloned().chain(not_watched).collect();
-        let object = json!({
+        let mut object = json!({
             "host": self.host, "verdict": self.overall().as_str(), "diagnoses": self.diagnoses_json(),
             "findings": findings, "unknown": unknown, "probes": probes, "notes": notes,
         });
+        if let Some((key, value)) = more {
+            object[key] = value;
+        }
         let text = serde_json::to_string_pretty(&object).unwrap_or_default();
         // JSON lets some control characters stand that a terminal obeys; escaped they mean the same.
         let risky = |c: char| (c.is_control() && c != '\n') || super::text::reorders(c);

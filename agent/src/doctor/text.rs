@@ -35,7 +35,7 @@ pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<(
     if !report.unknown.is_empty() {
         writeln!(out, "\n{}", paint("could not be answered", Paint::Bold, style))?;
         for unknown in &report.unknown {
-            let (service, probe, subject) = (&unknown.service, &unknown.probe, plain(&unknown.subject));
+            let [service, probe, subject] = [&unknown.service, &unknown.probe, &unknown.subject].map(|text| plain(text));
             writeln!(out, "  {service} {probe} {subject}: {}", plain(&unknown.why))?;
             if let Some(way_out) = &unknown.way_out {
                 writeln!(out, "    way out: {}", plain(way_out))?;

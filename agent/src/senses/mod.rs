@@ -17,7 +17,7 @@ pub mod port;
 pub mod pressure;
 pub mod process;
 pub mod process_watch;
-mod regular;
+pub(crate) mod regular;
 pub mod restarts;
 pub mod saved_log;
 pub mod sockets;

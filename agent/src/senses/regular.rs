@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// What is at a path.
-pub(super) enum Found {
+pub(crate) enum Found {
     /// A regular file, open for reading.
     File(File, Stat),
     /// Something else, which was not opened.
@@ -18,7 +18,7 @@ pub(super) enum Found {
 }
 
 /// Opens the regular file at `path`. A symbolic link is followed, or with `OFlags::NOFOLLOW` in `flags` found itself.
-pub(super) fn open_regular(path: &Path, flags: OFlags) -> Result<Found, Errno> {
+pub(crate) fn open_regular(path: &Path, flags: OFlags) -> Result<Found, Errno> {
     let handle = open(path, OFlags::PATH | OFlags::CLOEXEC | flags, Mode::empty())?;
     let stat = fstat(&handle)?;
     let kind = FileType::from_raw_mode(stat.st_mode);

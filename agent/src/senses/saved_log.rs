@@ -58,6 +58,27 @@ pub fn read_log(path: &Path) -> io::Result<SavedLog> {
     Ok(log)
 }
 
+/// The newest bytes of such a log, from the begin of a line; and whether there was more.
+pub fn tail(path: &Path, bytes_max: usize) -> io::Result<(Vec<u8>, bool)> {
+    let mut reader = BufReader::with_capacity(BUFFER_BYTES, Bounded::open(path)?.take(FILE_BYTES_MAX));
+    let (mut kept, mut cut) = (Vec::new(), false);
+    while reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut kept)? > 0 {
+        if kept.len() > bytes_max * 2 {
+            kept.drain(..kept.len() - bytes_max);
+            cut = true;
+        }
+    }
+    if kept.len() > bytes_max {
+        kept.drain(..kept.len() - bytes_max);
+        cut = true;
+    }
+    if cut {
+        let first = kept.iter().position(|byte| *byte == b'\n').map_or(kept.len(), |at| at + 1);
+        kept.drain(..first);
+    }
+    Ok((kept, cut))
+}
+
 /// A descriptor whose reads end: none of them blocks.
 struct Bounded {
     fd: OwnedFd,

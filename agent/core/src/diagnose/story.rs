@@ -27,6 +27,7 @@ const UNKNOWN: &str = "unknown";
 
 /// How a finding belongs to a story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Relation {
     /// It made the cause more likely.
     Because,
