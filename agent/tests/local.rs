@@ -73,7 +73,7 @@ fn a_report_is_durable_when_the_command_returns_and_shows_in_the_status() {
     // What was answered is in the spool of the next life.
     let database = rusqlite::Connection::open(folder.path().join("state/spool.db")).unwrap();
     let bodies: Vec<Vec<u8>> = database
-        .prepare("select body from entry")
+        .prepare("select body from entries")
         .unwrap()
         .query_map([], |row| row.get(0))
         .unwrap()

@@ -224,7 +224,8 @@ fn a_process_at_its_limit_of_open_files_is_told_and_one_that_closes_them_clears(
 fn children_that_are_not_reaped_are_told_after_a_minute() {
     // The shell becomes `sleep`, which knows nothing of the children it inherits.
     let folder = tempfile::tempdir().unwrap();
-    let script = "for i in 1 2 3 4; do true & done; exec sleep 600";
+    // They outlive the shell: it would reap those that end before it becomes another program.
+    let script = "for i in 1 2 3 4; do sleep 1 & done; exec sleep 600";
     let child =
         Command::new("bash").args(["-c", script]).current_dir(folder.path()).stdin(Stdio::null()).spawn().unwrap();
     let child = Shell(child);
