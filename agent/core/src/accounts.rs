@@ -31,6 +31,9 @@ impl Accounts {
             else {
                 continue;
             };
+            if name.is_empty() {
+                continue;
+            }
             accounts.users.entry(uid).or_insert_with(|| User { name: name.to_owned(), gid });
         }
         for line in group.lines().take(ACCOUNTS_MAX) {
@@ -40,6 +43,9 @@ impl Accounts {
             else {
                 continue;
             };
+            if name.is_empty() {
+                continue;
+            }
             accounts.groups.entry(gid).or_insert_with(|| name.to_owned());
         }
         accounts
@@ -67,6 +73,12 @@ impl Accounts {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn who_has_no_name_stays_a_number() {
+        let accounts = Accounts::parse(":x:7:7::/:\n", ":x:7:\n");
+        assert_eq!((accounts.user(7), accounts.group(7)), ("7".into(), "7".into()));
+    }
 
     #[test]
     fn names_are_found_and_numbers_stay() {
