@@ -115,7 +115,9 @@ fn inode(path: &Path, stat: &Stat) -> Inode {
 
 /// Effective user and all groups, from `/proc/PID/status`, if the process is still the same one.
 fn runs_as(root: &HostRoot, process: ProcessId) -> Option<RunsAs> {
-    let status = std::fs::read_to_string(root.path(format!("/proc/{}/status", process.pid))).ok()?;
+    // The name of a process is cut after 15 bytes, also within a character.
+    let status = std::fs::read(root.path(format!("/proc/{}/status", process.pid))).ok()?;
+    let status = String::from_utf8_lossy(&status);
     if process::id(root, process.pid) != Some(process) {
         return None;
     }

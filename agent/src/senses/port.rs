@@ -7,6 +7,7 @@ use muster_agent_core::judgement::Judgement;
 pub use muster_agent_core::port::Target;
 use muster_agent_core::port::{Address, Connect, Listener, PortJudge, Reading, SocketFile, TcpHost, matching};
 use muster_agent_core::services::Instance;
+use muster_common::evidence::Value;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +24,10 @@ const CONNECT_EVERY_RUNS: u32 = 12;
 const CONNECT_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Listeners of one target whose holders are looked up: `SO_REUSEPORT` servers have one per worker.
 const LISTENERS_LOOKED_UP_MAX: usize = 16;
+
+/// Where the answer came from `/proc/net`, which names no backlog on any kernel.
+const BACKLOG_UNKNOWN: &str = "not told: the kernel's socket diagnosis (netlink, Linux 3.3 with CONFIG_INET_DIAG and \
+                               CONFIG_UNIX_DIAG) is closed to the agent";
 
 /// Watches one port of one service.
 #[derive(Debug)]
@@ -89,7 +94,13 @@ impl Probe for PortProbe {
             services.newest(&self.subject.service).cloned()
         };
         let reading = self.reading(context, instance.as_ref());
-        self.judge.judge(&self.target, &reading, instance.as_ref(), context.now)
+        let mut judgement = self.judge.judge(&self.target, &reading, instance.as_ref(), context.now);
+        let untold =
+            |found: &Vec<Listener>| !found.is_empty() && found.iter().all(|listener| listener.backlog.is_none());
+        if context.one_shot && reading.listeners.is_ok_and(|found| untold(&found)) {
+            judgement.seen.insert("backlog_unknown", Value::Text(BACKLOG_UNKNOWN.to_owned()));
+        }
+        judgement
     }
 }
 

@@ -16,6 +16,7 @@ use muster_agent_core::process::exit::{Exit, ExitStatus};
 use muster_agent_core::process::proc_text::{self, Limits, Status};
 use muster_agent_core::process::watch::{Blind, Children, Life, ProcessJudge, ProcessRules, Room, Usage, ZOMBIES_MAX};
 use muster_agent_core::services::Instance;
+use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ProcessId, ServiceName};
 use std::fs::File;
@@ -39,6 +40,10 @@ const CHILDREN_MAX: usize = 2_048;
 const TEXT_BYTES_MAX: u64 = 64 * 1024;
 /// From this kernel on the size of `/proc/PID/fd` is the number of descriptors.
 const COUNTS_DESCRIPTORS: (u32, u32) = (6, 2);
+/// From this kernel on a process can be watched by a descriptor of it.
+const HAS_PIDFDS: (u32, u32) = (5, 3);
+/// From this kernel on it tells a stranger how a process ended.
+const TELLS_EXITS: (u32, u32) = (6, 15);
 /// The way to the descriptors on an older one.
 const WAY_OUT_FILES: &str = "give the agent CAP_DAC_READ_SEARCH, as the shipped unit does; Linux 6.2 needs nothing";
 /// The way to the children.
@@ -56,7 +61,8 @@ pub struct ProcessWatch {
     judge: ProcessJudge,
     watched: Option<ExitWatch>,
     slow: Option<Slow>,
-    counts_descriptors: bool,
+    /// Its version, where it can be read.
+    kernel: Option<(u32, u32)>,
 }
 
 /// What is read once a minute.
@@ -74,17 +80,8 @@ impl ProcessWatch {
     pub fn new(service: ServiceName, root: HostRoot, rules: ProcessRules, unit: Option<(String, Units)>) -> Self {
         let release = std::fs::read_to_string(root.path("/proc/sys/kernel/osrelease")).unwrap_or_default();
         let subject = SubjectKey::new(service, ProbeKind::Process, "main process");
-        let counts_descriptors = kernel_version(&release).is_some_and(|version| version >= COUNTS_DESCRIPTORS);
-        Self {
-            subject,
-            root,
-            rules,
-            unit,
-            judge: ProcessJudge::default(),
-            watched: None,
-            slow: None,
-            counts_descriptors,
-        }
+        let kernel = kernel_version(&release);
+        Self { subject, root, rules, unit, judge: ProcessJudge::default(), watched: None, slow: None, kernel }
     }
 
     fn life(&mut self, instance: &Instance, start_ms: u64, context: &Context) -> Life {
@@ -151,6 +148,23 @@ impl ProcessWatch {
         Usage { status, limits, open_files: self.open_files(&folder), children, oom_score_adj, room }
     }
 
+    fn say_what_the_kernel_lacks(&self, judgement: &mut Judgement) {
+        let before = |version| self.kernel.is_some_and(|kernel| kernel < version);
+        let mut say = |key, text: &str| judgement.seen.insert(key, Value::Text(text.to_owned()));
+        // Distributions bring pidfds to older kernels: having one counts for more than the version.
+        if self.watched.is_none() && before(HAS_PIDFDS) {
+            say("exit_watch", "its end is seen at the next look, not at once: a pidfd needs Linux 5.3");
+        }
+        if before(TELLS_EXITS) {
+            let text = if self.unit.is_some() {
+                "how it ends is told by systemd; Linux 6.15 tells by itself"
+            } else {
+                "how it ends is told by nobody; name its `unit`, so that systemd tells, or run Linux 6.15"
+            };
+            say("exit_status_unknown", text);
+        }
+    }
+
     fn open_files(&self, folder: &Path) -> Result<u64, Blind> {
         let folder = folder.join("fd");
         let blind = |error: std::io::Error| Blind {
@@ -158,7 +172,7 @@ impl ProcessWatch {
             way_out: WAY_OUT_FILES,
         };
         let counted = std::fs::metadata(&folder).map_err(blind)?.len();
-        if counted > 0 || self.counts_descriptors {
+        if counted > 0 || self.kernel.is_some_and(|version| version >= COUNTS_DESCRIPTORS) {
             return Ok(counted);
         }
         let entries = std::fs::read_dir(&folder).map_err(blind)?;
@@ -182,7 +196,7 @@ impl Probe for ProcessWatch {
             return if context.one_shot {
                 Judgement::unknown(NO_PROCESS, Some("its pid file or its unit tells why"))
             } else {
-                Judgement::ok(muster_common::evidence::Evidence::new().text("process", NO_PROCESS))
+                Judgement::ok(Evidence::new().text("process", NO_PROCESS))
             };
         };
         let hz = procfs::ticks_per_second().max(1);
@@ -192,7 +206,11 @@ impl Probe for ProcessWatch {
         let oneshot =
             self.unit.as_ref().and_then(|(unit, units)| units.state(unit)).is_some_and(|unit| unit.is_oneshot());
         let rules = ProcessRules { tells_end: self.rules.tells_end && !oneshot, ..self.rules };
-        self.judge.judge(&rules, &instance, start_ms, &life, context.now, context.one_shot)
+        let mut judgement = self.judge.judge(&rules, &instance, start_ms, &life, context.now, context.one_shot);
+        if context.one_shot && matches!(life, Life::Alive(_)) {
+            self.say_what_the_kernel_lacks(&mut judgement);
+        }
+        judgement
     }
 
     fn wake(&self) -> Option<Arc<OwnedFd>> {

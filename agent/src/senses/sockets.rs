@@ -126,7 +126,11 @@ fn dump(root: &HostRoot) -> Result<Vec<Listener>, String> {
     {
         return Ok(listeners);
     }
-    let read = |name: &str| std::fs::read_to_string(root.path(format!("/proc/net/{name}")));
+    // The name of one socket may be any bytes, and must not hide all others.
+    let read = |name: &str| {
+        let bytes = std::fs::read(root.path(format!("/proc/net/{name}")))?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+    };
     let mut listeners = proc_net::parse_tcp(&read("tcp").map_err(|error| format!("/proc/net/tcp: {error}"))?);
     // A host without IPv6 has no tcp6.
     listeners.extend(proc_net::parse_tcp(&read("tcp6").unwrap_or_default()));
@@ -279,6 +283,18 @@ pub(super) fn file_uid(path: &std::path::Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_of_any_bytes_hides_no_other_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("proc/net")).unwrap();
+        std::fs::write(folder.path().join("proc/net/tcp"), "").unwrap();
+        let text =
+            b"0: 00000002 00000000 00010000 0001 01 11 @\xff\xfe\n0: 00000002 00000000 00010000 0001 01 12 /run/a\n";
+        std::fs::write(folder.path().join("proc/net/unix"), text).unwrap();
+        let listeners = listening(&HostRoot(folder.path().to_owned()));
+        assert_eq!(listeners.iter().map(|listener| listener.inode).collect::<Vec<_>>(), [11, 12]);
+    }
 
     #[test]
     fn a_holder_that_is_not_found_is_looked_for_once_a_minute() {

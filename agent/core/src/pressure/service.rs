@@ -9,7 +9,7 @@ use super::psi::{Psi, StallRules};
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
 use crate::process::watch::Room;
-use muster_common::evidence::{Evidence, Grade};
+use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::units::human_bytes;
@@ -141,6 +141,9 @@ impl ServiceJudge {
         let level = reading.levels.iter().max_by_key(|level| level.percent());
         let seen = evidence_of(reading, level);
         let mut judgement = Judgement::ok(seen.clone());
+        if one_shot {
+            say_what_the_kernel_lacks(&mut judgement.seen, reading);
+        }
         if kills > 0 && reading.of_one_service && !reading.log_is_open {
             judgement.occurrences.push(killed(service, reading, level, kills, one_shot));
         }
@@ -254,6 +257,19 @@ fn killed(service: &str, reading: &Reading, level: Option<&Level>, kills: u64, o
             "let the agent read the kernel's log: StandardInput=file:/dev/kmsg in its unit, or CAP_SYSLOG",
         ],
     )
+}
+
+fn say_what_the_kernel_lacks(seen: &mut Evidence, reading: &Reading) {
+    if reading.counters.oom_kill.is_none() {
+        seen.insert(
+            "oom_kills_unknown",
+            Value::Text("not told: a cgroup counts its kills from Linux 4.13 on".to_owned()),
+        );
+    }
+    if reading.psi.is_none() {
+        let text = "not told: needs Linux 4.20, pressure stall information (psi=1) and version 2 of cgroups";
+        seen.insert("stalls_unknown", Value::Text(text.to_owned()));
+    }
 }
 
 fn evidence_of(reading: &Reading, level: Option<&Level>) -> Evidence {

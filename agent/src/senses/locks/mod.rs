@@ -157,7 +157,9 @@ impl Located {
             return Ok(before.clone());
         }
         let mut devices = vec![(rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev))];
-        if let (Some(mount), Ok(mountinfo)) = (mount, std::fs::read_to_string("/proc/self/mountinfo")) {
+        if let (Some(mount), Ok(mountinfo)) = (mount, std::fs::read("/proc/self/mountinfo")) {
+            // A mount point may be any bytes.
+            let mountinfo = String::from_utf8_lossy(&mountinfo);
             devices.extend(mount_device(&mountinfo, mount).filter(|device| !devices.contains(device)));
         }
         Ok(Self { inode: inode(&fdinfo).unwrap_or(stat.st_ino), devices, of })
