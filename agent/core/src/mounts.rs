@@ -16,6 +16,13 @@ pub struct Device {
     pub minor: u32,
 }
 
+impl Device {
+    /// Both in one.
+    pub fn number(self) -> u64 {
+        u64::from(self.major) << 32 | u64::from(self.minor)
+    }
+}
+
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {

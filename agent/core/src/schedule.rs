@@ -1,11 +1,12 @@
 //! When is which probe due, and what hangs. Sans I/O: the runtime asks what to start and tells what finished.
 //!
 //! A probe that hangs is never started a second time; each interval it counts as one run without an answer. A probe
-//! that waits behind hung ones for longer than its interval is told as well: silence is no verdict.
+//! that waits behind hung ones for longer than its interval is told as well: silence is no verdict. Of a file system
+//! whose server may be gone one probe hangs, not all: the others wait until that one is back.
 
 use muster_common::finding::{FindingKey, SubjectKey};
 use muster_common::reason::Reason;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How often, for how long at most, and on which lane.
@@ -17,6 +18,8 @@ pub struct Plan {
     pub interval: Duration,
     /// After this a run counts as hung.
     pub deadline: Duration,
+    /// What it may hang together with others on, as a number: a file system of another machine or program.
+    pub place: Option<u64>,
 }
 
 /// A run that gave no answer when one was due.
@@ -79,7 +82,11 @@ impl Schedule {
     /// The probe of a free lane that goes next, now counted as running: what happened goes before what is merely due,
     /// then the most overdue.
     pub fn start_next(&mut self, now_ms: u64, lane: usize) -> Option<SubjectKey> {
-        let due = |slot: &&mut Slot| slot.plan.lane == lane && slot.started_ms.is_none() && slot.due_ms <= now_ms;
+        let hanging = self.hanging_places();
+        let due = |slot: &&mut Slot| {
+            let is_due = slot.plan.lane == lane && slot.started_ms.is_none() && slot.due_ms <= now_ms;
+            is_due && slot.plan.place.is_none_or(|place| !hanging.contains(&place))
+        };
         let waiting = self.slots.iter_mut().filter(|(_, slot)| due(slot));
         let (subject, slot) = waiting.min_by_key(|(_, slot)| (!slot.woken, slot.due_ms))?;
         slot.started_ms = Some(now_ms);
@@ -96,6 +103,16 @@ impl Schedule {
         slot.late_told = false;
         slot.woken = std::mem::take(&mut slot.again);
         slot.due_ms = if slot.woken { now_ms } else { next_place(now_ms, subject, slot.plan) };
+        slot.tell_late_ms = late_waiting(slot.due_ms, slot.plan);
+    }
+
+    /// A run that was started has not begun and will not: it is due still.
+    pub fn put_back(&mut self, now_ms: u64, subject: &SubjectKey) {
+        let Some(slot) = self.slots.get_mut(subject) else { return };
+        slot.started_ms = None;
+        slot.late_told = false;
+        slot.woken |= std::mem::take(&mut slot.again);
+        slot.due_ms = slot.due_ms.min(now_ms);
         slot.tell_late_ms = late_waiting(slot.due_ms, slot.plan);
     }
 
@@ -131,13 +148,21 @@ impl Schedule {
 
     /// When something is due next; probes of lanes for which `lane_free` says no are waited for, not looked at again.
     pub fn next_ms(&self, lane_free: impl Fn(usize) -> bool) -> Option<u64> {
+        let hanging = self.hanging_places();
         self.slots
             .values()
             .map(|slot| {
-                let starts = slot.started_ms.is_none() && lane_free(slot.plan.lane);
+                let waits_for_place = slot.plan.place.is_some_and(|place| hanging.contains(&place));
+                let starts = slot.started_ms.is_none() && lane_free(slot.plan.lane) && !waits_for_place;
                 if starts { slot.due_ms.min(slot.tell_late_ms) } else { slot.tell_late_ms }
             })
             .min()
+    }
+
+    /// Where a run was told to hang and has not come back.
+    fn hanging_places(&self) -> BTreeSet<u64> {
+        let hangs = |slot: &&Slot| slot.started_ms.is_some() && slot.late_told;
+        self.slots.values().filter(hangs).filter_map(|slot| slot.plan.place).collect()
     }
 
     /// True while a run is under way.
@@ -193,7 +218,7 @@ mod tests {
     }
 
     fn plan(lane: usize) -> Plan {
-        Plan { lane, interval: Duration::from_secs(5), deadline: Duration::from_secs(1) }
+        Plan { lane, interval: Duration::from_secs(5), deadline: Duration::from_secs(1), place: None }
     }
 
     #[test]
@@ -251,6 +276,21 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_was_put_back_is_due_still() {
+        let mut schedule = Schedule::default();
+        let a = subject("a");
+        schedule.add(0, a.clone(), plan(0));
+        schedule.start_next(0, 0);
+        schedule.wake(1, &a);
+        schedule.put_back(2, &a);
+        assert!(!schedule.is_running(&a));
+        assert!(schedule.late(1_500).is_empty(), "it does not hang");
+        assert_eq!(schedule.start_next(1_500, 0), Some(a.clone()));
+        schedule.finished(1_501, &a);
+        assert_eq!(schedule.start_next(1_501, 0), None, "once is enough");
+    }
+
+    #[test]
     fn the_most_overdue_goes_first() {
         let mut schedule = Schedule::default();
         schedule.add(10, subject("late"), plan(0));
@@ -282,5 +322,26 @@ mod tests {
             let next = next_place(now_ms, &subject(&name), plan);
             proptest::prop_assert!(next > now_ms && next <= now_ms + interval_s * 1000);
         }
+    }
+
+    #[test]
+    fn of_a_place_that_hangs_one_probe_is_asked_and_the_others_go_on() {
+        let mut schedule = Schedule::default();
+        let remote = |lane| Plan { place: Some(7), ..plan(lane) };
+        for (name, plan) in [("a", remote(0)), ("b", remote(0)), ("c", remote(1)), ("near", plan(0))] {
+            schedule.add(0, subject(name), plan);
+        }
+        assert_eq!(schedule.start_next(0, 0), Some(subject("a")));
+        assert!(schedule.late(2_000).iter().any(|late| late.hung && late.subject == subject("a")));
+        // Its lane has another thread by now.
+        assert_eq!(schedule.start_next(2_000, 0), Some(subject("near")));
+        schedule.finished(2_000, &subject("near"));
+        assert_eq!(schedule.start_next(2_000, 0), None);
+        assert_eq!(schedule.start_next(2_000, 1), None, "on no lane");
+        assert!(schedule.next_ms(|_| true) > Some(2_000), "nothing is waited for that cannot start");
+        let late: Vec<_> = schedule.late(7_000).into_iter().filter(|late| !late.hung).collect();
+        assert_eq!(late.len(), 2, "b and c are told as not asked: {late:?}");
+        schedule.finished(8_000, &subject("a"));
+        assert_eq!(schedule.start_next(8_000, 0), Some(subject("b")));
     }
 }

@@ -5,6 +5,7 @@ use super::plan::{Means, Planned, planned};
 use crate::config::baseline::Baseline;
 use crate::config::log::LogSource;
 use crate::config::{Config, Service};
+use crate::probe::Lane;
 use crate::senses::baseline::{BaselineProbe, UnitSource};
 use crate::senses::disk::{DiskProbe, Kept, MountTable};
 use crate::senses::permission::PermissionProbe;
@@ -45,17 +46,35 @@ fn of_service(service: &Service) -> Vec<Kept> {
     files(service).into_iter().map(kept).collect()
 }
 
+/// Notes which probes hang together if the server of their file system is gone.
+pub(super) fn note_places(planned: &mut [Planned], means: &Means<'_>) {
+    let (table, now) = (MountTable::new(means.host.clone()), crate::clock::now());
+    for one in planned.iter_mut().filter(|one| one.probe.lane() != Lane::Quick) {
+        // The subject of a probe of files begins with the path.
+        let subject = Path::new(&one.probe.subject().subject);
+        if subject.is_absolute() {
+            one.plan.place = table.hanging_place(subject, now.boottime_ms);
+        }
+    }
+}
+
+/// Tells whether a look at a path waits for nobody else.
+pub(super) fn near(means: &Means<'_>) -> impl Fn(&Path) -> bool {
+    let (table, now) = (MountTable::new(means.host.clone()), crate::clock::now());
+    move |path| table.hanging_place(path, now.boottime_ms).is_none()
+}
+
 /// A probe for each file that a service trusts, and for the agent's own key.
 pub(super) fn permissions(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     let one = |service: &ServiceName, role, path: &Path| {
         let probe = PermissionProbe::new(service.clone(), role, path, means.host.clone());
         planned(config, probe, config.probes.permission)
     };
-    let (table, now) = (MountTable::new(means.host.clone()), crate::clock::now());
+    let near = near(means);
     let mut all: Vec<Planned> = Vec::new();
     for service in &config.services {
         // Whose server is gone takes a thread per look, and a mode there is the server's to keep.
-        let near = |file: &(Role, PathBuf)| !table.may_hang(&file.1, now.boottime_ms);
+        let near = |file: &(Role, PathBuf)| near(&file.1);
         all.extend(files(service).into_iter().filter(near).map(|(role, path)| one(&service.name, role, &path)));
     }
     // Without a coordinator there need not be a key.

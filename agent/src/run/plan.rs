@@ -1,8 +1,8 @@
 //! From config to probes: which there are, on which lane, how often. The daemon and `doctor` ask the same ones.
 
-use super::{host_files, logs};
 use super::service_process;
 use super::service_units;
+use super::{host_files, logs};
 use crate::config::backup::Backup;
 use crate::config::health::Health;
 use crate::config::sqlite::Sqlite;
@@ -14,16 +14,16 @@ use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
 use crate::senses::backup::{BackupOptions, BackupProbe};
 use crate::senses::health::HealthProbe;
-use crate::senses::locks::{LockProbe, LockTable, MAX_WAIT_DEFAULT};
 use crate::senses::host_clock::HostClockProbe;
+use crate::senses::locks::{LockProbe, LockTable, MAX_WAIT_DEFAULT};
 use crate::senses::memory::MemoryProbe;
 use crate::senses::oom::OomProbe;
 use crate::senses::pid_file::PidFileProbe;
 use crate::senses::port::PortProbe;
 use crate::senses::sockets::SocketTable;
-use crate::senses::sqlite::{QueryOptions, QueryProbe, SqliteOptions, SqliteProbe};
-use muster_agent_core::locks::contention::Limits as LockLimits;
+use crate::senses::sqlite::{OneShot, QueryOptions, QueryProbe, SqliteOptions, SqliteProbe};
 use muster_agent_core::host_clock::Limits;
+use muster_agent_core::locks::contention::Limits as LockLimits;
 use muster_agent_core::memory::Bands;
 use muster_agent_core::port::Target;
 use muster_agent_core::schedule::Plan;
@@ -64,6 +64,8 @@ pub struct Means<'a> {
     pub net: &'a NetHandle,
     /// What the link to the coordinator knows; empty without one.
     pub link: LinkStatus,
+    /// How much of databases and copies `doctor` reads.
+    pub one_shot: OneShot,
 }
 
 /// All probes of a config, on this host. Pid files first: the others ask them whose process they see.
@@ -71,6 +73,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     let mut planned = Vec::new();
     let sockets = SocketTable::new(means.host.clone());
     let lock_table = LockTable::new(means.host.clone());
+    let near = host_files::near(means);
     let units = service_units::units(config, means);
     for service in &config.services {
         planned.extend(pid_file(config, service, means));
@@ -80,7 +83,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     for service in &config.services {
         planned.extend(ports(config, service, &sockets));
         planned.extend(databases(config, service, means));
-        planned.extend(locks(config, service, &lock_table));
+        planned.extend(locks(config, service, &near, &lock_table));
         planned.extend(backups(config, service, means));
         planned.extend(health(config, service, means));
     }
@@ -94,6 +97,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     planned.extend(host_files::permissions(config, means));
     planned.extend(host_files::baselines(config, means, units.as_ref()));
     planned.push(host_clock(config, means));
+    host_files::note_places(&mut planned, means);
     planned
 }
 
@@ -103,7 +107,7 @@ pub(super) fn planned(config: &Config, probe: impl Probe + 'static, interval: Du
         Lane::Quick | Lane::Files => config.probes.deadline,
         Lane::Database => config.probes.sqlite_deadline,
     };
-    Planned { probe: Box::new(probe), plan: Plan { lane: lane_index(lane), interval, deadline } }
+    Planned { probe: Box::new(probe), plan: Plan { lane: lane_index(lane), interval, deadline, place: None } }
 }
 
 fn pid_file(config: &Config, service: &Service, means: &Means<'_>) -> Option<Planned> {
@@ -134,7 +138,8 @@ fn database(config: &Config, service: &Service, sqlite: &Sqlite, means: &Means<'
         scratch_dir: scratch_dir.clone(),
         wal_max_bytes: sqlite.wal_max_bytes,
         rows: sqlite.rows.clone(),
-        foreign_keys: sqlite.foreign_keys,
+        foreign_keys: sqlite.foreign_keys || matches!(means.one_shot, OneShot::Deep(..)),
+        one_shot: means.one_shot.clone(),
         ..SqliteOptions::default()
     };
     let probe = SqliteProbe::new(service.name.clone(), path.clone(), options);
@@ -166,14 +171,16 @@ fn health(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned>
 
 fn backups(config: &Config, service: &Service, means: &Means<'_>) -> Vec<Planned> {
     let one = |backup: &Backup| {
-        let probe = BackupProbe::new(service.name.clone(), BackupOptions::from(backup), means.host.clone());
+        let deep = matches!(means.one_shot, OneShot::Deep(..));
+        let options = BackupOptions { deep, ..BackupOptions::from(backup) };
+        let probe = BackupProbe::new(service.name.clone(), options, means.host.clone());
         planned(config, probe, backup.interval.unwrap_or(config.probes.backup))
     };
     service.backups.iter().map(one).collect()
 }
 
 /// One probe per lock file, and one for every other file that the processes of a service lock.
-fn locks(config: &Config, service: &Service, table: &Arc<LockTable>) -> Vec<Planned> {
+fn locks(config: &Config, service: &Service, near: &impl Fn(&Path) -> bool, table: &Arc<LockTable>) -> Vec<Planned> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let mut probes = Vec::new();
     for lock in &service.locks {
@@ -184,7 +191,9 @@ fn locks(config: &Config, service: &Service, table: &Arc<LockTable>) -> Vec<Plan
     // Whose processes are not known has no files of interest.
     if service.pid_file.is_some() || service.unit.is_some() {
         let own = service.locks.iter().map(|lock| text(&lock.path)).collect();
-        let files = service.pid_file.iter().map(|pid_file| text(&pid_file.what)).collect();
+        // One that may hang would take the service's other files with it.
+        let files = service.pid_file.iter().filter(|pid_file| near(&pid_file.what));
+        let files = files.map(|pid_file| text(&pid_file.what)).collect();
         let probe = LockProbe::of_service(service.name.clone(), files, own, Arc::clone(table));
         probes.push(planned(config, probe, config.probes.lock));
     }

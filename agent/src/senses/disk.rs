@@ -98,12 +98,13 @@ impl MountTable {
         places.into_iter().map(|(mount_point, uses)| Place { mount_point, uses }).collect()
     }
 
-    /// Whether a look at `path` may wait for another machine or program.
-    pub fn may_hang(&self, path: &Path, now_boottime_ms: u64) -> bool {
+    /// A number for the file system of `path`, where a look at it may wait for another machine or program.
+    pub fn hanging_place(&self, path: &Path, now_boottime_ms: u64) -> Option<u64> {
         let tables = self.tables(now_boottime_ms);
-        let Ok(mounts) = &tables.own else { return false };
+        let mounts = tables.own.as_ref().ok()?;
         let path = self.resolved(mounts, path);
-        mounts::of_path(mounts, &path.to_string_lossy()).is_some_and(Mount::may_hang)
+        let mount = mounts::of_path(mounts, &path.to_string_lossy()).filter(|mount| mount.may_hang())?;
+        Some(mount.device.number())
     }
 
     /// The path without symbolic links, as far as they can be read without asking another machine. What does not exist
