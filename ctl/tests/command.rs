@@ -6,6 +6,8 @@
 use muster_proto::v1::failover_service_server::{FailoverService, FailoverServiceServer};
 use muster_proto::v1::fleet_service_server::{FleetService, FleetServiceServer};
 use muster_proto::v1::incident_service_server::{IncidentService, IncidentServiceServer};
+use muster_proto::v1::set_freeze_request::Change;
+use muster_proto::v1::silence_service_server::{SilenceService, SilenceServiceServer};
 use muster_proto::v1::*;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -158,6 +160,40 @@ impl FailoverService for Played {
     }
 }
 
+fn freeze(id: &str, reason: &str) -> Freeze {
+    Freeze {
+        id: id.to_owned(),
+        reason: reason.to_owned(),
+        created_by: "ada".to_owned(),
+        create_time: Some(prost_types::Timestamp { seconds: 1_795_312_305, nanos: 0 }),
+        ..Freeze::default()
+    }
+}
+
+#[tonic::async_trait]
+impl SilenceService for Played {
+    /// Says what it was asked for.
+    async fn set_freeze(&self, request: Request<SetFreezeRequest>) -> Answer<SetFreezeResponse> {
+        let set = match request.into_inner().change {
+            Some(Change::Freeze(new)) => {
+                let seconds = |ttl: prost_types::Duration| 1_795_312_305 + ttl.seconds;
+                let expire_time = new.ttl.map(|ttl| prost_types::Timestamp { seconds: seconds(ttl), nanos: 0 });
+                Freeze { scope: new.scope, expire_time, ..freeze("FRZ-7", &new.reason) }
+            }
+            Some(Change::LiftId(id)) if id == "FRZ-7" => freeze(&id, "upgrade"),
+            other => return Err(Status::not_found(format!("no freeze holds: {other:?}"))),
+        };
+        Ok(Response::new(SetFreezeResponse { freeze: Some(set) }))
+    }
+
+    async fn list_freezes(&self, _: Request<ListFreezesRequest>) -> Answer<ListFreezesResponse> {
+        let all = freeze("FRZ-7", "up\u{1b}[2Jgrade");
+        let expire_time = Some(prost_types::Timestamp { seconds: 1_795_315_905, nanos: 0 });
+        let freezes = if self.role == "primary" { vec![all.clone(), Freeze { expire_time, ..all }] } else { vec![] };
+        Ok(Response::new(ListFreezesResponse { freezes }))
+    }
+}
+
 /// Serves on a socket in a fresh directory, on its own thread, until the test ends.
 struct Bench {
     dir: tempfile::TempDir,
@@ -181,6 +217,7 @@ impl Bench {
                 let server = tonic::transport::Server::builder()
                     .add_service(FleetServiceServer::new(played.clone()))
                     .add_service(IncidentServiceServer::new(played.clone()))
+                    .add_service(SilenceServiceServer::new(played.clone()))
                     .add_service(FailoverServiceServer::new(played));
                 server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
             });
@@ -257,6 +294,35 @@ fn status_show_and_ping_are_readable() {
     }
     let acknowledged = stdout(&bench.run(&["incidents", "ack", "INC-20261121-0001", "--note", "on it"]));
     assert_eq!(acknowledged, "INC-20261121-0001 acknowledged by ada: spl is down\n");
+}
+
+#[test]
+fn freezes_are_set_lifted_and_listed() {
+    let bench = Bench::start();
+    let on = ["freeze", "on", "--reason", "upgrade"];
+    assert_eq!(stdout(&bench.run(&on)), "FRZ-7: no new work is to be dispatched on the whole fleet\n");
+    let some = ["--agent", "web-1", "--label", "zone=a", "--ttl", "2h"];
+    let text = stdout(&bench.run(&[&on[..], &some].concat()));
+    assert!(text.contains("web-1") && text.contains("zone=a"), "{text}");
+    let json = stdout(&bench.run(&[&["--format", "json"], &on[..], &some].concat()));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json["id"], &json["reason"], &json["agents"][0]),
+        (&"FRZ-7".into(), &"upgrade".into(), &"web-1".into())
+    );
+    assert!(json["expire_time"].as_str().is_some_and(|time| time.starts_with("2026-11-22T03:51:45")), "{json}");
+    assert_eq!(stdout(&bench.run(&["freeze", "off", "FRZ-7"])), "FRZ-7: lifted on the whole fleet\n");
+    let list = stdout(&bench.run(&["freeze", "list"]));
+    for expected in ["FRZ-7", "the whole fleet", "up\\u{1b}[2Jgrade", "ada", "when lifted"] {
+        assert!(list.contains(expected), "{expected}: {list}");
+    }
+    assert!(!list.contains('\u{1b}'), "{list}");
+    assert_eq!(stdout(&Bench::start_as("standby").run(&["freeze", "list"])), "no freezes\n");
+    let text = refused(&bench.run(&["freeze", "off", "FRZ-8"]), 1);
+    assert!(text.contains("no freeze holds") && text.contains("NOT_FOUND"), "{text}");
+    for wrong in [&["freeze", "on"][..], &["freeze", "on", "--reason", "x", "--ttl", "soon"], &["freeze", "off"]] {
+        refused(&bench.run(wrong), 2);
+    }
 }
 
 #[test]
