@@ -29,6 +29,10 @@ pub const SOURCE_PATH_KEY: &str = "source_path";
 pub const EXIT_STATUS_KEY: &str = "exit_status";
 /// Services that a finding about the host concerns, separated by `", "`.
 pub const SERVICES_KEY: &str = "services";
+/// Who ran out of memory: `"memcg"` for a cgroup at its own limit.
+pub const SCOPE_KEY: &str = "scope";
+/// How long ago the last check of a database that passed was, in what is seen of one that is well.
+pub const CHECK_AGE_KEY: &str = "check_age_ms";
 
 pub(crate) fn number(evidence: &Evidence, key: &str) -> Option<u64> {
     match evidence.get(key)? {

@@ -2,10 +2,12 @@
 
 use super::rules::{Explained, explains, is_cause, is_effect};
 use super::{
-    EXIT_STATUS_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY,
+    CHECK_AGE_KEY, EXIT_STATUS_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY, SERVICES_KEY,
+    SOURCE_PATH_KEY, START_TICKS_KEY,
 };
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem, Verdict};
+use crate::process::exit::KILLED_BY_WHOM;
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::finding::{Finding, FindingKey, ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
@@ -26,17 +28,28 @@ const SUMMARY_BYTES_MAX: usize = 300;
 const KEPT_AFTER: Duration = Duration::from_secs(3_600);
 /// A watched service killed within this time makes a critical memory band graver.
 const KILL_COUNTS_FOR_MEMORY: Duration = Duration::from_secs(600);
+/// Causes of causes that are followed: the table has no longer chain.
+const CHAIN_MAX: usize = 8;
 /// Evidence that joins, or that a story tells.
-const FACTS_KEPT: &[&str] =
-    &[PID_KEY, START_TICKS_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, SOURCE_PATH_KEY, SERVICES_KEY, EXIT_STATUS_KEY];
+const FACTS_KEPT: &[&str] = &[
+    PID_KEY,
+    START_TICKS_KEY,
+    OLD_PID_KEY,
+    OLD_START_TICKS_KEY,
+    SOURCE_PATH_KEY,
+    SERVICES_KEY,
+    EXIT_STATUS_KEY,
+    SCOPE_KEY,
+];
 
 /// What was seen lately, per service, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Recent {
     traces: BTreeMap<ServiceName, VecDeque<Trace>>,
-    /// Databases and since when every look at them was well, `CLOCK_BOOTTIME`.
+    /// Databases that were well at the last look, and when the last check of them that passed was, `CLOCK_BOOTTIME`.
+    /// A look without a new check (nothing changed, a writer was in the way) is no proof of the time after.
     #[serde(skip)]
-    well_since: BTreeMap<ServiceName, BTreeMap<String, u64>>,
+    checked: BTreeMap<ServiceName, BTreeMap<String, Option<u64>>>,
 }
 
 /// One condition while it lasted, or one occurrence.
@@ -119,9 +132,14 @@ impl Recent {
             // A condition began when it was first seen, not now.
             effect.from_ms = self.open(&effect.key).map_or(at_ms, |known| known.from_ms.min(at_ms));
             let Some((cause, explained)) = self.cause_of(&effect) else { continue };
+            let grade = explained.grade.min(cause.grade);
+            if cause.key.reason == Reason::OomKill && grade == Grade::Confirmed {
+                // The kernel's own word leaves no doubt about who sent the signal.
+                problem.summary = problem.summary.replace(KILLED_BY_WHOM, "by the kernel's OOM killer");
+            }
             let evidence = &mut problem.evidence;
             evidence.insert("cause", Value::Text(cause.key.reason.as_str().to_owned()));
-            evidence.insert("cause_grade", Value::Text(explained.grade.min(cause.grade).as_str().to_owned()));
+            evidence.insert("cause_grade", Value::Text(grade.as_str().to_owned()));
             evidence.insert("cause_summary", Value::Text(cause.summary.clone()));
         }
     }
@@ -145,14 +163,24 @@ impl Recent {
         self.traces.keys()
     }
 
-    /// The databases of a service that are well, and since when.
-    pub fn well_since(&self, service: &ServiceName) -> impl Iterator<Item = (&str, u64)> {
-        self.well_since.get(service).into_iter().flatten().map(|(path, since)| (path.as_str(), *since))
+    /// The databases of a service that were well at the last look, and when the last check that passed was.
+    pub fn checked(&self, service: &ServiceName) -> impl Iterator<Item = (&str, Option<u64>)> {
+        self.checked.get(service).into_iter().flatten().map(|(path, at)| (path.as_str(), *at))
     }
 
     /// The surest cause of an effect; of several the nearest in time.
     pub(super) fn cause_of<'a>(&'a self, effect: &'a Trace) -> Option<(&'a Trace, Explained)> {
         self.causes_of(effect).max_by_key(|(cause, explained)| (!explained.background, explained.grade, cause.from_ms))
+    }
+
+    /// What is behind it all: the cause of the cause of the cause.
+    pub(super) fn root_of<'a>(&'a self, effect: &'a Trace) -> &'a Trace {
+        let mut root = effect;
+        for _ in 0..CHAIN_MAX {
+            let Some((cause, _)) = self.cause_of(root).filter(|(_, explained)| !explained.background) else { break };
+            root = cause;
+        }
+        root
     }
 
     /// All that explains an effect.
@@ -173,10 +201,13 @@ impl Recent {
         if subject.probe != ProbeKind::Sqlite {
             return;
         }
-        let databases = self.well_since.entry(subject.service.clone()).or_default();
-        match judgement.verdict() {
-            Verdict::Ok => drop(databases.entry(subject.subject.clone()).or_insert(now.boottime_ms)),
-            Verdict::Problem | Verdict::Unknown => drop(databases.remove(&subject.subject)),
+        let databases = self.checked.entry(subject.service.clone()).or_default();
+        match (judgement.verdict(), judgement.seen.get(CHECK_AGE_KEY)) {
+            (Verdict::Ok, Some(Value::Millis(age_ms))) => {
+                databases.insert(subject.subject.clone(), Some(now.boottime_ms.saturating_sub(*age_ms)));
+            }
+            (Verdict::Ok, _) => drop(databases.insert(subject.subject.clone(), None)),
+            (Verdict::Problem | Verdict::Unknown, _) => drop(databases.remove(&subject.subject)),
         }
     }
 

@@ -3,7 +3,9 @@
 //! A rule never joins by time alone: something must be shared (the process, the file, the service).
 
 use super::recent::Trace;
-use super::{OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, number, text};
+use super::{
+    OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, number, text,
+};
 use muster_common::evidence::Grade;
 use muster_common::reason::Reason;
 use std::time::Duration;
@@ -218,6 +220,10 @@ fn joined(join: Join, cause: &Trace, effect: &Trace) -> Option<Grade> {
         Join::Service => (same_service && !other_life(cause, effect)).then_some(Grade::Confirmed),
         Join::File => (same_service && same_file(cause, effect)).then_some(Grade::Confirmed),
         Join::Host => (cause.key.subject.service.is_host() && concerns(cause, effect)).then_some(Grade::Confirmed),
+        // A cgroup at its own limit is killed in however much the host has.
+        Join::AnyService if text(&effect.facts, SCOPE_KEY) == Some("memcg") => {
+            cause.key.subject.service.is_host().then_some(Grade::Possible)
+        }
         Join::AnyService => cause.key.subject.service.is_host().then_some(Grade::Confirmed),
     }
 }

@@ -6,8 +6,9 @@ use super::rules::explains;
 use super::{EXIT_STATUS_KEY, PID_KEY, START_TICKS_KEY, number, text};
 use crate::judgement::Judgement;
 use crate::services::Services;
+use crate::shell::quoted;
 use muster_common::evidence::{Grade, Value};
-use muster_common::finding::{Finding, SubjectKey};
+use muster_common::finding::{Finding, ProbeKind, SubjectKey};
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
@@ -92,7 +93,7 @@ pub fn stories(findings: &[Finding], recent: &Recent, services: &Services) -> Ve
         let members =
             || std::iter::once(cause).chain(links.iter().map(|link| link.finding)).filter_map(|at| findings.get(at));
         let severity = members().map(|finding| finding.severity).max().unwrap_or(trace.severity);
-        let next_steps = steps(members());
+        let next_steps = steps(salvage(trace, recent), members());
         let unknown = unknown(members());
         let sentence = sentence(trace, recent, services).unwrap_or_else(|| trace.summary.clone());
         let standing = standing(trace, recent, services);
@@ -108,10 +109,14 @@ impl Recent {
     pub fn tell(&self, services: &Services, subject: &SubjectKey, judgement: &mut Judgement) {
         for problem in judgement.problems.iter_mut().chain(&mut judgement.occurrences) {
             let trace = known(&problem.finding(subject), self);
-            let cause = self.cause_of(&trace).filter(|(_, explained)| !explained.background).map(|(cause, _)| cause);
-            if let Some(sentence) = sentence(cause.unwrap_or(&trace), self, services) {
+            let root = self.root_of(&trace);
+            if let Some(sentence) = sentence(root, self, services) {
                 problem.evidence.insert("diagnosis", Value::Text(sentence));
             }
+            let salvage = salvage(if ended_hard(root) { root } else { &trace }, self);
+            let own = std::mem::take(&mut problem.next_steps);
+            let salvage = salvage.into_iter().filter(|step| !own.contains(step)).collect::<Vec<_>>();
+            problem.next_steps = salvage.into_iter().chain(own).take(NEXT_STEPS_MAX).collect();
         }
     }
 }
@@ -200,11 +205,12 @@ fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<Strin
     clauses.extend(end_seen(cause, &effects));
     let mut backgrounds: Vec<_> = recent.causes_of(cause).collect();
     backgrounds.sort_by_key(|(background, explained)| (std::cmp::Reverse(explained.grade), background.from_ms));
-    clauses.extend(backgrounds.iter().take(BACKGROUNDS_TOLD_MAX).map(|(background, explained)| {
-        let before = Duration::from_millis(cause.from_ms.saturating_sub(background.from_ms));
-        let since = if before.is_zero() { String::new() } else { format!(", {} before", human_duration(before)) };
-        format!("{} behind it: {}{since}", explained.grade, background.summary)
-    }));
+    clauses.extend(
+        backgrounds
+            .iter()
+            .take(BACKGROUNDS_TOLD_MAX)
+            .map(|(background, explained)| behind(cause, background, explained.grade)),
+    );
     clauses.extend(standing(cause, recent, services));
     let others: Vec<_> = effects.iter().filter(|(effect, _)| !ends(effect.key.reason)).collect();
     clauses.extend(
@@ -226,7 +232,8 @@ fn standing(cause: &Trace, recent: &Recent, services: &Services) -> Vec<String> 
     if !ended || cause.key.subject.service.is_host() {
         return Vec::new();
     }
-    successor(cause, services).into_iter().chain(databases(cause, recent)).collect()
+    let worktree = ended_hard(cause).then(|| "its worktree may hold unsaved work: see the salvage steps".to_owned());
+    successor(cause, services).into_iter().chain(databases(cause, recent)).chain(worktree).collect()
 }
 
 const fn ends(reason: Reason) -> bool {
@@ -248,19 +255,95 @@ fn end_seen(cause: &Trace, effects: &[(&Trace, Grade)]) -> Option<String> {
 fn successor(cause: &Trace, services: &Services) -> Option<String> {
     let newest = services.newest(&cause.key.subject.service)?;
     if newest.ended_boottime_ms.is_some() {
-        return Some("no successor runs".to_owned());
+        return Some("no successor is known".to_owned());
     }
     let gone = (number(&cause.facts, PID_KEY)?, number(&cause.facts, START_TICKS_KEY));
     let same =
         gone.0 == u64::from(newest.process.pid) && gone.1.is_none_or(|start| start == newest.process.start_ticks);
-    (!same).then(|| format!("it runs again as pid {}", newest.process.pid))
+    (!same).then(|| format!("it has restarted as pid {}", newest.process.pid))
 }
 
-fn databases(cause: &Trace, recent: &Recent) -> Option<String> {
-    let well = recent.well_since(&cause.key.subject.service).take(DATABASES_TOLD_MAX);
-    let names: Vec<&str> = well.map(|(path, _)| path.rsplit('/').next().unwrap_or(path)).collect();
-    let its = if names.len() == 1 { "its" } else { "their" };
-    (!names.is_empty()).then(|| format!("{} passed {its} checks", names.join(", ")))
+/// What is behind a cause, and for how long it had been so.
+fn behind(cause: &Trace, background: &Trace, grade: Grade) -> String {
+    let sure = match grade {
+        Grade::Confirmed => "",
+        Grade::Likely => "likely ",
+        Grade::Possible => "possibly ",
+    };
+    let summary = &background.summary;
+    let lasted = Duration::from_millis(cause.from_ms.saturating_sub(background.from_ms));
+    if lasted.is_zero() || cause.from_ms == u64::MAX {
+        return format!("{sure}behind it: {summary}");
+    }
+    let lasted = human_duration(lasted);
+    let over = background.until_ms.filter(|until| *until < cause.from_ms).map(|until| cause.from_ms - until);
+    let band = match background.key.reason {
+        Reason::MemoryCritical => "critical",
+        Reason::MemoryApproaching => "low",
+        _ => return format!("{sure}behind it: {summary}, {lasted} before"),
+    };
+    match over {
+        None => format!("MemAvailable had been {band} for {lasted} ({sure}behind it: {summary})"),
+        Some(over) => {
+            let over = human_duration(Duration::from_millis(over));
+            format!("MemAvailable had been {band} until {over} before ({sure}behind it: {summary})")
+        }
+    }
+}
+
+/// What is known of the service's databases after something ended. A check from before tells nothing of it.
+fn databases(cause: &Trace, recent: &Recent) -> Vec<String> {
+    let service = &cause.key.subject.service;
+    let open = |trace: &&Trace| trace.until_ms.is_none() && trace.key.subject.probe == ProbeKind::Sqlite;
+    let ill = recent.of_service(service).filter(open).filter(|trace| explains(cause, trace).is_none());
+    let mut clauses: Vec<String> = ill.take(DATABASES_TOLD_MAX).map(|trace| trace.summary.clone()).collect();
+    let (since, not_since): (Vec<_>, Vec<_>) =
+        recent.checked(service).partition(|(_, at)| at.is_some_and(|at| at > cause.from_ms));
+    let names = |databases: &[(&str, _)]| {
+        let names: Vec<String> = databases.iter().take(DATABASES_TOLD_MAX).map(|(path, _)| name_of(path)).collect();
+        let more = databases.len() - names.len();
+        names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    };
+    if !since.is_empty() {
+        let verb = if since.len() == 1 { "passes its check" } else { "pass their checks" };
+        clauses.push(format!("{} {verb} since", names(&since)));
+    }
+    if !not_since.is_empty() {
+        let verb = if not_since.len() == 1 { "has" } else { "have" };
+        clauses.push(format!("{} {verb} not been checked since", names(&not_since)));
+    }
+    clauses
+}
+
+fn name_of(path: &str) -> String {
+    path.rsplit('/').next().unwrap_or(path).to_owned()
+}
+
+/// True when the process had no chance to finish what it was doing.
+fn ended_hard(cause: &Trace) -> bool {
+    const HARD: [&str; 6] = ["SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"];
+    let status = text(&cause.facts, EXIT_STATUS_KEY);
+    cause.key.reason == Reason::OomKill
+        || (ends(cause.key.reason) && status.is_some_and(|status| HARD.contains(&status)))
+}
+
+/// What a person could save of what a killed process left, before something writes over it.
+fn salvage(cause: &Trace, recent: &Recent) -> Vec<String> {
+    let service = &cause.key.subject.service;
+    if service.is_host() || !ended_hard(cause) {
+        return Vec::new();
+    }
+    let copy = recent.checked(service).take(DATABASES_TOLD_MAX).map(|(path, _)| {
+        let path = quoted(path);
+        format!(
+            "salvage: before any repair, copy the database with its -wal, -shm and -journal: cp -a {path}* SAFE_PLACE/"
+        )
+    });
+    let worktree = format!(
+        "salvage: before {service} or a clean-up writes there, save unsaved work in its working directory: git status, \
+         half-written *.tmp and *.lock files"
+    );
+    std::iter::once(worktree).chain(copy).collect()
 }
 
 fn unknown<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
@@ -279,7 +362,7 @@ fn unknown<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
 }
 
 /// Steps about data come first: a restart may destroy what they would save.
-fn steps<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+fn steps<'a>(salvage: Vec<String>, members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
     let about_data = |reason: Reason| {
         let code = reason.as_str();
         code.starts_with("sqlite_") || code.starts_with("backup_")
@@ -288,7 +371,9 @@ fn steps<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
     let mut steps: Vec<String> = Vec::new();
     // The cause's steps mend its symptoms as well; those of symptoms only stand in where it has none.
     let first = other.iter().find(|finding| !finding.next_steps.is_empty());
-    for step in data.iter().chain(first).flat_map(|finding| &finding.next_steps) {
+    let (data, first) = (data.iter().flat_map(|finding| &finding.next_steps), first.map(|finding| &finding.next_steps));
+    // Damage that is seen goes before damage that may be.
+    for step in data.chain(&salvage).chain(first.into_iter().flatten()) {
         if !steps.contains(step) && steps.len() < NEXT_STEPS_MAX {
             steps.push(step.clone());
         }
@@ -300,7 +385,9 @@ fn steps<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::clock::Now;
+    use crate::diagnose::CHECK_AGE_KEY;
     use crate::judgement::Problem;
+    use crate::process::exit::KILLED_BY_WHOM;
     use crate::services::Instance;
     use muster_common::evidence::Evidence;
     use muster_common::finding::{FindingKey, ProbeKind};
@@ -416,7 +503,9 @@ mod tests {
         let down_subject = subject("spl", Reason::ProcessDown);
         recent.note(now(195_040), &down_subject, &Judgement::problem(down.clone()));
         let database = SubjectKey::new(spl.clone(), ProbeKind::Sqlite, "/var/lib/spl/hub.db");
-        recent.note(now(196_000), &database, &Judgement::default());
+        let checked = |age_ms| Judgement::ok(Evidence::new().with(CHECK_AGE_KEY, Value::Millis(age_ms)));
+        // Well at a look after the kill, by a check from before it.
+        recent.note(now(196_000), &database, &checked(2_000));
         let instance = |pid, ended| Instance {
             process: ProcessId { pid, start_ticks: u64::from(pid) },
             comm: "spl".into(),
@@ -426,21 +515,70 @@ mod tests {
             ended_boottime_ms: ended,
         };
         services.note(&spl, instance(7, Some(195_040)));
-        let told = |services: &Services| {
+        let told = |recent: &Recent, services: &Services| {
             let mut judgement = Judgement::problem(down.clone());
             recent.tell(services, &down_subject, &mut judgement);
             judgement.problems[0].evidence.get("diagnosis").unwrap().to_string()
         };
         assert_eq!(
-            told(&services),
-            "the kernel killed spl (pid 7); its end was seen 40 ms later; likely behind it: 1.1 GiB of memory are \
-             available, below 2 GiB, 95 s before; no successor runs; hub.db passed its checks"
+            told(&recent, &services),
+            "the kernel killed spl (pid 7); its end was seen 40 ms later; MemAvailable had been critical for 95 s (likely \
+             behind it: 1.1 GiB of memory are available, below 2 GiB); no successor is known; hub.db has not been \
+             checked since; its worktree may hold unsaved work: see the salvage steps"
         );
         services.note(&spl, instance(4188, None));
-        assert!(told(&services).contains("it runs again as pid 4188"), "{}", told(&services));
+        recent.note(now(198_000), &database, &checked(1_000));
+        assert!(told(&recent, &services).contains("; hub.db passes its check since; "), "{}", told(&recent, &services));
+        assert!(told(&recent, &services).contains("it has restarted as pid 4188"), "{}", told(&recent, &services));
         let mut alone = Judgement::problem(Problem::new(Reason::PortClosed, "closed"));
         recent.tell(&services, &subject("other", Reason::PortClosed), &mut alone);
         assert!(alone.problems[0].evidence.is_empty());
+    }
+
+    #[test]
+    fn each_symptom_tells_the_whole_story_and_how_to_save_what_is_left() {
+        let mut recent = Recent::default();
+        let spl = |reason| subject("spl", reason);
+        let mut kill = Problem::new(Reason::OomKill, "the kernel killed spl (pid 7)").evidence(process(7, 1));
+        kill.service = Some(ServiceName::new("spl").unwrap());
+        recent.note(now(1_000), &subject("host", Reason::OomKill), &Judgement::default().occurred(kill));
+        let down = Problem::new(Reason::ProcessDown, format!("spl ended by SIGKILL ({KILLED_BY_WHOM})"));
+        let mut down = Judgement::problem(down.evidence(process(7, 1)).next_steps(["start it"]));
+        recent.note(now(1_040), &spl(Reason::ProcessDown), &down);
+        let hub = SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::Sqlite, "/var/lib/my spl/hub.db");
+        recent.note(now(1_050), &hub, &Judgement::default());
+        recent.explain(now(1_060), &spl(Reason::ProcessDown), &mut down);
+        recent.tell(&Services::default(), &spl(Reason::ProcessDown), &mut down);
+        assert_eq!(down.problems[0].summary, "spl ended by SIGKILL (by the kernel's OOM killer)");
+        let steps = &down.problems[0].next_steps;
+        assert!(steps[0].contains("git status"), "{steps:?}");
+        assert!(steps[1].contains("cp -a '/var/lib/my spl/hub.db'* "), "{steps:?}");
+        assert_eq!(steps[2], "start it");
+        // A symptom of a symptom is told with what is behind both.
+        let stale = Problem::new(Reason::PidFileStale, "stale").evidence(Evidence::new().count(PID_KEY, 7u64));
+        let mut stale = Judgement::problem(stale);
+        recent.note(now(1_070), &spl(Reason::PidFileStale), &stale);
+        recent.tell(&Services::default(), &spl(Reason::PidFileStale), &mut stale);
+        let diagnosis = stale.problems[0].evidence.get("diagnosis").unwrap().to_string();
+        assert!(diagnosis.starts_with("the kernel killed spl (pid 7); its end was seen 40 ms later"), "{diagnosis}");
+    }
+
+    #[test]
+    fn a_cgroup_at_its_own_limit_is_no_likely_fault_of_the_host() {
+        let mut recent = Recent::default();
+        let low = Judgement::problem(Problem::new(Reason::MemoryCritical, "1 GiB left"));
+        recent.note(now(1_000), &subject("host", Reason::MemoryCritical), &low);
+        let kill = |scope: &str| {
+            let mut recent = recent.clone();
+            let kill =
+                Problem::new(Reason::OomKill, "killed").evidence(process(7, 1).text(super::super::SCOPE_KEY, scope));
+            let mut kill = Judgement::default().occurred(kill);
+            recent.note(now(3_000), &subject("spl", Reason::OomKill), &kill);
+            recent.tell(&Services::default(), &subject("spl", Reason::OomKill), &mut kill);
+            kill.occurrences[0].evidence.get("diagnosis").unwrap().to_string()
+        };
+        assert!(kill("memcg").contains("critical for 2 s (possibly behind it: 1 GiB left)"), "{}", kill("memcg"));
+        assert!(kill("global").contains("critical for 2 s (likely behind it: 1 GiB left)"), "{}", kill("global"));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Evidence key of how a process ended: `exit code 3`, `SIGKILL` or `unknown`.
 pub const EXIT_STATUS_KEY: &str = "exit_status";
+/// What SIGKILL alone tells of who sent it.
+pub(crate) const KILLED_BY_WHOM: &str = "the kernel's OOM killer, or somebody's kill -9";
 /// Codes that systemd, and by custom others, use for "could not even start it".
 const SYSTEMD_CODES: &[(u8, &str)] = &[
     (126, "the program was found but could not be executed"),
@@ -170,7 +172,7 @@ const fn signal_meaning(signal: u8) -> &'static str {
         6 => "it crashed by its own check (abort, assertion, watchdog of systemd)",
         7 => "it crashed on memory whose file was cut short or whose device failed",
         8 => "it crashed in its arithmetic",
-        9 => "the kernel's OOM killer, or somebody's kill -9",
+        9 => KILLED_BY_WHOM,
         11 => "it crashed on memory that is not its own",
         13 => "whoever it wrote to had gone",
         14 => "a timer of its own that it did not handle",
