@@ -443,3 +443,33 @@ async fn incidents_and_undelivered_pages_carry_over_under_the_same_keys() {
     assert!(b.handle().metrics().encode().contains("page_calls_total{receiver=\"ops\"} 1"));
     b.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_over_knows_the_freezes() {
+    let fleet = Fleet::new();
+    let a = fleet.start_primary().await;
+    let b = fleet.start_standby().await;
+    let freeze = |reason: &str| Fact::FreezeSet {
+        by: "ann".to_owned(),
+        scope: Default::default(),
+        reason: reason.to_owned(),
+        expires: None,
+    };
+    let reasons = |handle: &Handle| -> Vec<String> {
+        handle.freezes().borrow().iter().map(|freeze| freeze.reason.clone()).collect()
+    };
+    let lifted = a.handle().submit(freeze("lifted")).await.unwrap().trace;
+    a.handle().submit(freeze("upgrade")).await.unwrap();
+    a.handle().submit(Fact::FreezeLifted { by: "ann".to_owned(), index: lifted }).await.unwrap();
+    in_step(a.handle(), b.handle()).await;
+    assert_eq!(state(a.handle()).await, state(b.handle()).await);
+    a.stop().await.unwrap();
+    promoted(&fleet, false).await;
+    role(b.handle(), CoordinatorRole::Primary).await;
+    assert_eq!(reasons(b.handle()), ["upgrade"]);
+    b.stop().await.unwrap();
+    // And after a restart, from the store alone.
+    let b = fleet.start(1, "").await;
+    assert_eq!(reasons(b.handle()), ["upgrade"]);
+    b.stop().await.unwrap();
+}

@@ -2,7 +2,8 @@
 
 use crate::store::StoredEntry;
 use muster_common::time::Timestamp;
-use muster_coordinator_core::entry::{Entry, EntryBody, Fact, IncidentKey};
+use muster_coordinator_core::entry::{Entry, EntryBody, Fact, IncidentKey, TimerKey};
+use muster_coordinator_core::freeze;
 use muster_coordinator_core::state::State;
 use muster_proto::convert::timestamp_to_wire;
 use muster_proto::v1;
@@ -28,7 +29,7 @@ pub(super) fn event(state: &State, stored: &StoredEntry) -> Option<v1::JournalEv
         kind: kind.to_owned(),
         agent: inner.get("agent").and_then(Value::as_str).unwrap_or_default().to_owned(),
         incident: incident.map(|incident| incident.number.clone()).unwrap_or_default(),
-        summary: sentence(inner).unwrap_or_else(|| name.replace('_', " ")),
+        summary: told(&entry).or_else(|| sentence(inner)).unwrap_or_else(|| name.replace('_', " ")),
         name,
         body_json: String::from_utf8_lossy(&stored.body).into_owned(),
         trace_id: entry.trace.to_string(),
@@ -40,6 +41,19 @@ fn named(value: &Value) -> (String, &Value) {
     match value {
         Value::Object(map) => map.iter().next().map_or((String::new(), value), |(name, inner)| (name.clone(), inner)),
         other => (other.as_str().unwrap_or_default().to_owned(), other),
+    }
+}
+
+/// Facts whose fields make no sentence by themselves.
+fn told(entry: &Entry) -> Option<String> {
+    match &entry.body {
+        EntryBody::Fact(Fact::FreezeSet { by, reason, expires, .. }) => {
+            let until = expires.map(|until| format!(" until {}", until.to_utc_minute())).unwrap_or_default();
+            Some(format!("{} by {by}{until}: {reason}", freeze::id(entry.index)))
+        }
+        EntryBody::Fact(Fact::FreezeLifted { by, index }) => Some(format!("{} lifted by {by}", freeze::id(*index))),
+        EntryBody::Deadline(TimerKey::FreezeOver { index }) => Some(format!("{} is over", freeze::id(*index))),
+        _ => None,
     }
 }
 

@@ -112,6 +112,47 @@ fn connects_greets_settles_and_streams() {
 }
 
 #[test]
+fn freezes_are_kept_after_the_welcome_and_end_the_stream_before_it() {
+    let freeze = |id: &str| crate::freeze::Freeze {
+        id: id.to_owned(),
+        reason: "upgrade".to_owned(),
+        created_by: "ada".to_owned(),
+        expires: None,
+    };
+    let told = |ids: &[&str]| Input::Received(1, Message::Freezes(ids.iter().map(|id| freeze(id)).collect()));
+    let keep = |ids: &[&str]| vec![Output::StoreFreezes(ids.iter().map(|id| freeze(id)).collect())];
+    let (mut session, _) = streaming(0);
+    // All of them each time: one that is not told of any more is lifted.
+    check(
+        &mut session,
+        vec![
+            (1, told(&["FRZ-1"]), keep(&["FRZ-1"])),
+            (2, told(&["FRZ-1", "FRZ-2"]), keep(&["FRZ-1", "FRZ-2"])),
+            (3, told(&[]), keep(&[])),
+            // Of a stream that is over: nothing.
+            (4, Input::Received(7, Message::Freezes(vec![freeze("FRZ-9")])), vec![]),
+        ],
+    );
+    assert_eq!(session.phase(), Phase::Streaming);
+    check(&mut settling(), vec![(1, told(&["FRZ-1"]), keep(&["FRZ-1"]))]);
+    let mut early = self::session(0);
+    early.handle(0, 0, Input::Tick);
+    early.handle(0, 0, Input::Connected(1));
+    let out = early.handle(1, 0, told(&["FRZ-1"]));
+    assert!(out.contains(&Output::Close(End::Protocol)), "{out:?}");
+    assert!(!out.iter().any(|output| matches!(output, Output::StoreFreezes(_))), "{out:?}");
+}
+
+/// Welcomed, its position not compared yet.
+fn settling() -> Session {
+    let mut session = session(4);
+    session.handle(0, 0, Input::Tick);
+    session.handle(0, 0, Input::Connected(1));
+    session.handle(0, 0, Input::Received(1, welcome(3, 4)));
+    session
+}
+
+#[test]
 fn one_round_of_standbys_at_once_then_a_wait() {
     let mut session = session(0);
     check(
