@@ -34,6 +34,9 @@ const COORDINATOR_EXTRA: &str = "\
 hold = { sev0 = \"0s\", sev1 = \"0s\", sev2 = \"2s\", sev3 = \"4s\", sev4 = \"4s\" }\n\
 stability = { sev0 = \"5s\", sev1 = \"5s\", sev2 = \"5s\", sev3 = \"5s\", sev4 = \"5s\" }\n";
 
+/// Reason of the freeze that outlives the primary.
+const CARRIED_FREEZE: &str = "kept by the standby";
+
 /// One line of the closing table.
 struct Row {
     fault: &'static str,
@@ -72,6 +75,7 @@ fn play(lab: &mut Lab) -> Result<Vec<Row>> {
         progress(&row);
         rows.push(row);
     }
+    rows.push(freeze_a_host(lab)?);
     rows.extend(lose_the_primary(lab)?);
     check_each_paged_once(lab)?;
     Ok(rows)
@@ -130,6 +134,38 @@ fn make_fault(lab: &Lab, fault: &faults::Fault) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Freezes one host: `preflight` there says stop, who and why, and elsewhere it does not; lifted, it says go again. One
+/// more stays for the standby to know.
+fn freeze_a_host(lab: &Lab) -> Result<Row> {
+    let [frozen, other, ..] = faults::HOSTS.as_slice() else { bail!("two hosts are needed") };
+    let start = std::time::Instant::now();
+    let on = ["freeze", "on", "--reason", "demo of a freeze", "--agent", frozen];
+    let freeze = lab.ctl("coord-a", &on)?;
+    let id = freeze["id"].as_str().unwrap_or_default().to_owned();
+    lab.wait("preflight to stop on the frozen host", PAGE_LIMIT, || {
+        let (status, told) = preflight(lab, frozen)?;
+        let whole = told.contains("demo of a freeze") && told.contains("by alice") && told.contains(&id);
+        Ok((status == 2 && whole).then_some(()))
+    })?;
+    let (_, told) = preflight(lab, other)?;
+    ensure!(!told.contains("demo of a freeze"), "{other} was not frozen: {told}");
+    lab.ctl("coord-a", &["freeze", "off", &id])?;
+    lab.wait("preflight to go again", PAGE_LIMIT, || Ok((preflight(lab, frozen)?.0 == 0).then_some(())))?;
+    lab.ctl("coord-a", &["freeze", "on", "--reason", CARRIED_FREEZE])?;
+    let what = "preflight stopped and went again".to_owned();
+    let row = Row { fault: "host frozen", outcome: Outcome::Done { after: start.elapsed(), what } };
+    progress(&row);
+    Ok(row)
+}
+
+/// Exit status and output of `preflight` on an agent's host.
+fn preflight(lab: &Lab, host: &str) -> Result<(i32, String)> {
+    let config = lab.path(&format!("agent/{host}/agent.toml"));
+    let asked = ["preflight", "--config", &config, "--worker-memory", "1MiB", "--format", "json"];
+    let output = std::process::Command::new(lab.binary("muster-agent")).args(asked).output()?;
+    Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
 /// Acknowledges an open incident, kills the primary, promotes the standby, and checks what carried over.
 fn lose_the_primary(lab: &mut Lab) -> Result<Vec<Row>> {
     let open = lab.ctl("coord-a", &["incidents", "list"])?;
@@ -156,6 +192,8 @@ fn lose_the_primary(lab: &mut Lab) -> Result<Vec<Row>> {
         outcome: Outcome::Done { after: start.elapsed(), what: "agents re-homed".to_owned() },
     };
     progress(&rehomed);
+    let freezes = lab.ctl("coord-b", &["freeze", "list"])?;
+    ensure!(freezes["freezes"][0]["reason"] == CARRIED_FREEZE, "the freeze was lost: {freezes}");
     let carried = lab.ctl("coord-b", &["incidents", "show", &number])?;
     ensure!(carried["state"].as_str().is_some_and(|state| state.eq_ignore_ascii_case("acknowledged")), "{carried}");
     let after = Row { fault: faults::AFTER_TAKEOVER.name, outcome: make_fault(lab, &faults::AFTER_TAKEOVER)? };

@@ -5,7 +5,7 @@
 //! disk alone, since what is told must be durable first; nobody waits for the loop before a heartbeat.
 
 use super::asks::{Ask, Asked as Questions, Picture};
-use super::lanes::{Delivery, Done, Job, Lane};
+use super::lanes::{BATCH_JOBS_MAX, Delivery, Done, Job, Lane};
 use super::memory::{Memory, StateOutlet};
 use super::plan::{Planned, lane_index};
 use super::watcher::{Watcher, Wish, Woken};
@@ -274,36 +274,55 @@ impl<O: StateOutlet> Judge<O> {
         Duration::from_millis(next.saturating_sub(now.boottime_ms)).min(TURN_MAX)
     }
 
+    /// Hands over to each free lane what is due there, all at once.
     fn start_due(&mut self, now: Now) {
-        for (index, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.is_free()) {
-            let Some(subject) = self.schedule.start_next(now.boottime_ms, index) else { continue };
-            let probe = self.slots.get_mut(&subject).and_then(|slot| slot.probe.take());
-            let Some(probe) = probe else {
-                self.schedule.finished(now.boottime_ms, &subject);
+        for index in 0..self.lanes.len() {
+            if !self.lanes.get(index).is_some_and(Lane::is_free) {
                 continue;
-            };
-            let context = Context { now, services: Arc::clone(&self.services), one_shot: false };
-            if let Err(job) = lane.start(Job { probe, context }) {
-                if let Some(slot) = self.slots.get_mut(&subject) {
-                    slot.probe = Some(job.probe);
+            }
+            let mut jobs = Vec::new();
+            while jobs.len() < BATCH_JOBS_MAX
+                && let Some(subject) = self.schedule.start_next(now.boottime_ms, index)
+            {
+                match self.slots.get_mut(&subject).and_then(|slot| slot.probe.take()) {
+                    Some(probe) => {
+                        let context = Context { now, services: Arc::clone(&self.services), one_shot: false };
+                        jobs.push(Job { probe, context });
+                    }
+                    None => self.schedule.finished(now.boottime_ms, &subject),
                 }
-                self.schedule.finished(now.boottime_ms, &subject);
+            }
+            if jobs.is_empty() {
+                continue;
+            }
+            if let Some(Err(jobs)) = self.lanes.get_mut(index).map(|lane| lane.start_all(jobs)) {
+                for Job { probe, .. } in jobs {
+                    self.schedule.finished(now.boottime_ms, probe.subject());
+                    self.come_back(probe);
+                }
             }
         }
     }
 
     fn judge_late(&mut self, now: Now) {
-        for late in self.schedule.late(now.boottime_ms) {
+        let late = self.schedule.late(now.boottime_ms);
+        let mut waited = BTreeSet::new();
+        for late in late.iter().filter(|late| late.first && late.hung) {
+            let plan = self.schedule.plan(&late.subject);
+            let Some(lane) = plan.and_then(|plan| self.lanes.get_mut(plan.lane)) else { continue };
+            let left = lane.replace();
+            waited.extend(left.iter().map(|job| job.probe.subject().clone()));
+            self.put_back(now, left);
+        }
+        // Those behind the one that hangs are not late by themselves.
+        for late in late.iter().filter(|late| !waited.contains(&late.subject)) {
             if late.first && late.hung {
-                let plan = self.schedule.plan(&late.subject);
-                if let Some(lane) = plan.and_then(|plan| self.lanes.get_mut(plan.lane)) {
-                    lane.replace();
-                    tracing::warn!(subject = %late.subject, hung_threads = lane.hung(), "a probe gives no answer");
-                }
+                let hung_threads: usize = self.lanes.iter().map(Lane::hung).sum();
+                tracing::warn!(subject = %late.subject, hung_threads, "a probe gives no answer");
             }
             let gone = |slot: &Slot| matches!(slot.successor, Some(None));
             if !self.slots.get(&late.subject).is_some_and(gone) {
-                self.observe(now, &late.subject, late_judgement(&late));
+                self.observe(now, &late.subject, late_judgement(late));
             }
         }
     }
@@ -312,14 +331,36 @@ impl<O: StateOutlet> Judge<O> {
         let now = crate::clock::now();
         let subject = done.subject();
         if let Some(lane) = self.lanes.get_mut(done.lane) {
-            lane.finished(&done);
+            let left = lane.finished(&done);
+            self.put_back(now, left);
         }
         self.schedule.finished(now.boottime_ms, &subject);
-        let Some(slot) = self.slots.get_mut(&subject) else { return };
+        if !self.come_back(done.probe) {
+            return;
+        }
+        tracing::debug!(%subject, verdict = done.judgement.verdict().as_str(), took = ?done.took, "probed");
+        self.unsaved.insert(subject.clone());
+        if self.observe(now, &subject, done.judgement) {
+            self.note_probe(&subject);
+        }
+    }
+
+    /// Runs that were handed over and have not begun: they are due still.
+    fn put_back(&mut self, now: Now, jobs: Vec<Job>) {
+        for Job { probe, .. } in jobs {
+            self.schedule.put_back(now.boottime_ms, probe.subject());
+            self.come_back(probe);
+        }
+    }
+
+    /// A probe is back, or what takes its place; false when nothing does.
+    fn come_back(&mut self, probe: Box<dyn Probe>) -> bool {
+        let subject = probe.subject().clone();
+        let Some(slot) = self.slots.get_mut(&subject) else { return false };
         let probe = match slot.successor.take() {
-            None => done.probe,
+            None => probe,
             Some(Some(mut successor)) => {
-                if let Some(saved) = done.probe.save() {
+                if let Some(saved) = probe.save() {
                     successor.restore(saved);
                 }
                 successor
@@ -327,16 +368,12 @@ impl<O: StateOutlet> Judge<O> {
             Some(None) => {
                 self.slots.remove(&subject);
                 self.schedule.remove(&subject);
-                return;
+                return false;
             }
         };
         self.watcher.arm(&subject, probe.wake());
         slot.probe = Some(probe);
-        tracing::debug!(%subject, verdict = done.judgement.verdict().as_str(), took = ?done.took, "probed");
-        self.unsaved.insert(subject.clone());
-        if self.observe(now, &subject, done.judgement) {
-            self.note_probe(&subject);
-        }
+        true
     }
 
     /// A cursor goes into the transaction of the events that it led to, and else into the next of all.
@@ -355,6 +392,7 @@ impl<O: StateOutlet> Judge<O> {
         self.save(now);
         // Once a minute, and after a start or a reload, which need most.
         crate::heap::give_back();
+        crate::program::give_back();
     }
 
     /// True when there is something to tell.
@@ -488,7 +526,7 @@ mod tests {
 
     fn planned(name: &str, answer: impl FnMut() -> Judgement + Send + 'static) -> Planned {
         let length = Duration::from_secs(3600);
-        Planned { probe: fake(name, answer), plan: Plan { lane: 0, interval: length, deadline: length } }
+        Planned { probe: fake(name, answer), plan: Plan { lane: 0, interval: length, deadline: length, place: None } }
     }
 
     #[test]

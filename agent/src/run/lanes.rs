@@ -1,5 +1,9 @@
 //! Threads that run probes, one run at a time each, so that a probe that hangs costs its own thread and no other.
 //!
+//! What is due at one moment is handed over together: each hand-over wakes two threads, and most probes are done sooner
+//! than that. A thread takes no further run of a batch once [`BATCH_MAX`] has passed, so that a deadline, which counts
+//! from the hand-over, is about the run that hangs and not about those behind it; those come back and are due still.
+//!
 //! The sandbox is not made here: the SQLite probe opens strangers' files on a thread it restricts itself.
 //!
 //! A lane has no thread before its first run. A thread that hangs is left behind and replaced, up to a bound; when it
@@ -9,8 +13,10 @@ use crate::bell::Bell;
 use crate::probe::{Context, Lane as Kind, Probe};
 use muster_agent_core::judgement::Judgement;
 use muster_common::finding::SubjectKey;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Hung threads of one lane that are replaced. Beyond it the lane waits: a file system that hangs does not take the
@@ -18,6 +24,11 @@ use std::time::{Duration, Instant};
 pub const HUNG_THREADS_MAX: usize = 8;
 /// Probes have shallow stacks; SQLite is measured to need less than a quarter of this.
 const STACK_BYTES: usize = 1 << 20;
+
+/// Runs of one hand-over.
+pub const BATCH_JOBS_MAX: usize = 64;
+/// No further run of a batch begins after this. Whom something woke waits for it at most.
+const BATCH_MAX: Duration = Duration::from_millis(5);
 
 /// One run to do.
 pub struct Job {
@@ -33,6 +44,8 @@ pub struct Done {
     pub lane: usize,
     /// The thread that ran it.
     worker: u64,
+    /// Nothing more of its batch runs.
+    last: bool,
     /// The probe, handed back.
     pub probe: Box<dyn Probe>,
     /// What it said.
@@ -68,11 +81,23 @@ impl Delivery {
 
     /// False when nobody takes it.
     fn deliver(&self, done: Done) -> bool {
+        // Good news wait until the batch is over.
+        let at_once = done.last || !done.judgement.problems.is_empty() || !done.judgement.occurrences.is_empty();
         let delivered = self.to.send(done).is_ok();
-        if let Some(bell) = &self.bell {
+        if let Some(bell) = self.bell.as_ref().filter(|_| at_once) {
             bell.ring();
         }
         delivered
+    }
+}
+
+/// What a thread has still to do, and what is taken back from one that hangs.
+#[derive(Clone, Default)]
+struct Batch(Arc<Mutex<VecDeque<Job>>>);
+
+impl Batch {
+    fn jobs(&self) -> MutexGuard<'_, VecDeque<Job>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,15 +108,16 @@ pub struct Lane {
     results: Delivery,
     worker: u64,
     /// `None` before the first run, and after the thread hung.
-    jobs: Option<Sender<Job>>,
-    busy: bool,
+    batches: Option<Sender<Batch>>,
+    /// What the thread works on.
+    batch: Option<Batch>,
     hung: usize,
 }
 
 impl Lane {
     /// Lane `index`; results go to `results`.
     pub const fn new(index: usize, kind: Kind, results: Delivery) -> Self {
-        Self { index, kind, results, worker: 0, jobs: None, busy: false, hung: 0 }
+        Self { index, kind, results, worker: 0, batches: None, batch: None, hung: 0 }
     }
 
     /// The kind of probes it runs.
@@ -101,7 +127,7 @@ impl Lane {
 
     /// True when a job would start at once.
     pub const fn is_free(&self) -> bool {
-        !self.busy && (self.jobs.is_some() || self.hung < HUNG_THREADS_MAX)
+        self.batch.is_none() && (self.batches.is_some() || self.hung < HUNG_THREADS_MAX)
     }
 
     /// Threads that hang now.
@@ -111,45 +137,54 @@ impl Lane {
 
     /// Starts a run; gives the job back when there is no thread to run it.
     pub fn start(&mut self, job: Job) -> Result<(), Job> {
+        self.start_all(vec![job]).map_err(|jobs| jobs.into_iter().next()).or_else(|job| job.map_or(Ok(()), Err))
+    }
+
+    /// Starts runs, one after the other; gives the jobs back when there is no thread to run them.
+    pub fn start_all(&mut self, jobs: Vec<Job>) -> Result<(), Vec<Job>> {
         if !self.is_free() {
-            return Err(job);
+            return Err(jobs);
         }
-        if self.jobs.is_none() {
+        if self.batches.is_none() {
             self.spawn();
         }
-        let Some(jobs) = &self.jobs else { return Err(job) };
-        jobs.send(job).map_err(|refused| {
-            self.jobs = None;
-            refused.0
-        })?;
-        self.busy = true;
+        let Some(batches) = &self.batches else { return Err(jobs) };
+        let batch = Batch(Arc::new(Mutex::new(jobs.into())));
+        if batches.send(batch.clone()).is_err() {
+            self.batches = None;
+            return Err(batch.jobs().drain(..).collect());
+        }
+        self.batch = Some(batch);
         Ok(())
     }
 
-    /// Notes that a run is over; a thread that was left behind is gone with it.
-    pub fn finished(&mut self, done: &Done) {
-        if done.worker == self.worker {
-            self.busy = false;
-        } else {
-            self.hung = self.hung.saturating_sub(1);
+    /// Notes that a run is over, and gives back what its batch had no more time for; a thread that was left behind is
+    /// gone with its last run.
+    pub fn finished(&mut self, done: &Done) -> Vec<Job> {
+        if !done.last {
+            return Vec::new();
         }
+        if done.worker != self.worker {
+            self.hung = self.hung.saturating_sub(1);
+            return Vec::new();
+        }
+        self.batch.take().map(|batch| batch.jobs().drain(..).collect()).unwrap_or_default()
     }
 
-    /// Leaves the thread that hangs behind; the next run starts another, if the bound allows one.
-    pub fn replace(&mut self) {
-        if !self.busy {
-            return;
-        }
-        self.jobs = None;
-        self.busy = false;
+    /// Leaves the thread that hangs behind, and gives back what it has not begun; the next run starts another, if the
+    /// bound allows one.
+    pub fn replace(&mut self) -> Vec<Job> {
+        let Some(batch) = self.batch.take() else { return Vec::new() };
+        self.batches = None;
         self.hung += 1;
         // No thread has this number: a run that comes back late is known as such.
         self.worker += 1;
+        batch.jobs().drain(..).collect()
     }
 
     fn spawn(&mut self) {
         self.worker += 1;
-        let (sender, jobs) = channel();
+        let (sender, batches) = channel();
         let (lane, kind, worker, results) = (self.index, self.kind, self.worker, self.results.clone());
         let name = match kind {
             Kind::Quick => "probe",
@@ -157,24 +192,31 @@ impl Lane {
             Kind::Database => "probe-db",
         };
         let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-        let spawned = builder.spawn(move || work(lane, worker, &jobs, &results));
+        let spawned = builder.spawn(move || work(lane, worker, &batches, &results));
         match spawned {
-            Ok(_) => self.jobs = Some(sender),
+            Ok(_) => self.batches = Some(sender),
             Err(error) => tracing::error!(%error, lane = name, "cannot start a probe thread"),
         }
     }
 }
 
-fn work(lane: usize, worker: u64, jobs: &Receiver<Job>, results: &Delivery) {
-    while let Ok(Job { mut probe, context }) = jobs.recv() {
-        let start = Instant::now();
-        // A probe that panics is a bug of that probe and of nothing else.
-        let judgement = catch_unwind(AssertUnwindSafe(|| probe.run(&context))).unwrap_or_else(|_| {
-            Judgement::unknown("the probe failed by a programming error (see the agent's log)", None)
-        });
-        let done = Done { lane, worker, probe, judgement, took: start.elapsed() };
-        if !results.deliver(done) {
-            return;
+fn work(lane: usize, worker: u64, batches: &Receiver<Batch>, results: &Delivery) {
+    while let Ok(batch) = batches.recv() {
+        let until = Instant::now() + BATCH_MAX;
+        let mut next = batch.jobs().pop_front();
+        while let Some(Job { mut probe, context }) = next {
+            let start = Instant::now();
+            // A probe that panics is a bug of that probe and of nothing else.
+            let judgement = catch_unwind(AssertUnwindSafe(|| probe.run(&context))).unwrap_or_else(|_| {
+                Judgement::unknown("the probe failed by a programming error (see the agent's log)", None)
+            });
+            let end = Instant::now();
+            // Taken before the run is told: who leaves this thread behind gets the others back, or knows of one more.
+            next = if end < until { batch.jobs().pop_front() } else { None };
+            let done = Done { lane, worker, last: next.is_none(), probe, judgement, took: end.duration_since(start) };
+            if !results.deliver(done) {
+                return;
+            }
         }
     }
 }
@@ -251,5 +293,49 @@ pub(crate) mod tests {
         let done = inbox.recv().unwrap();
         lane.finished(&done);
         assert_eq!(done.subject().subject, "y");
+    }
+
+    #[test]
+    fn what_waits_behind_a_run_that_hangs_is_given_back_and_the_others_of_its_batch_are_told() {
+        let (results, inbox) = channel::<Done>();
+        let mut lane = Lane::new(0, Kind::Quick, Delivery::new(results));
+        let (release, released) = channel::<()>();
+        let hang = move || {
+            let _gone = released.recv().is_err();
+            Judgement::default()
+        };
+        let batch = [fake("a", Judgement::default), fake("b", hang), fake("c", Judgement::default)];
+        assert!(lane.start_all(batch.into_iter().map(job).collect()).is_ok());
+        let first = inbox.recv().unwrap();
+        assert_eq!(first.subject().subject, "a");
+        assert!(lane.finished(&first).is_empty());
+        // A first thread may take longer to start than a batch may last; then it is the end of the batch that gives
+        // back, and nothing hangs.
+        let left = if first.last { Vec::new() } else { lane.replace() };
+        drop(release);
+        if !first.last {
+            assert_eq!(left.iter().map(|job| job.probe.subject().subject.clone()).collect::<Vec<_>>(), ["c"]);
+            assert_eq!(lane.hung(), 1);
+            let late = inbox.recv().unwrap();
+            assert_eq!(late.subject().subject, "b");
+            assert!(lane.finished(&late).is_empty());
+        }
+        assert_eq!(lane.hung(), 0);
+        assert!(lane.is_free());
+    }
+
+    #[test]
+    fn a_batch_that_has_lasted_long_enough_gives_the_rest_back() {
+        let (results, inbox) = channel::<Done>();
+        let mut lane = Lane::new(0, Kind::Quick, Delivery::new(results));
+        let slow = || {
+            std::thread::sleep(BATCH_MAX);
+            Judgement::default()
+        };
+        assert!(lane.start_all([fake("a", slow), fake("b", slow)].into_iter().map(job).collect()).is_ok());
+        let done = inbox.recv().unwrap();
+        let left = lane.finished(&done);
+        assert_eq!(left.iter().map(|job| job.probe.subject().subject.clone()).collect::<Vec<_>>(), ["b"]);
+        assert!(lane.is_free());
     }
 }

@@ -9,19 +9,25 @@ use muster_agent_core::port::{Address, Connect, Listener, PortJudge, Reading, So
 use muster_agent_core::services::Instance;
 use muster_common::evidence::Value;
 use muster_common::finding::{ProbeKind, SubjectKey};
-use muster_common::ids::ServiceName;
+use muster_common::ids::{ProcessId, ServiceName};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 /// Every so many runs a connection is tried: a queue tells most, and each connection is a line in somebody's log.
 const CONNECT_EVERY_RUNS: u32 = 12;
-/// How long a connection may take.
-const CONNECT_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long a connection may take before it counts as not answered.
+const CONNECT_MAX_MS: u64 = 1_000;
+/// How long a run waits for it: one on the same host is there at once, and other probes wait behind this one. What is
+/// not there by then is looked at in the next run.
+const CONNECT_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// The same where there is no next run.
+const CONNECT_WAIT_ONE_SHOT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Listeners of one target whose holders are looked up: `SO_REUSEPORT` servers have one per worker.
 const LISTENERS_LOOKED_UP_MAX: usize = 16;
 
@@ -37,13 +43,17 @@ pub struct PortProbe {
     table: Arc<SocketTable>,
     judge: PortJudge,
     runs: u32,
+    /// A connection that was not there yet, and since when it is tried.
+    connecting: Option<(Trying, u64)>,
+    /// Whether the service's process has this network, asked once per process.
+    shares_network: Option<(ProcessId, bool)>,
 }
 
 impl PortProbe {
     /// Watches `target`; probes of one host share one `table`.
     pub fn new(service: ServiceName, target: Target, table: Arc<SocketTable>) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::Port, &target.to_string());
-        Self { subject, target, table, judge: PortJudge::default(), runs: 0 }
+        Self { subject, target, table, judge: PortJudge::default(), runs: 0, connecting: None, shares_network: None }
     }
 
     fn reading(&mut self, context: &Context, instance: Option<&Instance>) -> Reading {
@@ -55,12 +65,16 @@ impl PortProbe {
         };
         let file = path.as_deref().map(socket_file);
         let living = instance.filter(|instance| instance.ended_boottime_ms.is_none()).map(|instance| instance.process);
+        let known = self.shares_network.filter(|(process, _)| Some(*process) == living);
+        let asked = || living.map(|living| (living, process::shares_network(root, living.pid)));
+        self.shares_network = known.or_else(asked);
+        let foreign = self.shares_network.is_some_and(|(_, shares)| !shares);
         let mut reading = Reading {
             listeners: Err(String::new()),
             owners: Vec::new(),
             file,
             connect: None,
-            foreign_namespace: living.is_some_and(|living| !process::shares_network(root, living.pid)),
+            foreign_namespace: foreign,
         };
         let all = match self.table.listeners(context.now.boottime_ms) {
             Ok(all) => all,
@@ -76,8 +90,18 @@ impl PortProbe {
         reading.owners.dedup_by_key(|owner| owner.process);
         let queued = listeners.iter().any(|listener| listener.queue > 0);
         let due = if context.one_shot { queued } else { self.runs.is_multiple_of(CONNECT_EVERY_RUNS) };
-        if due && root.is_real() {
-            reading.connect = listeners.first().and_then(|listener| try_connect(&self.target, listener));
+        let trying = self.connecting.take().or_else(|| {
+            let first = listeners.first().filter(|_| due && root.is_real())?;
+            Some((start_connect(&self.target, first)?, context.now.boottime_ms))
+        });
+        if let Some((trying, since_ms)) = trying {
+            let wait = if context.one_shot { CONNECT_WAIT_ONE_SHOT } else { CONNECT_WAIT };
+            let waited_ms = context.now.boottime_ms.saturating_sub(since_ms);
+            match trying.outcome(&wait) {
+                Ok(outcome) => reading.connect = Some(outcome),
+                Err(_) if context.one_shot || waited_ms >= CONNECT_MAX_MS => reading.connect = Some(Connect::NoAnswer),
+                Err(trying) => self.connecting = Some((trying, since_ms)),
+            }
         }
         Reading { listeners: Ok(listeners), ..reading }
     }
@@ -122,50 +146,63 @@ fn socket_file(path: &std::path::Path) -> SocketFile {
     SocketFile::NotASocket(what_stands_there(FileType::from_raw_mode(metadata.mode())))
 }
 
-/// One connection, closed at once. `None` when the target cannot be connected to from here.
-fn try_connect(target: &Target, listener: &Listener) -> Option<Connect> {
+/// A connection that was begun, and closed as soon as it is there.
+#[derive(Debug)]
+struct Trying {
+    socket: OwnedFd,
+    /// What the kernel said at once.
+    result: Result<(), Errno>,
+}
+
+impl Trying {
+    /// How it went; itself when that is not known within `wait`.
+    fn outcome(self, wait: &Timespec) -> Result<Connect, Self> {
+        let result = match self.result {
+            Err(Errno::INPROGRESS) => match poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], Some(wait)) {
+                Ok(0) | Err(Errno::INTR) => return Err(self),
+                Ok(_) => sockopt::socket_error(&self.socket).unwrap_or_else(Err),
+                Err(errno) => Err(errno),
+            },
+            other => other,
+        };
+        Ok(match result {
+            Ok(()) => Connect::Accepted,
+            // A Unix socket with a full queue says so at once.
+            Err(Errno::AGAIN | Errno::TIMEDOUT) => Connect::NoAnswer,
+            Err(Errno::CONNREFUSED) => Connect::Refused,
+            // A datagram or packet socket behind the path, a firewall, no permission: says nothing about the service.
+            Err(_) => Connect::Failed,
+        })
+    }
+}
+
+/// `None` when the target cannot be connected to from here.
+fn start_connect(target: &Target, listener: &Listener) -> Option<Trying> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket_of = |family| socket_with(family, SocketType::STREAM, flags, None).ok();
     let (socket, result) = match (target, &listener.address) {
         (Target::Tcp { host, .. }, Address::Tcp { ip, port, .. }) => {
             let address = SocketAddr::new(reachable(*host, *ip), *port);
             let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-            let socket = socket_with(family, SocketType::STREAM, flags, None).ok()?;
+            let socket = socket_of(family)?;
             let result = connect(&socket, &address);
             (socket, result)
         }
         (Target::Unix(path), _) => {
             let address = SocketAddrUnix::new(path.as_str()).ok()?;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+            let socket = socket_of(AddressFamily::UNIX)?;
             let result = connect(&socket, &address);
             (socket, result)
         }
         (Target::Abstract(name), _) => {
             let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()?;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+            let socket = socket_of(AddressFamily::UNIX)?;
             let result = connect(&socket, &address);
             (socket, result)
         }
         _ => return None,
     };
-    let outcome = match result {
-        Err(Errno::INPROGRESS) => {
-            let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
-            match poll(&mut fds, Some(&CONNECT_MAX)) {
-                Ok(0) => return Some(Connect::NoAnswer),
-                Ok(_) => sockopt::socket_error(&socket).unwrap_or_else(Err),
-                Err(errno) => Err(errno),
-            }
-        }
-        other => other,
-    };
-    match outcome {
-        Ok(()) => Some(Connect::Accepted),
-        // A Unix socket with a full queue says so at once.
-        Err(Errno::AGAIN | Errno::TIMEDOUT) => Some(Connect::NoAnswer),
-        Err(Errno::CONNREFUSED) => Some(Connect::Refused),
-        // A datagram or packet socket behind the path, a firewall, no permission: says nothing about the service.
-        Err(_) => Some(Connect::Failed),
-    }
+    Some(Trying { socket, result })
 }
 
 /// The address under which a listener is reached from its own host.

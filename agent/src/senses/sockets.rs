@@ -28,6 +28,9 @@ const WALK_MAX: Duration = Duration::from_millis(300);
 const FRESH_MS: u64 = 300;
 /// Holders remembered; beyond it all are looked up anew.
 const HOLDERS_MAX: usize = 4096;
+/// Who holds a socket is believed for so long while that process lives: to hand a listening socket to another process
+/// and go on living is rare, to list the descriptors of a busy server is dear.
+const OWNER_KEPT_MS: u64 = 60_000;
 /// A holder that a walk did not find (of another user, in another pid namespace) is not looked for again before this.
 const MISS_KEPT_MS: u64 = 60_000;
 
@@ -43,6 +46,8 @@ struct State {
     taken_boottime_ms: Option<u64>,
     listeners: Result<Arc<Vec<Listener>>, String>,
     holders: BTreeMap<u64, Holders>,
+    /// Of the sockets that a service's own process holds.
+    own: BTreeMap<u64, (Owner, u64)>,
     walks: u64,
 }
 
@@ -57,7 +62,7 @@ impl SocketTable {
     /// An empty table of the host under `root`.
     pub fn new(root: HostRoot) -> Arc<Self> {
         let listeners = Err("not read yet".into());
-        let state = State { taken_boottime_ms: None, listeners, holders: BTreeMap::new(), walks: 0 };
+        let state = State { taken_boottime_ms: None, listeners, holders: BTreeMap::new(), own: BTreeMap::new(), walks: 0 };
         Arc::new(Self { root, state: Mutex::new(state) })
     }
 
@@ -84,8 +89,20 @@ impl SocketTable {
             process::id(&self.root, process.pid) == Some(*process)
                 && holds(&self.root, process.pid, inode) == Some(true)
         };
-        if let Some(first) = first.filter(still) {
-            return process::owner(&self.root, first.pid).into_iter().collect();
+        let kept = |(owner, at_ms): &&(Owner, u64)| {
+            Some(owner.process) == first && now_boottime_ms.saturating_sub(*at_ms) < OWNER_KEPT_MS
+        };
+        // That `first` lives is known: somebody watches it by its pidfd.
+        if let Some((owner, _)) = state.own.get(&inode).filter(kept) {
+            return vec![owner.clone()];
+        }
+        state.own.remove(&inode);
+        if let Some(owner) = first.filter(still).and_then(|first| process::owner(&self.root, first.pid)) {
+            if state.own.len() >= HOLDERS_MAX {
+                state.own.clear();
+            }
+            state.own.insert(inode, (owner.clone(), now_boottime_ms));
+            return vec![owner];
         }
         let known = state.holders.get(&inode);
         let missed = known.is_some_and(|known| {

@@ -30,9 +30,9 @@ pub(crate) struct Options {
     /// Measures only this
     #[arg(long, value_enum)]
     only: Vec<Part>,
-    /// Measures this program, built by somebody else, instead of building one
-    #[arg(long, value_name = "PROGRAM")]
-    agent: Option<PathBuf>,
+    /// Measures the programs in this folder instead of building them
+    #[arg(long, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -62,7 +62,7 @@ const BEATS: Duration = Duration::from_secs(60);
 /// Measures and prints.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let wants = |part| options.only.is_empty() || options.only.contains(&part);
-    let stage = Stage::set("5s", options.keep, options.agent.clone())?;
+    let stage = Stage::set("5s", options.keep, options.programs.clone())?;
     let mut targets = Table::new("The agent", &["what", "measured", "bound", "how"]);
     let length = Duration::from_secs(u64::from(options.minutes) * 60);
     let mut ours = None;

@@ -44,9 +44,11 @@ pub(crate) struct AgentPlan<'a> {
 
 impl Stage {
     /// Builds the agent as it is shipped and the rest as it comes, and starts all but an agent.
-    pub(crate) fn set(heartbeat: &str, keep: bool, agent: Option<PathBuf>) -> Result<Self> {
-        let agent = agent.map_or_else(build_agent, Ok)?;
-        let mut lab = Lab::new("bench", keep)?;
+    pub(crate) fn set(heartbeat: &str, keep: bool, programs: Option<PathBuf>) -> Result<Self> {
+        let (agent, mut lab) = match programs {
+            Some(programs) => (programs.join("muster-agent"), Lab::with(programs, "bench", keep)?),
+            None => (build_agent()?, Lab::new("bench", keep)?),
+        };
         for folder in ["run", "data", "log", "services"] {
             fs::create_dir_all(lab.root.join(folder))?;
         }

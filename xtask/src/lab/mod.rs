@@ -54,7 +54,11 @@ const HEARTBEAT: &str = "1s";
 impl Lab {
     /// Builds the binaries and makes an empty fleet with a certificate authority. `keep` leaves the folder behind.
     pub(crate) fn new(name: &str, keep: bool) -> Result<Self> {
-        let binaries = build()?;
+        Self::with(build()?, name, keep)
+    }
+
+    /// The same with programs that are there already.
+    pub(crate) fn with(binaries: PathBuf, name: &str, keep: bool) -> Result<Self> {
         let root = tempfile::Builder::new().prefix(&format!("muster-{name}-")).tempdir()?.keep();
         let children = Children::default();
         end_on_signal(&children, &root, keep)?;
@@ -161,7 +165,7 @@ impl Lab {
         }
         let endpoints: Vec<String> = self.ports.keys().map(|name| self.endpoint(name)).collect::<Result<_>>()?;
         let config = format!(
-            "[agent]\nstate_dir = \"{dir}/state\"\nlabels = {{ zone = \"lab\" }}\n\n\
+            "[agent]\nstate_dir = \"{dir}/state\"\nsocket = \"{dir}/agent.sock\"\nlabels = {{ zone = \"lab\" }}\n\n\
              {tls}\n[coordinator]\nendpoints = {endpoints:?}\n\n\
              [memory]\napproaching = \"64MiB\"\ncritical = \"32MiB\"\n\n\
              [probes]\npid_file = \"1s\"\nport = \"1s\"\nmemory = \"1s\"\noom = \"1s\"\nsqlite = \"1s\"\n\
