@@ -6,7 +6,7 @@
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
 use crate::process::exit::Exit;
-use crate::services::Instance;
+use crate::services::{BriefLife, Instance};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::ids::ProcessId;
 use muster_common::reason::Reason;
@@ -182,6 +182,12 @@ pub struct PidFileJudge {
     known: Option<Known>,
     /// The zombie seen in the last run: a parent needs a moment to reap, so it is a problem when seen twice.
     zombie: Option<ProcessId>,
+    /// What the file named in the last run, and when it was written.
+    #[serde(default)]
+    named: Option<(u32, Timestamp)>,
+    /// A life that began and ended between the last two runs.
+    #[serde(skip)]
+    brief: Option<BriefLife>,
 }
 
 impl PidFileJudge {
@@ -200,6 +206,23 @@ impl PidFileJudge {
             first_seen_boottime_ms: known.first_seen_boottime_ms,
             ended_boottime_ms: known.ended_boottime_ms,
         })
+    }
+
+    /// A life that began and ended between the last two runs, told once.
+    pub const fn take_brief(&mut self) -> Option<BriefLife> {
+        self.brief.take()
+    }
+
+    /// A file that was written anew for a process that is gone already: in a fast crash loop most lives are seen so.
+    fn note_brief(&mut self, pid: u32, modified: Timestamp, gone: bool, now: Now) {
+        let before = self.named.replace((pid, modified));
+        let is_known = self.known.as_ref().is_some_and(|known| known.facts.process.pid == pid);
+        if !gone || is_known || self.living().is_some() || before.is_none_or(|before| before == (pid, modified)) {
+            return;
+        }
+        let age_ms = u64::try_from(now.wall.unix_ms().saturating_sub(modified.unix_ms())).unwrap_or(0);
+        let written_boottime_ms = now.boottime_ms.saturating_sub(age_ms);
+        self.brief = Some(BriefLife { pid, written_boottime_ms, gone_boottime_ms: now.boottime_ms });
     }
 
     /// True while the instance has ended and how is still to be told.
@@ -327,6 +350,7 @@ impl PidFileJudge {
         one_shot: bool,
     ) -> Judgement {
         let last_zombie = self.zombie.take();
+        self.note_brief(pid, modified, matches!(process, None | Some(ProcessReading::Gone)), now);
         match process {
             None | Some(ProcessReading::Gone) => Judgement::problem(self.stale(path, pid)),
             Some(ProcessReading::Hidden(why)) => Judgement::unknown(
@@ -544,6 +568,33 @@ mod tests {
 
     fn reasons(judgement: &Judgement) -> Vec<Reason> {
         judgement.problems.iter().map(|problem| problem.reason).collect()
+    }
+
+    #[test]
+    fn a_life_between_two_looks_is_counted_once() {
+        let mut judge = PidFileJudge::default();
+        let written = |ms: u64| Timestamp::from_unix_ms(1_000_000_000 + ms as i64);
+        // pid, written at, what became of the process, whether that is a life nobody saw
+        let runs = [
+            (7, 1_000, ProcessReading::Gone, false),
+            (7, 1_000, ProcessReading::Gone, false),
+            (8, 11_000, ProcessReading::Gone, true),
+            (8, 11_000, ProcessReading::Gone, false),
+            (9, 21_000, ProcessReading::Alive(facts(9, 21_000)), false),
+            (9, 21_000, ProcessReading::Gone, false),
+            (9, 32_000, ProcessReading::Gone, false),
+            (8, 36_000, ProcessReading::Gone, true),
+        ];
+        for (at_ms, (pid, modified, process, expected)) in (5_000u64..).step_by(5_000).zip(runs) {
+            let file = FileReading::Pid { pid, modified: written(modified) };
+            judge.judge("/run/a.pid", reading(file, Some(process)), at(at_ms), false);
+            let brief = judge.take_brief();
+            assert_eq!(brief.is_some(), expected, "{pid} at {at_ms}");
+            if let Some(brief) = brief {
+                let life = (brief.pid, brief.written_boottime_ms, brief.gone_boottime_ms);
+                assert_eq!(life, (pid, modified.min(at_ms), at_ms));
+            }
+        }
     }
 
     #[test]

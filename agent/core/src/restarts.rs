@@ -149,7 +149,13 @@ impl RestartJudge {
             None => Judgement::ok(seen),
             Some(why) => {
                 let unit = reading.unit.as_deref();
-                Judgement::problem(problem(service, unit, &why, one_shot).evidence(seen))
+                let state = match self.left_down_for(reading, now) {
+                    None => "keeps restarting".to_owned(),
+                    Some(down) => {
+                        format!("ended again and again, and nothing has started it for {}", human_duration(down))
+                    }
+                };
+                Judgement::problem(problem(service, &state, unit, &why, one_shot).evidence(seen))
             }
         }
     }
@@ -228,6 +234,17 @@ impl RestartJudge {
         Some(Why { words, longest_ms, asked_only })
     }
 
+    /// How long it has been down, when that is longer than it ever waited for the next start: nobody restarts it now.
+    fn left_down_for(&self, reading: &Reading, now: Now) -> Option<Duration> {
+        let ended_ms = self.lives.back()?.ended_boottime_ms.filter(|_| !reading.awaits_restart)?;
+        let gaps = self.lives.iter().zip(self.lives.iter().skip(1));
+        let gap_ms =
+            |(life, next): (&Life, &Life)| Some(next.start_boottime_ms.saturating_sub(life.ended_boottime_ms?));
+        let longest_ms = gaps.filter_map(gap_ms).max().unwrap_or(0);
+        let down = now.since(ended_ms);
+        (down > Duration::from_millis(longest_ms.saturating_mul(2).max(SHORT_DEFAULT_MS))).then_some(down)
+    }
+
     /// Whether the living instance has proved itself.
     fn outlived(&self, why: &Option<Why>, now: Now) -> bool {
         let (Some(why), Some(newest)) = (why, self.lives.back()) else { return why.is_none() };
@@ -288,9 +305,12 @@ impl RestartJudge {
 fn by_counter(reading: &Reading, newest: Option<&Life>, now: Now) -> Option<Why> {
     let restarts = reading.n_restarts.filter(|restarts| *restarts >= u64::try_from(SHORT_LIVES_MIN).unwrap_or(3))?;
     let age_ms = newest.map_or(0, |life| now.boottime_ms.saturating_sub(life.start_boottime_ms));
-    let young = reading.awaits_restart || age_ms < SHORT_DEFAULT_MS;
+    let ended = newest.is_some_and(|life| life.ended_boottime_ms.is_some());
+    let young = reading.awaits_restart || ended || age_ms < SHORT_DEFAULT_MS;
     let state = if reading.awaits_restart {
         "waits for the next one".to_owned()
+    } else if ended {
+        "is not running now".to_owned()
     } else {
         format!("runs since {}", human(age_ms))
     };
@@ -298,8 +318,8 @@ fn by_counter(reading: &Reading, newest: Option<&Life>, now: Now) -> Option<Why>
     young.then_some(Why { words, longest_ms: 0, asked_only: false })
 }
 
-fn problem(service: &str, unit: Option<&str>, why: &Why, one_shot: bool) -> Problem {
-    let problem = Problem::new(Reason::RestartLoop, format!("{service} keeps restarting: {}", why.words));
+fn problem(service: &str, state: &str, unit: Option<&str>, why: &Why, one_shot: bool) -> Problem {
+    let problem = Problem::new(Reason::RestartLoop, format!("{service} {state}: {}", why.words));
     // Somebody's script, not a crash: it is to be told, but nobody must get up for it.
     let problem = if why.asked_only { problem.severity(Severity::Sev3) } else { problem };
     let problem = if one_shot { problem.grade(Grade::Likely) } else { problem };
@@ -394,6 +414,29 @@ mod tests {
         fn is_in_loop(&self) -> bool {
             self.judge.in_loop
         }
+    }
+
+    #[test]
+    fn a_loop_that_nobody_starts_again_is_not_told_as_one_that_goes_on() {
+        let mut world = World::default();
+        world.lives(4, 2 * S, S, Some(Ended::Badly));
+        let last = Life {
+            pid: world.pid,
+            start_boottime_ms: world.now_ms - S,
+            ended_boottime_ms: Some(world.now_ms),
+            ended: Some(Ended::Badly),
+        };
+        world.now_ms += 3 * MIN;
+        world.look(last);
+        world.check(&[
+            "spl keeps restarting: its last 3",
+            "spl keeps restarting: its last 4",
+            "nothing has started it for 3 min: its last 4",
+        ]);
+        let ended = Life { ended_boottime_ms: Some(world.now_ms), ..last };
+        let reading = Reading { n_restarts: Some(4), ..Reading::default() };
+        let why = by_counter(&reading, Some(&ended), at(world.now_ms)).unwrap();
+        assert!(why.words.ends_with("and it is not running now"), "{}", why.words);
     }
 
     #[test]

@@ -26,6 +26,17 @@ pub struct Instance {
     pub ended_boottime_ms: Option<u64>,
 }
 
+/// A life that nobody saw: its pid was written, and it was gone at the next look. Times are `CLOCK_BOOTTIME`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BriefLife {
+    /// Its pid. Its start time is not known, so it joins to nothing.
+    pub pid: u32,
+    /// When its pid was written.
+    pub written_boottime_ms: u64,
+    /// When it was seen to be gone.
+    pub gone_boottime_ms: u64,
+}
+
 /// The instances of all services of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Services {
@@ -33,6 +44,9 @@ pub struct Services {
     /// Of which more is known than at the last [`Services::take_changed`].
     #[serde(skip)]
     changed: BTreeSet<ServiceName>,
+    /// Lives that nobody saw, oldest first; whoever counts lives remembers them himself.
+    #[serde(skip)]
+    brief: BTreeMap<ServiceName, VecDeque<BriefLife>>,
 }
 
 impl Services {
@@ -53,6 +67,20 @@ impl Services {
                 list.push_back(instance);
             }
         }
+    }
+
+    /// Notes a life that nobody saw.
+    pub fn note_brief(&mut self, service: &ServiceName, life: BriefLife) {
+        let list = self.brief.entry(service.clone()).or_default();
+        if list.len() == INSTANCES_MAX {
+            list.pop_front();
+        }
+        list.push_back(life);
+    }
+
+    /// The lives of one service that nobody saw, oldest first.
+    pub fn brief(&self, service: &ServiceName) -> impl Iterator<Item = &BriefLife> {
+        self.brief.get(service).into_iter().flatten()
     }
 
     /// All instances of one service, oldest first.

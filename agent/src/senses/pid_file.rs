@@ -91,7 +91,11 @@ impl Probe for PidFileProbe {
         let before = self.judge.instance();
         let judgement = self.judge.judge(&self.path, reading, context.now, context.one_shot);
         self.rewatch();
+        let brief = self.judge.take_brief();
         let mut services = context.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(brief) = brief {
+            services.note_brief(&self.subject.service, brief);
+        }
         let after = self.judge.instance();
         // The old instance's end is noted too, for the victims of a kill that is read later.
         if let Some(mut old) = before.filter(|old| after.as_ref().is_none_or(|new| new.process != old.process)) {

@@ -6,7 +6,7 @@ use crate::clock::{boot_id, suspended_ms};
 use crate::probe::{Context, Probe};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::restarts::{Life, Reading, RestartJudge, of_unit};
-use muster_agent_core::services::Instance;
+use muster_agent_core::services::{BriefLife, Instance};
 use muster_common::evidence::Evidence;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ServiceName};
@@ -54,6 +54,13 @@ impl Probe for RestartProbe {
             ended: None,
         };
         reading.lives.extend(services.instances(&self.subject.service).into_iter().flatten().map(life));
+        let brief = |life: &BriefLife| Life {
+            pid: life.pid,
+            start_boottime_ms: life.written_boottime_ms,
+            ended_boottime_ms: Some(life.gone_boottime_ms),
+            ended: None,
+        };
+        reading.lives.extend(services.brief(&self.subject.service).map(brief));
         drop(services);
         self.judge.judge(self.subject.service.as_str(), &reading, context.now, context.one_shot)
     }

@@ -298,7 +298,7 @@ fn databases(cause: &Trace, recent: &Recent) -> Vec<String> {
     let ill = recent.of_service(service).filter(open).filter(|trace| explains(cause, trace).is_none());
     let mut clauses: Vec<String> = ill.take(DATABASES_TOLD_MAX).map(|trace| trace.summary.clone()).collect();
     let (since, not_since): (Vec<_>, Vec<_>) =
-        recent.checked(service).partition(|(_, at)| at.is_some_and(|at| at > cause.from_ms));
+        recent.checked(service).partition(|(_, at)| at.is_some_and(|at| at >= cause.from_ms));
     let names = |databases: &[(&str, _)]| {
         let names: Vec<String> = databases.iter().take(DATABASES_TOLD_MAX).map(|(path, _)| name_of(path)).collect();
         let more = databases.len() - names.len();

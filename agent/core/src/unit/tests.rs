@@ -112,7 +112,8 @@ fn services() {
     check(
         UNIT,
         "ActiveState=inactive SubState=dead UnitFileState=disabled",
-        "sev2 unit_inactive: spl.service is not running; systemd knows of no start since this host booted; it is disabled: the \
+        "sev2 unit_inactive: spl.service is not running; systemd remembers no start: there was none since this host booted, or \
+         it was stopped and forgotten; it is disabled: the \
          next boot will not start it either",
     );
     check(
@@ -150,7 +151,7 @@ fn what_is_not_meant_to_run_all_the_time() {
     check(
         "job.timer",
         "ActiveState=inactive SubState=dead",
-        "sev2 unit_inactive: job.timer is stopped: it will start nothing; systemd knows of no start since this host booted",
+        "sev2 unit_inactive: job.timer is stopped: it will start nothing; systemd remembers no start: there was none since this host booted, or it was stopped and forgotten",
     );
     let options = Options { may_be_inactive: true, ..Options::default() };
     let off = state("ActiveState=inactive SubState=dead");
