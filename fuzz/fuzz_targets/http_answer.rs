@@ -1,5 +1,6 @@
+//! Fuzzes the agent's reader of HTTP answers, which is private to it and stands alone in one file.
+
 #![no_main]
-//! The agent's reader of HTTP answers is private to it and stands alone in one file.
 
 #[expect(dead_code, unreachable_pub, reason = "the agent uses what is not used here")]
 #[path = "../../agent/src/senses/health/http.rs"]

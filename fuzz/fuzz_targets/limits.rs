@@ -1,3 +1,5 @@
+//! Fuzzes `proc_limits` of `any_bytes/parsers.rs`.
+
 #![no_main]
 
 muster_fuzz::target!(parsers::proc_limits);

@@ -1,3 +1,5 @@
+//! Fuzzes `redaction` of `any_bytes/parsers.rs`.
+
 #![no_main]
 
 muster_fuzz::target!(parsers::redaction);

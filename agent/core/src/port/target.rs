@@ -69,7 +69,11 @@ impl FromStr for Target {
             "[::]" => TcpHost::AnyV6,
             "localhost" => TcpHost::Localhost,
             other => match other.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')) {
-                Some(inner) => TcpHost::Ip(inner.parse::<Ipv6Addr>().map_err(|_| hint())?.into()),
+                Some(inner) => match inner.parse::<Ipv6Addr>().map_err(|_| hint())? {
+                    // However its zeros are written.
+                    Ipv6Addr::UNSPECIFIED => TcpHost::AnyV6,
+                    ip => TcpHost::Ip(ip.into()),
+                },
                 None => TcpHost::Ip(other.parse::<Ipv4Addr>().map_err(|_| hint())?.into()),
             },
         };
@@ -283,6 +287,13 @@ mod tests {
         assert_eq!(served("localhost:80", &dual), ["[::]:80"]);
         assert!(served("127.0.0.1:80", &[tcp("::", true)]).is_empty());
         assert_eq!(served("127.0.0.1:80", &[tcp("::ffff:127.0.0.1", false)]).len(), 1);
+    }
+
+    #[test]
+    fn the_wildcard_is_the_wildcard_however_its_zeros_are_written() {
+        for text in ["[::]:80", "[::0]:80", "[0:0:0:0:0:0:0:0]:80"] {
+            assert_eq!(text.parse(), Ok(Target::Tcp { host: TcpHost::AnyV6, port: 80 }), "{text}");
+        }
     }
 
     #[test]

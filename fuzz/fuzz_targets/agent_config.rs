@@ -1,0 +1,5 @@
+//! Fuzzes `agent_config` of the agent's `any_bytes/parsers.rs`.
+
+#![no_main]
+
+muster_fuzz::target!(agent_parsers::agent_config);
