@@ -67,6 +67,9 @@ enum Command {
         /// Print one file of the bundle
         #[arg(long, value_name = "NAME", requires = "bundle", conflicts_with = "list")]
         show: Option<String>,
+        /// Read databases and backups to their end, on copies below TMPDIR or /var/tmp: takes minutes
+        #[arg(long, conflicts_with_all = ["kmsg_file", "bundle"])]
+        deep: bool,
         /// List every check, also those that are well, and what holds the agent to reading
         #[arg(long, short)]
         verbose: bool,
@@ -130,7 +133,7 @@ enum Command {
         #[arg(value_name = "EVIDENCE", trailing_var_arg = true, allow_hyphen_values = true)]
         evidence: Vec<String>,
     },
-    /// Discover pid files, listening ports and open SQLite files, and print a commented config
+    /// Discover services with their units, ports, logs and open SQLite files, and print a commented config
     Init,
 }
 
@@ -156,11 +159,11 @@ pub fn main() -> ExitCode {
     let status = match cli.command {
         Command::Run { config } => run(&config, restricted),
         Command::Doctor { format, service, bundle: Some(file), list, show, verbose, .. } => {
-            let asked = Asked { config: None, format, service, kmsg_file: None, verbose };
+            let asked = Asked { config: None, format, service, kmsg_file: None, deep: false, verbose };
             read_bundle(&file, list, show.as_deref(), &asked)
         }
         Command::Bundle { output, config, since } => write_bundle(&output, config, since),
-        Command::Doctor { config, format, service, kmsg_file, verbose, .. } => {
+        Command::Doctor { config, format, service, kmsg_file, deep, verbose, .. } => {
             let notes = match (&restricted, verbose) {
                 (Ok(()), true) => {
                     vec!["held by seccomp: no program is started, no other process is signalled or traced".to_owned()]
@@ -168,7 +171,7 @@ pub fn main() -> ExitCode {
                 (Ok(()), false) => Vec::new(),
                 (Err(error), _) => vec![format!("not held by seccomp: {}", Chain(error))],
             };
-            let asked = Asked { config, format, service, kmsg_file, verbose };
+            let asked = Asked { config, format, service, kmsg_file, deep, verbose };
             run_doctor(&asked, notes)
         }
         Command::CheckConfig { config } => check_config(&config),
@@ -256,6 +259,7 @@ struct Asked {
     format: Format,
     service: Option<String>,
     kmsg_file: Option<PathBuf>,
+    deep: bool,
     verbose: bool,
 }
 
@@ -291,7 +295,7 @@ fn run_doctor(asked: &Asked, mut notes: Vec<String>) -> u8 {
             }
         }
     } else {
-        let config = match doctor_config(asked.config.as_deref(), &host, &mut notes) {
+        let mut config = match doctor_config(asked.config.as_deref(), &host, &mut notes) {
             Ok(config) => config,
             Err(error) => return wrong_config(&error, EXIT_USAGE),
         };
@@ -301,10 +305,18 @@ fn run_doctor(asked: &Asked, mut notes: Vec<String>) -> u8 {
             complain(&message);
             return EXIT_USAGE;
         }
-        let report = match doctor::diagnose(&config, &host, notes) {
+        if let (true, Some(asked)) = (asked.deep, &asked.service) {
+            // Nobody waits for what is not told.
+            for other in config.services.iter_mut().filter(|service| service.name.as_str() != asked) {
+                other.sqlite.clear();
+                other.backups.clear();
+            }
+        }
+        let diagnose = if asked.deep { doctor::diagnose_deep } else { doctor::diagnose };
+        let report = match diagnose(&config, &host, notes) {
             Ok(report) => report,
             Err(error) => {
-                complain(&format!("cannot start a thread: {error}"));
+                complain(&format!("cannot begin: {error}"));
                 return EXIT_USAGE;
             }
         };

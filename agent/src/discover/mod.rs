@@ -233,7 +233,9 @@ impl Search<'_> {
             }
         }
         self.of_log_folders();
-        let journal = JOURNAL_FOLDERS.iter().any(|folder| self.host.path(folder).is_dir());
+        // An empty folder is left where journald does not run.
+        let holds = |folder| fs::read_dir(self.host.path(folder)).is_ok_and(|mut entries| entries.next().is_some());
+        let journal = JOURNAL_FOLDERS.into_iter().any(holds);
         for service in self.services.values_mut().filter(|_| journal) {
             if let Some(unit) = &service.unit {
                 service.logs.insert(0, log(LogSource::Journal(unit.name.clone())));
@@ -515,11 +517,51 @@ mod tests {
         for path in ["/srv/muster/spool.db", "/srv/muster/again.db", "/var/lib/muster-agent/spool.db"] {
             file(root, path.trim_start_matches('/'), &database);
         }
+        process(root, 1, "systemd", "/init.scope", &[]);
         process(root, 70, "muster-agent", "/system.slice/agent.service", &["/srv/muster/spool.db"]);
         process(root, 71, "judge", "/system.slice/agent.service", &["/srv/muster/again.db"]);
         symlink("/usr/bin/muster-agent (deleted)", root.join("proc/71/exe")).unwrap();
         process(root, 72, "sqlite3", "/user.slice", &["/var/lib/muster-agent/spool.db"]);
         assert_eq!(discover(&HostRoot(root.to_owned())).services, []);
+    }
+
+    #[test]
+    fn logs_are_told_from_requests_and_random_ports_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        process(root, 1, "systemd", "/init.scope", &[]);
+        file(root, "proc/sys/net/ipv4/ip_local_port_range", b"32768\t60999\n");
+        file(root, "run/log/journal/0af/system.journal", b"");
+        file(root, "lib/systemd/system/web.service", b"[Unit]\nDescription=The web\n[Install]\n");
+        file(root, "lib/systemd/system/once.service", b"[Service]\nType=oneshot\n");
+        let logs = ["/var/log/web/error.log", "/var/log/web/access.log", "/var/log/wtmp", "/srv/web/read.log"];
+        for path in logs {
+            file(root, path.trim_start_matches('/'), b"x");
+        }
+        process(root, 70, "web", "/system.slice/web.service", &[logs[0], logs[1], logs[2], logs[3], "socket:[41]"]);
+        for (index, flags) in [(0, "0102001"), (1, "0102001"), (2, "0102001"), (3, "0100000")] {
+            file(root, &format!("proc/70/fdinfo/{index}"), format!("pos:\t0\nflags:\t{flags}\n").as_bytes());
+        }
+        process(root, 71, "cron", "/system.slice/cron.service", &[]);
+        process(root, 72, "apt", "/system.slice/once.service", &[]);
+        process(root, 73, "bash", "/user.slice/user-0.slice/session-1.scope", &[]);
+        process(root, 74, "dbus-daemon", "/system.slice/dbus.service", &[]);
+        let line = "   0: 0100007F:C350 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 41 1\n";
+        file(root, "proc/net/tcp", format!("  sl  local_address ...\n{line}").as_bytes());
+
+        let found = discover(&HostRoot(root.to_owned()));
+        let names: Vec<&str> = found.services.iter().map(|service| service.name.as_str()).collect();
+        assert_eq!(names, ["cron", "web"]);
+        let web = &found.services[1];
+        let sources: Vec<String> = web.logs.iter().map(|log| log.source.to_string()).collect();
+        assert_eq!((sources, web.ports.len()), (vec!["journal:web.service".into(), logs[0].into()], 0));
+        let printed = to_toml(&found);
+        for part in ["# The web\n", "not watched: port 127.0.0.1:50000", "access.log: requests", "#     dbus.service\n"]
+        {
+            assert!(printed.contains(part), "{part}: {printed}");
+        }
+        assert_eq!(Config::parse("agent.toml", &printed).unwrap().services, found.services);
+        assert_eq!(discover(&HostRoot(root.to_owned())), found);
     }
 
     #[test]

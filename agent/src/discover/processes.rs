@@ -71,11 +71,19 @@ pub(super) struct Held {
     pub(super) cut_short: bool,
 }
 
+/// The first process.
+struct First {
+    cgroup: String,
+    systemd: bool,
+}
+
 /// Looks at all of them.
 pub(super) fn look(host: &HostRoot) -> Held {
     let mut held = Held::default();
     let mut fds = 0;
     let of_first = fs::read_to_string(host.path("/proc/1/cgroup")).unwrap_or_default();
+    let named_so = || fs::read_to_string(host.path("/proc/1/comm")).is_ok_and(|comm| comm.trim_end() == "systemd");
+    let first = First { cgroup: of_first, systemd: host.path("/run/systemd/system").exists() || named_so() };
     let Ok(entries) = fs::read_dir(host.path("/proc")) else { return held };
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -84,7 +92,7 @@ pub(super) fn look(host: &HostRoot) -> Held {
             break;
         }
         let folder = entry.path();
-        let Some(process) = read(host, pid, &folder, &of_first) else { continue };
+        let Some(process) = read(host, pid, &folder, &first) else { continue };
         held.processes.insert(pid, process);
         match fs::read_dir(folder.join("fd")) {
             Ok(open) => {
@@ -107,7 +115,7 @@ pub(super) fn look(host: &HostRoot) -> Held {
     held
 }
 
-fn read(host: &HostRoot, pid: u32, folder: &Path, of_first: &str) -> Option<Process> {
+fn read(host: &HostRoot, pid: u32, folder: &Path, first: &First) -> Option<Process> {
     let comm = String::from_utf8_lossy(&fs::read(folder.join("comm")).ok()?).trim_end().to_owned();
     let exe = fs::read_link(folder.join("exe")).ok();
     // Neither this process nor a daemon: the agent's own spool is no subject of the agent.
@@ -121,7 +129,7 @@ fn read(host: &HostRoot, pid: u32, folder: &Path, of_first: &str) -> Option<Proc
     let uid =
         text("status").lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse().ok());
     let start_ticks = proc_text::stat(&text("stat")).map_or(0, |stat| stat.process.start_ticks);
-    Some(Process { comm, place: place(&text("cgroup"), of_first), exe, uid, start_ticks })
+    Some(Process { comm, place: place(&text("cgroup"), &first.cgroup, first.systemd), exe, uid, start_ticks })
 }
 
 /// Also under another thread's name, and after an upgrade replaced the file.

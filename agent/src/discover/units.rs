@@ -52,13 +52,17 @@ pub(super) fn cgroup_path(cgroup: &str) -> &str {
     named.or_else(|| cgroup.lines().find_map(|line| line.strip_prefix("0::"))).unwrap_or_default()
 }
 
-/// By the cgroup of a process and of the first process: in a container, everything is below that.
-pub(super) fn place(cgroup: &str, of_first: &str) -> Place {
+/// By the cgroup of a process and of the first process: in a container, everything is below that. On a host without
+/// systemd, units are those of containers.
+pub(super) fn place(cgroup: &str, of_first: &str, systemd: bool) -> Place {
     let above = cgroup_path(of_first).trim_end_matches("/init.scope");
     let path = cgroup_path(cgroup);
     let path = path.strip_prefix(above).filter(|rest| rest.is_empty() || rest.starts_with('/')).unwrap_or(path);
     let parts = || path.split('/').filter(|part| !part.is_empty());
-    if parts().next() == Some("docker") || parts().any(is_container) {
+    let names_units = || parts().any(|part| part.ends_with(".service") || part.ends_with(".scope"));
+    let below_a_slice = || parts().next().is_some_and(|part| part.ends_with(".slice") || part == "init.scope");
+    let nested = || names_units() && !(systemd && below_a_slice());
+    if parts().next() == Some("docker") || parts().any(is_container) || nested() {
         return Place::Container;
     }
     if parts().next() == Some("user.slice") {
@@ -140,7 +144,7 @@ mod tests {
     use super::*;
 
     fn of(cgroup: &str) -> Place {
-        place(&format!("0::{cgroup}\n"), "0::/init.scope\n")
+        place(&format!("0::{cgroup}\n"), "0::/init.scope\n", true)
     }
 
     #[test]
@@ -162,6 +166,7 @@ mod tests {
             ("/system.slice/docker-0af.scope", Place::Container),
             ("/kubepods.slice/kubepods-pod1.slice/cri-containerd-0af.scope", Place::Container),
             ("/docker/0af", Place::Container),
+            ("/guest/system.slice/cron.service", Place::Container),
             ("/init.scope", Place::Manager),
             ("/", Place::Nowhere),
         ] {
@@ -172,11 +177,12 @@ mod tests {
     #[test]
     fn inside_of_a_container_the_rest_of_the_path_counts() {
         let first = "0::/docker/0af/init.scope\n";
-        assert_eq!(place("0::/docker/0af/system.slice/a.service\n", first), Place::Unit("a.service".to_owned()));
-        assert_eq!(place("0::/docker/0af\n", "0::/docker/0af\n"), Place::Nowhere);
+        assert_eq!(place("0::/docker/0af/system.slice/a.service\n", first, true), Place::Unit("a.service".to_owned()));
+        assert_eq!(place("0::/docker/0af\n", "0::/docker/0af\n", false), Place::Nowhere);
+        assert_eq!(place("0::/system.slice/a.service\n", "0::/\n", false), Place::Container);
         // Both hierarchies: the named one has the processes.
         let hybrid = "4:memory:/\n1:name=systemd:/system.slice/a.service\n0::/\n";
-        assert_eq!(place(hybrid, ""), Place::Unit("a.service".to_owned()));
+        assert_eq!(place(hybrid, "", true), Place::Unit("a.service".to_owned()));
     }
 
     #[test]

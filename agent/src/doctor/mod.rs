@@ -2,6 +2,8 @@
 //!
 //! Needs no coordinator, no state and, with discovery, no config. Changes nothing.
 
+mod deep;
+mod progress;
 pub mod report;
 pub mod text;
 
@@ -12,6 +14,7 @@ use crate::probe::{Context, Lane as Kind};
 use crate::run::lanes::{Delivery, Done, Job, Lane};
 use crate::run::plan::{Means, Planned, not_watched, probes};
 use crate::senses::HostRoot;
+use crate::senses::sqlite::{NOT_DEEP, OneShot};
 use crate::senses::saved_log::read_log;
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Recent;
@@ -21,6 +24,7 @@ use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::units::human_duration;
+use deep::{Deep, is_deep};
 use report::{Ran, Report};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -36,25 +40,99 @@ const FILES_THREADS: usize = 4;
 const DATABASE_THREADS: usize = 3;
 /// One database in `doctor`, whatever the config allows the daemon: nobody waits a minute for a first answer.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(8);
+/// Without `--deep`, one database is read for so long,
+const GLANCE_MAX: Duration = Duration::from_millis(100);
+/// and all of them together for about so long,
+const GLANCES_MAX: Duration = Duration::from_millis(500);
+/// but each for so long at least.
+const GLANCE_MIN: Duration = Duration::from_millis(10);
+/// A kill of longer ago is history.
+const NEWS: Duration = Duration::from_secs(24 * 3600);
+/// Milliseconds of a tick, the unit of start times, on every architecture since Linux 2.6.
+const TICK_MS: u64 = 10;
+/// How often somebody who waits is told how far it is.
+const TICK: Duration = Duration::from_millis(200);
 /// A pid file that hangs is not waited for longer before the other probes start without its answer.
 const QUICK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Diagnoses this host by `config`. Fails where no thread can be started.
 pub fn diagnose(config: &Config, host: &HostRoot, notes: Vec<String>) -> std::io::Result<Report> {
+    let databases: usize = config.services.iter().map(|service| service.sqlite.len()).sum();
+    let each = GLANCES_MAX.saturating_mul(u32::try_from(DATABASE_THREADS).unwrap_or(1));
+    let each = each / u32::try_from(databases).unwrap_or(u32::MAX).max(1);
+    diagnose_with(config, host, notes, None, OneShot::Glance(each.clamp(GLANCE_MIN, GLANCE_MAX)))
+}
+
+/// The same, and reads databases and copies to their end. Call it before there is another thread.
+pub fn diagnose_deep(config: &Config, host: &HostRoot, notes: Vec<String>) -> std::io::Result<Report> {
+    let deep = Deep::begin()?;
+    let one_shot = deep.one_shot();
+    diagnose_with(config, host, notes, Some(&deep), one_shot)
+}
+
+fn diagnose_with(
+    config: &Config,
+    host: &HostRoot,
+    mut notes: Vec<String>,
+    deep: Option<&Deep>,
+    one_shot: OneShot,
+) -> std::io::Result<Report> {
     let net = Net::start()?;
     let services = Arc::new(Mutex::new(Services::default()));
     let now = crate::clock::now();
     let context = Context { now, services: Arc::clone(&services), one_shot: true };
-    let means = Means { host, scratch: None, net: &net.handle(), link: LinkStatus::default() };
+    let means = Means { host, scratch: None, net: &net.handle(), link: LinkStatus::default(), one_shot };
     let planned = probes(config, &means);
     let (first, second): (Vec<_>, Vec<_>) =
         planned.into_iter().partition(|planned| tells_processes(planned.probe.subject().probe));
+    let (last, second): (Vec<_>, Vec<_>) =
+        second.into_iter().partition(|planned| deep.is_some() && is_deep(planned.probe.subject().probe));
     // Ports and kills ask whose process they see: pid files and units go first.
-    let mut ran = run_all(first, &context);
-    ran.extend(run_all(second, &context));
+    let mut ran = run_all(first, &context, None, &mut || {});
+    ran.extend(run_all(second, &context, None, &mut || {}));
+    if deep.is_some() {
+        ran.extend(deep::run_each(last, &context, host));
+    }
+    notes.extend(read_in_part(&ran));
+    notes.extend(history(now, host, &mut ran));
     let (ran, recent) = explain(now, ran);
     let services = services.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Report::new(host_name(host), ran, &recent, &services).remarks(not_watched(config), notes))
+}
+
+/// Takes away what is no news and explains nothing: kills from before this container was started, and, where nothing is
+/// wrong now, those of more than a day ago. The kernel's log goes back to the boot.
+fn history(now: Now, host: &HostRoot, ran: &mut [Ran]) -> Option<String> {
+    let since_ms = crate::senses::process::id(host, 1).map_or(0, |first| first.start_ticks.saturating_mul(TICK_MS));
+    let well = ran.iter().all(|ran| ran.judgement.problems.is_empty());
+    let (mut before_start, mut old) = (0, 0);
+    for ran in ran.iter_mut().filter(|ran| ran.subject.probe == ProbeKind::Oom) {
+        ran.judgement.occurrences.retain(|happened| {
+            let Some(at_ms) = happened.observed_boottime_ms else { return true };
+            let (is_before, is_old) = (at_ms < since_ms, well && now.since(at_ms) > NEWS);
+            before_start += usize::from(is_before);
+            old += usize::from(is_old && !is_before);
+            !is_before && !is_old
+        });
+    }
+    let counted = |count: usize, when: &str| {
+        let kills = if count == 1 { "1 OOM kill".to_owned() } else { format!("{count} OOM kills") };
+        (count > 0).then(|| format!("{kills} {when}"))
+    };
+    let parts = [counted(old, "more than a day ago"), counted(before_start, "before this container was started")];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("{}: muster-agent doctor --kmsg-file /dev/kmsg", parts.join(", ")))
+}
+
+/// Databases of which a glance did not see everything.
+fn read_in_part(ran: &[Ran]) -> Option<String> {
+    let glanced = |ran: &&Ran| {
+        let says_so = |value: &Value| matches!(value, Value::Text(text) if text == NOT_DEEP);
+        ran.judgement.seen.get("deep_check").is_some_and(says_so)
+    };
+    let databases = ran.iter().filter(glanced).count();
+    let them = if databases == 1 { "1 database was".to_owned() } else { format!("{databases} databases were") };
+    (databases > 0).then(|| format!("{them} checked quickly; --deep checks all of it, on a copy"))
 }
 
 /// Whether other probes ask what this one noted.
@@ -109,18 +187,19 @@ fn host_name(host: &HostRoot) -> String {
     if name.is_empty() { "this host".to_owned() } else { name.to_owned() }
 }
 
-/// Runs each probe once and waits for every one at most for its deadline.
-fn run_all(planned: Vec<Planned>, context: &Context) -> Vec<Ran> {
-    let mut pool = Pool::new(planned);
+/// Runs each probe once and waits for every one at most for its deadline, or for `bound`.
+fn run_all(planned: Vec<Planned>, context: &Context, bound: Option<Duration>, tick: &mut dyn FnMut()) -> Vec<Ran> {
+    let mut pool = Pool::new(planned, bound);
     let mut ran = Vec::new();
     loop {
         pool.start(context);
         let Some(deadline) = pool.next_deadline() else { break };
         let wait = deadline.saturating_duration_since(Instant::now());
-        match pool.results.recv_timeout(wait) {
+        match pool.results.recv_timeout(wait.min(TICK)) {
             Ok(done) => ran.extend(pool.finish(done)),
             Err(_) => ran.extend(pool.give_up(Instant::now())),
         }
+        tick();
     }
     ran.extend(pool.rest());
     ran
@@ -132,10 +211,12 @@ struct Pool {
     /// By lane: what runs there, and until when it may.
     running: Vec<Option<(SubjectKey, Instant, Duration)>>,
     results: std::sync::mpsc::Receiver<Done>,
+    /// Instead of each probe's own deadline.
+    bound: Option<Duration>,
 }
 
 impl Pool {
-    fn new(planned: Vec<Planned>) -> Self {
+    fn new(planned: Vec<Planned>, bound: Option<Duration>) -> Self {
         let (sender, results) = channel();
         let count = |kind| planned.iter().filter(|planned| planned.probe.lane() == kind).count();
         let quick = count(Kind::Quick).min(QUICK_THREADS);
@@ -146,17 +227,17 @@ impl Pool {
         let lanes: Vec<Lane> =
             kinds.enumerate().map(|(index, kind)| Lane::new(index, kind, Delivery::new(sender.clone()))).collect();
         let running = lanes.iter().map(|_| None).collect();
-        Self { waiting: planned.into(), lanes, running, results }
+        Self { waiting: planned.into(), lanes, running, results, bound }
     }
 
     fn start(&mut self, context: &Context) {
         for (lane, running) in self.lanes.iter_mut().zip(&mut self.running).filter(|(lane, _)| lane.is_free()) {
             let fits = self.waiting.iter().position(|planned| planned.probe.lane() == lane.kind());
             let Some(Planned { probe, plan }) = fits.and_then(|index| self.waiting.remove(index)) else { continue };
-            let bound = match lane.kind() {
+            let bound = self.bound.unwrap_or_else(|| match lane.kind() {
                 Kind::Quick | Kind::Files => plan.deadline.min(QUICK_DEADLINE),
                 Kind::Database => plan.deadline.min(DATABASE_DEADLINE),
-            };
+            });
             let subject = probe.subject().clone();
             let context = Context { now: crate::clock::now(), ..context.clone() };
             match lane.start(Job { probe, context }) {
@@ -213,8 +294,38 @@ mod tests {
     use muster_agent_core::schedule::Plan;
 
     fn planned(probe: Box<dyn Probe>, deadline_ms: u64) -> Planned {
-        let plan = Plan { lane: 0, interval: Duration::from_secs(5), deadline: Duration::from_millis(deadline_ms) };
+        let plan = Plan { lane: 0, interval: Duration::from_secs(5), deadline: Duration::from_millis(deadline_ms), place: None };
         Planned { probe, plan }
+    }
+
+    #[test]
+    fn old_kills_are_history_where_nothing_is_wrong() {
+        use muster_agent_core::judgement::Problem;
+        use muster_common::reason::Reason;
+        let day_ms = 24 * 3_600_000;
+        let now = Now { boottime_ms: 3 * day_ms, wall: crate::clock::now().wall };
+        let kill = |at_ms| {
+            let mut kill = Problem::new(Reason::OomKill, "killed");
+            kill.observed_boottime_ms = Some(at_ms);
+            kill
+        };
+        let ran = |probe, judgement| {
+            let subject = SubjectKey::new(ServiceName::host(), probe, "x");
+            Ran { subject, judgement, took: Duration::ZERO }
+        };
+        let kills = |ran: &Ran| ran.judgement.occurrences.iter().filter_map(|kill| kill.observed_boottime_ms).collect();
+        let occurrences = vec![kill(day_ms), kill(3 * day_ms - 1)];
+        let oom = ran(ProbeKind::Oom, Judgement { occurrences, ..Judgement::default() });
+        let nowhere = HostRoot("/nonexistent".into());
+        let mut well = vec![oom.clone()];
+        assert!(history(now, &nowhere, &mut well).unwrap().starts_with("1 OOM kill more than a day ago:"));
+        let left: Vec<u64> = kills(&well[0]);
+        assert_eq!(left, [3 * day_ms - 1]);
+        let down = ran(ProbeKind::Port, Judgement::problem(Problem::new(Reason::PortClosed, "x")));
+        let mut ill = vec![oom, down];
+        assert_eq!(history(now, &nowhere, &mut ill), None);
+        let left: Vec<u64> = kills(&ill[0]);
+        assert_eq!(left.len(), 2);
     }
 
     #[test]
@@ -235,7 +346,7 @@ mod tests {
         for index in 0..8 {
             all.push(planned(fake(&format!("well {index}"), Judgement::default), 60_000));
         }
-        let ran = run_all(all, &context);
+        let ran = run_all(all, &context, None, &mut || {});
         drop(keep);
         assert_eq!(ran.len(), 16);
         for one in ran {

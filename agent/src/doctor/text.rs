@@ -2,7 +2,7 @@
 //!
 //! Must never print a stranger's control characters: names of processes and paths are theirs, the terminal is ours.
 
-use super::report::{Overall, Report};
+use super::report::{Overall, Report, Unanswered};
 use muster_agent_core::diagnose::{Relation, Story};
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::finding::Finding;
@@ -12,10 +12,16 @@ use muster_common::units::human_duration;
 use std::io::{self, Write};
 
 /// Bytes of one value without `--verbose`: a line on most terminals, and enough of a kernel line to know it.
-const VALUE_BYTES_MAX: usize = 120;
+const VALUE_BYTES_MAX: usize = 90;
 
 /// Bytes of a line of evidence without `--verbose`.
 const EVIDENCE_LINE_BYTES: usize = 100;
+
+/// Services named where many have the same trouble.
+const NAMES_SHOWN_MAX: usize = 6;
+
+/// Evidence for programs, or told in other words: only `--verbose` prints it.
+const FOR_PROGRAMS: [&str; 5] = ["cause_grade", "kmsg_sequence", "observed_at", "since_boot_ms", "start_ticks"];
 
 /// How to print.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,18 +40,53 @@ pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<(
     }
     if !report.unknown.is_empty() {
         writeln!(out, "\n{}", paint("could not be answered", Paint::Bold, style))?;
-        for unknown in &report.unknown {
-            let [service, probe, subject] = [&unknown.service, &unknown.probe, &unknown.subject].map(|text| plain(text));
-            writeln!(out, "  {service} {probe} {subject}: {}", plain(&unknown.why))?;
-            if let Some(way_out) = &unknown.way_out {
-                writeln!(out, "    way out: {}", plain(way_out))?;
-            }
+        for alike in alike(&report.unknown) {
+            write_unknown(out, &alike, style)?;
         }
     }
     if style.verbose {
         write_probes(out, report, style)?;
     }
     write_notes(out, report, style)
+}
+
+/// Questions without an answer for the same reason, together: twenty logs that may not be read are one thing to mend.
+fn alike(unknown: &[Unanswered]) -> Vec<Vec<&Unanswered>> {
+    let mut groups: Vec<Vec<&Unanswered>> = Vec::new();
+    for one in unknown {
+        let same = |group: &&mut Vec<&Unanswered>| {
+            group.first().is_some_and(|first| {
+                (&first.probe, &first.why, &first.way_out) == (&one.probe, &one.why, &one.way_out)
+            })
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.push(one),
+            None => groups.push(vec![one]),
+        }
+    }
+    groups
+}
+
+fn write_unknown(out: &mut dyn Write, alike: &[&Unanswered], style: Style) -> io::Result<()> {
+    let Some(first) = alike.first() else { return Ok(()) };
+    let why = plain(&first.why);
+    if alike.len() == 1 || style.verbose {
+        for unknown in alike {
+            let [service, probe, subject] = [&unknown.service, &unknown.probe, &unknown.subject].map(|text| plain(text));
+            writeln!(out, "  {service} {probe} {subject}: {why}")?;
+        }
+    } else {
+        let mut services: Vec<String> = alike.iter().map(|unknown| plain(&unknown.service)).collect();
+        services.dedup();
+        let shown = services.len().min(NAMES_SHOWN_MAX);
+        let more = if services.len() > shown { format!(" and {} more", services.len() - shown) } else { String::new() };
+        let names = services.get(..shown).unwrap_or_default().join(", ");
+        writeln!(out, "  {} {} checks ({names}{more}): {why}", alike.len(), plain(&first.probe))?;
+    }
+    match &first.way_out {
+        Some(way_out) => writeln!(out, "    way out: {}", plain(way_out)),
+        None => Ok(()),
+    }
 }
 
 fn write_title(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
@@ -129,8 +170,9 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
 
 /// What the summary does not say already, in as few lines as it takes; `--verbose` has all of it, a line each.
 fn write_new_evidence(out: &mut dyn Write, finding: &Finding) -> io::Result<()> {
-    let telling = |(_, value): &(&str, &Value)| match value {
+    let telling = |(key, value): &(&str, &Value)| match value {
         Value::Flag(false) | Value::Bytes(0) => false,
+        _ if FOR_PROGRAMS.contains(key) => false,
         value => !says(&finding.summary, &value.to_string()),
     };
     let mut line = String::new();
@@ -304,6 +346,28 @@ could not be answered
 note: configured, but this version has no probe for it: spl health http://127.0.0.1:1/, spl singleton
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_answered_for_one_reason_is_one_line() {
+        let of = |subject: &str, why: &str| ran(ProbeKind::Log, subject, Judgement::unknown(why, Some("run as root")));
+        let probes = vec![of("journal:a", "no access"), of("/b.log", "it is a folder"), of("journal:c", "no access")];
+        let text = |verbose| {
+            let mut out = Vec::new();
+            write(&mut out, &report(probes.clone()), Style { verbose, ..Style::default() }).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let expected = "\
+UNKNOWN web-1: 3 not answered, 0 of 3 checks ok
+
+could not be answered
+  spl log /b.log: it is a folder
+    way out: run as root
+  2 log checks (spl): no access
+    way out: run as root
+";
+        assert_eq!(text(false), expected);
+        assert!(text(true).contains("spl log journal:c: no access"), "{}", text(true));
     }
 
     #[test]

@@ -57,7 +57,9 @@ pub(super) fn killers(config: &Config, means: &Means<'_>) -> Option<Planned> {
         let rules = own.chain(standard_rules()).filter(|rule| rule.killer.is_some() && !rule.from.is_empty());
         Arc::new(Rules::new(rules.collect()))
     };
-    let probe = if JOURNAL_FOLDERS.iter().any(|folder| exists(folder)) {
+    // An empty folder is left where journald does not run.
+    let holds = |folder| std::fs::read_dir(means.host.path(folder)).is_ok_and(|mut entries| entries.next().is_some());
+    let probe = if JOURNAL_FOLDERS.into_iter().any(holds) {
         LogProbe::of_killers(rules(), means.host)
     } else {
         let syslog = SYSLOG_FILES.into_iter().find(|file| exists(file))?;

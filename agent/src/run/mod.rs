@@ -20,6 +20,7 @@ use crate::config::{Config, ConfigError};
 use crate::local::{LinkStatus, LocalServer, Reporters};
 use crate::net::{Net, NetHandle};
 use crate::senses::HostRoot;
+use crate::senses::sqlite::OneShot;
 use crate::spool::{Spool, SpoolHandle, SpoolLimits, SpoolOwner};
 use crate::uplink::{FactsSetter, Stop, UplinkFacts};
 use anyhow::{Context as _, bail};
@@ -133,7 +134,7 @@ fn serve_local<O: StateOutlet>(
 }
 
 fn means<'a>(host: &'a HostRoot, state: &'a State, net: &'a NetHandle, link: &LinkStatus) -> Means<'a> {
-    Means { host, scratch: state.scratch(), net, link: link.clone() }
+    Means { host, scratch: state.scratch(), net, link: link.clone(), one_shot: OneShot::default() }
 }
 
 /// Whether the whole host goes down, and not only this agent. The unit's `ExecStop=` leaves the sign, before the agent

@@ -24,7 +24,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// How long `doctor` waits for the looks.
-const ONE_SHOT_WAIT: Duration = Duration::from_millis(800);
+const ONE_SHOT_WAIT: Duration = Duration::from_millis(500);
 /// Copies looked into by one thread.
 const LOOKS_MAX: usize = 64;
 
@@ -39,6 +39,8 @@ pub struct BackupOptions {
     pub rules: Rules,
     /// Look into copies, not only at them.
     pub look_inside: bool,
+    /// `doctor --deep`: every look to its end.
+    pub deep: bool,
 }
 
 impl From<&Backup> for BackupOptions {
@@ -53,7 +55,7 @@ impl From<&Backup> for BackupOptions {
             keep: backup.keep,
         };
         let (pattern, source) = (backup.path.clone(), backup.of.clone());
-        Self { pattern, source, rules, look_inside: backup.look_inside }
+        Self { pattern, source, rules, look_inside: backup.look_inside, deep: false }
     }
 }
 
@@ -78,6 +80,10 @@ impl BackupProbe {
         Self { subject, root, options, judge: BackupJudge::default(), answers: None, ended }
     }
 
+    const fn one_shot_wait(&self) -> Duration {
+        if self.options.deep { examine::LOOK_MAX } else { ONE_SHOT_WAIT }
+    }
+
     /// Takes in what threads have found so far; waits at most so long for the rest.
     fn collect(&mut self, wait: Duration) {
         let Some(answers) = &self.answers else { return };
@@ -98,6 +104,9 @@ impl BackupProbe {
             return Ok(());
         }
         wanted.truncate(LOOKS_MAX);
+        if self.options.deep {
+            wanted.iter_mut().for_each(|(_, deep)| *deep = true);
+        }
         if !self.options.look_inside {
             for (file, _) in wanted {
                 self.judge.learn(&file, examine::from_outside());
@@ -108,7 +117,7 @@ impl BackupProbe {
         let (sender, answers) = channel();
         let root = self.root.clone();
         let ended = self.ended.clone();
-        let bound = if one_shot { ONE_SHOT_WAIT } else { examine::LOOK_MAX };
+        let bound = if one_shot { self.one_shot_wait() } else { examine::LOOK_MAX };
         let work = move |sandbox| {
             examine::all(&root, wanted, sandbox, bound, &sender);
             // Both before the bell: the run that it wakes may want the next look.
@@ -141,7 +150,7 @@ impl Probe for BackupProbe {
         let listing = list::list(&self.root, &self.options.pattern, self.options.source.as_deref());
         self.judge.note(listing, context.now);
         self.collect(Duration::ZERO);
-        let deadline = Instant::now() + ONE_SHOT_WAIT;
+        let deadline = Instant::now() + self.one_shot_wait();
         let mut waits = self.start_looks(context.one_shot);
         while context.one_shot && waits.is_err() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));

@@ -2,9 +2,10 @@
 //!
 //! Must never block a run, and never more than one at a time: they share a disk.
 
-use super::check::Pass;
-use super::copy::{self, CopyError, Limits};
+use super::check::{Pass, Trouble};
+use super::copy::{self, CopyError, Limits, Scratch};
 use super::{Ground, SqliteProbe};
+use crate::probe::Context;
 use crate::sandbox::{self, SandboxError, SandboxState};
 use muster_agent_core::clock::Now;
 use muster_agent_core::sqlite::damage::Damage;
@@ -16,6 +17,27 @@ use std::time::{Duration, Instant};
 
 /// Wait before a deep check that failed is tried again.
 const DEEP_RETRY: Duration = Duration::from_secs(10 * 60);
+/// Copies that `doctor --deep` makes of a database that somebody writes to.
+const DEEP_ATTEMPTS_MAX: u32 = 4;
+/// Wait between two of them: most transactions are shorter.
+const DEEP_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// A folder for the copies of one `doctor --deep`, gone with all it holds when it is dropped.
+#[derive(Debug)]
+pub struct DeepFolder(Scratch);
+
+impl DeepFolder {
+    /// A new one below `parent`, after what killed ones left there is gone.
+    pub fn new(parent: &Path) -> Result<Self, String> {
+        copy::sweep(parent);
+        Scratch::new(parent).map(Self).map_err(|error| error.to_string())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
 
 impl SqliteProbe {
     /// Starts a deep check on its own restricted thread when one is due.
@@ -71,10 +93,39 @@ impl SqliteProbe {
         Some(now.since(started)).filter(|length| *length > self.deep_hung_after())
     }
 
+    /// The deep check of `doctor --deep`: now, on the present thread, which is restricted. Signs of damage beside a writer
+    /// are looked for on a second copy.
+    pub(super) fn deep_now(&mut self, folder: &Path, bound: Duration, context: &Context, ground: &Ground) {
+        // What is no file is the next look's to tell.
+        let Ok(path) = self.path.canonicalize() else { return };
+        if !ground.allows(&path) {
+            return;
+        }
+        let start = Instant::now();
+        for attempt in 1..=DEEP_ATTEMPTS_MAX {
+            let time_max = bound.saturating_sub(start.elapsed());
+            let outcome = copy::check_copy(&path, folder, Limits { bytes_max: u64::MAX, time_max, integrity: true });
+            if let Err(CopyError::Changed | CopyError::Trouble(Trouble::Busy)) = outcome
+                && attempt < DEEP_ATTEMPTS_MAX
+            {
+                std::thread::sleep(DEEP_AGAIN_AFTER);
+                continue;
+            }
+            self.take_in_deep(Ok(outcome), &context.now);
+            if self.deep_suspicion.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// Takes in what a deep check that has ended found.
     pub(super) fn collect_deep(&mut self, now: &Now) {
         let Some(thread) = self.deep.take_if(|thread| thread.is_finished()) else { return };
-        match thread.join() {
+        self.take_in_deep(thread.join(), now);
+    }
+
+    fn take_in_deep(&mut self, outcome: std::thread::Result<Result<Pass, CopyError>>, now: &Now) {
+        match outcome {
             Ok(Ok(pass)) if !pass.damage.is_empty() => self.take_in_deep_damage(pass, now),
             Ok(Ok(pass)) if pass.whole => {
                 if pass.integrity {

@@ -9,7 +9,7 @@ use super::copy::Limits;
 use super::files::{Claim, Look};
 use super::log::{self, LogLook};
 use super::recipe;
-use super::{Ground, SqliteOptions, health_report as report, unchecked};
+use super::{Ground, OneShot, SqliteOptions, health_report as report, unchecked};
 use crate::probe::Context;
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
@@ -28,8 +28,16 @@ use std::time::Duration;
 const WALK_BYTES_MAX: u64 = 4 << 20;
 /// The same in `doctor`, and when a first look found something.
 const ONE_SHOT_WALK_BYTES_MAX: u64 = 64 << 20;
-/// Longest pass over the content in `doctor`.
-const ONE_SHOT_BOUND: Duration = Duration::from_secs(1);
+/// Longest pass over the content in `doctor`: rows of named tables are asked for, so it takes more than a glance.
+const ONE_SHOT_BOUND: Duration = Duration::from_millis(500);
+
+/// What `doctor` may spend on the content.
+const fn one_shot_bound(options: &SqliteOptions) -> Duration {
+    match &options.one_shot {
+        OneShot::Deep(_, bound) => *bound,
+        OneShot::Moment | OneShot::Glance(_) => ONE_SHOT_BOUND,
+    }
+}
 
 /// What is remembered across a restart of the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,7 +183,7 @@ impl Health {
         if !self.content_is_due(&token, options, context) {
             return;
         }
-        let bound = if context.one_shot { ONE_SHOT_BOUND } else { options.quick_bound };
+        let bound = if context.one_shot { one_shot_bound(options) } else { options.quick_bound };
         let bytes_max = options.deep_bytes_max.min(super::RUN_COPY_BYTES_MAX);
         let limits = Limits { bytes_max, time_max: bound, integrity: false };
         let (tables, foreign_keys) = (options.rows.as_slice(), options.foreign_keys);

@@ -27,7 +27,8 @@ pub use content::CountedTable;
 use copy::{CopyError, Limits, Scratch};
 use files::{Claim, Look, Obstacle};
 use health::Health;
-pub use options::SqliteOptions;
+pub use deep::DeepFolder;
+pub use options::{NOT_DEEP, OneShot, SqliteOptions};
 pub use query::{QueryOptions, QueryProbe, SQL_BYTES_MAX, mistake_in, subject_name};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
@@ -47,8 +48,6 @@ use std::time::Duration;
 
 /// `doctor` runs `integrity_check` in place up to this size.
 const ONE_SHOT_INTEGRITY_BYTES_MAX: u64 = 64 << 20;
-/// Longest pass over one database in `doctor`.
-const ONE_SHOT_BOUND: Duration = Duration::from_secs(1);
 /// A copy within a run, rather than on the thread of the deep check, is made up to this size.
 const RUN_COPY_BYTES_MAX: u64 = 64 << 20;
 /// `doctor` has no later run to confirm damage by: it looks again after this, when file times have moved on.
@@ -61,6 +60,7 @@ const CHECK_STANDS_MAX: Duration = Duration::from_secs(3600);
 const NO_LANDLOCK: &str = "boot a kernel with Landlock (lsm=…,landlock), or hand the folder to the agent on a read-only \
                            mount (BindReadOnlyPaths= in a drop-in of its unit), or run the agent as a user who cannot \
                            write there";
+const DEEP_AGAIN: &str = "run doctor --deep again when less writes to it; TMPDIR names another folder for the copy";
 const NO_SCRATCH: &str = "give the agent a state folder: this state of a database is checked on a private copy";
 
 /// What is remembered across a restart of the agent.
@@ -231,8 +231,9 @@ impl SqliteProbe {
             return self.incomplete();
         }
         let size_bytes = look.snapshot.database.size_bytes;
-        let bound = if context.one_shot { ONE_SHOT_BOUND } else { self.options.quick_bound };
-        let integrity = context.one_shot && size_bytes <= ONE_SHOT_INTEGRITY_BYTES_MAX;
+        let bound = if context.one_shot { self.options.one_shot.bound() } else { self.options.quick_bound };
+        let moment = self.options.one_shot == OneShot::Moment;
+        let integrity = context.one_shot && moment && size_bytes <= ONE_SHOT_INTEGRITY_BYTES_MAX;
         let task = Task { size_bytes, integrity, bound };
         let rotation = self.rotation.clone();
         let attempt = match look.snapshot.state() {
@@ -260,9 +261,14 @@ impl SqliteProbe {
                 self.start_deep(path, &token, now, context.one_shot);
                 self.incomplete()
             }
+            Err(CopyError::TooLarge(_)) if context.one_shot => self.incomplete(),
             Err(error @ CopyError::TooLarge(_)) => {
                 self.start_deep(path, &token, now, context.one_shot);
                 self.stale_trouble(now, &error.to_string(), None)
+            }
+            Err(CopyError::OutOfTime | CopyError::Trouble(check::Trouble::OutOfTime)) if context.one_shot => {
+                "it takes longer than a glance".clone_into(&mut self.attempt_note);
+                self.incomplete()
             }
             Err(CopyError::Scratch(why)) => self.stale_trouble(now, &why, Some(NO_SCRATCH)),
             Err(error) => self.stale_trouble(now, &error.to_string(), None),
@@ -342,6 +348,14 @@ impl SqliteProbe {
         }
         if self.memory.deep_damaged {
             return Some(unchecked("a deep check found damage; the next one has not ended yet", None));
+        }
+        match &self.options.one_shot {
+            OneShot::Glance(_) => return None,
+            OneShot::Deep(..) if self.memory.deep_boottime_ms.is_none() && !self.deep_note.is_empty() => {
+                let why = format!("its deep check was {}", self.deep_note);
+                return Some(unchecked(&why, Some(DEEP_AGAIN)));
+            }
+            _ => {}
         }
         if self.complete_boottime_ms.is_some() {
             return None;
@@ -465,6 +479,8 @@ impl SqliteProbe {
         }
         if !self.deep_note.is_empty() {
             seen = seen.text("deep_check", &self.deep_note);
+        } else if matches!(self.options.one_shot, OneShot::Glance(_)) {
+            seen = seen.text("deep_check", NOT_DEEP);
         }
         Judgement { problems, unknown, seen, ..Judgement::default() }
     }
@@ -482,13 +498,21 @@ impl Probe for SqliteProbe {
     /// Runs on a thread of its own that is restricted before it opens anything, whatever thread calls.
     fn run(&mut self, context: &Context) -> Judgement {
         // In `doctor` there may be no state folder; a private one is made before the restriction and allowed by it.
-        let private = if self.options.scratch_dir.is_none() && context.one_shot {
+        let deep = match &self.options.one_shot {
+            OneShot::Deep(folder, bound) if context.one_shot => Some((folder.clone(), *bound)),
+            _ => None,
+        };
+        let given = self.options.scratch_dir.clone().or_else(|| deep.as_ref().map(|(folder, _)| folder.clone()));
+        let private = if given.is_none() && context.one_shot {
             Scratch::new(&std::env::temp_dir()).ok()
         } else {
             None
         };
-        let scratch = self.options.scratch_dir.clone().or_else(|| private.as_ref().map(|own| own.path().to_owned()));
+        let scratch = given.or_else(|| private.as_ref().map(|own| own.path().to_owned()));
         let answer = on_restricted_thread(scratch, |ground| {
+            if let Some((folder, bound)) = &deep {
+                self.deep_now(folder, *bound, context, ground);
+            }
             let judgement = self.examine(context, ground);
             if !context.one_shot || (self.suspicion.is_empty() && !self.health.is_pending()) {
                 return judgement;

@@ -4,6 +4,13 @@ use super::CountedTable;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Longest pass over one database in `doctor`.
+const ONE_SHOT_BOUND: Duration = Duration::from_secs(1);
+/// The pass in place before a deep check of `doctor`.
+const DEEP_GLANCE: Duration = Duration::from_millis(250);
+/// What the reading of a glance says.
+pub const NOT_DEEP: &str = "not made: checked quickly; doctor --deep checks all of it";
+
 /// How one database is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SqliteOptions {
@@ -28,6 +35,32 @@ pub struct SqliteOptions {
     pub rows: Vec<CountedTable>,
     /// Rows that refer to nothing are looked for.
     pub foreign_keys: bool,
+    /// How much `doctor` reads.
+    pub one_shot: OneShot,
+}
+
+/// How much of a database `doctor` reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum OneShot {
+    /// All of it where that takes no longer than a moment, and `integrity_check` of a small one.
+    #[default]
+    Moment,
+    /// What fits in this; the rest is no question, and the reading says that it was left.
+    Glance(Duration),
+    /// All of it, on a copy below this folder of its own, within this.
+    Deep(PathBuf, Duration),
+}
+
+impl OneShot {
+    /// How long one pass in place may take.
+    pub(super) const fn bound(&self) -> Duration {
+        match self {
+            Self::Moment => ONE_SHOT_BOUND,
+            Self::Glance(bound) => *bound,
+            // The copy is what tells; in place it is looked at as ever.
+            Self::Deep(..) => DEEP_GLANCE,
+        }
+    }
 }
 
 impl Default for SqliteOptions {
@@ -43,6 +76,7 @@ impl Default for SqliteOptions {
             wal_max_bytes: None,
             rows: Vec::new(),
             foreign_keys: false,
+            one_shot: OneShot::default(),
         }
     }
 }
