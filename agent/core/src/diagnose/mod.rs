@@ -31,6 +31,8 @@ pub const EXIT_STATUS_KEY: &str = "exit_status";
 pub const SERVICES_KEY: &str = "services";
 /// Who ran out of memory: `"memcg"` for a cgroup at its own limit.
 pub const SCOPE_KEY: &str = "scope";
+/// How long a lock has been held: it was there before it was told.
+pub const HELD_KEY: &str = "held_ms";
 /// How long ago the last check of a database that passed was, in what is seen of one that is well.
 pub const CHECK_AGE_KEY: &str = "check_age_ms";
 

@@ -2,7 +2,7 @@
 
 use super::rules::{Explained, explains, is_cause, is_effect};
 use super::{
-    CHECK_AGE_KEY, EXIT_STATUS_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY, SERVICES_KEY,
+    CHECK_AGE_KEY, EXIT_STATUS_KEY, HELD_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY, SERVICES_KEY,
     SOURCE_PATH_KEY, START_TICKS_KEY,
 };
 use crate::clock::Now;
@@ -96,7 +96,11 @@ impl Recent {
         self.note_health(now, subject, judgement);
         let mut services = Vec::new();
         for problem in judgement.problems.iter().chain(&judgement.occurrences) {
-            let trace = Trace::new(&problem.finding(subject), problem.observed_boottime_ms.unwrap_or(now.boottime_ms));
+            let mut trace =
+                Trace::new(&problem.finding(subject), problem.observed_boottime_ms.unwrap_or(now.boottime_ms));
+            if let Some(Value::Millis(held_ms)) = problem.evidence.get(HELD_KEY) {
+                trace.from_ms = trace.from_ms.saturating_sub(*held_ms);
+            }
             if !is_cause(trace.key.reason) && !is_effect(trace.key.reason) {
                 continue;
             }

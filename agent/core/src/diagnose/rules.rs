@@ -123,7 +123,17 @@ const RULES: &[Rule] = &[
     rule(&[R::SqliteLockHeld], &[R::SqliteWalGrowth], Join::File, Grade::Likely),
     rule(
         &[R::SqliteLockHeld, R::LockContention],
-        &[R::HealthCheckFailed, R::PortUnresponsive, R::QueryThreshold, R::RepoLocked, R::Timeout],
+        &[
+            R::HealthCheckFailed,
+            R::PortUnresponsive,
+            R::QueryThreshold,
+            R::RepoLocked,
+            R::Timeout,
+            // "database is locked" at its start.
+            R::RestartLoop,
+            R::UnitFailed,
+            R::ProcessDown,
+        ],
         Join::Service,
         Grade::Possible,
     ),

@@ -564,6 +564,20 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_that_was_held_before_the_exit_may_be_behind_it_though_it_is_told_later() {
+        let down = finding("spl", Reason::ProcessDown, process(7, 1));
+        for (held_ms, expected) in [(15_000, Some(Grade::Possible)), (1_000, None)] {
+            let mut recent = noted(std::slice::from_ref(&down));
+            let evidence = process(9, 9).with(crate::diagnose::HELD_KEY, Value::Millis(held_ms));
+            let held = Judgement::problem(Problem::new(Reason::SqliteLockHeld, "held").evidence(evidence));
+            let database = SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::Sqlite, "/hub.db");
+            recent.note(now(12_000), &database, &held);
+            let cause = recent.cause_of(&known(&down, &recent)).map(|(_, explained)| explained.grade);
+            assert_eq!(cause, expected, "{held_ms}");
+        }
+    }
+
+    #[test]
     fn a_cgroup_at_its_own_limit_is_no_likely_fault_of_the_host() {
         let mut recent = Recent::default();
         let low = Judgement::problem(Problem::new(Reason::MemoryCritical, "1 GiB left"));
