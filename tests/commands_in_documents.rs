@@ -13,8 +13,9 @@ pub(crate) fn check(program: &str, binary: &str, least: usize) {
     let mut tried = 0;
     for document in documents {
         let text = std::fs::read_to_string(&document).unwrap();
-        for call in calls(&text, program) {
-            let output = Command::new(binary).args(words(&call).iter().skip(1)).arg("--help").output().unwrap();
+        // Behind the free words of a report `--help` would be one of them; the agent's tests make those calls for real.
+        for call in calls(&text, program).iter().filter(|call| !call.contains(" report ")) {
+            let output = Command::new(binary).args(words(call).iter().skip(1)).arg("--help").output().unwrap();
             let told = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{}: {call}\n{told}", document.display());
             tried += 1;

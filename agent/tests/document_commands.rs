@@ -1,0 +1,9 @@
+//! Every call of `muster-agent` in the documents is one that it understands.
+
+#[path = "../../tests/commands_in_documents.rs"]
+mod commands_in_documents;
+
+#[test]
+fn calls_in_the_documents_are_understood() {
+    commands_in_documents::check("muster-agent", env!("CARGO_BIN_EXE_muster-agent"), 20);
+}
