@@ -101,7 +101,9 @@ pub fn of_finding(agent: &AgentName, key: &FindingKey) -> String {
         Family::Availability => service(agent, name),
         Family::Oom if name.is_host() => format!("host/{agent}/oom"),
         Family::Oom => service(agent, name),
-        Family::Memory => memory(agent),
+        Family::Memory if name.is_host() => memory(agent),
+        // A service at the limit of its own cgroup is what its kill and its silence come from.
+        Family::Memory => service(agent, name),
         Family::Sqlite => format!("host/{agent}/sqlite/{name}/{subject}"),
         Family::Lock => format!("host/{agent}/lock/{name}/{subject}"),
         Family::Backup => format!("host/{agent}/backup/{name}/{subject}"),
@@ -142,17 +144,25 @@ fn family(reason: Reason) -> Family {
         | Reason::PortConflict
         | Reason::HealthCheckFailed
         | Reason::UnitFailed
+        | Reason::UnitInactive
+        | Reason::UnitMissing
+        | Reason::UnitStuck
+        | Reason::FdExhaustion
         | Reason::RestartLoop
         | Reason::RestartStorm => Family::Availability,
         Reason::OomKill => Family::Oom,
-        Reason::MemoryApproaching | Reason::MemoryCritical => Family::Memory,
+        Reason::MemoryApproaching | Reason::MemoryCritical | Reason::MemoryPressure | Reason::MemoryGrowth => {
+            Family::Memory
+        }
         Reason::SqliteCorrupt
         | Reason::SqliteNotADatabase
         | Reason::SqliteMissing
         | Reason::SqliteReplaced
         | Reason::SqliteShrunk
         | Reason::SqliteWalGrowth
-        | Reason::SqliteJournalHot => Family::Sqlite,
+        | Reason::SqliteJournalHot
+        | Reason::SqliteRowsLost
+        | Reason::SqliteForeignKeys => Family::Sqlite,
         Reason::SqliteLockHeld | Reason::LockContention => Family::Lock,
         Reason::BackupMissing | Reason::BackupStale | Reason::BackupShrunk | Reason::BackupCorrupt => Family::Backup,
         _ => Family::Other,
@@ -181,10 +191,10 @@ pub fn telling(reason: Reason) -> u8 {
     match reason {
         Reason::RestartStorm => 9,
         Reason::OomKill => 8,
-        Reason::PortConflict | Reason::SqliteCorrupt | Reason::SqliteNotADatabase => 7,
-        Reason::RestartLoop | Reason::SqliteMissing | Reason::SqliteReplaced => 6,
+        Reason::PortConflict | Reason::SqliteCorrupt | Reason::SqliteNotADatabase | Reason::SqliteRowsLost => 7,
+        Reason::RestartLoop | Reason::SqliteMissing | Reason::SqliteReplaced | Reason::FdExhaustion => 6,
         Reason::ProcessDown | Reason::ProcessZombie | Reason::SqliteLockHeld => 5,
-        Reason::UnitFailed => 4,
+        Reason::UnitFailed | Reason::UnitInactive | Reason::UnitMissing | Reason::UnitStuck => 4,
         Reason::PortUnresponsive | Reason::PortClosed | Reason::LockContention => 3,
         Reason::HealthCheckFailed => 2,
         _ => 1,
@@ -217,6 +227,10 @@ mod tests {
         check("spl", ProbeKind::Oom, "spl", Reason::OomKill, spl, None);
         check("host", ProbeKind::Oom, "victim", Reason::OomKill, "host/web-1/oom", None);
         check("host", ProbeKind::Memory, "host", Reason::MemoryCritical, "host/web-1/memory", None);
+        check("host", ProbeKind::Pressure, "memory stalls", Reason::MemoryPressure, "host/web-1/memory", None);
+        check("spl", ProbeKind::Pressure, "memory cgroup", Reason::MemoryPressure, spl, None);
+        check("spl", ProbeKind::Process, "main process", Reason::FdExhaustion, spl, None);
+        check("spl", ProbeKind::Unit, "spl.service", Reason::UnitInactive, spl, None);
         let (lock, fleet) = ("host/web-1/lock/spl//var/a.db", Some("fleet/lock/spl/a.db"));
         check("spl", ProbeKind::Sqlite, "/var/a.db", Reason::SqliteLockHeld, lock, fleet);
         check("spl", ProbeKind::Sqlite, "/var/a.db", Reason::SqliteCorrupt, "host/web-1/sqlite/spl//var/a.db", None);
