@@ -70,6 +70,34 @@ pub(crate) const ALL: &[Fault] = &[
         about: &["db-1", "archive"],
     },
     Fault {
+        name: "good backup overwritten by an empty one",
+        inject: |lab| Ok(fs::write(backup(lab, 3), "").map(|()| None)?),
+        mend: Some(|lab| Ok(fs::copy(database(lab, "web-2", "vault"), backup(lab, 3)).map(drop)?)),
+        reasons: &["backup_shrunk"],
+        about: &["web-2", "vault"],
+    },
+    Fault {
+        name: "upgrade that loses rows",
+        inject: lossy_upgrade,
+        mend: None,
+        reasons: &["sqlite_rows_lost"],
+        about: &["web-1", "ledger"],
+    },
+    Fault {
+        name: "jobs that never end (SQL assertion)",
+        inject: |lab| set_stuck(lab, true).map(|()| None),
+        mend: Some(|lab| set_stuck(lab, false)),
+        reasons: &["query_threshold"],
+        about: &["db-1", "mailer"],
+    },
+    Fault {
+        name: "provider that throttles (log line)",
+        inject: throttled,
+        mend: None,
+        reasons: &["provider_rate_limited"],
+        about: &["web-2", "gateway"],
+    },
+    Fault {
         name: "lock held across three databases",
         inject: |lab| {
             let paths: Vec<String> = HOSTS.iter().map(|host| database(lab, host, "queue")).collect();
@@ -123,7 +151,13 @@ pub(crate) fn start_services(lab: &Lab) -> Result<()> {
         start_spl(lab, host)?;
         make_database(&database(lab, host, "queue"))?;
     }
-    make_database(&database(lab, "db-1", "archive"))?;
+    for (host, name) in [("db-1", "archive"), ("web-2", "vault"), ("web-1", "ledger"), ("db-1", "mailer")] {
+        make_database(&database(lab, host, name))?;
+    }
+    for n in 1..=2 {
+        fs::copy(database(lab, "web-2", "vault"), backup(lab, n))?;
+    }
+    fs::write(lab.path(GATEWAY_LOG), "gateway started\n")?;
     fs::write(lab.root.join("run/web-2.api.port"), crate::lab::free_port()?.to_string())?;
     let pid_file = |name: &str| lab.path(&format!("run/{name}.pid"));
     let (port, release) = (lab_port(lab, "web-2.api")?, lab.path("run/release"));
@@ -162,9 +196,22 @@ pub(crate) fn services_config(lab: &Lab, host: &str) -> String {
     );
     table("queue", &[("sqlite", format!("[{:?}]", database(lab, host, "queue")))]);
     match host {
-        "web-1" => table("glutton", &[("pid_file", quoted(pid_file("glutton")))]),
-        "web-2" => table("api", &[("pid_file", quoted(pid_file("api"))), ("ports", port("api"))]),
+        "web-1" => {
+            table("glutton", &[("pid_file", quoted(pid_file("glutton")))]);
+            let ledger = format!("[{{ path = {:?}, rows = [\"job\"] }}]", database(lab, host, "ledger"));
+            table("ledger", &[("sqlite", ledger)]);
+        }
+        "web-2" => {
+            table("api", &[("pid_file", quoted(pid_file("api"))), ("ports", port("api"))]);
+            let (vault, copies) = (database(lab, host, "vault"), lab.path("data/web-2/vault.*.bak"));
+            table("vault", &[("backups", format!("[{{ path = {copies:?}, of = {vault:?} }}]"))]);
+            table("gateway", &[("logs", format!("[{:?}]", lab.path(GATEWAY_LOG)))]);
+        }
         _ => {
+            let sql = "select count(*) from job where name = 'running'";
+            let query = format!("[{{ name = \"stuck-jobs\", sql = {sql:?}, max = 0, interval = \"1s\" }}]");
+            let mailer = format!("[{{ path = {:?}, queries = {query} }}]", database(lab, host, "mailer"));
+            table("mailer", &[("sqlite", mailer)]);
             table("archive", &[("sqlite", format!("[{:?}]", database(lab, host, "archive")))]);
             table("cron", &[("pid_file", quoted(pid_file("cron")))]);
             table("looper", &[("pid_file", quoted(pid_file("looper")))]);
@@ -200,6 +247,34 @@ fn make_database(path: &str) -> Result<()> {
          INSERT INTO job (name, payload) SELECT 'job-' || i, zeroblob(200) FROM n;",
     )?;
     Ok(())
+}
+
+/// The gateway's log, below the lab's folder.
+const GATEWAY_LOG: &str = "data/web-2/gateway.log";
+
+/// The copies of the vault, oldest first.
+fn backup(lab: &Lab, n: usize) -> String {
+    lab.path(&format!("data/web-2/vault.{n}.bak"))
+}
+
+/// A migration that drops most rows, and says that it was one.
+fn lossy_upgrade(lab: &Lab) -> Result<Option<String>> {
+    let database = rusqlite::Connection::open(database(lab, "web-1", "ledger"))?;
+    database.execute_batch("BEGIN; DELETE FROM job WHERE id > 100; PRAGMA user_version = 2; COMMIT")?;
+    Ok(None)
+}
+
+fn set_stuck(lab: &Lab, stuck: bool) -> Result<()> {
+    let database = rusqlite::Connection::open(database(lab, "db-1", "mailer"))?;
+    let names = if stuck { ("job-1", "running") } else { ("running", "job-1") };
+    database.execute("UPDATE job SET name = ?2 WHERE name = ?1", names)?;
+    Ok(())
+}
+
+fn throttled(lab: &Lab) -> Result<Option<String>> {
+    let mut log = fs::OpenOptions::new().append(true).open(lab.path(GATEWAY_LOG))?;
+    writeln!(log, "ERROR upstream answered 429 Too Many Requests, retry after 30 s")?;
+    Ok(None)
 }
 
 fn stale_pid_file(lab: &Lab) -> Result<Option<String>> {

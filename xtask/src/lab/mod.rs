@@ -169,7 +169,8 @@ impl Lab {
              {tls}\n[coordinator]\nendpoints = {endpoints:?}\n\n\
              [memory]\napproaching = \"64MiB\"\ncritical = \"32MiB\"\n\n\
              [probes]\npid_file = \"1s\"\nport = \"1s\"\nmemory = \"1s\"\noom = \"1s\"\nsqlite = \"1s\"\n\
-             sqlite_quick = \"2s\"\n\n{services}",
+             sqlite_quick = \"2s\"\n\
+             backup = \"1s\"\nlog = \"1s\"\nquery = \"1s\"\n\n{services}",
             tls = self.tls_table(name),
         );
         let path = format!("{dir}/agent.toml");
