@@ -482,6 +482,8 @@ const fn sightings_to_open(reason: Reason) -> u32 {
     match reason {
         Reason::PortClosed
         | Reason::PortUnresponsive
+        // A service that was just restarted holds its port before its new pid is known.
+        | Reason::PortConflict
         | Reason::PidFileMissing
         | Reason::PidFileMalformed
         | Reason::ProcessZombie
@@ -604,6 +606,7 @@ mod tests {
             ("hard evidence opens at once", "process_down", "+process_down"),
             ("a flap does not open", "port_closed ok port_closed ok", ". . . ."),
             ("two in a row open", "port_closed port_closed", ". +port_closed"),
+            ("a successor that is not known yet is no stranger", "port_conflict ok ok", ". . ."),
             ("unknown does not count as sighting nor as health", "port_closed ? port_closed", ". . +port_closed"),
             ("clears by health, twice", "process_down ok ok ok", "+process_down . -process_down ."),
             ("unknown never clears", "process_down ? ? ? ok ? ok", "+process_down . . . . . -process_down"),

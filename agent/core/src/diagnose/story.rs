@@ -212,7 +212,10 @@ fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<Strin
             .map(|(background, explained)| behind(cause, background, explained.grade)),
     );
     clauses.extend(standing(cause, recent, services));
-    let others: Vec<_> = effects.iter().filter(|(effect, _)| !ends(effect.key.reason)).collect();
+    // Of a symptom that came and went and came again the last is told.
+    let is_last = |at: usize, effect: &Trace| !effects.iter().skip(at + 1).any(|(later, _)| later.key == effect.key);
+    let others = effects.iter().enumerate().filter(|(at, (effect, _))| is_last(*at, effect));
+    let others: Vec<_> = others.map(|(_, told)| told).filter(|(effect, _)| !ends(effect.key.reason)).collect();
     clauses.extend(
         others.iter().take(SYMPTOMS_TOLD_MAX).map(|(effect, grade)| format!("and so ({grade}) {}", effect.summary)),
     );
@@ -255,7 +258,8 @@ fn end_seen(cause: &Trace, effects: &[(&Trace, Grade)]) -> Option<String> {
 fn successor(cause: &Trace, services: &Services) -> Option<String> {
     let newest = services.newest(&cause.key.subject.service)?;
     if newest.ended_boottime_ms.is_some() {
-        return Some("no successor is known".to_owned());
+        // Its own summary says so.
+        return (cause.key.reason != Reason::ProcessDown).then(|| "no successor is known".to_owned());
     }
     let gone = (number(&cause.facts, PID_KEY)?, number(&cause.facts, START_TICKS_KEY));
     let same =
@@ -575,6 +579,21 @@ mod tests {
             let cause = recent.cause_of(&known(&down, &recent)).map(|(_, explained)| explained.grade);
             assert_eq!(cause, expected, "{held_ms}");
         }
+    }
+
+    #[test]
+    fn a_symptom_that_came_twice_is_told_once() {
+        let mut recent = noted(&[finding("spl", Reason::ProcessDown, process(7, 1))]);
+        let stale = subject("spl", Reason::PidFileStale);
+        for (at_ms, summary) in [(2_000, Some("names pid 8")), (3_000, None), (4_000, Some("names pid 9"))] {
+            let seen = summary.map(|summary| Judgement::problem(Problem::new(Reason::PidFileStale, summary)));
+            recent.note(now(at_ms), &stale, &seen.unwrap_or_default());
+        }
+        let mut down = Judgement::problem(Problem::new(Reason::ProcessDown, "down").evidence(process(7, 1)));
+        recent.tell(&Services::default(), &subject("spl", Reason::ProcessDown), &mut down);
+        let diagnosis = down.problems[0].evidence.get("diagnosis").unwrap().to_string();
+        assert_eq!(diagnosis.matches("names pid").count(), 1, "{diagnosis}");
+        assert!(diagnosis.contains("and so (likely) names pid 9"), "{diagnosis}");
     }
 
     #[test]
