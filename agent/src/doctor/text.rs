@@ -55,9 +55,9 @@ fn alike(unknown: &[Unanswered]) -> Vec<Vec<&Unanswered>> {
     let mut groups: Vec<Vec<&Unanswered>> = Vec::new();
     for one in unknown {
         let same = |group: &&mut Vec<&Unanswered>| {
-            group.first().is_some_and(|first| {
-                (&first.probe, &first.why, &first.way_out) == (&one.probe, &one.why, &one.way_out)
-            })
+            group
+                .first()
+                .is_some_and(|first| (&first.probe, &first.why, &first.way_out) == (&one.probe, &one.why, &one.way_out))
         };
         match groups.iter_mut().find(same) {
             Some(group) => group.push(one),
@@ -72,7 +72,8 @@ fn write_unknown(out: &mut dyn Write, alike: &[&Unanswered], style: Style) -> io
     let why = plain(&first.why);
     if alike.len() == 1 || style.verbose {
         for unknown in alike {
-            let [service, probe, subject] = [&unknown.service, &unknown.probe, &unknown.subject].map(|text| plain(text));
+            let [service, probe, subject] =
+                [&unknown.service, &unknown.probe, &unknown.subject].map(|text| plain(text));
             writeln!(out, "  {service} {probe} {subject}: {why}")?;
         }
     } else {
@@ -157,7 +158,7 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
         writeln!(out, "  and {earlier} earlier of the same kind (--verbose lists them)")?;
     }
     if !story.standing.is_empty() {
-        writeln!(out, "  {} {}", paint("since:", Paint::Bold, style), plain(&story.standing.join("; ")))?;
+        writeln!(out, "  {} {}", paint("now:", Paint::Bold, style), plain(&story.standing.join("; ")))?;
     }
     for unknown in &story.unknown {
         writeln!(out, "  {} {}", paint("not known:", Paint::Bold, style), plain(unknown))?;
@@ -315,7 +316,11 @@ mod tests {
         let probes = vec![
             ran(ProbeKind::Port, "tcp:127.0.0.1:9100", Judgement::problem(closed)),
             ran(ProbeKind::PidFile, "/run/spl.pid", Judgement::problem(down)),
-            ran(ProbeKind::Sqlite, "/var/lib/hub.db", Judgement::ok(Evidence::new().text("state", "wal"))),
+            ran(
+                ProbeKind::Sqlite,
+                "/var/lib/hub.db",
+                Judgement::ok(Evidence::new().text("state", "wal").duration("check_age_ms", Duration::ZERO)),
+            ),
             ran(ProbeKind::Oom, "kernel", Judgement::unknown("no access to /dev/kmsg", Some("run as root"))),
         ];
         let health = NotWatched { service: "spl".into(), key: "health", subject: "http://127.0.0.1:1/".into() };
@@ -335,7 +340,7 @@ sev2 spl process_down  /run/spl.pid
     comm s\\npl, ran_ms 95 s
   and so (likely): sev2 port_closed tcp:127.0.0.1:9100
     nobody listens on 127.0.0.1:9100
-  since: hub.db passed its checks
+  now: hub.db passes its check since
   not known: how it ended: exit status or signal
   next: look at the log: journalctl -u spl
 
