@@ -94,11 +94,14 @@ impl MemoryGroup {
         let name = format!("muster-bench-{}", std::process::id());
         for (root, limit) in [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")] {
             let group = Path::new(root).join(&name);
-            if fs::create_dir(&group).is_err() {
+            // Beside version 1 the first is a plain folder in memory, in which every file can be made and limits nothing.
+            if !Path::new(root).join("cgroup.procs").exists() || fs::create_dir(&group).is_err() {
                 continue;
             }
             let group = Self(group);
-            if fs::write(group.0.join(limit), VICTIM_BYTES.to_string()).is_ok() {
+            let limit = fs::OpenOptions::new().write(true).open(group.0.join(limit));
+            let limited = limit.and_then(|mut limit| limit.write_all(VICTIM_BYTES.to_string().as_bytes()));
+            if limited.is_ok() && group.0.join("cgroup.procs").exists() {
                 return Some(group);
             }
         }
@@ -109,7 +112,13 @@ impl MemoryGroup {
     fn kill_one(&self) -> Result<u32> {
         let mut command = Command::new(std::env::current_exe()?);
         let mut child = command.args(["bench-service", "--eat-memory"]).stdin(Stdio::piped()).spawn()?;
-        fs::write(self.0.join("cgroup.procs"), child.id().to_string())?;
+        // Before it may eat: without a limit round it, it would eat the host.
+        let entered = fs::write(self.0.join("cgroup.procs"), child.id().to_string());
+        if let Err(error) = entered {
+            drop(child.stdin.take());
+            child.kill().and_then(|()| child.wait())?;
+            return Err(error).context("the victim cannot be put into its cgroup");
+        }
         child.stdin.take().context("no stdin")?.write_all(b"eat\n")?;
         let status = child.wait()?;
         ensure!(!status.success(), "the kernel killed nobody: {status}");

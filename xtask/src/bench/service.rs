@@ -13,6 +13,8 @@ use std::time::Duration;
 const TURN: Duration = Duration::from_secs(1);
 /// Bytes taken at a time.
 const BITE_BYTES: usize = 1 << 20;
+/// The eater stops here: whatever should have stopped it before is not there, and the host must not pay for that.
+const BITES_MAX: usize = 128;
 
 /// What it has.
 #[derive(Args, Debug, Clone, Default)]
@@ -26,7 +28,7 @@ pub(crate) struct Options {
     /// Holds this database open, in WAL mode, and leaves it alone
     #[arg(long)]
     database: Option<PathBuf>,
-    /// Reads one line, then fills memory until something stops it
+    /// Reads one line, then fills memory up to 128 MiB, unless something stops it
     #[arg(long)]
     eat_memory: bool,
 }
@@ -35,11 +37,13 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let parent = parent_id();
     if options.eat_memory {
-        std::io::stdin().read_line(&mut String::new())?;
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
         let mut eaten: Vec<Vec<u8>> = Vec::new();
-        loop {
+        while !line.is_empty() && eaten.len() < BITES_MAX {
             eaten.push(vec![1; BITE_BYTES]);
         }
+        return Ok(());
     }
     for port in &options.port {
         let listener = TcpListener::bind(("127.0.0.1", *port)).with_context(|| format!("cannot listen on {port}"))?;
