@@ -5,6 +5,7 @@
 //! that the config names; it commands nothing.
 
 pub mod client;
+mod door;
 mod server;
 
 pub use server::{LinkStatus, LocalServer, Reporters};

@@ -2,6 +2,7 @@
 //!
 //! Must never block, and must never believe a caller about who it is.
 
+use super::door::Door;
 use crate::config::Config;
 use crate::net::NetHandle;
 use crate::run::asks::{Ask, Asks, Picture, Refused};
@@ -19,15 +20,18 @@ use muster_common::reason::{Reason, ReasonKind};
 use muster_proto::convert::{bounded, finding_to_wire, severity_to_wire};
 use muster_proto::v1;
 use muster_proto::v1::local_agent_service_server::{LocalAgentService, LocalAgentServiceServer};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::sync::{oneshot, watch};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
@@ -41,6 +45,10 @@ const CALLS_MAX: usize = 4;
 const REQUEST_BYTES_MAX: usize = 64 << 10;
 /// Keys of evidence a report may bring, beside those that the agent adds.
 const REPORT_KEYS_MAX: usize = 16;
+/// Reports about one service in one window, of all reasons together. Who reports more is told to come back later.
+const REPORTS_PER_WINDOW_MAX: u32 = 300;
+/// The window of that bound.
+const REPORTS_WINDOW: Duration = Duration::from_secs(60);
 /// A caller is not kept waiting for a disk that hangs longer than this.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer: every subject and condition that one agent may have.
@@ -109,7 +117,7 @@ impl LocalServer {
     ) -> io::Result<Self> {
         let listener = bind(path)?;
         listener.set_nonblocking(true)?;
-        let service = LocalAgentServiceServer::new(Local { asks, reporters, link })
+        let service = LocalAgentServiceServer::new(Local { asks, reporters, link, told: Mutex::default() })
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(ANSWER_BYTES_MAX);
         let shown = path.display().to_string();
@@ -119,7 +127,12 @@ impl LocalServer {
                 Err(error) => return tracing::error!(%error, socket = shown, "cannot serve the local socket"),
             };
             let server = Server::builder().concurrency_limit_per_connection(CALLS_MAX).timeout(ANSWER_TIMEOUT * 2);
-            let served = { server }.add_service(service).serve_with_incoming(UnixListenerStream::new(listener)).await;
+            let door = Door::default();
+            let guests = UnixListenerStream::new(listener).filter_map(move |stream| match stream {
+                Ok(stream) => door.admit(stream).map(Ok),
+                Err(error) => Some(Err(error)),
+            });
+            let served = { server }.add_service(service).serve_with_incoming(guests).await;
             if let Err(error) = served {
                 tracing::error!(error = &error as &dyn std::error::Error, socket = shown, "the local socket is closed");
             }
@@ -139,7 +152,7 @@ impl Drop for LocalServer {
 fn bind(path: &Path) -> io::Result<StdListener> {
     let stale = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     if stale {
-        if StdStream::connect(path).is_ok() {
+        if answers(path) {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent answers on this socket"));
         }
         std::fs::remove_file(path)?;
@@ -149,10 +162,28 @@ fn bind(path: &Path) -> io::Result<StdListener> {
     Ok(listener)
 }
 
+/// Whether anybody listens there, also one who is stopped and takes nobody in: a blocking call would wait for it.
+fn answers(path: &Path) -> bool {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let Ok(socket) = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else { return false };
+    let Ok(address) = SocketAddrUnix::new(path) else { return false };
+    match connect(&socket, &address) {
+        Ok(()) => true,
+        Err(errno) => errno == Errno::AGAIN,
+    }
+}
+
 struct Local {
     asks: Asks,
     reporters: Arc<Reporters>,
     link: LinkStatus,
+    told: Mutex<BTreeMap<ServiceName, Told>>,
+}
+
+/// How many reports of one service were taken in this window, of all reasons together.
+struct Told {
+    since: Instant,
+    count: u32,
 }
 
 /// Who calls, by the kernel's word.
@@ -176,6 +207,7 @@ impl LocalAgentService for Local {
         let service = ServiceName::new(bounded("service", &request.service, NAME_BYTES_MAX).map_err(invalid)?);
         let service = service.map_err(invalid)?;
         self.check_reporter(&service, peer)?;
+        self.check_budget(&service)?;
         let problem = problem(&request, peer)?;
         let subject = SubjectKey::new(service, ProbeKind::Report, "application");
         let (answer, answered) = oneshot::channel();
@@ -206,6 +238,21 @@ impl Local {
             Refused::Full => Status::resource_exhausted(refused.to_string()),
             Refused::Stopped => Status::unavailable(refused.to_string()),
         })
+    }
+
+    /// What one application tells must not push out of the spool what the agent saw.
+    fn check_budget(&self, service: &ServiceName) -> Result<(), Status> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let of_service = told.entry(service.clone()).or_insert(Told { since: now, count: 0 });
+        if now.duration_since(of_service.since) >= REPORTS_WINDOW {
+            *of_service = Told { since: now, count: 0 };
+        }
+        if of_service.count >= REPORTS_PER_WINDOW_MAX {
+            return Err(Status::resource_exhausted(format!("too many reports about {service} in the last minute")));
+        }
+        of_service.count += 1;
+        Ok(())
     }
 
     /// Root, the agent's own user, who the config names, and who the service runs as.
