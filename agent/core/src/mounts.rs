@@ -136,6 +136,28 @@ pub fn main_mount(mounts: &[Mount], device: Device) -> Option<&Mount> {
     mounts.iter().filter(|mount| mount.device == device).min_by_key(rank)
 }
 
+/// Whether a process with the mounts `own` sees another file system, or another part of one, at `path` than the host
+/// with the mounts `host`. Where one of both is not known nothing is said.
+///
+/// ```
+/// use muster_agent_core::mounts::{hides, parse};
+/// let host = parse("22 1 8:1 / / rw - ext4 /dev/sda1 rw");
+/// let own = parse("22 1 8:1 / / ro - ext4 /dev/sda1 rw
+/// 23 22 8:1 /var/lib/a /var/lib/a rw - ext4 /dev/sda1 rw
+/// 24 22 8:1 /tmp/systemd-private-1/tmp /tmp rw - ext4 /dev/sda1 rw
+/// 25 22 0:9 / /home rw - tmpfs tmpfs rw");
+/// assert!(hides(&own, &host, "/tmp/x") && hides(&own, &host, "/home/bob/x"));
+/// assert!(!hides(&own, &host, "/var/lib/a/x") && !hides(&own, &host, "/etc/x") && !hides(&own, &[], "/tmp/x"));
+/// ```
+pub fn hides(own: &[Mount], host: &[Mount], path: &str) -> bool {
+    let place = |mounts: &[Mount]| {
+        let mount = of_path(mounts, path)?;
+        let below = path.strip_prefix(mount.mount_point.trim_end_matches('/')).unwrap_or_default();
+        Some((mount.device, format!("{}{below}", mount.root.trim_end_matches('/'))))
+    };
+    place(own).zip(place(host)).is_some_and(|(own, host)| own != host)
+}
+
 /// Whether `/etc/fstab` says that the file system at `mount_point` is to be writable; `None` where it says nothing.
 ///
 /// ```

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod plan;
 mod service_process;
 mod service_units;
+mod veil;
 pub mod watcher;
 
 use crate::config::{Config, ConfigError};

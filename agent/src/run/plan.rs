@@ -98,7 +98,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     planned.extend(host_files::baselines(config, means, units.as_ref()));
     planned.push(host_clock(config, means));
     host_files::note_places(&mut planned, means);
-    planned
+    super::veil::over(planned, means)
 }
 
 pub(super) fn planned(config: &Config, probe: impl Probe + 'static, interval: Duration) -> Planned {

@@ -107,6 +107,13 @@ impl MountTable {
         Some(mount.device.number())
     }
 
+    /// Whether the agent's own mount namespace has something else at `path` than the host's has.
+    pub fn is_hidden(&self, path: &Path, now_boottime_ms: u64) -> bool {
+        let tables = self.tables(now_boottime_ms);
+        let Ok(mounts) = &tables.own else { return false };
+        mounts::hides(mounts, &tables.host, &self.resolved(mounts, path).to_string_lossy())
+    }
+
     /// The path without symbolic links, as far as they can be read without asking another machine. What does not exist
     /// yet is taken as it stands.
     fn resolved(&self, mounts: &[Mount], path: &Path) -> PathBuf {
