@@ -16,9 +16,10 @@ use muster_agent_core::judgement::Judgement;
 use muster_agent_core::log::redact;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
+use muster_common::units::human_duration;
 use rustls::pki_types::ServerName;
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -26,11 +27,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tls::{Trust, Witness};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 
 /// `doctor` waits no longer for an endpoint: below the deadline of its lane.
 const ONE_SHOT_WAIT: Duration = Duration::from_millis(900);
 /// Addresses of one name that are tried, one after the other.
 const ADDRESSES_MAX: usize = 4;
+/// Whose turn it is to read a file of trusted roots.
+static FILE_TURN: Semaphore = Semaphore::const_new(1);
+/// Whose turn it is to ask for a name.
+static NAME_TURN: Semaphore = Semaphore::const_new(1);
 /// Room for the judgement after a request that ran into its time-out in `doctor`.
 const ONE_SHOT_SLACK: Duration = Duration::from_millis(300);
 
@@ -147,6 +153,12 @@ impl Probe for HealthProbe {
             let Some(reading) = mailbox.wait(time_max + ONE_SHOT_SLACK) else {
                 return Judgement::unknown("the agent's net thread did not answer in time", None);
             };
+            // Slower than a diagnosis waits is not slower than the service may be.
+            if matches!(reading.outcome, Outcome::Failed { timed_out: true, .. }) && time_max < self.endpoint.timeout {
+                let (waited, allowed) = (human_duration(time_max), human_duration(self.endpoint.timeout));
+                let why = format!("no answer within {waited}; the daemon allows {allowed}");
+                return Judgement::unknown(why, Some("ask it yourself with curl, or see what the running agent says"));
+            }
             return self.judge.judge(&self.rules, &reading, context.now, true);
         }
         if let Some(reading) = mailbox.take() {
@@ -194,8 +206,13 @@ impl Progress {
 /// Why a request has no answer.
 enum Trouble {
     Failed(String),
-    NotTried(String),
+    /// With what would help.
+    NotTried(String, Option<&'static str>),
 }
+
+/// A socket that the agent may not enter says nothing about the service behind it.
+const SOCKET_WAY_OUT: &str = "let the agent in: SupplementaryGroups= with the socket's group in a drop-in of \
+    muster-agent.service, or a socket of mode 0666";
 
 impl Endpoint {
     fn new(health: &Health) -> Self {
@@ -240,7 +257,7 @@ impl Endpoint {
         let outcome = match ended {
             Ok(Ok(response)) => Outcome::Answer(self.answer(response, took)),
             Ok(Err(Trouble::Failed(why))) => failed(why, false),
-            Ok(Err(Trouble::NotTried(why))) => Outcome::NotTried { why, way_out: None },
+            Ok(Err(Trouble::NotTried(why, way_out))) => Outcome::NotTried { why, way_out: way_out.map(str::to_owned) },
             Err(_) => failed(what_was_missing(progress.phase()).to_owned(), true),
         };
         Reading { outcome, certificate }
@@ -250,13 +267,13 @@ impl Endpoint {
         let name = match &self.server_name {
             None => None,
             Some(Ok(name)) => Some(name.clone()),
-            Some(Err(why)) => return Err(Trouble::NotTried(why.clone())),
+            Some(Err(why)) => return Err(Trouble::NotTried(why.clone(), None)),
         };
         // Before the connection: a CA that cannot be read says nothing about the service.
         let config = match name {
             Some(name) => {
                 let (config, seen) =
-                    self.trusted().await?.config().map_err(|error| Trouble::NotTried(error.to_string()))?;
+                    self.trusted().await?.config().map_err(|error| Trouble::NotTried(error.to_string(), None))?;
                 *witness.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
                 Some((name, config))
             }
@@ -286,11 +303,8 @@ impl Endpoint {
 
     async fn trusted(&self) -> Result<Trust, Trouble> {
         let (ca, known) = (self.ca.clone(), self.trust.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let loaded = tokio::task::spawn_blocking(move || Trust::load(ca.as_deref(), known)).await;
-        let trust = match loaded {
-            Ok(loaded) => loaded.map_err(|error| Trouble::NotTried(error.to_string()))?,
-            Err(error) => return Err(Trouble::NotTried(error.to_string())),
-        };
+        let loaded = beside(&FILE_TURN, move || Trust::load(ca.as_deref(), known)).await?;
+        let trust = loaded.map_err(|error| Trouble::NotTried(error.to_string(), None))?;
         *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = Some(trust.clone());
         Ok(trust)
     }
@@ -315,14 +329,30 @@ fn of_url(health: &Health) -> (Place, Option<Result<ServerName<'static>, String>
     (Place::Tcp { host, port }, secure.then_some(name), header, target)
 }
 
+/// Runs what may hang on the pool. Its few threads are the uplink's too, so health endpoints have one of them for files
+/// and one for names: a turn is given back when the work is over, not when somebody stops to wait for it.
+async fn beside<T: Send + 'static>(
+    turn: &'static Semaphore,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Trouble> {
+    let not_tried = |error: &dyn std::fmt::Display| Trouble::NotTried(error.to_string(), None);
+    let turn = turn.acquire().await.map_err(|error| not_tried(&error))?;
+    let work = move || {
+        let _turn = turn;
+        work()
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|error| not_tried(&error))
+}
+
 async fn connect(host: &str, port: u16, progress: &Progress) -> Result<TcpStream, Trouble> {
     let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
         Ok(ip) => vec![SocketAddr::new(ip, port)],
         Err(_) => {
             progress.at(Phase::Resolve);
-            let found = tokio::net::lookup_host((host, port)).await;
-            let found = found.map_err(|error| Trouble::Failed(format!("the name {host} does not resolve: {error}")))?;
-            found.take(ADDRESSES_MAX).collect()
+            let name = host.to_owned();
+            let look = move || Ok((name.as_str(), port).to_socket_addrs()?.take(ADDRESSES_MAX).collect());
+            let found: std::io::Result<Vec<SocketAddr>> = beside(&NAME_TURN, look).await?;
+            found.map_err(|error| Trouble::Failed(format!("the name {host} does not resolve: {error}")))?
         }
     };
     progress.at(Phase::Connect);
@@ -337,10 +367,12 @@ async fn connect(host: &str, port: u16, progress: &Progress) -> Result<TcpStream
 }
 
 fn refused(error: &std::io::Error) -> Trouble {
+    if error.kind() == std::io::ErrorKind::PermissionDenied {
+        return Trouble::NotTried("the agent may not connect to the socket".to_owned(), Some(SOCKET_WAY_OUT));
+    }
     Trouble::Failed(match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "the connection is refused: nobody listens there".to_owned(),
         std::io::ErrorKind::NotFound => "the socket does not exist".to_owned(),
-        std::io::ErrorKind::PermissionDenied => "the agent may not connect to the socket".to_owned(),
         _ => format!("no connection: {error}"),
     })
 }
@@ -348,9 +380,24 @@ fn refused(error: &std::io::Error) -> Trouble {
 fn handshake(error: &std::io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
-        Some(rustls::Error::InvalidCertificate(why)) => format!("its certificate is refused: {why}"),
+        Some(rustls::Error::InvalidCertificate(why)) => format!("its certificate is refused: {}", refusal(why)),
         Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS (is it http instead of https?)".to_owned(),
         _ => format!("the TLS handshake failed: {error}"),
+    }
+}
+
+/// The library's words, but where they are none that people know.
+fn refusal(why: &rustls::CertificateError) -> String {
+    let text = why.to_string();
+    match why {
+        rustls::CertificateError::UnknownIssuer => {
+            "nobody who is trusted has signed it; name the service's own CA with `ca`".to_owned()
+        }
+        _ if text.contains("CaUsedAsEndEntity") => {
+            "it is a CA's own (self-signed), which no server may show; sign the server's with it and name it with `ca`"
+                .to_owned()
+        }
+        _ => text,
     }
 }
 
