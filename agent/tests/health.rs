@@ -321,7 +321,16 @@ fn a_name_or_an_authority_that_does_not_fit_is_refused() {
     assert_eq!(gone.verdict(), Verdict::Unknown, "a missing CA says nothing of the service: {gone:?}");
     let plain = look(&Health {
         ca: Some(folder.path().join("ca.pem")),
+        timeout: Duration::from_millis(500),
         ..Health::new(says("HTTP/1.1 200 OK\r\n\r\n").url.replace("http:", "https:").replace("127.0.0.1", "localhost"))
     });
     assert_eq!(only(&plain).2, "tls", "{plain:?}");
+}
+
+#[test]
+fn slower_than_a_diagnosis_waits_is_not_slower_than_the_service_may_be() {
+    let (port, _) = server(|_stream| std::thread::sleep(Duration::from_secs(3)));
+    let judgement = look(&Health::new(format!("http://127.0.0.1:{port}/health")));
+    let why = judgement.unknown.expect("doctor cannot know").why;
+    assert!(judgement.problems.is_empty() && why.contains("the daemon allows 5 s"), "{why}");
 }

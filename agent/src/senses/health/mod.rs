@@ -33,10 +33,8 @@ use tokio::sync::Semaphore;
 const ONE_SHOT_WAIT: Duration = Duration::from_millis(900);
 /// Addresses of one name that are tried, one after the other.
 const ADDRESSES_MAX: usize = 4;
-/// Whose turn it is to read a file of trusted roots.
-static FILE_TURN: Semaphore = Semaphore::const_new(1);
-/// Whose turn it is to ask for a name.
-static NAME_TURN: Semaphore = Semaphore::const_new(1);
+/// Threads of the net thread's pool that health endpoints may have at once: one stays for the uplink.
+static TURNS: Semaphore = Semaphore::const_new(2);
 /// Room for the judgement after a request that ran into its time-out in `doctor`.
 const ONE_SHOT_SLACK: Duration = Duration::from_millis(300);
 
@@ -115,14 +113,14 @@ impl HealthProbe {
         self.asked_boottime_ms.is_none_or(|asked| asked > now_boottime_ms || now_boottime_ms - asked >= due_ms)
     }
 
-    fn ask(&self, mailbox: &Arc<Mailbox<Reading>>, time_max: Duration) {
+    fn ask(&self, mailbox: &Arc<Mailbox<Reading>>, time_max: Duration, alone: bool) {
         if self.asking.swap(true, Ordering::AcqRel) {
             return;
         }
         let (endpoint, mailbox) = (Arc::clone(&self.endpoint), Arc::clone(mailbox));
         let asking = Asking(Arc::clone(&self.asking));
         self.net.spawn(async move {
-            let reading = endpoint.ask(time_max).await;
+            let reading = endpoint.ask(time_max, alone).await;
             drop(asking);
             mailbox.put(reading);
         });
@@ -149,14 +147,16 @@ impl Probe for HealthProbe {
         };
         if context.one_shot {
             let time_max = self.endpoint.timeout.min(ONE_SHOT_WAIT);
-            self.ask(&mailbox, time_max);
+            self.ask(&mailbox, time_max, true);
             let Some(reading) = mailbox.wait(time_max + ONE_SHOT_SLACK) else {
                 return Judgement::unknown("the agent's net thread did not answer in time", None);
             };
             // Slower than a diagnosis waits is not slower than the service may be.
-            if matches!(reading.outcome, Outcome::Failed { timed_out: true, .. }) && time_max < self.endpoint.timeout {
+            if let Outcome::Failed { timed_out: true, why, .. } = &reading.outcome
+                && time_max < self.endpoint.timeout
+            {
                 let (waited, allowed) = (human_duration(time_max), human_duration(self.endpoint.timeout));
-                let why = format!("no answer within {waited}; the daemon allows {allowed}");
+                let why = format!("{why} within {waited}; the daemon allows {allowed}");
                 return Judgement::unknown(why, Some("ask it yourself with curl, or see what the running agent says"));
             }
             return self.judge.judge(&self.rules, &reading, context.now, true);
@@ -166,7 +166,7 @@ impl Probe for HealthProbe {
         }
         if self.is_due(context.now.boottime_ms) {
             self.asked_boottime_ms = Some(context.now.boottime_ms);
-            self.ask(&mailbox, self.endpoint.timeout);
+            self.ask(&mailbox, self.endpoint.timeout, false);
         }
         self.last.clone().unwrap_or_else(|| Judgement::unknown("the first answer is awaited", None))
     }
@@ -188,18 +188,24 @@ impl Probe for HealthProbe {
 
 /// How far a request came, for whoever ends it.
 #[derive(Debug, Default)]
-struct Progress(AtomicU8);
+struct Progress {
+    phase: AtomicU8,
+    /// It waits for a thread that others have: that says nothing about the endpoint.
+    waits: AtomicBool,
+    /// Nobody else needs the threads.
+    alone: bool,
+}
 
 const PHASES: [Phase; 4] = [Phase::Resolve, Phase::Connect, Phase::Tls, Phase::Response];
 
 impl Progress {
     fn at(&self, phase: Phase) {
         let index = PHASES.iter().position(|known| *known == phase).unwrap_or(0);
-        self.0.store(u8::try_from(index).unwrap_or(0), Ordering::Release);
+        self.phase.store(u8::try_from(index).unwrap_or(0), Ordering::Release);
     }
 
     fn phase(&self) -> Phase {
-        PHASES.get(usize::from(self.0.load(Ordering::Acquire))).copied().unwrap_or(Phase::Resolve)
+        PHASES.get(usize::from(self.phase.load(Ordering::Acquire))).copied().unwrap_or(Phase::Resolve)
     }
 }
 
@@ -245,8 +251,8 @@ impl Endpoint {
     }
 
     /// One request, from the name to the last byte, within `time_max`.
-    async fn ask(&self, time_max: Duration) -> Reading {
-        let progress = Progress::default();
+    async fn ask(&self, time_max: Duration, alone: bool) -> Reading {
+        let progress = Progress { alone, ..Progress::default() };
         let witness: Mutex<Option<Arc<Witness>>> = Mutex::new(None);
         let start = Instant::now();
         let ended = tokio::time::timeout(time_max, self.exchange(&progress, &witness)).await;
@@ -258,6 +264,10 @@ impl Endpoint {
             Ok(Ok(response)) => Outcome::Answer(self.answer(response, took)),
             Ok(Err(Trouble::Failed(why))) => failed(why, false),
             Ok(Err(Trouble::NotTried(why, way_out))) => Outcome::NotTried { why, way_out: way_out.map(str::to_owned) },
+            Err(_) if progress.waits.load(Ordering::Acquire) => Outcome::NotTried {
+                why: "names or CA files of other endpoints hang, and it waits for them".to_owned(),
+                way_out: Some("name hosts by address, and keep `ca` on a local disk".to_owned()),
+            },
             Err(_) => failed(what_was_missing(progress.phase()).to_owned(), true),
         };
         Reading { outcome, certificate }
@@ -272,8 +282,11 @@ impl Endpoint {
         // Before the connection: a CA that cannot be read says nothing about the service.
         let config = match name {
             Some(name) => {
-                let (config, seen) =
-                    self.trusted().await?.config().map_err(|error| Trouble::NotTried(error.to_string(), None))?;
+                let (config, seen) = self
+                    .trusted(progress)
+                    .await?
+                    .config()
+                    .map_err(|error| Trouble::NotTried(error.to_string(), None))?;
                 *witness.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
                 Some((name, config))
             }
@@ -301,9 +314,9 @@ impl Endpoint {
         http::ask(&mut stream, &self.request).await.map_err(failed)
     }
 
-    async fn trusted(&self) -> Result<Trust, Trouble> {
+    async fn trusted(&self, progress: &Progress) -> Result<Trust, Trouble> {
         let (ca, known) = (self.ca.clone(), self.trust.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let loaded = beside(&FILE_TURN, move || Trust::load(ca.as_deref(), known)).await?;
+        let loaded = beside(progress, move || Trust::load(ca.as_deref(), known)).await?;
         let trust = loaded.map_err(|error| Trouble::NotTried(error.to_string(), None))?;
         *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = Some(trust.clone());
         Ok(trust)
@@ -329,14 +342,16 @@ fn of_url(health: &Health) -> (Place, Option<Result<ServerName<'static>, String>
     (Place::Tcp { host, port }, secure.then_some(name), header, target)
 }
 
-/// Runs what may hang on the pool. Its few threads are the uplink's too, so health endpoints have one of them for files
-/// and one for names: a turn is given back when the work is over, not when somebody stops to wait for it.
+/// Runs what may hang on the pool. Its few threads are the uplink's too, so health endpoints have to wait for a turn,
+/// which is given back when the work is over, not when somebody stops to wait for it. `doctor` has no uplink.
 async fn beside<T: Send + 'static>(
-    turn: &'static Semaphore,
+    progress: &Progress,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Trouble> {
     let not_tried = |error: &dyn std::fmt::Display| Trouble::NotTried(error.to_string(), None);
-    let turn = turn.acquire().await.map_err(|error| not_tried(&error))?;
+    progress.waits.store(true, Ordering::Release);
+    let turn = if progress.alone { None } else { Some(TURNS.acquire().await.map_err(|error| not_tried(&error))?) };
+    progress.waits.store(false, Ordering::Release);
     let work = move || {
         let _turn = turn;
         work()
@@ -351,7 +366,7 @@ async fn connect(host: &str, port: u16, progress: &Progress) -> Result<TcpStream
             progress.at(Phase::Resolve);
             let name = host.to_owned();
             let look = move || Ok((name.as_str(), port).to_socket_addrs()?.take(ADDRESSES_MAX).collect());
-            let found: std::io::Result<Vec<SocketAddr>> = beside(&NAME_TURN, look).await?;
+            let found: std::io::Result<Vec<SocketAddr>> = beside(progress, look).await?;
             found.map_err(|error| Trouble::Failed(format!("the name {host} does not resolve: {error}")))?
         }
     };
