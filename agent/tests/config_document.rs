@@ -3,6 +3,8 @@
 //!
 //! What is known is asked of the walk itself: a key that nobody knows is answered with all that there are.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use muster_agent::config::Config;
 use std::collections::{BTreeMap, BTreeSet};
 

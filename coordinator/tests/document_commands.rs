@@ -1,5 +1,7 @@
 //! Every call of `muster-coordinator` in the documents is one that it understands.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 #[path = "../../tests/commands_in_documents.rs"]
 mod commands_in_documents;
 

@@ -1,6 +1,8 @@
 //! Freezes in the coordinator's state: set, lifted, over by themselves, bounded, kept by whoever takes over, known to
 //! journals and snapshots of before there were any.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use muster_common::time::Timestamp;
 use muster_coordinator_core::State;
 use muster_coordinator_core::entry::Fact;

@@ -63,6 +63,7 @@ impl Agent {
             host: HostFacts { host_name: "web-1".into(), ..HostFacts::default() },
             boot,
             clock: muster_agent::clock::now,
+            freezes: None,
         };
         let heads = spool.clone();
         let provider = SnapshotProvider(Arc::new(move || OpenSnapshot::new(heads.view().head, [])));

@@ -191,7 +191,7 @@ mod tests {
         check(&Question { worker_bytes: 40 * GIB, ..host(32 * GIB) }, (Decision::Stop, 0, "no worker of 40 GiB fits"));
         check(&host(4 * GIB - 1), (Decision::Caution, 1, "memory is approaching"));
         check(&host(2 * GIB - 1), (Decision::Stop, 0, "memory is critical"));
-        check(&Question { worker_bytes: 0, ..host(3 * GIB) }, (Decision::Caution, GIB as u32, "approaching"));
+        check(&Question { worker_bytes: 0, ..host(3 * GIB) }, (Decision::Caution, 1 << 30, "approaching"));
         let stall = |avg10| Stall { avg10, ..Stall::default() };
         let stalls = |some, full| Some(Psi { some: stall(some), full: stall(full) });
         check(&Question { stalls: stalls(999, 199), ..host(32 * GIB) }, (Decision::Go, 30, ""));

@@ -66,7 +66,7 @@ pub(super) fn slice(host: &HostRoot, unit: &str, since: Timestamp) -> Text {
         text.push('\n');
     }
     // Cut again by whoever keeps it, where lines are long.
-    debug_assert!(ENTRIES_MAX * MESSAGE_BYTES_MAX >= ITEM_BYTES_MAX);
+    const { assert!(ENTRIES_MAX * MESSAGE_BYTES_MAX >= ITEM_BYTES_MAX) }
     Ok((text, more.then(|| format!("only the newest {ENTRIES_MAX} entries"))))
 }
 

@@ -249,7 +249,7 @@ fn log_file(path: &Path) -> Text {
     let line =
         if from == 0 { 0 } else { bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1) };
     let tail = String::from_utf8_lossy(bytes.get(line..).unwrap_or_default()).into_owned();
-    debug_assert!(LOG_BYTES_MAX <= ITEM_BYTES_MAX);
+    const { assert!(LOG_BYTES_MAX <= ITEM_BYTES_MAX) }
     let cut = (from > 0).then(|| format!("only the last {LOG_BYTES_MAX} bytes of {}", path.display()));
     Ok((tail, cut))
 }

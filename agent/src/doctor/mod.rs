@@ -14,8 +14,9 @@ use crate::probe::{Context, Lane as Kind};
 use crate::run::lanes::{Delivery, Done, Job, Lane};
 use crate::run::plan::{Means, Planned, not_watched, probes};
 use crate::senses::HostRoot;
-use crate::senses::sqlite::{NOT_DEEP, OneShot};
 use crate::senses::saved_log::read_log;
+use crate::senses::sqlite::{NOT_DEEP, OneShot};
+use deep::{Deep, is_deep};
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Recent;
 use muster_agent_core::judgement::{Judgement, Unknown};
@@ -24,7 +25,6 @@ use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::units::human_duration;
-use deep::{Deep, is_deep};
 use report::{Ran, Report};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -294,7 +294,12 @@ mod tests {
     use muster_agent_core::schedule::Plan;
 
     fn planned(probe: Box<dyn Probe>, deadline_ms: u64) -> Planned {
-        let plan = Plan { lane: 0, interval: Duration::from_secs(5), deadline: Duration::from_millis(deadline_ms), place: None };
+        let plan = Plan {
+            lane: 0,
+            interval: Duration::from_secs(5),
+            deadline: Duration::from_millis(deadline_ms),
+            place: None,
+        };
         Planned { probe, plan }
     }
 

@@ -400,7 +400,8 @@ impl<O: StateOutlet> Judge<O> {
         // The cause may come after what it explains: look at the service's process again.
         for service in self.memory.recent.note(now, subject, &judgement) {
             let processes = self.slots.keys().filter(|other| other.service == service);
-            let tells_end = |other: &&SubjectKey| matches!(other.probe, ProbeKind::PidFile | ProbeKind::Process | ProbeKind::Unit);
+            let tells_end =
+                |other: &&SubjectKey| matches!(other.probe, ProbeKind::PidFile | ProbeKind::Process | ProbeKind::Unit);
             let processes: Vec<_> = processes.filter(tells_end).cloned().collect();
             for process in processes {
                 self.schedule.wake(now.boottime_ms, &process);

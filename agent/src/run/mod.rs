@@ -4,12 +4,12 @@
 //!
 //! Works without `[coordinator]` too: findings are then judged, logged and spooled.
 
-mod host_files;
-mod logs;
 pub mod asks;
+mod host_files;
 pub mod judge;
 pub mod lanes;
 mod link;
+mod logs;
 pub mod memory;
 pub mod plan;
 mod service_process;

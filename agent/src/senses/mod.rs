@@ -1,13 +1,13 @@
 //! One file per kind of probe: reads the host, thin, and leaves the judging to `muster-agent-core`.
 
 pub mod backup;
-pub mod health;
 pub mod baseline;
 pub mod cgroup;
 pub mod disk;
 pub mod exit;
-pub mod locks;
+pub mod health;
 pub mod host_clock;
+pub mod locks;
 pub mod log;
 pub mod memory;
 pub mod oom;

@@ -9,7 +9,7 @@ use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::pid_file::{
-    FileReading, Malformed, PID_MAX_DEFAULT, PidFileJudge, ProcessReading, Reading, parse,
+    Facts, FileReading, Malformed, PID_MAX_DEFAULT, PidFileJudge, ProcessReading, Reading, parse,
 };
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ServiceName};
@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 /// Bytes read: one pid is ten, PostgreSQL's file is a few hundred with a long data directory.
 const CONTENT_BYTES_MAX: u64 = 512;
+/// What `/proc` tells of a process that is known to live is read again after this: its program and cgroup may change.
+const FACTS_KEPT_MS: u64 = 60_000;
 /// The way out of a permission problem.
 const WAY_OUT: &str = "give the agent CAP_DAC_READ_SEARCH, or make the file readable for its group";
 
@@ -34,22 +36,42 @@ pub struct PidFileProbe {
     path: String,
     judge: PidFileJudge,
     watched: Option<ExitWatch>,
+    facts: Option<(Facts, u64)>,
+    pid_max: u32,
 }
 
 impl PidFileProbe {
     /// Watches `path` (absolute, as the host knows it).
     pub fn new(service: ServiceName, path: &str, root: HostRoot) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::PidFile, path);
-        Self { subject, root, path: path.to_owned(), judge: PidFileJudge::default(), watched: None }
+        let (path, judge) = (path.to_owned(), PidFileJudge::default());
+        Self { subject, root, path, judge, watched: None, facts: None, pid_max: PID_MAX_DEFAULT }
     }
 
-    fn reading(&mut self) -> Reading {
+    fn reading(&mut self, now_ms: u64) -> Reading {
         let host_path = self.root.path(&self.path);
-        let pid_max = std::fs::read_to_string(self.root.path("/proc/sys/kernel/pid_max"));
-        let pid_max = pid_max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(PID_MAX_DEFAULT);
-        let file = read_file(&host_path, pid_max);
-        let process = match &file {
-            FileReading::Pid { pid, .. } => Some(process::read(&self.root, *pid)),
+        let kept = self.facts.take().filter(|(_, at_ms)| now_ms.saturating_sub(*at_ms) < FACTS_KEPT_MS);
+        if kept.is_none() {
+            let pid_max = std::fs::read_to_string(self.root.path("/proc/sys/kernel/pid_max"));
+            self.pid_max = pid_max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(PID_MAX_DEFAULT);
+        }
+        let file = read_file(&host_path, self.pid_max);
+        // While its pidfd says that it lives, the pid is no other process's.
+        let watched = self.watched.as_ref().filter(|watched| !watched.has_ended()).map(ExitWatch::process);
+        let process = match (&file, kept) {
+            (FileReading::Pid { pid, .. }, Some((facts, at_ms)))
+                if facts.process.pid == *pid && watched == Some(facts.process) =>
+            {
+                self.facts = Some((facts.clone(), at_ms));
+                Some(ProcessReading::Alive(facts))
+            }
+            (FileReading::Pid { pid, .. }, _) => {
+                let process = process::read(&self.root, *pid);
+                if let ProcessReading::Alive(facts) = &process {
+                    self.facts = Some((facts.clone(), now_ms));
+                }
+                Some(process)
+            }
             _ => None,
         };
         let symlink_to = std::fs::read_link(&host_path).ok().map(|target| target.to_string_lossy().into_owned());
@@ -80,13 +102,14 @@ impl Probe for PidFileProbe {
     }
 
     fn run(&mut self, context: &Context) -> Judgement {
-        let mut reading = self.reading();
+        let mut reading = self.reading(context.now.boottime_ms);
         // Between the look at /proc and the look at the pidfd it may have ended: look again, so that both agree.
         if reading.known_alive == Some(false)
             && let Some(ProcessReading::Alive(facts)) = &reading.process
             && self.watched.as_ref().is_some_and(|watched| watched.process() == facts.process)
         {
             reading.process = Some(process::read(&self.root, facts.process.pid));
+            self.facts = None;
         }
         let before = self.judge.instance();
         let judgement = self.judge.judge(&self.path, reading, context.now, context.one_shot);

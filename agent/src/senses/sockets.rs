@@ -62,7 +62,8 @@ impl SocketTable {
     /// An empty table of the host under `root`.
     pub fn new(root: HostRoot) -> Arc<Self> {
         let listeners = Err("not read yet".into());
-        let state = State { taken_boottime_ms: None, listeners, holders: BTreeMap::new(), own: BTreeMap::new(), walks: 0 };
+        let state =
+            State { taken_boottime_ms: None, listeners, holders: BTreeMap::new(), own: BTreeMap::new(), walks: 0 };
         Arc::new(Self { root, state: Mutex::new(state) })
     }
 

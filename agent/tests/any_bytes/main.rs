@@ -1,8 +1,6 @@
 //! The agent's own readers take any bytes: a bounded run, on noise and on damaged seeds. The parsers of the core have
 //! theirs beside them; the long run is fuzzing (`fuzz/README.md`).
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
-
 #[expect(unreachable_pub, reason = "the fuzz targets use this file as well")]
 mod parsers;
 

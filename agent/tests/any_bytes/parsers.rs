@@ -19,8 +19,11 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// All of them.
-pub const PARSERS: [(&str, fn(&[u8])); 6] = [
+/// Takes any bytes.
+pub type Parser = fn(&[u8]);
+
+/// All of them, by name.
+pub const PARSERS: [(&str, Parser); 6] = [
     ("agent_config", agent_config),
     ("bundle", bundle),
     ("freezes", freeze_file),

@@ -71,11 +71,9 @@ async fn agents_hear_of_the_freezes_that_concern_them() {
     let events = FindingServiceClient::new(operator).list_events(ListEventsRequest::default()).await.unwrap();
     let told: Vec<String> = events.into_inner().events.into_iter().map(|event| event.summary).collect();
     let zone_id = &zone_id;
-    for expected in [
-        format!("{zone_id} by ada: zone a"),
-        format!("{zone_id} lifted by ada"),
-        format!("{} is over", moment.id),
-    ] {
+    for expected in
+        [format!("{zone_id} by ada: zone a"), format!("{zone_id} lifted by ada"), format!("{} is over", moment.id)]
+    {
         assert!(told.contains(&expected), "{expected:?} is not in {told:#?}");
     }
     world.coordinator.stop().await.unwrap();

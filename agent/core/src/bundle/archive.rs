@@ -182,7 +182,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
-            let _ = unpack(&bytes);
+            drop(unpack(&bytes));
         }
 
         #[test]

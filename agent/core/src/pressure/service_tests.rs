@@ -1,3 +1,5 @@
+//! Scenarios of a service and the memory limits of its cgroup.
+
 use super::*;
 use crate::judgement::Verdict;
 use crate::pressure::psi::Stall;

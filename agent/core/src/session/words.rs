@@ -1,7 +1,7 @@
 //! What a session is told and what it says.
 
-use crate::freeze::Freeze;
 use super::Entry;
+use crate::freeze::Freeze;
 use muster_common::ids::{Epoch, SpoolId};
 use muster_common::spool::Position;
 

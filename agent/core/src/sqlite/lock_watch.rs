@@ -43,9 +43,8 @@ impl LockWatch {
         let mut hasher = DefaultHasher::new();
         snapshot.progress().hash(&mut hasher);
         let mut since = Since { name, pid, progress_hash: hasher.finish(), boottime_ms: now.boottime_ms };
-        let same = |old: &&Since| {
-            (old.name, old.pid, old.progress_hash) == (since.name, since.pid, since.progress_hash)
-        };
+        let same =
+            |old: &&Since| (old.name, old.pid, old.progress_hash) == (since.name, since.pid, since.progress_hash);
         if let Some(old) = self.since.as_ref().filter(same) {
             // After a reboot the clock starts again.
             since.boottime_ms = old.boottime_ms.min(now.boottime_ms);

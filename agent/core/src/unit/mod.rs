@@ -369,7 +369,8 @@ fn inactive(view: &View<'_>) -> Found {
             other => format!("; its main process {} and systemd counts that as a regular stop", other.words()),
         }
     } else if state.active_enter_usec == 0 {
-        "; systemd remembers no start: there was none since this host booted, or it was stopped and forgotten".to_owned()
+        "; systemd remembers no start: there was none since this host booted, or it was stopped and forgotten"
+            .to_owned()
     } else {
         "; it was stopped".to_owned()
     };

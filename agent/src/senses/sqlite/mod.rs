@@ -25,11 +25,9 @@ use crate::sandbox::{self, SandboxError, SandboxState};
 use check::{Access, Pass, Rotation, Task};
 pub use content::CountedTable;
 use copy::{CopyError, Limits, Scratch};
+pub use deep::DeepFolder;
 use files::{Claim, Look, Obstacle};
 use health::Health;
-pub use deep::DeepFolder;
-pub use options::{NOT_DEEP, OneShot, SqliteOptions};
-pub use query::{QueryOptions, QueryProbe, SQL_BYTES_MAX, mistake_in, subject_name};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::sqlite::damage::Damage;
@@ -41,6 +39,8 @@ use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::reason::Reason;
 use muster_common::units::human_duration;
+pub use options::{NOT_DEEP, OneShot, SqliteOptions};
+pub use query::{QueryOptions, QueryProbe, SQL_BYTES_MAX, mistake_in, subject_name};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -503,11 +503,7 @@ impl Probe for SqliteProbe {
             _ => None,
         };
         let given = self.options.scratch_dir.clone().or_else(|| deep.as_ref().map(|(folder, _)| folder.clone()));
-        let private = if given.is_none() && context.one_shot {
-            Scratch::new(&std::env::temp_dir()).ok()
-        } else {
-            None
-        };
+        let private = if given.is_none() && context.one_shot { Scratch::new(&std::env::temp_dir()).ok() } else { None };
         let scratch = given.or_else(|| private.as_ref().map(|own| own.path().to_owned()));
         let answer = on_restricted_thread(scratch, |ground| {
             if let Some((folder, bound)) = &deep {

@@ -34,8 +34,11 @@ fn look(judge: &mut LockJudge, seconds: u64, queue: Queue) -> Judgement {
     judge.judge(&Reading { queues: vec![queue], cut: false }, &LIMITS, &at(seconds), false)
 }
 
+/// When, who waits and since when, and whether it is told.
+type Look<'a> = (u64, &'a [(u32, Option<u64>)], bool);
+
 /// (second, waiters, is it a problem).
-fn check(looks: &[(u64, &[(u32, Option<u64>)], bool)]) {
+fn check(looks: &[Look<'_>]) {
     let mut judge = LockJudge::default();
     for (seconds, waiters, expected) in looks {
         let judgement = look(&mut judge, *seconds, queue(waiters));
