@@ -108,7 +108,7 @@ pub struct Lane {
     results: Delivery,
     worker: u64,
     /// `None` before the first run, and after the thread hung.
-    batches: Option<Sender<Batch>>,
+    batches: Option<Sender<(Job, Batch)>>,
     /// What the thread works on.
     batch: Option<Batch>,
     hung: usize,
@@ -149,10 +149,13 @@ impl Lane {
             self.spawn();
         }
         let Some(batches) = &self.batches else { return Err(jobs) };
-        let batch = Batch(Arc::new(Mutex::new(jobs.into())));
-        if batches.send(batch.clone()).is_err() {
+        // The first is the thread's from now on, begun or not: a batch always ends with a run that is told.
+        let mut jobs = VecDeque::from(jobs);
+        let Some(first) = jobs.pop_front() else { return Ok(()) };
+        let batch = Batch(Arc::new(Mutex::new(jobs)));
+        if let Err(refused) = batches.send((first, batch.clone())) {
             self.batches = None;
-            return Err(batch.jobs().drain(..).collect());
+            return Err(std::iter::once(refused.0.0).chain(batch.jobs().drain(..)).collect());
         }
         self.batch = Some(batch);
         Ok(())
@@ -200,10 +203,10 @@ impl Lane {
     }
 }
 
-fn work(lane: usize, worker: u64, batches: &Receiver<Batch>, results: &Delivery) {
-    while let Ok(batch) = batches.recv() {
+fn work(lane: usize, worker: u64, batches: &Receiver<(Job, Batch)>, results: &Delivery) {
+    while let Ok((first, batch)) = batches.recv() {
         let until = Instant::now() + BATCH_MAX;
-        let mut next = batch.jobs().pop_front();
+        let mut next = Some(first);
         while let Some(Job { mut probe, context }) = next {
             let start = Instant::now();
             // A probe that panics is a bug of that probe and of nothing else.

@@ -51,7 +51,7 @@ pub fn occurrence(rule: &Rule, source: &str, told: &Told) -> Problem {
     }
     let mut problem = Problem::new(rule.reason, format!("{sentence}{repeated}")).evidence(evidence).next_steps([
         format!("read what stands around it: {}", how_to_read(source)),
-        format!("what it means: musterctl runbook {}", rule.reason),
+        format!("what it means: docs/runbooks/{}.md", rule.reason),
     ]);
     problem.severity = rule.severity;
     problem.observed_boottime_ms = Some(told.first.boottime_ms);
@@ -59,9 +59,12 @@ pub fn occurrence(rule: &Rule, source: &str, told: &Told) -> Problem {
 }
 
 /// The occurrence about a process or cgroup that a user-space killer says it killed. Never more than likely: a signal
-/// that was sent is no exit, and the line is no kernel record.
+/// that was sent is no exit, and the line is no kernel record. Of a file only possible: anybody may write a syslog tag,
+/// where the journal names the writer itself.
 pub fn user_space_kill(rule: &Rule, killer: &str, source: &str, told: &Told, services: &Services) -> Problem {
-    let mut problem = occurrence(rule, source, told).grade(Grade::Likely);
+    let witnessed = !source.starts_with('/');
+    let grade = if witnessed { Grade::Likely } else { Grade::Possible };
+    let mut problem = occurrence(rule, source, told).grade(grade);
     problem.evidence = problem.evidence.text("killer", killer);
     let caught = |name: &str| told.first.captures.get(name).map(String::as_str);
     let pid = caught("pid").and_then(|pid| pid.parse::<u32>().ok());
@@ -96,7 +99,7 @@ pub fn user_space_kill(rule: &Rule, killer: &str, source: &str, told: &Told, ser
         }
         problem.summary = format!("{} (service {service})", problem.summary);
         problem.service = Some(service);
-        problem.severity = Some(Severity::Sev2);
+        problem.severity = witnessed.then_some(Severity::Sev2).or(problem.severity);
     }
     let steps = std::mem::take(&mut problem.next_steps);
     problem.next_steps(
@@ -235,6 +238,9 @@ mod tests {
         let problem = user_space_kill(&by_pid, "earlyoom", "x", &told(&by_pid, &["process 77 VmRSS 3"]), &services);
         assert_eq!((problem.grade, problem.severity), (Grade::Likely, Some(Severity::Sev2)));
         assert_eq!(problem.service.as_ref(), Some(&hub));
+        let forgeable = told(&by_pid, &["process 77 VmRSS 3"]);
+        let forgeable = user_space_kill(&by_pid, "earlyoom", "/var/log/syslog", &forgeable, &services);
+        assert_eq!((forgeable.grade, forgeable.severity), (Grade::Possible, None));
         assert_eq!(problem.evidence.get("start_ticks"), Some(&Value::Count(5)));
         assert_eq!(problem.evidence.get("rss_bytes"), Some(&Value::Bytes(3 << 20)));
         let mut by_cgroup = Rule::new("o", Reason::OomKill, r"Killed (?<cgroup>\S+)");
