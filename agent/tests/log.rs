@@ -13,7 +13,6 @@ use muster_agent_core::services::{Instance, Services};
 use muster_common::evidence::{Grade, Value};
 use muster_common::ids::{ProcessId, ServiceName};
 use muster_common::reason::Reason;
-use muster_common::severity::Severity;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
