@@ -158,6 +158,8 @@ fn units_of_a_real_systemd() {
     let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
     let mut told: Vec<String> = report["findings"].as_array().unwrap().iter().map(finding).collect();
     told.retain(|finding| finding.contains("unit_") || finding.contains("restart_loop"));
+    // Doctor may look between two of its lives.
+    told.retain(|finding| finding != "loop unit_inactive");
     told.sort_unstable();
     let expected =
         ["bad unit_failed", "ghost unit_missing", "good unit_inactive", "loop restart_loop", "memory unit_failed"];

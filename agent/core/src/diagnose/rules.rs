@@ -85,7 +85,7 @@ const RULES: &[Rule] = &[
     // A loop is its restarts; a unit gives up because of them.
     rule(
         &[R::RestartLoop],
-        &[R::UnitFailed, R::UnitStuck, R::ProcessDown, R::ProcessRestarted],
+        &[R::UnitFailed, R::UnitInactive, R::UnitStuck, R::ProcessDown, R::ProcessRestarted],
         Join::Service,
         Grade::Likely,
     ),
