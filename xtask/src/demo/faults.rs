@@ -70,7 +70,7 @@ pub(crate) const ALL: &[Fault] = &[
         about: &["db-1", "archive"],
     },
     Fault {
-        name: "good backup overwritten by an empty one",
+        name: "backup overwritten by an empty one",
         inject: |lab| Ok(fs::write(backup(lab, 3), "").map(|()| None)?),
         mend: Some(|lab| Ok(fs::copy(database(lab, "web-2", "vault"), backup(lab, 3)).map(drop)?)),
         reasons: &["backup_shrunk"],
