@@ -1,4 +1,4 @@
-//! Takes secrets out of whole texts: what [`redact`](crate::log::redact) does for a line, and keys that span lines.
+//! Takes secrets out of whole texts: what [`redact`] does for a line, and keys that span lines.
 
 use crate::log::redact;
 use serde_json::Value;
