@@ -13,7 +13,6 @@ pub mod local;
 pub mod net;
 pub mod preflight;
 pub mod probe;
-pub mod program;
 pub mod run;
 pub mod sandbox;
 pub mod seccomp;

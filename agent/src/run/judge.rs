@@ -392,7 +392,6 @@ impl<O: StateOutlet> Judge<O> {
         self.save(now);
         // Once a minute, and after a start or a reload, which need most.
         crate::heap::give_back();
-        crate::program::give_back();
     }
 
     /// True when there is something to tell.
