@@ -175,7 +175,11 @@ impl LogProbe {
         Some(match &rule.killer {
             Some(killer) => {
                 let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
-                user_space_kill(rule, killer, &format!("journal:{killer}"), told, &services)
+                let source = match &self.input {
+                    Input::File(_) => self.source.clone(),
+                    Input::Journal(_) => format!("journal:{killer}"),
+                };
+                user_space_kill(rule, killer, &source, told, &services)
             }
             None => occurrence(rule, &self.source, told),
         })
