@@ -2,12 +2,11 @@
 
 use super::gather::{ITEM_BYTES_MAX, Text};
 use crate::senses::HostRoot;
+use crate::senses::log::journal::Readable;
 use crate::senses::regular::{Found, open_regular};
-use muster_agent_core::journal_file::{JournalFile, Source};
+use muster_agent_core::journal_file::JournalFile;
 use muster_common::time::Timestamp;
 use rustix::fs::OFlags;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 /// Entries of one unit from one file, and in all.
@@ -19,23 +18,6 @@ const NAMES_MAX: usize = 4096;
 /// Bytes of one message.
 const MESSAGE_BYTES_MAX: usize = 4096;
 const FIELDS: [&str; 4] = ["MESSAGE", "_PID", "_COMM", "SYSLOG_IDENTIFIER"];
-
-struct Readable(File);
-
-impl Source for Readable {
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
-        let mut read = 0;
-        while let Some(rest) = buffer.get_mut(read..).filter(|rest| !rest.is_empty()) {
-            match self.0.read_at(rest, offset.saturating_add(u64::try_from(read).unwrap_or(u64::MAX))) {
-                Ok(0) => break,
-                Ok(more) => read += more,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
-        read
-    }
-}
 
 /// What the unit wrote and what systemd wrote about it since then, oldest first.
 pub(super) fn slice(host: &HostRoot, unit: &str, since: Timestamp) -> Text {

@@ -113,8 +113,9 @@ struct OpenFile {
     is_gone: bool,
 }
 
+/// An open journal file, read at any place.
 #[derive(Debug)]
-struct Readable(File);
+pub(crate) struct Readable(pub(crate) File);
 
 impl Source for Readable {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> usize {

@@ -4,7 +4,7 @@
 //! is told.
 
 mod file;
-mod journal;
+pub(crate) mod journal;
 mod siblings;
 #[cfg(test)]
 mod tests;
