@@ -202,15 +202,16 @@ fn an_end_while_the_agent_was_away_says_so() {
 
 #[test]
 fn a_process_at_its_limit_of_open_files_is_told_and_one_that_closes_them_clears() {
-    let open = "ulimit -Sn 64; for i in $(seq 10 63); do eval \"exec $i</dev/null\"; done";
-    let close = "for i in $(seq 10 63); do eval \"exec $i<&-\"; done; mkfifo $0.x 2>/dev/null; kill -STOP $$";
+    // Few enough are left that it does not matter how many the shell inherited.
+    let open = "ulimit -Sn 128; for i in $(seq 10 125); do eval \"exec $i</dev/null\"; done";
+    let close = "for i in $(seq 10 125); do eval \"exec $i<&-\"; done; mkfifo $0.x 2>/dev/null; kill -STOP $$";
     let mut shell = Shell::start(open, close);
     let mut stage = Stage::new(RULES);
     stage.note(shell.id());
     let judgement = stage.run(Duration::ZERO, false);
     assert_eq!(reasons(&judgement), [Reason::FdExhaustion], "{judgement:?}");
     let summary = &judgement.problems[0].summary;
-    assert!(summary.contains(" of 64 files open (9"), "{summary}");
+    assert!(summary.contains(" of 128 files open (9"), "{summary}");
     shell.go();
     // Until the shell has stopped, all files closed.
     let stat = format!("/proc/{}/stat", shell.id().pid);
