@@ -4,7 +4,7 @@ use prost::Message;
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 9] = [
+    const FILES: [&str; 10] = [
         "muster/v1/common.proto",
         "muster/v1/agent_link.proto",
         "muster/v1/failover.proto",
@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "muster/v1/fleet.proto",
         "muster/v1/incident.proto",
         "muster/v1/local.proto",
+        "muster/v1/paging.proto",
         "muster/v1/replication.proto",
         "muster/v1/silence.proto",
     ];

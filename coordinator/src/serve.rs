@@ -13,6 +13,7 @@ use crate::service::failover::FailoverApi;
 use crate::service::finding::FindingApi;
 use crate::service::fleet::FleetApi;
 use crate::service::incident::IncidentApi;
+use crate::service::receivers::PagingApi;
 use crate::service::replication::{Replication, forget_if_away};
 use crate::service::silence::SilenceApi;
 use anyhow::Context;
@@ -24,6 +25,7 @@ use muster_proto::v1::failover_service_server::FailoverServiceServer;
 use muster_proto::v1::finding_service_server::FindingServiceServer;
 use muster_proto::v1::fleet_service_server::FleetServiceServer;
 use muster_proto::v1::incident_service_server::IncidentServiceServer;
+use muster_proto::v1::paging_service_server::PagingServiceServer;
 use muster_proto::v1::replication_service_server::ReplicationServiceServer;
 use muster_proto::v1::silence_service_server::SilenceServiceServer;
 use std::net::SocketAddr;
@@ -211,6 +213,7 @@ async fn serve_grpc(
         .add_service(FindingServiceServer::new(FindingApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(IncidentServiceServer::new(IncidentApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(SilenceServiceServer::new(SilenceApi::new(handle.clone())).max_decoding_message_size(bounded))
+        .add_service(PagingServiceServer::new(PagingApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(FailoverServiceServer::new(FailoverApi::new(failover.clone())).max_decoding_message_size(bounded))
         .add_service(ReplicationServiceServer::new(Replication::new(failover)).max_decoding_message_size(bounded))
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), handle.stopping().cancelled_owned())
@@ -226,7 +229,15 @@ async fn report_health(reporter: HealthReporter, handle: Handle) {
         let primary = standing.borrow_and_update().role == CoordinatorRole::Primary;
         let link = if primary { ServingStatus::Serving } else { ServingStatus::NotServing };
         reporter.set_service_status("muster.v1.AgentLinkService", link).await;
-        for service in ["FleetService", "FindingService", "IncidentService", "FailoverService", "ReplicationService"] {
+        for service in [
+            "FleetService",
+            "FindingService",
+            "IncidentService",
+            "SilenceService",
+            "PagingService",
+            "FailoverService",
+            "ReplicationService",
+        ] {
             reporter.set_service_status(format!("muster.v1.{service}"), ServingStatus::Serving).await;
         }
         if standing.changed().await.is_err() {

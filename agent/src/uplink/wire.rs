@@ -29,7 +29,7 @@ const MESSAGE_BYTES_MAX: usize = 300;
 /// What the coordinator sent, with every claim checked.
 pub(super) fn received(response: v1::ConnectResponse, security: &Security, now: Now) -> Message {
     match response.message {
-        None => Message::Unknown,
+        None | Some(Wire::Diagnose(_) | Wire::Neighbour(_)) => Message::Unknown,
         Some(Wire::Ping(ping)) => Message::Ping { id: ping.id },
         Some(Wire::Resync(resync)) => Message::Resync { id: resync.id },
         Some(Wire::Freezes(freezes)) => match freezes.freezes.iter().take(FREEZES_MAX).map(freeze).collect() {
@@ -111,6 +111,7 @@ pub(super) fn hello(
         kernel_version: host.kernel_version.clone(),
         boottime_ms: now.boottime_ms,
         wall_unix_ms: now.wall.unix_ms(),
+        ..v1::Hello::default()
     }
 }
 

@@ -203,7 +203,7 @@ impl Stream {
                 self.state.send_modify(|state| state.goodbyes.push(goodbye.reason));
                 return Ok(false);
             }
-            Some(In::Pong(_)) => {}
+            Some(In::Pong(_) | In::Diagnosis(_) | In::Neighbour(_)) => {}
             None => self.broken("an empty message".to_owned()),
         }
         Ok(true)

@@ -441,6 +441,8 @@ impl Session {
             Some(Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a second hello: open a new stream for it"));
             }
+            // Nothing is asked of an agent yet that these would answer.
+            Some(Message::Diagnosis(_) | Message::Neighbour(_)) => {}
             None => return Err(Status::invalid_argument("an empty or unknown message: upgrade the older side")),
         }
         Ok(None)

@@ -164,6 +164,20 @@ impl FleetService for FleetApi {
         };
         Ok(Response::new(v1::PingAgentResponse { round_trip: Some(duration_to_wire(round_trip)) }))
     }
+
+    async fn diagnose_agent(
+        &self,
+        _request: Request<v1::DiagnoseAgentRequest>,
+    ) -> Result<Response<v1::DiagnoseAgentResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn archive_agent(
+        &self,
+        _request: Request<v1::ArchiveAgentRequest>,
+    ) -> Result<Response<v1::ArchiveAgentResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
 }
 
 fn agent_name(id: &str) -> Result<AgentName, Status> {

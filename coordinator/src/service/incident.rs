@@ -194,6 +194,37 @@ impl IncidentService for IncidentApi {
         }
         self.act(by, &request.id, false, OperatorAction::Note { text }).await
     }
+
+    async fn set_severity(&self, _request: Request<v1::SetSeverityRequest>) -> Result<Response<v1::Incident>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn set_commander(
+        &self,
+        _request: Request<v1::SetCommanderRequest>,
+    ) -> Result<Response<v1::Incident>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn export_incident(
+        &self,
+        _request: Request<v1::ExportIncidentRequest>,
+    ) -> Result<Response<v1::ExportIncidentResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    type ExportBundleStream = Watched<v1::ExportBundleResponse>;
+
+    async fn export_bundle(
+        &self,
+        _request: Request<v1::ExportBundleRequest>,
+    ) -> Result<Response<Self::ExportBundleStream>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn explain(&self, _request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
 }
 
 /// Newest first; the number tells those of one moment apart.
@@ -253,6 +284,7 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
         not_paged_because: not_paged_because(view, incident),
         paged_state: paged_state(incident).into(),
         pages_failed: u32::try_from(incident.triggers_failed).unwrap_or(u32::MAX),
+        ..v1::Incident::default()
     }
 }
 

@@ -9,6 +9,7 @@ pub mod finding;
 pub mod fleet;
 pub mod incident;
 mod paging;
+pub mod receivers;
 pub mod replication;
 pub mod silence;
 mod spool_reader;
