@@ -79,6 +79,41 @@ impl FleetService for Played {
         let round_trip = Some(prost_types::Duration { seconds: 0, nanos: 12_000_000 });
         Ok(Response::new(PingAgentResponse { round_trip }))
     }
+
+    async fn diagnose_agent(&self, request: Request<DiagnoseAgentRequest>) -> Answer<DiagnoseAgentResponse> {
+        if request.get_ref().id != "web-1" {
+            return Err(Status::unavailable("web-7 is not connected: see musterctl agents show web-7"));
+        }
+        let subject = |probe: &str| {
+            let (service, subject) = ("spl".to_owned(), "/run/spl.pid".to_owned());
+            Some(SubjectKey { service, probe: probe.to_owned(), subject })
+        };
+        let finding = FindingDetail {
+            subject: subject("pid_file"),
+            reason: "process_down".to_owned(),
+            severity: Severity::Sev2.into(),
+            grade: Grade::Confirmed.into(),
+            summary: "spl is\u{1b}[2J not running".to_owned(),
+            next_steps: vec!["systemctl status spl".to_owned()],
+            ..FindingDetail::default()
+        };
+        let diagnosis = Diagnosis {
+            stories: vec!["spl: the OOM killer took it".to_owned()],
+            findings: vec![finding],
+            unknown: vec![UnknownSubject { subject: subject("sqlite"), why: "permission denied".to_owned() }],
+            subjects_ok: 4,
+            ..Diagnosis::default()
+        };
+        let round_trip = Some(prost_types::Duration { seconds: 0, nanos: 34_000_000 });
+        Ok(Response::new(DiagnoseAgentResponse { diagnosis: Some(diagnosis), round_trip }))
+    }
+
+    async fn archive_agent(&self, request: Request<ArchiveAgentRequest>) -> Answer<ArchiveAgentResponse> {
+        match request.get_ref().id.as_str() {
+            "web-7" => Ok(Response::new(ArchiveAgentResponse { findings_ended: 2 })),
+            other => Err(Status::failed_precondition(format!("{other} is heard: stop its agent first"))),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -136,6 +171,65 @@ impl IncidentService for Played {
     async fn add_note(&self, _: Request<AddNoteRequest>) -> Answer<Incident> {
         Err(Status::failed_precondition("this coordinator is standby, not the primary: ask the primary (coord-a)"))
     }
+
+    async fn set_severity(&self, request: Request<SetSeverityRequest>) -> Answer<Incident> {
+        let SetSeverityRequest { id, severity, note } = request.into_inner();
+        assert_eq!(note, "customers notice");
+        Ok(Response::new(Incident { id, severity, title: "spl is down".to_owned(), ..Incident::default() }))
+    }
+
+    async fn set_commander(&self, request: Request<SetCommanderRequest>) -> Answer<Incident> {
+        let SetCommanderRequest { id, commander } = request.into_inner();
+        Ok(Response::new(Incident { id, commander, title: "spl is down".to_owned(), ..Incident::default() }))
+    }
+
+    async fn export_incident(&self, request: Request<ExportIncidentRequest>) -> Answer<ExportIncidentResponse> {
+        let text = match request.get_ref().format() {
+            ExportFormat::Json => "{\"id\": \"INC-1\"}\n",
+            _ => "# INC-1\n",
+        };
+        Ok(Response::new(ExportIncidentResponse { text: text.to_owned() }))
+    }
+
+    type ExportBundleStream = Stream<ExportBundleResponse>;
+    async fn export_bundle(&self, request: Request<ExportBundleRequest>) -> Answer<Self::ExportBundleStream> {
+        let broken = request.get_ref().id == "INC-BROKEN";
+        let mut chunks: Vec<Result<_, Status>> =
+            [&b"one "[..], b"two"].map(|chunk| Ok(ExportBundleResponse { chunk: chunk.to_vec().into() })).into();
+        if broken {
+            chunks.push(Err(Status::unavailable("the coordinator is stopping")));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Answer<ExplainResponse> {
+        use explain_request::About;
+        let answer = match request.into_inner().about {
+            Some(About::Id(id)) => format!("{id} paged because spl was down for 15 s"),
+            Some(About::WhyNot(WhyNot { agent, at, service })) => {
+                let at = at.map(|at| at.seconds);
+                format!("nobody was paged about {agent} ({service:?}, {at:?}): it was silenced")
+            }
+            None => return Err(Status::invalid_argument("nothing is asked")),
+        };
+        let rule = RuleExplanation {
+            rule: "process_down".to_owned(),
+            about: "host/web-1/service/spl".to_owned(),
+            outcome: RuleOutcome::HeldBack.into(),
+            held_back_by: "silence".to_owned(),
+            why: "SIL-3 holds until 12:00".to_owned(),
+            figures: vec![Figure {
+                name: "down for".to_owned(),
+                value: "15 s".to_owned(),
+                threshold: "10 s".to_owned(),
+            }],
+            incident: "INC-1".to_owned(),
+            journal_index: 41,
+            ..RuleExplanation::default()
+        };
+        let unknown = vec!["what changed before the journal's first entry".to_owned()];
+        Ok(Response::new(ExplainResponse { answer, rules: vec![rule], unknown }))
+    }
 }
 
 #[tonic::async_trait]
@@ -191,6 +285,51 @@ impl SilenceService for Played {
         let expire_time = Some(prost_types::Timestamp { seconds: 1_795_315_905, nanos: 0 });
         let freezes = if self.role == "primary" { vec![all.clone(), Freeze { expire_time, ..all }] } else { vec![] };
         Ok(Response::new(ListFreezesResponse { freezes }))
+    }
+
+    async fn create_silence(&self, request: Request<CreateSilenceRequest>) -> Answer<Silence> {
+        let CreateSilenceRequest { matchers, kind, reason, start_time, ttl } = request.into_inner();
+        let start = start_time.map_or(1_795_312_305, |start| start.seconds);
+        let end = start + ttl.map_or(0, |ttl| ttl.seconds);
+        let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        Ok(Response::new(Silence {
+            id: "SIL-3".to_owned(),
+            kind: if kind == 0 { SilenceKind::Silence.into() } else { kind },
+            state: SilenceState::Active.into(),
+            matchers,
+            reason,
+            created_by: "ada".to_owned(),
+            start_time: time(start),
+            end_time: time(end),
+            ..Silence::default()
+        }))
+    }
+
+    async fn list_silences(&self, request: Request<ListSilencesRequest>) -> Answer<ListSilencesResponse> {
+        let silence = |id: &str, state: SilenceState| Silence {
+            id: id.to_owned(),
+            state: state.into(),
+            kind: SilenceKind::Maintenance.into(),
+            matchers: Some(SilenceMatchers { agents: vec!["web-*".to_owned()], ..SilenceMatchers::default() }),
+            reason: "new kernel".to_owned(),
+            created_by: "ada".to_owned(),
+            incidents: vec!["INC-1".to_owned()],
+            ..Silence::default()
+        };
+        let mut silences = vec![silence("SIL-3", SilenceState::Active)];
+        if request.get_ref().include_expired {
+            silences.push(silence("SIL-2", SilenceState::Expired));
+        }
+        Ok(Response::new(ListSilencesResponse { silences }))
+    }
+
+    async fn expire_silence(&self, request: Request<ExpireSilenceRequest>) -> Answer<Silence> {
+        match request.into_inner().id {
+            id if id == "SIL-3" => {
+                Ok(Response::new(Silence { id, expired_by: "ada".to_owned(), ..Silence::default() }))
+            }
+            id => Err(Status::not_found(format!("no silence is named {id:?}: see musterctl silence list"))),
+        }
     }
 }
 
