@@ -6,6 +6,7 @@ use muster_agent_core::freeze::Freeze;
 use muster_agent_core::judgement::Verdict;
 use muster_agent_core::ledger::SubjectState;
 use muster_agent_core::session::{End, Entry, Message, SpoolView, Welcome};
+use muster_common::chain::Chain;
 use muster_common::epoch_proof::{self, EpochProof};
 use muster_common::ids::{BootId, Epoch, SpoolId};
 use muster_common::limits::{LINK_MESSAGE_BYTES_MAX, NAME_BYTES_MAX, SUMMARY_BYTES_MAX, clip};
@@ -200,20 +201,9 @@ pub(super) fn words(status: &tonic::Status) -> String {
     clip(&text, MESSAGE_BYTES_MAX)
 }
 
-/// An error with its causes in words, clipped; a cause that only repeats what was said is left out.
-pub(super) fn error_words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    // No chain is longer than a few.
-    for _ in 0..16 {
-        let Some(error) = source else { break };
-        let words = error.to_string();
-        if !text.ends_with(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = error.source();
-    }
-    clip(&text, MESSAGE_BYTES_MAX)
+/// An error with its causes in words, clipped.
+pub(super) fn error_words(error: &(dyn std::error::Error + 'static)) -> String {
+    clip(&Chain(error).to_string(), MESSAGE_BYTES_MAX)
 }
 
 fn spool_bytes(spool: SpoolId) -> prost::bytes::Bytes {
@@ -241,20 +231,8 @@ mod tests {
         }
     }
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("{says}")]
-    struct Layer {
-        says: &'static str,
-        source: Option<Box<Layer>>,
-    }
-
     #[test]
-    fn an_error_does_not_repeat_itself() {
-        let layers =
-            ["refused (111)", "refused (111)", "connect: refused (111)", "connect: refused (111)", "transport"];
-        let wrap = |source, says| Some(Box::new(Layer { says, source }));
-        let error = layers.into_iter().fold(None, wrap).unwrap();
-        assert_eq!(error_words(&*error), "transport: connect: refused (111)");
+    fn a_refusal_is_told_with_its_code() {
         let told = words(&tonic::Status::failed_precondition("ask the primary (coord-a)"));
         assert_eq!(told, "ask the primary (coord-a) (FailedPrecondition)");
         assert!(!words(&tonic::Status::unavailable("")).is_empty());
