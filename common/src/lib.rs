@@ -4,6 +4,7 @@
 //! chains, config errors. No clock is read and no socket opened, except behind the `tls` feature, which the two pure
 //! cores do not enable.
 
+pub mod archive;
 pub mod chain;
 pub mod config;
 pub mod epoch_proof;

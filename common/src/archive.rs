@@ -1,4 +1,5 @@
-//! A tar archive (ustar) of a few small files, so that ordinary tools can list and unpack a bundle too.
+//! A tar archive (ustar) of plain files, so that ordinary tools can list and unpack a bundle too: whole in memory with
+//! [`pack`] and [`unpack`], or block by block with [`header`] and [`read_header`] where it is too large for that.
 //!
 //! The reader takes what the writer writes and nothing else: plain files with plain names under one folder. It must
 //! never panic on any bytes, and it never names a path that could lead out of a folder.
@@ -10,7 +11,8 @@ pub const FILES_MAX: usize = 4096;
 /// Bytes of a name with its folder: what a header has room for.
 pub const NAME_BYTES_MAX: usize = 100;
 
-const BLOCK_BYTES: usize = 512;
+/// What an archive is made of: headers and contents begin at multiples of it, and two empty ones are its end.
+pub const BLOCK_BYTES: usize = 512;
 const MODE: u64 = 0o600;
 const PLAIN_FILE: u8 = b'0';
 
@@ -37,10 +39,10 @@ pub enum ArchiveError {
     #[error("it is cut short")]
     CutShort,
     /// A link, a folder, a device: this program writes none.
-    #[error("it has something else than plain files in it, so `muster-agent bundle` did not write it")]
+    #[error("it has something else than plain files in it, so Muster did not write it")]
     NotPlain,
     /// A name that this program does not write.
-    #[error("it has a file of a strange name in it, so `muster-agent bundle` did not write it")]
+    #[error("it has a file of a strange name in it, so Muster did not write it")]
     Name,
     /// More than a bundle has.
     #[error("it has more than {FILES_MAX} files")]
@@ -68,7 +70,8 @@ pub fn pack<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>, unix_s: u6
     out
 }
 
-fn header(name: &str, size: u64, unix_s: u64) -> [u8; BLOCK_BYTES] {
+/// The block before the content of a file. A name that is not plain ([`is_name`]) is refused by every reader.
+pub fn header(name: &str, size: u64, unix_s: u64) -> [u8; BLOCK_BYTES] {
     let mut block = [0; BLOCK_BYTES];
     let mut put = |(at, length): Field, bytes: &[u8]| {
         let room = block.iter_mut().skip(at).take(length);
@@ -98,23 +101,11 @@ pub fn unpack(bytes: &[u8]) -> Result<Vec<(&str, &[u8])>, ArchiveError> {
     let mut at = 0;
     loop {
         let block = bytes.get(at..).and_then(|rest| rest.get(..BLOCK_BYTES)).ok_or(ArchiveError::CutShort)?;
-        if block.iter().all(|byte| *byte == 0) {
-            return Ok(files);
-        }
-        let damaged = ArchiveError::Damaged(at);
-        let field = |(at, length): Field| block.get(at..at + length).unwrap_or_default();
-        if field(MAGIC) != MAGIC_BYTES || octal(field(CHECKSUM)) != Some(checksum(block)) {
-            return Err(damaged);
-        }
-        if field(KIND) != [PLAIN_FILE] {
-            return Err(ArchiveError::NotPlain);
-        }
-        let name = std::str::from_utf8(until_nul(field(NAME))).ok().and_then(|name| name.strip_prefix(FOLDER));
-        let name = name.filter(|name| is_name(name)).ok_or(ArchiveError::Name)?;
+        let Some((name, size)) = read_header(block, at)? else { return Ok(files) };
         if files.iter().any(|(known, _)| *known == name) {
             return Err(ArchiveError::Name);
         }
-        let size = octal(field(SIZE)).and_then(|size| usize::try_from(size).ok()).ok_or(damaged)?;
+        let size = usize::try_from(size).map_err(|_| ArchiveError::CutShort)?;
         let start = at + BLOCK_BYTES;
         let content = bytes.get(start..).and_then(|rest| rest.get(..size)).ok_or(ArchiveError::CutShort)?;
         if files.len() >= FILES_MAX {
@@ -123,6 +114,24 @@ pub fn unpack(bytes: &[u8]) -> Result<Vec<(&str, &[u8])>, ArchiveError> {
         files.push((name, content));
         at = start + size.next_multiple_of(BLOCK_BYTES);
     }
+}
+
+/// Name and size of the file that a header at byte `at` is about; `None` at the end of the archive.
+pub fn read_header(block: &[u8], at: usize) -> Result<Option<(&str, u64)>, ArchiveError> {
+    if block.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let damaged = ArchiveError::Damaged(at);
+    let field = |(at, length): Field| block.get(at..at + length).unwrap_or_default();
+    if field(MAGIC) != MAGIC_BYTES || octal(field(CHECKSUM)) != Some(checksum(block)) {
+        return Err(damaged);
+    }
+    if field(KIND) != [PLAIN_FILE] {
+        return Err(ArchiveError::NotPlain);
+    }
+    let name = std::str::from_utf8(until_nul(field(NAME))).ok().and_then(|name| name.strip_prefix(FOLDER));
+    let name = name.filter(|name| is_name(name)).ok_or(ArchiveError::Name)?;
+    Ok(Some((name, octal(field(SIZE)).ok_or(damaged)?)))
 }
 
 fn until_nul(field: &[u8]) -> &[u8] {
