@@ -7,12 +7,13 @@ mod findings;
 pub(crate) mod incidents;
 pub(crate) mod links;
 mod pages;
+mod receivers;
 mod storms;
 
 use crate::cause;
 use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey};
 use crate::freeze::{self, Freeze};
-use crate::page::{Page, PageAction, PageId};
+use crate::page::{PageAction, PageId};
 use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, Incident, PAST_PAGES_MAX, PageOutcome, State};
 use crate::timeline::LineKind;
 use muster_common::evidence::Grade;
@@ -86,6 +87,9 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         Fact::PageFailed { page, error } => {
             page_ended(state, step, *page, PageOutcome::Failed { error: error.clone() });
         }
+        Fact::ReceiverFailing { receiver, for_ms, error } => receivers::failing(state, step, receiver, *for_ms, error),
+        Fact::ResendAsked { by, page } => receivers::resend_asked(state, step, by, *page),
+        Fact::OutsideEvent { source, id } => receivers::outside_event_seen(state, source, id),
         Fact::EpochHeard { epoch, .. } => {
             if state.epoch.as_ref().is_none_or(|mine| epoch > mine) {
                 state.fenced_by = Some(epoch.clone());
@@ -112,6 +116,7 @@ fn skip_to_next_thousand(state: &mut State) {
 /// Timers keep their times; rules look at the new thresholds from here on. What is unresolved is looked at again.
 fn load_policy(state: &mut State, policy: &crate::policy::Policy) {
     state.policy = policy.clone();
+    receivers::keep_configured(state);
     let open = state.causes.iter().filter(|(_, cause)| cause.active || !cause.members.is_empty());
     state.touched = open.map(|(key, _)| key.clone()).collect();
 }
@@ -162,9 +167,7 @@ fn page_ended(state: &mut State, step: Step, id: PageId, outcome: PageOutcome) {
     if let Some(incident) = incidents::get_mut(state, &record.incident) {
         count(incident, step, record.page.action == PageAction::Trigger, &outcome);
     }
-    if let PageOutcome::Failed { error } = &outcome {
-        receiver_failed(state, step, &record.page, error);
-    }
+    receivers::ended(state, step, &record, &outcome);
     record.outcome = Some(outcome);
     state.past_pages.push_back(record);
     if state.past_pages.len() > PAST_PAGES_MAX {
@@ -186,37 +189,6 @@ fn count(incident: &mut Incident, step: Step, is_trigger: bool, outcome: &PageOu
         }
         PageOutcome::Cancelled { .. } => {}
     }
-}
-
-/// A call that was given up is news to the other receivers. Not when it told of a failing receiver itself: two of them
-/// would tell of each other for ever.
-fn receiver_failed(state: &mut State, step: Step, page: &Page, error: &str) {
-    let is_configured = state.policy.receivers.contains(&page.receiver);
-    let tells_of_another = cause::failing_receiver(&page.cause_key).is_some();
-    if page.action != PageAction::Trigger || !is_configured || tells_of_another {
-        return;
-    }
-    let (receiver, incident) = (&page.receiver, &page.incident);
-    let steps = vec![
-        format!("musterctl incidents show {incident}: whoever {receiver} calls was not called about it"),
-        format!("check the address and the secret of the receiver {receiver} in the coordinator's config"),
-    ];
-    let occurrence = CauseOccurrence {
-        index: step.index,
-        agent: None,
-        service: None,
-        reason: Reason::CoordinatorFault,
-        severity: Reason::CoordinatorFault.default_severity(),
-        grade: Grade::Confirmed,
-        summary: clip(
-            &format!("the receiver {receiver} did not take the page of {incident}: {error}"),
-            SUMMARY_BYTES_MAX,
-        ),
-        observed: step.at,
-        received: step.at,
-        next_steps: steps,
-    };
-    add_occurrence(state, step, &cause::receiver(receiver), occurrence);
 }
 
 fn identity_conflict(state: &mut State, step: Step, agent: &AgentName, holder: &str, refused: &str) {

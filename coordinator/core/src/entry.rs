@@ -2,6 +2,8 @@
 //!
 //! Serialized as JSON; an entry's form is a compatibility promise to every journal ever written.
 
+mod form;
+
 use crate::freeze::FreezeScope;
 use crate::page::{Page, PageId};
 use crate::policy::Policy;
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// One entry of the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Entry {
     /// 1 for the first; no gaps.
     pub index: u64,
@@ -30,7 +32,7 @@ pub struct Entry {
 }
 
 /// The three kinds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EntryBody {
     /// Observed or done.
@@ -333,6 +335,30 @@ pub enum Fact {
         page: PageId,
         /// Why.
         error: String,
+    },
+    /// A receiver has taken nothing for a while, although it was asked.
+    ReceiverFailing {
+        /// Which.
+        receiver: String,
+        /// For how long.
+        for_ms: u64,
+        /// What it answered last.
+        error: String,
+    },
+    /// A page that was given up is to be sent again.
+    ResendAsked {
+        /// Identity of the person's certificate, or `local:UID`.
+        by: String,
+        /// Which.
+        page: PageId,
+    },
+    /// Another system told of an event; what it means is the fact that follows. Remembered, so that the same event told
+    /// again changes nothing.
+    OutsideEvent {
+        /// Such as `pagerduty`.
+        source: String,
+        /// Its id there.
+        id: String,
     },
     /// A higher epoch exists; this coordinator stops.
     EpochHeard {

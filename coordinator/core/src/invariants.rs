@@ -4,8 +4,8 @@ use crate::cause::{self, CauseKind};
 use crate::entry::TimerKey;
 use crate::freeze::FREEZES_MAX;
 use crate::state::{
-    AgentRecord, CAUSE_OCCURRENCES_MAX, Incident, Link, MEMBERS_MAX, PAST_PAGES_MAX, RECENT_OCCURRENCES_MAX, State,
-    TIMELINE_MAX,
+    AgentRecord, CAUSE_OCCURRENCES_MAX, DEAD_LETTERS_MAX, Incident, Link, MEMBERS_MAX, OUTSIDE_EVENTS_MAX,
+    PAST_PAGES_MAX, RECENT_OCCURRENCES_MAX, State, TIMELINE_MAX,
 };
 use muster_common::finding::open_digest;
 use muster_common::ids::AgentName;
@@ -168,6 +168,12 @@ fn pages(state: &State, found: &mut Found) {
         found.unless(known, "a pending page belongs to an incident", || format!("{:?}", record.id));
     }
     found.unless(state.past_pages.len() <= PAST_PAGES_MAX, "past pages are bounded", String::new);
+    found.unless(state.dead_letters.len() <= DEAD_LETTERS_MAX, "dead letters are bounded", String::new);
+    found.unless(state.outside_events.len() <= OUTSIDE_EVENTS_MAX, "outside events are bounded", String::new);
+    for name in state.receivers.keys() {
+        let configured = state.policy().receivers.contains(name);
+        found.unless(configured, "a receiver that is kept is configured", || name.clone());
+    }
 }
 
 fn timers(state: &State, found: &mut Found) {

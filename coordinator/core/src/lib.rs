@@ -15,6 +15,7 @@ pub mod machine;
 pub mod page;
 pub mod policy;
 pub mod replay;
+pub mod routing;
 pub mod state;
 pub mod timeline;
 

@@ -4,7 +4,7 @@
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Changes whenever a rule's meaning changes. Replay reproduces conclusions byte for byte only under equal versions.
@@ -83,6 +83,29 @@ pub struct LockContentionPolicy {
     pub fleet_hosts: u32,
 }
 
+/// Which receivers are told of what. A condition that is empty holds for everything.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// The incident has one of these severities.
+    #[serde(default)]
+    pub severities: BTreeSet<Severity>,
+    /// Its reason is one of these.
+    #[serde(default)]
+    pub reasons: BTreeSet<Reason>,
+    /// It concerns one of these services.
+    #[serde(default)]
+    pub services: BTreeSet<String>,
+    /// One of its hosts carries all of these labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Who is told.
+    pub receivers: Vec<String>,
+    /// The routes that follow are asked as well.
+    #[serde(default)]
+    pub goes_on: bool,
+}
+
 /// Everything tunable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,8 +126,17 @@ pub struct Policy {
     pub stability: PerSeverity<Duration>,
     /// Incidents less bad than this never page.
     pub page_from: Severity,
-    /// Names of the receivers that every page goes to, in order.
+    /// Names of all receivers, in order.
     pub receivers: Vec<String>,
+    /// Which of them are told of what; the first that matches counts, and where none does, all are told.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+    /// Who is told in place of a receiver that fails.
+    #[serde(default)]
+    pub fallbacks: BTreeMap<String, String>,
+    /// Receivers that escalate by themselves.
+    #[serde(default)]
+    pub self_escalating: BTreeSet<String>,
 }
 
 impl Default for Policy {
@@ -145,6 +177,9 @@ impl Default for Policy {
             },
             page_from: Severity::Sev3,
             receivers: Vec::new(),
+            routes: Vec::new(),
+            fallbacks: BTreeMap::new(),
+            self_escalating: BTreeSet::new(),
         }
     }
 }

@@ -40,6 +40,11 @@ pub const FLEET_RESTARTS_MAX: usize = 512;
 pub const RESTARTED_SERVICES_MAX: usize = 4096;
 /// Pages with an outcome kept for lists.
 pub const PAST_PAGES_MAX: usize = 500;
+/// Pages that were given up and are kept until somebody sends them again; the oldest go first.
+pub const DEAD_LETTERS_MAX: usize = 200;
+/// Events of other systems remembered by their id; the oldest go first. Far above what arrives within the day for which
+/// such a system repeats itself.
+pub const OUTSIDE_EVENTS_MAX: usize = 4096;
 
 /// The fold over the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +66,13 @@ pub struct State {
     pub(crate) resolved_order: VecDeque<IncidentKey>,
     pub(crate) pages: BTreeMap<PageId, PageRecord>,
     pub(crate) past_pages: VecDeque<PageRecord>,
+    #[serde(default)]
+    pub(crate) dead_letters: VecDeque<DeadLetter>,
+    /// Receivers of the policy that were ever asked.
+    #[serde(default)]
+    pub(crate) receivers: BTreeMap<String, ReceiverRecord>,
+    #[serde(default)]
+    pub(crate) outside_events: VecDeque<String>,
     pub(crate) occurrences: VecDeque<OccurrenceRecord>,
     pub(crate) timers: BTreeSet<(Timestamp, TimerKey)>,
     pub(crate) rehear_until: Option<Timestamp>,
@@ -342,6 +354,23 @@ pub struct Incident {
     pub stability_over: bool,
     /// An operator asked for it to be resolved.
     pub resolve_wish: Option<(String, String)>,
+    /// Who is told in place of a receiver that did not take its page.
+    #[serde(default)]
+    pub stands_in: BTreeMap<String, String>,
+    /// Pages given up that an operator asked to send again, by receiver.
+    #[serde(default)]
+    pub resend: BTreeMap<String, ResendWish>,
+}
+
+/// An operator's wish to send a page again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResendWish {
+    /// The page that was given up.
+    pub page: PageId,
+    /// What it was to do.
+    pub action: PageAction,
+    /// Who asked.
+    pub by: String,
 }
 
 impl Incident {
@@ -410,6 +439,32 @@ pub struct PageRecord {
     pub outcome: Option<PageOutcome>,
 }
 
+/// A page that was given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Which, with its error.
+    pub record: PageRecord,
+    /// When it was given up.
+    pub failed: Timestamp,
+    /// The page that an operator sent in its place.
+    pub resent: Option<PageId>,
+}
+
+/// How a receiver does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReceiverRecord {
+    /// Pages accepted.
+    pub delivered: u64,
+    /// Pages given up.
+    pub failed: u64,
+    /// When it last accepted one.
+    pub last_delivered: Option<Timestamp>,
+    /// Why the last one was given up, or why it counts as failing; empty since it accepted one.
+    pub last_error: String,
+    /// Since when it counts as failing.
+    pub failing_since: Option<Timestamp>,
+}
+
 impl State {
     /// Before the first entry.
     pub fn genesis() -> Self {
@@ -431,6 +486,9 @@ impl State {
             resolved_order: VecDeque::new(),
             pages: BTreeMap::new(),
             past_pages: VecDeque::new(),
+            dead_letters: VecDeque::new(),
+            receivers: BTreeMap::new(),
+            outside_events: VecDeque::new(),
             occurrences: VecDeque::new(),
             timers: BTreeSet::new(),
             rehear_until: None,
@@ -557,6 +615,21 @@ impl State {
         self.pages.get(&id).or_else(|| self.past_pages.iter().find(|record| record.id == id))
     }
 
+    /// Pages that were given up, oldest first.
+    pub fn dead_letters(&self) -> impl DoubleEndedIterator<Item = &DeadLetter> {
+        self.dead_letters.iter()
+    }
+
+    /// How a receiver does, once it was asked.
+    pub fn receiver(&self, name: &str) -> Option<&ReceiverRecord> {
+        self.receivers.get(name)
+    }
+
+    /// True when another system's event is known already.
+    pub fn knows_outside_event(&self, source: &str, id: &str) -> bool {
+        self.outside_events.contains(&outside_event(source, id))
+    }
+
     /// Recent pages with an outcome, oldest first.
     pub fn past_pages(&self) -> impl DoubleEndedIterator<Item = &PageRecord> {
         self.past_pages.iter()
@@ -583,6 +656,11 @@ impl State {
         let worst = reason.default_severity().worse().min(Severity::Sev1);
         self.policy.severities.get(&reason).copied().unwrap_or(told.min(worst))
     }
+}
+
+/// The name under which another system's event is remembered.
+pub(crate) fn outside_event(source: &str, id: &str) -> String {
+    format!("{source}/{id}")
 }
 
 /// The earliest timer.

@@ -12,7 +12,7 @@ use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Relapses after which an incident pages without waiting for another hold: flapping is no recovery.
@@ -136,6 +136,8 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
         stability_from: None,
         stability_over: false,
         resolve_wish: None,
+        stands_in: BTreeMap::new(),
+        resend: BTreeMap::new(),
     };
     note(&mut incident, step, LineKind::Decision, format!("opened: {title} ({why})"));
     state.numbers.insert(number.clone(), key.clone());

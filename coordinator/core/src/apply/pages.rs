@@ -1,10 +1,10 @@
 //! What pages and their outcomes do to the incident they are about.
 
-use super::Step;
 use super::incidents::{get_mut, note};
-use crate::cause;
+use super::{Step, receivers};
 use crate::entry::IncidentKey;
 use crate::page::{Page, PageAction, PageId};
+use crate::routing;
 use crate::state::{Incident, PageKey, PageOutcome, PageRecord, State};
 use crate::timeline::LineKind;
 use std::collections::BTreeSet;
@@ -13,8 +13,9 @@ pub(super) fn requested(state: &mut State, step: Step, key: &IncidentKey, page: 
     let id = PageId(step.index);
     let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
     state.pages.insert(id, record);
-    let told = |receiver: &&String| cause::failing_receiver(&key.cause) != Some(receiver.as_str());
-    let receivers = state.policy.receivers.iter().filter(told).cloned().collect();
+    receivers::resent(state, key, page, id);
+    let told = state.incident(key).map(|incident| routing::told(state, incident)).unwrap_or_default();
+    let receivers = told.into_iter().map(|told| told.receiver.to_owned()).collect();
     let Some(incident) = get_mut(state, key) else { return };
     if !incident.page_keys.iter().any(|known| known.dedup_key == page.dedup_key) {
         incident.receivers = receivers;

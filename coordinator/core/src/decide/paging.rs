@@ -6,6 +6,7 @@ use crate::apply::incidents::hold_of;
 use crate::cause;
 use crate::entry::{Conclusion, Resolution};
 use crate::page::{Page, PageAction};
+use crate::routing::told;
 use crate::state::{Cause, Incident, IncidentStatus, PageKey, State};
 use muster_common::time::Timestamp;
 use sha2::{Digest, Sha256};
@@ -55,10 +56,14 @@ pub(super) fn page(
         return (!incident.explained).then_some(Conclusion::NotPaged { incident: incident_key, why });
     }
     let dedup = current_key(incident);
-    for receiver in told(state, key) {
-        let known = incident.page_keys.iter().find(|page| page.receiver == *receiver && page.dedup_key == dedup);
+    if let Some(wanted) = resend(state, now, key, cause, incident, found) {
+        return Some(wanted);
+    }
+    for told in told(state, incident) {
+        let receiver = told.receiver;
+        let known = incident.page_keys.iter().find(|page| page.receiver == receiver && page.dedup_key == dedup);
         let why = match known {
-            None => first_page(incident, found),
+            None => first_page(incident, found, told.in_place_of),
             Some(known) if incident.severity > known.severity => format!("worse than told before: {}", incident.why),
             Some(known) if incident.reason != known.reason => format!("better explained: {}", incident.why),
             Some(_) => continue,
@@ -66,7 +71,7 @@ pub(super) fn page(
         // Someone who joins the receivers later hears of what is open; of what recovers only those who were told, and
         // those whose page is still to come in the round that the first one began.
         let round = incident.page_keys.iter().any(|page| page.dedup_key == dedup);
-        let joined_later = round && !incident.receivers.contains(receiver);
+        let joined_later = round && !incident.receivers.iter().any(|told| told == receiver);
         if known.is_none() && joined_later && incident.status == IncidentStatus::Recovering {
             continue;
         }
@@ -81,9 +86,21 @@ pub(super) fn page(
     Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
 
-/// Who is told: every receiver, but not of its own failing.
-fn told<'a>(state: &'a State, key: &'a str) -> impl Iterator<Item = &'a String> {
-    state.policy().receivers.iter().filter(move |receiver| cause::failing_receiver(key) != Some(receiver.as_str()))
+/// A page that an operator wants to be sent again: under the key that counts now.
+fn resend(
+    state: &State,
+    now: Timestamp,
+    key: &str,
+    cause: &Cause,
+    incident: &Incident,
+    found: Option<&Assessment>,
+) -> Option<Conclusion> {
+    let configured = |receiver: &String| state.policy().receivers.contains(receiver);
+    let (receiver, wish) = incident.resend.iter().find(|(receiver, _)| configured(receiver))?;
+    let why = format!("{} sends the page {} again, which was given up: {}", wish.by, wish.page.0, incident.why);
+    let dedup = current_key(incident);
+    let page = build(state, now, key, cause, incident, found, receiver, &dedup, wish.action, &why);
+    Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
 
 fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Option<String> {
@@ -94,7 +111,7 @@ fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Op
             incident.severity, policy.page_from
         ));
     }
-    if told(state, &incident.key.cause).next().is_none() {
+    if told(state, incident).is_empty() {
         let other = if policy.receivers.is_empty() { "" } else { "other " };
         return Some(format!("no {other}receiver is configured"));
     }
@@ -112,7 +129,15 @@ fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Op
     None
 }
 
-fn first_page(incident: &Incident, found: Option<&Assessment>) -> String {
+fn first_page(incident: &Incident, found: Option<&Assessment>, in_place_of: Option<&str>) -> String {
+    let why = why_page(incident, found);
+    match in_place_of {
+        Some(failing) => format!("the receiver {failing} does not take its pages, you are told in its place: {why}"),
+        None => why,
+    }
+}
+
+fn why_page(incident: &Incident, found: Option<&Assessment>) -> String {
     if flaps(incident) && incident.status == IncidentStatus::Recovering {
         return format!("it came back {} times: {}", incident.relapses, incident.why);
     }
