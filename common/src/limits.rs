@@ -28,6 +28,8 @@ pub const SUBJECTS_PER_AGENT_MAX: usize = 4096;
 pub const LABELS_MAX: usize = 32;
 /// Bytes of one label's key or value.
 pub const LABEL_BYTES_MAX: usize = 128;
+/// Listening ports that an agent tells of itself: a silent host is asked for on these and no others.
+pub const LISTENING_PORTS_MAX: usize = 8;
 /// Entries in one batch of findings, so that a heartbeat is never behind more than this.
 pub const BATCH_ENTRIES_MAX: usize = 64;
 /// Bytes of one encoded spool entry body.
