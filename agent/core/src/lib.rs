@@ -9,6 +9,7 @@ pub mod bundle;
 pub mod clock;
 pub mod diagnose;
 pub mod disk;
+pub mod executable;
 pub mod freeze;
 pub mod health;
 pub mod host_clock;

@@ -1,6 +1,7 @@
 //! Which processes are, and lately were, the instances of a service. The pid-file probe notes them; the port probe asks
 //! whose listener it sees; the OOM probe asks whose victim it was, when the process is long gone.
 
+use crate::executable::Executable;
 use muster_common::evidence::Grade;
 use muster_common::ids::{ProcessId, ServiceName};
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Instances remembered per service: enough to name the victim of a restart loop's last rounds.
 const INSTANCES_MAX: usize = 16;
+/// Programs remembered per service: of the process that runs and of those that ended before it.
+const EXECUTABLES_MAX: usize = 4;
 
 /// One life of a service's main process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +50,12 @@ pub struct Services {
     /// Lives that nobody saw, oldest first; whoever counts lives remembers them himself.
     #[serde(skip)]
     brief: BTreeMap<ServiceName, VecDeque<BriefLife>>,
+    /// The programs behind the newest processes, oldest first; not saved, since each is soon looked at again.
+    #[serde(skip)]
+    executables: BTreeMap<ServiceName, VecDeque<(ProcessId, Executable)>>,
+    /// With a process that nobody knew at the last [`Services::take_fresh`].
+    #[serde(skip)]
+    fresh: BTreeSet<ServiceName>,
 }
 
 impl Services {
@@ -65,8 +74,29 @@ impl Services {
                     list.pop_front();
                 }
                 list.push_back(instance);
+                self.fresh.insert(service.clone());
             }
         }
+    }
+
+    /// Notes the program behind a process; the same process replaces what was known.
+    pub fn note_executable(&mut self, service: &ServiceName, process: ProcessId, executable: Executable) {
+        let list = self.executables.entry(service.clone()).or_default();
+        list.retain(|(known, _)| *known != process);
+        if list.len() == EXECUTABLES_MAX {
+            list.pop_front();
+        }
+        list.push_back((process, executable));
+    }
+
+    /// The program behind one process of a service.
+    pub fn executable(&self, service: &ServiceName, process: ProcessId) -> Option<&Executable> {
+        self.executables.get(service)?.iter().find(|(known, _)| *known == process).map(|(_, executable)| executable)
+    }
+
+    /// The services with a process that was not known the last time this was asked.
+    pub fn take_fresh(&mut self) -> BTreeSet<ServiceName> {
+        std::mem::take(&mut self.fresh)
     }
 
     /// Notes a life that nobody saw.

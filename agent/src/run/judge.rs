@@ -13,6 +13,7 @@ use crate::bell::Bell;
 use crate::probe::{Context, Lane as Kind, Probe};
 use crate::spool::{Append, SpoolError};
 use muster_agent_core::clock::Now;
+use muster_agent_core::executable;
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::ledger::Change;
 use muster_agent_core::schedule::{Late, Schedule};
@@ -411,8 +412,13 @@ impl<O: StateOutlet> Judge<O> {
         }
         self.memory.recent.explain(now, subject, &mut judgement);
         {
-            let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
             self.memory.recent.tell(&services, subject, &mut judgement);
+            executable::tell(&services, subject, &mut judgement);
+            for service in services.take_fresh() {
+                let program = SubjectKey::new(service, ProbeKind::Process, executable::SUBJECT);
+                self.schedule.wake(now.boottime_ms, &program);
+            }
         }
         let changes = self.memory.observe(now, subject, &judgement);
         let news = !changes.is_empty();

@@ -2,6 +2,7 @@
 
 use super::plan::{Means, Planned, planned};
 use crate::config::{Config, Service};
+use crate::senses::executable::ExecutableProbe;
 use crate::senses::pressure::{HostPressure, ServicePressure};
 use crate::senses::process_watch::ProcessWatch;
 use crate::senses::unit::{Units, is_systemd};
@@ -9,6 +10,10 @@ use muster_agent_core::pressure::psi::StallRules;
 use muster_agent_core::pressure::service::PressureRules;
 use muster_agent_core::process::growth::GrowthRules;
 use muster_agent_core::process::watch::ProcessRules;
+use std::time::Duration;
+
+/// A new process wakes the look at its program; what comes between is a program that could not be read.
+const PROGRAM_INTERVAL: Duration = Duration::from_secs(60);
 
 /// For each service whose main process somebody notes: its pid file, or its unit.
 pub(super) fn of_services(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
@@ -20,8 +25,13 @@ pub(super) fn of_services(config: &Config, means: &Means<'_>, units: Option<&Uni
         let unit = unit.map(|(unit, units)| (unit.name.clone(), units.clone()));
         let (name, host) = (service.name.clone(), means.host.clone());
         let process = ProcessWatch::new(name.clone(), host.clone(), process_rules(config, service), unit);
+        let program = ExecutableProbe::new(name.clone(), host.clone());
         let pressure = ServicePressure::new(name, host, pressure_rules(config));
-        vec![planned(config, process, config.probes.process), planned(config, pressure, config.probes.pressure)]
+        vec![
+            planned(config, process, config.probes.process),
+            planned(config, program, PROGRAM_INTERVAL),
+            planned(config, pressure, config.probes.pressure),
+        ]
     };
     config.services.iter().flat_map(one).collect()
 }

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod baseline;
 pub mod cgroup;
 pub mod disk;
+pub mod executable;
 pub mod exit;
 pub mod health;
 pub mod host_clock;
