@@ -6,6 +6,7 @@ use std::process::ExitCode;
 mod bench;
 mod demo;
 mod drill;
+mod fleet_sim;
 mod foreign;
 mod lab;
 mod suite;
@@ -38,6 +39,8 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// The coordinator under a large fleet, with the figures of this machine
+    FleetSim(fleet_sim::Options),
     /// A service that does nothing, for the bench to watch
     #[command(hide = true)]
     BenchService(bench::service::Options),
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Drill { drill } => drill::run(&drill),
         Task::Bench { bench } => bench::run(&bench),
+        Task::FleetSim(options) => fleet_sim::run(&options),
         Task::BenchService(options) => bench::service::run(&options),
         Task::DemoService(options) => lab::service::run(&options),
     };

@@ -4,11 +4,11 @@
 mod agent;
 mod child;
 mod latency;
-mod measure;
+pub(crate) mod measure;
 mod peers;
 pub(crate) mod service;
 mod stage;
-mod table;
+pub(crate) mod table;
 
 use anyhow::Result;
 use clap::Subcommand;

@@ -106,6 +106,11 @@ impl Lab {
         Ok(())
     }
 
+    /// Ports of a coordinator: (gRPC, HTTP).
+    pub(crate) fn ports(&self, name: &str) -> Result<(u16, u16)> {
+        self.ports.get(name).copied().with_context(|| format!("no coordinator {name}"))
+    }
+
     /// `https://localhost:PORT` of a coordinator.
     pub(crate) fn endpoint(&self, name: &str) -> Result<String> {
         let (grpc, _) = self.ports.get(name).with_context(|| format!("no coordinator {name}"))?;
