@@ -147,7 +147,8 @@ impl Machine {
     }
 }
 
-fn ends_a_gap(fact: &Fact) -> bool {
+/// A fact that ends a stretch of time in which nobody looked at the clock.
+pub(crate) fn ends_a_gap(fact: &Fact) -> bool {
     matches!(fact, Fact::Started { .. } | Fact::TookOver { .. } | Fact::Paused { .. })
 }
 
