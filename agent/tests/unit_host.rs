@@ -6,11 +6,11 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod booted;
 
-/// Ends a command that hangs; the slowest one here (the first boot, which makes the host's files) needs half a minute.
-const COMMAND_SECONDS_MAX: &str = "120";
+use booted::{Booted, text};
+use std::path::Path;
+
 const CONFIG: &str = r#"
 [agent]
 state_dir = "/var/lib/agent-under-test"
@@ -38,119 +38,57 @@ const UNITS: [(&str, &str, &str); 4] = [
     ("memory", "/usr/bin/python3 -c 'bytearray(200<<20)'", "MemoryMax=30M"),
 ];
 
-fn run(command: &mut Command) -> Output {
-    command.stdin(std::process::Stdio::null()).output().unwrap()
+/// Waits until the agent's log has a line.
+fn until_logged(host: &Booted, pattern: &str) {
+    host.until(&format!("grep -q \"{pattern}\" /var/log/agent.log"));
 }
 
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// A booted host; it is powered off and removed at the end.
-struct Host {
-    tool: PathBuf,
-    name: String,
-}
-
-impl Host {
-    /// `None`, with a word on why, where it cannot be had.
-    fn boot() -> Option<Self> {
-        let skip = |why: &str| println!("skipped: units of a real systemd: {why}");
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tools/host-ns.sh");
-        if !tool.exists() {
-            skip("no tool to boot a host with");
-            return None;
-        }
-        if text(&run(Command::new("id").arg("-u"))).trim() != "0" {
-            skip("not root");
-            return None;
-        }
-        let host = Self { tool, name: format!("units{}", std::process::id()) };
-        let booted = host.tool(&["up", &host.name]);
-        if !booted.status.success() {
-            skip(&format!("the host does not boot here: {}", text(&booted).trim()));
-            return None;
-        }
-        Some(host)
+fn install(host: &Booted) {
+    let folder = tempfile::tempdir().unwrap();
+    let push = |name: &str, content: &str, to: &str| {
+        let from = folder.path().join(name);
+        std::fs::write(&from, content).unwrap();
+        host.push(&from, to);
+    };
+    for (name, runs, more) in UNITS {
+        let unit = format!("[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart={runs}\n{more}\n");
+        push(name, &unit, &format!("/etc/systemd/system/{name}.service"));
     }
-
-    fn tool(&self, arguments: &[&str]) -> Output {
-        run(Command::new("timeout").args(["-k", "5", COMMAND_SECONDS_MAX]).arg(&self.tool).args(arguments))
-    }
-
-    fn output(&self, script: &str) -> Output {
-        self.tool(&["run", &self.name, "sh", "-euc", script])
-    }
-
-    /// Runs a shell script inside; it must succeed.
-    fn sh(&self, script: &str) -> String {
-        let output = self.output(script);
-        if !output.status.success() {
-            let log = text(&self.output("tail -n 60 /var/log/agent.log"));
-            panic!("{script}\n{}\n{log}", text(&output));
-        }
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    }
-
-    /// Waits until the agent's log has a line; the tool's time limit ends a wait for one that never comes.
-    fn until_logged(&self, pattern: &str) {
-        self.sh(&format!("until grep -q \"{pattern}\" /var/log/agent.log; do sleep 0.1; done"));
-    }
-
-    fn install(&self) {
-        let folder = tempfile::tempdir().unwrap();
-        let push = |name: &str, content: &str, to: &str| {
-            let from = folder.path().join(name);
-            std::fs::write(&from, content).unwrap();
-            let output = self.tool(&["push", &self.name, &from.display().to_string(), to]);
-            assert!(output.status.success(), "{to}: {}", text(&output));
-        };
-        for (name, runs, more) in UNITS {
-            let unit = format!("[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart={runs}\n{more}\n");
-            push(name, &unit, &format!("/etc/systemd/system/{name}.service"));
-        }
-        let daemon = "[Service]\nExecStart=/usr/bin/muster-agent run --config /etc/agent.toml\n\
-                      Environment=MUSTER_LOG=info\nStandardError=append:/var/log/agent.log\n";
-        push("under-test", daemon, "/etc/systemd/system/agent-under-test.service");
-        push("agent.toml", CONFIG, "/etc/agent.toml");
-        let pushed = self.tool(&["push", &self.name, env!("CARGO_BIN_EXE_muster-agent"), "/usr/bin/muster-agent"]);
-        assert!(pushed.status.success(), "{}", text(&pushed));
-        self.sh("systemctl daemon-reload");
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.tool(&["down", &self.name]);
-    }
+    let daemon = "[Service]\nExecStart=/usr/bin/muster-agent run --config /etc/agent.toml\n\
+                  Environment=MUSTER_LOG=info\nStandardError=append:/var/log/agent.log\n";
+    push("under-test", daemon, "/etc/systemd/system/agent-under-test.service");
+    push("agent.toml", CONFIG, "/etc/agent.toml");
+    host.push(Path::new(env!("CARGO_BIN_EXE_muster-agent")), "/usr/bin/muster-agent");
+    host.sh("systemctl daemon-reload");
 }
 
 #[test]
 fn units_of_a_real_systemd() {
-    let Some(host) = Host::boot() else { return };
-    host.install();
+    let log = Some("tail -n 60 /var/log/agent.log");
+    let Some(host) = Booted::boot("units of a real systemd", "units", log) else { return };
+    install(&host);
     host.sh("systemctl start good && systemctl start agent-under-test");
-    host.until_logged("opened: ghost.service does not exist");
+    until_logged(&host, "opened: ghost.service does not exist");
 
     // Each of these follows from a signal: the unit's own interval is a minute.
     host.output("systemctl start bad memory");
-    host.until_logged("opened: bad.service has failed .*main process exited with status 3");
-    host.until_logged("opened: memory.service has failed .*\\(SIGKILL\\|OOM killer\\)");
+    until_logged(&host, "opened: bad.service has failed .*main process exited with status 3");
+    until_logged(&host, "opened: memory.service has failed .*\\(SIGKILL\\|OOM killer\\)");
 
     host.sh("systemctl restart good");
-    host.until_logged("good.service was restarted on request: .*SIGTERM");
+    until_logged(&host, "good.service was restarted on request: .*SIGTERM");
     host.sh("kill -KILL $(systemctl show -P MainPID good)");
-    host.until_logged("opened: good.service has failed .*SIGKILL");
+    until_logged(&host, "opened: good.service has failed .*SIGKILL");
 
     host.sh("systemctl start loop");
-    host.until_logged("loop.service was restarted by systemd: .*status 7");
-    host.until_logged("opened: loop keeps restarting: its last [0-9]* lives");
+    until_logged(&host, "loop.service was restarted by systemd: .*status 7");
+    until_logged(&host, "opened: loop keeps restarting: its last [0-9]* lives");
 
     // The bus goes and comes back; what happens afterwards is told as before.
     host.sh("systemctl restart dbus && systemctl start good && systemctl daemon-reload");
-    host.until_logged("cleared: unit_failed .*key=good/unit/");
+    until_logged(&host, "cleared: unit_failed .*key=good/unit/");
     host.sh("systemctl stop good");
-    host.until_logged("opened: good.service is not running .*stopped (SIGTERM");
+    until_logged(&host, "opened: good.service is not running .*stopped (SIGTERM");
 
     // A first look, without any memory. Worse than a warning: it says so by its exit status.
     let doctor = host.output("/usr/bin/muster-agent doctor --config /etc/agent.toml --format json");

@@ -7,11 +7,17 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+#[path = "../../agent/tests/booted/mod.rs"]
+mod booted;
 
-/// Ends a command that hangs; the slowest one here (the first boot, which makes the host's files) needs half a minute.
-const COMMAND_SECONDS_MAX: &str = "120";
+use booted::Booted;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Ends a wait for a host that does not go down.
+const POWEROFF_SECONDS_MAX: &str = "120";
+/// For a failure's message.
+const LOG: &str = "cat /var/log/muster-agent.log; journalctl --no-pager -b -u 'muster-*' | tail -n 60";
 /// CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE.
 const AGENT_CAPABILITIES: &str = "0000000000080004";
 const NO_CAPABILITIES: &str = "0000000000000000";
@@ -29,64 +35,33 @@ fn binary(name: &str) -> PathBuf {
     std::env::current_exe().unwrap().parent().and_then(Path::parent).unwrap().join(name)
 }
 
-fn run(command: &mut Command) -> Output {
-    command.stdin(std::process::Stdio::null()).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// A booted host; it is powered off and removed at the end.
+/// The booted host, with what is installed on it.
 struct Host {
-    tool: PathBuf,
-    name: String,
+    booted: Booted,
     folder: tempfile::TempDir,
 }
 
 impl Host {
     /// `None`, with a word on why, where it cannot be had.
     fn boot() -> Option<Self> {
-        let skip = |why: &str| println!("skipped: the units on a real systemd: {why}");
-        let tool = checkout("../shared/tools/host-ns.sh");
-        if !tool.exists() {
-            skip("no tool to boot a host with");
-            return None;
-        }
-        if text(&run(Command::new("id").arg("-u"))).trim() != "0" {
-            skip("not root");
-            return None;
-        }
+        let what = "the units on a real systemd";
         if let Some(missing) = BINARIES.iter().find(|name| !binary(name).exists()) {
-            skip(&format!("{missing} is not built"));
+            println!("skipped: {what}: {missing} is not built");
             return None;
         }
-        let name = format!("muster{}", std::process::id());
-        let host = Self { tool, name, folder: tempfile::tempdir().unwrap() };
-        let booted = host.tool(&["up", &host.name]);
-        if !booted.status.success() {
-            skip(&format!("the host does not boot here: {}", text(&booted).trim()));
-            return None;
-        }
-        Some(host)
+        Some(Self { booted: Booted::boot(what, "muster", Some(LOG))?, folder: tempfile::tempdir().unwrap() })
     }
 
-    fn tool(&self, arguments: &[&str]) -> Output {
-        run(Command::new("timeout").args(["-k", "5", COMMAND_SECONDS_MAX]).arg(&self.tool).args(arguments))
-    }
-
-    /// Runs a shell script inside; it must succeed.
     fn sh(&self, script: &str) -> String {
-        let output = self.tool(&["run", &self.name, "sh", "-euc", script]);
-        if !output.status.success() {
-            panic!("{script}\n{}\n{}", text(&output), self.log());
-        }
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        self.booted.sh(script)
     }
 
-    /// Waits until a condition of the shell holds; the tool's time limit ends one that never does.
     fn until(&self, condition: &str) {
-        self.sh(&format!("until {condition}; do sleep 0.1; done"));
+        self.booted.until(condition);
+    }
+
+    fn push(&self, from: &Path, to: &str) {
+        self.booted.push(from, to);
     }
 
     fn property(&self, unit: &str, name: &str) -> String {
@@ -99,17 +74,6 @@ impl Host {
             "musterctl agents list --format json >/tmp/agents && grep -q '\"state\": \"{state}\"' /tmp/agents \
              && grep -q '\"state_reason\": \".*{reason}' /tmp/agents"
         ));
-    }
-
-    fn push(&self, from: &Path, to: &str) {
-        let output = self.tool(&["push", &self.name, &from.display().to_string(), to]);
-        assert!(output.status.success(), "{to}: {}", text(&output));
-    }
-
-    /// For a failure's message.
-    fn log(&self) -> String {
-        let script = "cat /var/log/muster-agent.log; journalctl --no-pager -b -u 'muster-*' | tail -n 60";
-        text(&self.tool(&["run", &self.name, "sh", "-c", script]))
     }
 
     /// As `systemd/README.md` tells.
@@ -152,12 +116,6 @@ impl Host {
         }
         assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
         assert_ne!(self.property(unit, "User"), "root");
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.tool(&["down", &self.name]);
     }
 }
 
@@ -215,13 +173,14 @@ fn the_reduced_agent_starts(host: &Host) {
 }
 
 fn the_whole_host_goes_down(host: &Host) {
-    let kept = host.tool(&["leader", &host.name]);
+    let kept = host.booted.tool("leader", &[], Stdio::null());
     let leader = String::from_utf8_lossy(&kept.stdout).trim().to_owned();
     // What the host writes can be read through its PID 1, until that ends; this descriptor stays.
     let mut log = std::fs::File::open(format!("/proc/{leader}/root/var/log/muster-agent.log")).unwrap();
-    host.tool(&["run", &host.name, "systemctl", "poweroff"]);
-    let ended = run(Command::new("timeout").args([COMMAND_SECONDS_MAX, "tail", "--pid", &leader, "-f", "/dev/null"]));
-    assert!(ended.status.success(), "the host does not go down");
+    host.booted.output("systemctl poweroff");
+    let mut wait = Command::new("timeout");
+    wait.args([POWEROFF_SECONDS_MAX, "tail", "--pid", &leader, "-f", "/dev/null"]).stdin(Stdio::null());
+    assert!(wait.status().unwrap().success(), "the host does not go down");
     let mut told = String::new();
     std::io::Read::read_to_string(&mut log, &mut told).unwrap();
     assert!(told.lines().rev().any(|line| line.contains("saying goodbye") && line.contains("Host")), "{told}");
