@@ -3,17 +3,23 @@
 //!
 //! Facts feed agents and causes here and in [`findings`] and [`storms`]; conclusions shape incidents in [`incidents`].
 
+mod archive;
 mod findings;
 pub(crate) mod incidents;
 pub(crate) mod links;
 mod pages;
 mod receivers;
+mod response;
 mod storms;
 
 use crate::cause;
 use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey};
 use crate::freeze::{self, Freeze};
 use crate::page::{PageAction, PageId};
+use crate::response::SeverityWish;
+use crate::silence::{self, Silence};
+use crate::correlation;
+use crate::second_opinion;
 use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, Incident, PAST_PAGES_MAX, PageOutcome, State};
 use crate::timeline::LineKind;
 use muster_common::evidence::Grade;
@@ -24,9 +30,9 @@ use muster_common::time::Timestamp;
 
 /// Where and when: what every step needs of the entry.
 #[derive(Debug, Clone, Copy)]
-struct Step {
-    index: u64,
-    at: Timestamp,
+pub(crate) struct Step {
+    pub(crate) index: u64,
+    pub(crate) at: Timestamp,
 }
 
 /// Applies one entry.
@@ -40,6 +46,7 @@ pub fn apply(state: &mut State, entry: &Entry) {
         EntryBody::Deadline(timer) => apply_deadline(state, step, timer),
         EntryBody::Conclusion(conclusion) => incidents::apply_conclusion(state, step, conclusion),
     }
+    correlation::update(state);
 }
 
 fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
@@ -64,6 +71,10 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         }
         Fact::AgentSilent { agent, last_heard, silence } => links::silent(state, step, agent, *last_heard, *silence),
         Fact::AgentHeard { agent } => links::heard(state, step, agent),
+        Fact::SecondOpinion { agent, question, answers } => {
+            second_opinion::answered(state, step, agent, *question, answers);
+        }
+        Fact::AgentArchived { agent, by, reason } => archive::archived(state, step, agent, by, reason),
         Fact::FindingReceived { agent, position, observed, estimated, event } => {
             let seen = findings::Seen { at: (*observed).min(step.at), estimated: *estimated };
             findings::received(state, step, agent, *position, seen, event);
@@ -82,6 +93,27 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
             freeze::set(state, step.index, Freeze { id, scope, reason, by, created: step.at, expires: *expires });
         }
         Fact::FreezeLifted { index, .. } => freeze::end(state, *index),
+        Fact::SilenceSet { by, kind, matchers, reason, starts, ends } => {
+            let silence = Silence {
+                id: silence::id(step.index),
+                kind: *kind,
+                matchers: matchers.clone(),
+                reason: clip(reason, SUMMARY_BYTES_MAX),
+                by: by.clone(),
+                created: step.at,
+                starts: *starts,
+                ends: *ends,
+                active: false,
+                ended: None,
+                ended_by: None,
+                holds: Default::default(),
+            };
+            silence::set(state, step.index, step.at, silence);
+        }
+        Fact::SilenceExpired { by, index } => {
+            let ended = silence::end(state, *index, step.at, Some(by));
+            response::unsilenced(state, step, *index, ended);
+        }
         Fact::PageAttempted { page } => pages::attempted(state, *page),
         Fact::PageDelivered { page } => page_ended(state, step, *page, PageOutcome::Delivered),
         Fact::PageFailed { page, error } => {
@@ -132,7 +164,16 @@ fn apply_deadline(state: &mut State, step: Step, timer: &TimerKey) {
         }
         TimerKey::HoldOver { cause, generation } => incidents::hold_over(state, step, cause, *generation),
         TimerKey::StabilityOver { cause, generation } => incidents::stability_over(state, step, cause, *generation),
+        // Looked at again; a deadline of an incident that is over finds nothing.
+        TimerKey::SecondOpinionDue { cause, .. } => {
+            state.touched.insert(cause.clone());
+        }
         TimerKey::FreezeOver { index } => freeze::end(state, *index),
+        TimerKey::SilenceTurn { index } => {
+            let ended = silence::turn(state, *index, step.at);
+            response::unsilenced(state, step, *index, ended);
+        }
+        TimerKey::EscalationDue { cause, generation } => response::escalation_due(state, step, cause, *generation),
         TimerKey::WindowOver { window } => storms::window_over(state, step, window),
     }
 }
@@ -146,6 +187,7 @@ fn operator(state: &mut State, step: Step, by: &str, cause: &str, generation: u6
             if unresolved {
                 incident.owner = Some(by.to_owned());
                 incident.acknowledged = Some(step.at);
+                response::stop_escalation(state, &key);
             }
             format!("acknowledged by {by}{}{note}", if note.is_empty() { "" } else { ": " })
         }
@@ -156,8 +198,24 @@ fn operator(state: &mut State, step: Step, by: &str, cause: &str, generation: u6
             format!("resolve asked for by {by}: {summary}")
         }
         OperatorAction::Note { text } => format!("note by {by}: {text}"),
+        OperatorAction::SetSeverity { severity, note } => {
+            if unresolved {
+                let wish = SeverityWish { by: by.to_owned(), severity: *severity, note: note.clone() };
+                incident.response.wish = Some(wish);
+            }
+            format!("{severity} asked for by {by}: {note}")
+        }
+        OperatorAction::SetCommander { commander } => {
+            incident.response.commander = Some(commander.clone()).filter(|name| !name.is_empty());
+            match commander.is_empty() {
+                true => format!("{by} took the command back: nobody leads the response"),
+                false => format!("{by} named {commander} to lead the response"),
+            }
+        }
     };
-    incidents::note(incident, step, LineKind::Operator, line);
+    if let Some(incident) = incidents::get_mut(state, &key) {
+        incidents::note(incident, step, LineKind::Operator, line);
+    }
     state.touched.insert(cause.to_owned());
 }
 
@@ -246,6 +304,7 @@ fn add_occurrence(state: &mut State, step: Step, key: &str, occurrence: CauseOcc
 fn drop_if_empty(state: &mut State, key: &str) {
     let empty = |cause: &Cause| {
         !cause.active && cause.members.is_empty() && cause.occurrences.is_empty() && cause.storm.is_none()
+            && cause.burst.is_none()
     };
     let remembered = state.incidents.contains_key(key);
     if !remembered && state.causes.get(key).is_some_and(empty) {

@@ -8,6 +8,8 @@ use muster_common::reason::Reason;
 
 /// Cause key of `mass_stale`.
 pub const MASS_STALE: &str = "fleet/mass_stale";
+/// Cause key of many new incidents that nothing explains, on more than one host.
+pub const FLEET_BURST: &str = "fleet/incident_burst";
 /// Cause key of `coordinator_fault`.
 pub const COORDINATOR_FAULT: &str = "coordinator/fault";
 
@@ -27,18 +29,26 @@ pub enum CauseKind {
     FleetStorm,
     /// A lock contended on many hosts.
     FleetLock,
+    /// Another matter of many hosts: its detector knows which.
+    Fleet,
     /// More incidents of one agent than are opened.
     AgentFlood,
+    /// Many new incidents that nothing explains.
+    Burst,
 }
 
 /// The kind of a key.
 pub fn kind_of(cause: &str) -> CauseKind {
-    if cause == MASS_STALE {
+    if cause == MASS_STALE || cause.starts_with("fleet/mass_stale/") {
         CauseKind::MassStale
+    } else if cause == FLEET_BURST || is_of_host(cause, "/burst") {
+        CauseKind::Burst
     } else if cause.starts_with("fleet/restart_storm/") {
         CauseKind::FleetStorm
     } else if cause.starts_with("fleet/lock/") {
         CauseKind::FleetLock
+    } else if cause.starts_with("fleet/") {
+        CauseKind::Fleet
     } else if cause.starts_with("host/") && cause.ends_with("/agent") && cause.matches('/').count() == 2 {
         CauseKind::AgentStale
     } else if cause.starts_with("host/") && cause.ends_with("/flood") && cause.matches('/').count() == 2 {
@@ -46,6 +56,16 @@ pub fn kind_of(cause: &str) -> CauseKind {
     } else {
         CauseKind::Host
     }
+}
+
+/// `host/AGENT` and this end, and nothing between.
+fn is_of_host(cause: &str, end: &str) -> bool {
+    cause.starts_with("host/") && cause.ends_with(end) && cause.matches('/').count() == 2
+}
+
+/// Cause key of many new incidents of one host that nothing explains.
+pub fn host_burst(agent: &AgentName) -> String {
+    format!("host/{agent}/burst")
 }
 
 /// Cause key of more incidents of one agent than are opened.
@@ -57,6 +77,11 @@ pub fn agent_flood(agent: &AgentName) -> String {
 pub fn teller_of(cause: &str) -> Option<&str> {
     let (agent, rest) = cause.strip_prefix("host/")?.split_once('/')?;
     (kind_of(cause) == CauseKind::Host && rest != "identity").then_some(agent)
+}
+
+/// The host that a cause is about; none for the fleet's and the coordinator's own.
+pub fn agent_of(cause: &str) -> Option<AgentName> {
+    AgentName::new(cause.strip_prefix("host/")?.split('/').next()?).ok()
 }
 
 /// Cause key of an agent's silence.
@@ -182,7 +207,14 @@ pub fn fleet_cause_of(cause: &str) -> Option<(String, &str)> {
     Some((format!("fleet/lock/{service}/{}", file_name(subject)), agent))
 }
 
-fn file_name(subject: &str) -> &str {
+/// The fleet-wide lock that a host's lock may be a symptom of.
+pub fn fleet_lock_of(cause: &str) -> Option<String> {
+    let (_, rest) = cause.strip_prefix("host/")?.split_once('/')?;
+    let (service, subject) = rest.strip_prefix("lock/")?.split_once('/')?;
+    Some(format!("fleet/lock/{service}/{}", file_name(subject)))
+}
+
+pub(crate) fn file_name(subject: &str) -> &str {
     subject.rsplit('/').next().filter(|file| !file.is_empty()).unwrap_or(subject)
 }
 

@@ -2,13 +2,16 @@
 //!
 //! One conclusion at a time: the machine applies it and asks again, so that every rule sees the state it speaks about.
 
-mod assess;
+pub(crate) mod assess;
 mod paging;
 
 use crate::apply::incidents::FLAPS_MAX;
 use crate::cause::{self, CauseKind};
+use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution};
-use crate::state::{Cause, Incident, IncidentStatus, MEMBERS_MAX, State};
+use crate::second_opinion;
+use crate::state::{Archived, Cause, Incident, IncidentStatus, MEMBERS_MAX, State};
+use crate::symptom;
 use assess::{Assessment, assess};
 use muster_common::ids::AgentName;
 use muster_common::severity::Severity;
@@ -35,13 +38,15 @@ fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conc
     if !found.raises || found.severity < Severity::Sev3 {
         return None;
     }
-    if let Some(target) = folds_into(state, key) {
+    if let Some(target) = symptom::of(state, key) {
         // Silences and locks are members of the fleet's cause already; a restarting service joins by name.
-        let is_member = cause::kind_of(&target.key.cause) != CauseKind::FleetStorm
+        let by_name = detect::of(&target.key.cause).is_some_and(|detector| detector.joins_by_name());
+        let is_member = !by_name
             || target.members.contains(key)
             || target.members.len() >= MEMBERS_MAX;
         let known = is_member && cause.occurrences.is_empty();
-        let why = format!("{} on this host is a symptom of {}", found.reason, target.number);
+        let here = if key.starts_with("host/") { " on this host" } else { "" };
+        let why = format!("{}{here} is a symptom of {}", found.reason, target.number);
         return (!known).then(|| Conclusion::IncidentJoined {
             incident: target.key.clone(),
             member: key.to_owned(),
@@ -79,21 +84,6 @@ fn next_number(state: &State, now: Timestamp) -> String {
     format!("INC-{day:08}-{number:04}")
 }
 
-/// The fleet-wide incident that this cause is a symptom of: while it is open, and for a lock until it is resolved, since
-/// its last hosts are no news. Who is still silent or down when the others are back is.
-fn folds_into<'a>(state: &'a State, key: &str) -> Option<&'a Incident> {
-    let (fleet, agent) = cause::fleet_cause_of(key)?;
-    let lasting = cause::kind_of(&fleet) == CauseKind::FleetLock;
-    let target = state.unresolved(&fleet).filter(|incident| lasting || incident.status == IncidentStatus::Open)?;
-    let agent = AgentName::new(agent).ok()?;
-    let cause = state.cause(&fleet)?;
-    let inside = match cause::kind_of(&fleet) {
-        CauseKind::FleetStorm => cause.storm.as_ref().is_some_and(|storm| storm.agents.contains(&agent)),
-        _ => cause.agents.contains_key(&agent),
-    };
-    inside.then_some(target)
-}
-
 /// The incident that gathers what an agent tells beyond its bound.
 fn flood_of<'a>(state: &'a State, key: &str) -> Option<&'a Incident> {
     let agent = AgentName::new(cause::teller_of(key)?).ok()?;
@@ -108,9 +98,15 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
         let why = format!("{by} closed it: {summary}; only new findings open it again");
         return Some(Conclusion::IncidentResolved { incident: id, resolution, why });
     }
-    if let Some(target) = folds_into(state, key) {
-        let why = format!("it is a symptom of {}: {}", target.number, target.title);
-        let resolution = Resolution::FoldedInto { incident: target.key.clone() };
+    if let Some(target) = symptom::of(state, key) {
+        let into = target.key.clone();
+        let (resolution, why) = if incident.has_paged() {
+            let why = format!("merged into {}: {}", target.number, target.title);
+            (Resolution::MergedInto { incident: into }, why)
+        } else {
+            let why = format!("it is a symptom of {}: {}", target.number, target.title);
+            (Resolution::FoldedInto { incident: into }, why)
+        };
         return Some(Conclusion::IncidentResolved { incident: id, resolution, why });
     }
     if let Some(member) = cause.unjoined.first() {
@@ -121,8 +117,11 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
         });
     }
     let found = assess(state, now, key, cause);
-    changed(state, now, key, cause, incident, found.as_ref())
-        .or_else(|| turned(incident, key, found.as_ref()))
+    by_hand(incident, found.as_ref())
+        .or_else(|| changed(state, now, key, cause, incident, found.as_ref()))
+        .or_else(|| second_opinion_told(state, now, key, cause, incident, found.as_ref()))
+        .or_else(|| turned(state, incident, key, found.as_ref()))
+        .or_else(|| second_opinion::wanted(state, now, incident))
         .or_else(|| paging::page(state, now, key, cause, incident, found.as_ref()))
         .or_else(|| over(state, incident))
 }
@@ -135,6 +134,20 @@ fn joins(state: &State, cause: &Cause, member: &str) -> String {
     told.unwrap_or_else(|| "fell silent as well".to_owned())
 }
 
+/// A person wants another severity. What the rules find now is remembered with it: only worse than that counts later.
+fn by_hand(incident: &Incident, found: Option<&Assessment>) -> Option<Conclusion> {
+    let wish = incident.response.wish.as_ref()?;
+    let assessed = found.map_or(Severity::Sev4, |found| found.severity);
+    let note = &wish.note;
+    Some(Conclusion::SeveritySet {
+        incident: incident.key.clone(),
+        severity: wish.severity,
+        assessed,
+        by: wish.by.clone(),
+        why: format!("{} made it {}: {note}; the rules make it {assessed}", wish.by, wish.severity),
+    })
+}
+
 /// Worse than before, or a cause was found behind the symptoms.
 fn changed(
     state: &State,
@@ -145,13 +158,13 @@ fn changed(
     found: Option<&Assessment>,
 ) -> Option<Conclusion> {
     let found = found?;
-    let worse = found.severity > incident.severity;
+    let worse = found.severity > incident.raised_beyond();
     let better_told = cause::telling(found.reason) > cause::telling(incident.reason);
     if !worse && !better_told {
         return None;
     }
     let (severity, reason) =
-        (found.severity.max(incident.severity), if better_told { found.reason } else { incident.reason });
+        (if worse { found.severity } else { incident.severity }, if better_told { found.reason } else { incident.reason });
     let why = match (worse, better_told) {
         (true, false) => format!("{} makes it {severity}", found.worst),
         (false, _) => format!("{reason} explains what was seen before ({})", incident.reason),
@@ -162,18 +175,17 @@ fn changed(
 }
 
 /// Between wrong and healthy.
-fn turned(incident: &Incident, key: &str, found: Option<&Assessment>) -> Option<Conclusion> {
+fn turned(state: &State, incident: &Incident, key: &str, found: Option<&Assessment>) -> Option<Conclusion> {
     let open = found.is_some_and(|found| found.open);
     let id = incident.key.clone();
     match incident.status {
         IncidentStatus::Open if !open => {
             let why = match cause::kind_of(key) {
-                CauseKind::MassStale => "most of the silent agents are heard again".to_owned(),
-                CauseKind::AgentStale => "the agent is heard again".to_owned(),
-                CauseKind::AgentFlood => "the agent has fewer unresolved incidents again".to_owned(),
-                CauseKind::FleetStorm => "no restart for a whole window".to_owned(),
-                CauseKind::FleetLock => "fewer hosts than the threshold are contended".to_owned(),
-                CauseKind::Host => "nothing about it is open any more".to_owned(),
+                _ if gone_for_good(state, incident).is_some() => "every host concerned was archived".to_owned(),
+                _ => match detect::of(key) {
+                    Some(detector) => detector.recovered(state, key),
+                    None => "nothing about it is open any more".to_owned(),
+                },
             };
             Some(Conclusion::IncidentRecovering { incident: id, why })
         }
@@ -185,30 +197,54 @@ fn turned(incident: &Incident, key: &str, found: Option<&Assessment>) -> Option<
     }
 }
 
+/// The neighbours have spoken: the title says so, and with it every page that is still to come.
+fn second_opinion_told(
+    state: &State,
+    now: Timestamp,
+    key: &str,
+    cause: &Cause,
+    incident: &Incident,
+    found: Option<&Assessment>,
+) -> Option<Conclusion> {
+    let asked = cause::kind_of(key) == CauseKind::AgentStale && incident.status == IncidentStatus::Open;
+    let question = state.second_opinion(incident.agents.first().filter(|_| asked)?)?;
+    question.opinion.as_ref()?;
+    let title = found?.wording(state, now, key, cause).title;
+    let (severity, reason) = (incident.severity, incident.reason);
+    let why = format!("{}; {} of its neighbours were asked", incident.why, question.askers.len());
+    let id = incident.key.clone();
+    (title != incident.title).then_some(Conclusion::IncidentChanged { incident: id, severity, reason, title, why })
+}
+
+/// The first agent of an incident whose agents were all archived, and by whom.
+fn gone_for_good<'a>(state: &'a State, incident: &'a Incident) -> Option<(&'a AgentName, &'a Archived)> {
+    let archived = |agent: &AgentName| state.agent(agent).is_none() && state.archived(agent).is_some();
+    let first = incident.agents.first().filter(|_| incident.agents.iter().all(archived))?;
+    Some((first, state.archived(first)?))
+}
+
 fn over(state: &State, incident: &Incident) -> Option<Conclusion> {
+    if incident.status == IncidentStatus::Recovering
+        && let Some((agent, archived)) = gone_for_good(state, incident)
+    {
+        let others = if incident.agents.len() > 1 { " and the others" } else { "" };
+        let why = format!("{agent}{others} are gone for good: archived by {}, {}", archived.by, archived.reason);
+        let why = if others.is_empty() { why.replacen(" are gone", " is gone", 1) } else { why };
+        return Some(Conclusion::IncidentResolved {
+            incident: incident.key.clone(),
+            resolution: Resolution::Evidence,
+            why,
+        });
+    }
     if incident.status != IncidentStatus::Recovering || !incident.stability_over {
         return None;
     }
     let window = human_duration(*state.policy().stability.get(incident.severity));
     let mut why = format!("evidence of health held for {window} while all hosts concerned were heard");
-    if cause::kind_of(&incident.key.cause) == CauseKind::MassStale {
-        why = mass_summary(state, incident);
+    if let Some(words) = detect::of(&incident.key.cause).and_then(|detector| detector.ended(state, incident)) {
+        why = words;
     }
     Some(Conclusion::IncidentResolved { incident: incident.key.clone(), resolution: Resolution::Evidence, why })
-}
-
-/// How a mass silence ended: how many are back, who is not.
-fn mass_summary(state: &State, incident: &Incident) -> String {
-    let missing: Vec<&str> = state
-        .cause(cause::MASS_STALE)
-        .into_iter()
-        .flat_map(|cause| cause.agents.keys())
-        .map(AgentName::as_str)
-        .collect();
-    let back = incident.agents.len().saturating_sub(missing.len());
-    let named = missing.iter().take(10).copied().collect::<Vec<_>>().join(", ");
-    let rest = if missing.is_empty() { "none is missing".to_owned() } else { format!("still silent: {named}") };
-    format!("{back} of {} agents are back; {rest}", incident.agents.len())
 }
 
 /// True when the incident has relapsed too often for its recoveries to count.
@@ -217,6 +253,6 @@ fn flaps(incident: &Incident) -> bool {
 }
 
 /// A length of time for people.
-fn human(length: Duration) -> String {
+pub(crate) fn human(length: Duration) -> String {
     human_duration(length)
 }

@@ -7,6 +7,8 @@ mod form;
 use crate::freeze::FreezeScope;
 use crate::page::{Page, PageId};
 use crate::policy::Policy;
+use crate::silence::{Matchers, SilenceKind};
+use crate::second_opinion::PeerAnswer;
 use muster_common::evidence::Grade;
 use muster_common::finding::{Finding, FindingEvent, SubjectKey};
 use muster_common::ids::{AgentName, BootId, CoordinatorId, Epoch, FleetName, SpoolId};
@@ -16,6 +18,7 @@ use muster_common::spool::Position;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// One entry of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -63,10 +66,29 @@ pub enum TimerKey {
         /// Generation.
         generation: u64,
     },
+    /// Nobody acknowledged an incident in time.
+    EscalationDue {
+        /// Cause key.
+        cause: String,
+        /// Generation.
+        generation: u64,
+    },
+    /// A silence begins, or is over.
+    SilenceTurn {
+        /// Index of the fact that made it.
+        index: u64,
+    },
     /// Something in a window grows old.
     WindowOver {
         /// Which window.
         window: String,
+    },
+    /// Its neighbours may be asked about a silent agent.
+    SecondOpinionDue {
+        /// Cause key.
+        cause: String,
+        /// Generation.
+        generation: u64,
     },
     /// A freeze ends by itself.
     FreezeOver {
@@ -94,6 +116,9 @@ pub struct AgentHello {
     pub peer_address: String,
     /// The spool it sends from.
     pub spool: SpoolId,
+    /// TCP ports it listens on beyond loopback, as it says: what its neighbours may be asked about.
+    #[serde(default)]
+    pub listening_ports: Vec<u16>,
 }
 
 /// How a stream ended.
@@ -122,6 +147,8 @@ pub enum Disconnect {
 pub enum Silence {
     /// It said goodbye.
     Goodbye,
+    /// It said that its host goes down.
+    HostShutdown,
     /// Its connection was reset and it did not come back.
     Reset,
     /// Nothing was heard on an open connection.
@@ -159,6 +186,18 @@ pub enum OperatorAction {
     Note {
         /// What.
         text: String,
+    },
+    /// Raised or lowered it.
+    SetSeverity {
+        /// To what.
+        severity: Severity,
+        /// Why.
+        note: String,
+    },
+    /// Named who leads the response.
+    SetCommander {
+        /// Empty: nobody any more.
+        commander: String,
     },
 }
 
@@ -234,6 +273,24 @@ pub enum Fact {
     AgentHeard {
         /// Who.
         agent: AgentName,
+    },
+    /// What an agent's neighbours said about its silence.
+    SecondOpinion {
+        /// Who is silent.
+        agent: AgentName,
+        /// Index of the question, a `SecondOpinionWanted`.
+        question: u64,
+        /// Of those that answered in time.
+        answers: Vec<PeerAnswer>,
+    },
+    /// An agent that is gone for good was forgotten.
+    AgentArchived {
+        /// Who.
+        agent: AgentName,
+        /// Identity of the person's certificate, or `local:UID`.
+        by: String,
+        /// Why.
+        reason: String,
     },
     /// An entry of an agent's spool.
     FindingReceived {
@@ -319,6 +376,28 @@ pub enum Fact {
         /// Index of the fact that set it.
         index: u64,
     },
+    /// Pages about what matches are held back.
+    SilenceSet {
+        /// Identity of the person's certificate, or `local:UID`.
+        by: String,
+        /// Silence or maintenance.
+        kind: SilenceKind,
+        /// What it concerns.
+        matchers: Matchers,
+        /// Why.
+        reason: String,
+        /// From when on.
+        starts: Timestamp,
+        /// Until when.
+        ends: Timestamp,
+    },
+    /// A silence was ended before its time.
+    SilenceExpired {
+        /// By whom.
+        by: String,
+        /// Index of the fact that made it.
+        index: u64,
+    },
     /// Delivery of a page is about to be tried for the first time: from here on it may have reached the receiver.
     PageAttempted {
         /// Which.
@@ -400,6 +479,11 @@ pub enum Resolution {
     },
     /// It was a symptom of this one.
     FoldedInto {
+        /// The cause.
+        incident: IncidentKey,
+    },
+    /// It had been paged, and is a symptom of this one. Of the two the page of the older goes on.
+    MergedInto {
         /// The cause.
         incident: IncidentKey,
     },
@@ -489,6 +573,52 @@ pub enum Conclusion {
         /// Which.
         page: PageId,
         /// Why.
+        why: String,
+    },
+    /// Agents near a silent one are to be asked whether its host answers.
+    SecondOpinionWanted {
+        /// Which incident.
+        incident: IncidentKey,
+        /// Who is silent.
+        agent: AgentName,
+        /// Where the coordinator saw it connect from.
+        address: IpAddr,
+        /// Ports it had told of.
+        ports: Vec<u16>,
+        /// Who is asked.
+        askers: Vec<AgentName>,
+        /// Why.
+        why: String,
+    },
+    /// A person's severity takes effect.
+    SeveritySet {
+        /// Which.
+        incident: IncidentKey,
+        /// From now on.
+        severity: Severity,
+        /// What the rules make of it now: only what is worse than this raises it again.
+        assessed: Severity,
+        /// Who.
+        by: String,
+        /// Why.
+        why: String,
+    },
+    /// Nobody acknowledged it in time: it is told again.
+    IncidentEscalated {
+        /// Which.
+        incident: IncidentKey,
+        /// How often by now.
+        count: u64,
+        /// Why.
+        why: String,
+    },
+    /// Its pages are held back; explains silence.
+    IncidentSilenced {
+        /// Which.
+        incident: IncidentKey,
+        /// Index of the fact that made the silence.
+        silence: u64,
+        /// Which one, whose, until when.
         why: String,
     },
     /// Looked at and left alone; explains silence.

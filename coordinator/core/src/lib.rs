@@ -5,7 +5,9 @@
 pub mod agent_stream;
 pub mod apply;
 pub mod cause;
+pub mod correlation;
 pub mod decide;
+pub mod detect;
 pub mod entry;
 pub mod failover;
 pub mod freeze;
@@ -15,8 +17,13 @@ pub mod machine;
 pub mod page;
 pub mod policy;
 pub mod replay;
+pub mod response;
+pub mod second_opinion;
+pub mod severity;
 pub mod routing;
+pub mod silence;
 pub mod state;
+mod symptom;
 pub mod timeline;
 
 pub use apply::apply;

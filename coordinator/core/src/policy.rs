@@ -1,6 +1,7 @@
 //! Thresholds, severity matrix, holds: everything that a person may tune, without secrets. It lives in State and
 //! changes by a `PolicyLoaded` fact, so that a replay knows which policy was in force when.
 
+use crate::detect::policy::DetectPolicy;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use serde::{Deserialize, Serialize};
@@ -57,10 +58,35 @@ pub struct LivenessPolicy {
     pub mass_window: Duration,
     /// Longest reconnect back-off of an agent plus its connect time-out: part of the re-hear window.
     pub reconnect_max: Duration,
-    /// How long an agent that said goodbye may be gone before that is an incident: a restart, an upgrade, a reboot.
+    /// How long an agent that said goodbye may be gone before that is an incident: a restart, an upgrade.
     pub goodbye_grace: Duration,
+    /// The same for one whose host goes down: a reboot, with its checks of disks and memory.
+    #[serde(default = "LivenessPolicy::reboot_grace_default")]
+    pub reboot_grace: Duration,
     /// Agents admitted per second after a start or a takeover: stretches the re-hear window of a large fleet.
     pub admission_per_s: u32,
+}
+
+impl LivenessPolicy {
+    const fn reboot_grace_default() -> Duration {
+        Duration::from_secs(900)
+    }
+}
+
+/// When many new incidents that nothing explains are gathered into one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorrelationPolicy {
+    /// So many new ones ...
+    pub incidents: u32,
+    /// ... within this long; and as long as each new one comes no later than this after the one before.
+    pub window: Duration,
+}
+
+impl Default for CorrelationPolicy {
+    fn default() -> Self {
+        Self { incidents: 10, window: Duration::from_secs(120) }
+    }
 }
 
 /// When restarts are a storm.
@@ -81,6 +107,9 @@ pub struct RestartStormPolicy {
 pub struct LockContentionPolicy {
     /// Hosts on which the same subject is contended at once.
     pub fleet_hosts: u32,
+    /// A lock that has been contended for so long is worse.
+    #[serde(default = "sustained_lock")]
+    pub sustained: Duration,
 }
 
 /// Which receivers are told of what. A condition that is empty holds for everything.
@@ -106,6 +135,26 @@ pub struct Route {
     pub goes_on: bool,
 }
 
+/// Whether neighbours of a silent agent are asked about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecondOpinionPolicy {
+    /// Off: nobody is asked.
+    pub enabled: bool,
+    /// How many of them, at most [`crate::second_opinion::ASKERS_MAX`].
+    pub askers: u32,
+}
+
+impl Default for SecondOpinionPolicy {
+    fn default() -> Self {
+        Self { enabled: true, askers: 3 }
+    }
+}
+
+const fn sustained_lock() -> Duration {
+    Duration::from_secs(1800)
+}
+
 /// Everything tunable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,6 +167,12 @@ pub struct Policy {
     pub restart_storm: RestartStormPolicy,
     /// Lock contention.
     pub lock_contention: LockContentionPolicy,
+    /// The other detectors.
+    #[serde(default)]
+    pub detect: DetectPolicy,
+    /// Second opinions.
+    #[serde(default)]
+    pub second_opinion: SecondOpinionPolicy,
     /// Severity by reason, where it differs from the default.
     pub severities: BTreeMap<Reason, Severity>,
     /// How long a new incident waits for its symptoms before it pages.
@@ -126,6 +181,15 @@ pub struct Policy {
     pub stability: PerSeverity<Duration>,
     /// Incidents less bad than this never page.
     pub page_from: Severity,
+    /// Within what somebody is expected to acknowledge: told in the page.
+    #[serde(default = "Policy::response_default")]
+    pub response: PerSeverity<Duration>,
+    /// An incident that nobody acknowledged for this long is told again; zero: never.
+    #[serde(default = "Policy::escalation_default")]
+    pub escalation: PerSeverity<Duration>,
+    /// Many new incidents that nothing explains.
+    #[serde(default)]
+    pub correlation: CorrelationPolicy,
     /// Names of all receivers, in order.
     pub receivers: Vec<String>,
     /// Which of them are told of what; the first that matches counts, and where none does, all are told.
@@ -137,6 +201,25 @@ pub struct Policy {
     /// Receivers that escalate by themselves.
     #[serde(default)]
     pub self_escalating: BTreeSet<String>,
+}
+
+impl Policy {
+    const fn response_default() -> PerSeverity<Duration> {
+        const fn minutes(minutes: u64) -> Duration {
+            Duration::from_secs(minutes * 60)
+        }
+        let (sev1, sev2, sev3, sev4) = (minutes(15), minutes(30), minutes(4 * 60), minutes(24 * 60));
+        PerSeverity { sev0: Duration::ZERO, sev1, sev2, sev3, sev4 }
+    }
+
+    /// The next working day is a day later here: no calendar says which days are.
+    const fn escalation_default() -> PerSeverity<Duration> {
+        const fn minutes(minutes: u64) -> Duration {
+            Duration::from_secs(minutes * 60)
+        }
+        let (sev0, sev1, sev2, sev3) = (minutes(5), minutes(30), minutes(60), minutes(24 * 60));
+        PerSeverity { sev0, sev1, sev2, sev3, sev4: Duration::ZERO }
+    }
 }
 
 impl Default for Policy {
@@ -156,10 +239,13 @@ impl Default for Policy {
                 mass_window: seconds(60),
                 reconnect_max: seconds(40),
                 goodbye_grace: seconds(600),
+                reboot_grace: LivenessPolicy::reboot_grace_default(),
                 admission_per_s: 500,
             },
             restart_storm: RestartStormPolicy { window: seconds(600), host_restarts: 5, fleet_hosts: 3 },
-            lock_contention: LockContentionPolicy { fleet_hosts: 3 },
+            lock_contention: LockContentionPolicy { fleet_hosts: 3, sustained: sustained_lock() },
+            detect: DetectPolicy::default(),
+            second_opinion: SecondOpinionPolicy::default(),
             severities: BTreeMap::new(),
             hold: PerSeverity {
                 sev0: seconds(0),
@@ -176,6 +262,9 @@ impl Default for Policy {
                 sev4: quarter_hour,
             },
             page_from: Severity::Sev3,
+            response: Self::response_default(),
+            escalation: Self::escalation_default(),
+            correlation: CorrelationPolicy::default(),
             receivers: Vec::new(),
             routes: Vec::new(),
             fallbacks: BTreeMap::new(),

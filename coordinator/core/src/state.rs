@@ -1,13 +1,18 @@
 //! Everything the coordinator knows, as a fold over its journal. Read through accessors; changed by
 //! [`crate::apply::apply`] alone. Its JSON is the snapshot: ordered maps only, so equal states print equally.
 
+mod detect;
 mod pairs;
 
 use crate::cause;
+use crate::correlation::Burst;
 use crate::entry::{AgentHello, Disconnect, IncidentKey, Resolution, Silence, TimerKey};
 use crate::freeze::Freeze;
 use crate::page::{Page, PageAction, PageId};
+use crate::response::Response;
+use crate::silence::Silences;
 use crate::policy::Policy;
+use crate::second_opinion::SecondOpinions;
 use crate::timeline::TimelineLine;
 use muster_common::evidence::Grade;
 use muster_common::finding::{Finding, FindingKey};
@@ -19,6 +24,8 @@ use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+pub use detect::{AgentWatch, Detect};
+
 /// Occurrences kept for lists, over all agents; the oldest go first. The journal keeps them all.
 pub const RECENT_OCCURRENCES_MAX: usize = 2048;
 /// Resolved incidents kept for lists; the oldest go first. The journal keeps them all.
@@ -27,6 +34,8 @@ pub const RESOLVED_INCIDENTS_MAX: usize = 1000;
 pub const TIMELINE_MAX: usize = 200;
 /// Members of one incident that are named; more are counted.
 pub const MEMBERS_MAX: usize = 4096;
+/// Services of one incident that are remembered.
+pub const INCIDENT_SERVICES_MAX: usize = 64;
 /// Unresolved incidents of one agent: what it tells beyond is gathered in one, so that a lying or very ill host cannot
 /// drown the others' pages.
 pub const INCIDENTS_PER_AGENT_MAX: usize = 32;
@@ -34,10 +43,8 @@ pub const INCIDENTS_PER_AGENT_MAX: usize = 32;
 pub const CAUSE_OCCURRENCES_MAX: usize = 16;
 /// Restarts of one service on one host kept for the storm window.
 pub const HOST_RESTARTS_MAX: usize = 64;
-/// Restarts of one service over all hosts kept for the storm window.
-pub const FLEET_RESTARTS_MAX: usize = 512;
-/// Services with restarts remembered over all hosts; beyond, the one that restarted the longest ago is forgotten.
-pub const RESTARTED_SERVICES_MAX: usize = 4096;
+/// Hosts of one storm that are named, and causes on them that fold into it; more are counted by their occurrences alone.
+pub const STORM_AGENTS_MAX: usize = 4096;
 /// Pages with an outcome kept for lists.
 pub const PAST_PAGES_MAX: usize = 500;
 /// Pages that were given up and are kept until somebody sends them again; the oldest go first.
@@ -76,13 +83,29 @@ pub struct State {
     pub(crate) occurrences: VecDeque<OccurrenceRecord>,
     pub(crate) timers: BTreeSet<(Timestamp, TimerKey)>,
     pub(crate) rehear_until: Option<Timestamp>,
-    pub(crate) service_restarts: BTreeMap<ServiceName, Vec<(Timestamp, AgentName)>>,
+    /// What detectors count over all hosts.
+    #[serde(default)]
+    pub(crate) detect: detect::Detect,
     /// Highest generation of an incident that is no longer kept: new ones count on from there.
     pub(crate) generation_floor: u64,
     pub(crate) silences: VecDeque<(Timestamp, AgentName)>,
     /// By the index of the fact that set it.
     #[serde(default)]
     pub(crate) freezes: BTreeMap<u64, Freeze>,
+    #[serde(default)]
+    pub(crate) held_back: Silences,
+    /// Incidents opened a short while ago that nothing explains, oldest first; fewer than make a gathering.
+    #[serde(default)]
+    pub(crate) recently_opened: VecDeque<(Timestamp, String)>,
+    /// The gathering that each gathered cause key is in.
+    #[serde(default)]
+    pub(crate) gathered_in: BTreeMap<String, String>,
+    /// Questions to the neighbours of silent agents.
+    #[serde(default)]
+    pub(crate) second_opinions: SecondOpinions,
+    /// Agents forgotten by an operator, the newest ones.
+    #[serde(default)]
+    pub(crate) archived: BTreeMap<AgentName, Archived>,
     /// Cause keys that the entry applied last may have changed. Not part of what is known.
     #[serde(skip)]
     pub(crate) touched: BTreeSet<String>,
@@ -124,6 +147,9 @@ pub struct AgentRecord {
     pub watched_oom_at: Option<Timestamp>,
     /// Cause keys of unresolved incidents this agent takes part in.
     pub incidents: BTreeSet<String>,
+    /// What detectors remember of it.
+    #[serde(default)]
+    pub watch: AgentWatch,
 }
 
 impl AgentRecord {
@@ -132,6 +158,17 @@ impl AgentRecord {
         let own = usize::from(self.incidents.contains(&cause::agent_flood(&self.name)));
         self.incidents.len() - own >= INCIDENTS_PER_AGENT_MAX
     }
+}
+
+/// An agent that an operator forgot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archived {
+    /// Index of the fact.
+    pub index: u64,
+    /// Who.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// How an agent stands, as far as the journal knows.
@@ -203,8 +240,11 @@ pub struct Cause {
     pub unjoined: BTreeSet<String>,
     /// Occurrences since the last incident was resolved, oldest first, bounded.
     pub occurrences: VecDeque<CauseOccurrence>,
-    /// A restart storm.
+    /// A storm of restarts, or of other occurrences.
     pub storm: Option<Storm>,
+    /// Many incidents gathered into one.
+    #[serde(default)]
+    pub burst: Option<Box<Burst>>,
     /// Conditions up to this entry were dismissed by hand.
     pub dismissed_index: u64,
     /// Generation of the newest incident; 0 before the first.
@@ -247,14 +287,14 @@ pub struct CauseOccurrence {
     pub next_steps: Vec<String>,
 }
 
-/// Restarts close together, by observed time.
+/// Restarts, or other occurrences, close together by observed time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Storm {
     /// First restart of the storm.
     pub began: Timestamp,
     /// Last restart of the storm.
     pub last: Timestamp,
-    /// Restarts counted.
+    /// Restarts counted, or other occurrences.
     pub restarts: u64,
     /// Hosts.
     pub agents: BTreeSet<AgentName>,
@@ -264,6 +304,9 @@ pub struct Storm {
     pub active: bool,
     /// Index of the entry that counted last.
     pub index: u64,
+    /// Causes on its hosts that are symptoms of it. Empty for a storm on one host.
+    #[serde(default)]
+    pub symptoms: BTreeSet<String>,
 }
 
 /// Where an incident stands.
@@ -319,6 +362,12 @@ pub struct Incident {
     pub members_dropped: u64,
     /// Hosts concerned, bounded like the members.
     pub agents: BTreeSet<AgentName>,
+    /// Services concerned, bounded by [`INCIDENT_SERVICES_MAX`].
+    #[serde(default)]
+    pub services: BTreeSet<String>,
+    /// How people stand to it.
+    #[serde(default)]
+    pub response: Response,
     /// What happened to it, oldest first, bounded by [`TIMELINE_MAX`].
     pub timeline: Vec<TimelineLine>,
     /// How often it relapsed.
@@ -398,6 +447,9 @@ pub struct PageKey {
     pub reason: Reason,
     /// A page under this key was tried, so that the receiver may know of it.
     pub attempted: bool,
+    /// How often it had been escalated when it was told last.
+    #[serde(default)]
+    pub escalations: u64,
     /// Requested and without outcome.
     pub pending: BTreeSet<PageId>,
     /// An acknowledgement was requested.
@@ -492,10 +544,15 @@ impl State {
             occurrences: VecDeque::new(),
             timers: BTreeSet::new(),
             rehear_until: None,
-            service_restarts: BTreeMap::new(),
+            detect: detect::Detect::default(),
             generation_floor: 0,
             silences: VecDeque::new(),
             freezes: BTreeMap::new(),
+            held_back: Silences::default(),
+            recently_opened: VecDeque::new(),
+            gathered_in: BTreeMap::new(),
+            second_opinions: SecondOpinions::default(),
+            archived: BTreeMap::new(),
             touched: BTreeSet::new(),
         }
     }
@@ -568,6 +625,11 @@ impl State {
     /// Every incident that is kept, by cause and generation.
     pub fn incidents(&self) -> impl Iterator<Item = &Incident> {
         self.incidents.values().flat_map(BTreeMap::values)
+    }
+
+    /// The operator who forgot an agent, while that is remembered.
+    pub fn archived(&self, agent: &AgentName) -> Option<&Archived> {
+        self.archived.get(agent)
     }
 
     /// One incident.

@@ -14,6 +14,8 @@ pub enum LineKind {
     Page,
     /// A person acted.
     Operator,
+    /// Something was observed.
+    Fact,
 }
 
 impl LineKind {
@@ -23,6 +25,7 @@ impl LineKind {
             Self::Decision => "decision",
             Self::Page => "page",
             Self::Operator => "operator",
+            Self::Fact => "fact",
         }
     }
 }

@@ -1,14 +1,18 @@
 //! What conclusions, timers and outcomes of pages do to incidents.
 
-use super::{Step, links, pages};
+use super::{Step, links, pages, response};
 use crate::cause::{self, CauseKind};
+use crate::correlation;
+use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
+use crate::routing::service_of_cause;
+use crate::second_opinion;
 use crate::state::{
-    AgentRecord, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, PageOutcome, RESOLVED_INCIDENTS_MAX, State,
-    TIMELINE_MAX,
+    AgentRecord, INCIDENT_SERVICES_MAX, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, PageOutcome, RESOLVED_INCIDENTS_MAX, State,
+    TIMELINE_MAX, Cause,
 };
 use crate::timeline::{LineKind, TimelineLine};
-use muster_common::ids::AgentName;
+use muster_common::ids::{AgentName, ServiceName};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
@@ -18,20 +22,16 @@ use std::time::Duration;
 /// Relapses after which an incident pages without waiting for another hold: flapping is no recovery.
 pub(crate) const FLAPS_MAX: u64 = 3;
 
-pub(super) fn get_mut<'a>(state: &'a mut State, key: &IncidentKey) -> Option<&'a mut Incident> {
+pub(crate) fn get_mut<'a>(state: &'a mut State, key: &IncidentKey) -> Option<&'a mut Incident> {
     state.incidents.get_mut(&key.cause)?.get_mut(&key.generation)
 }
 
-/// From this severity on an incident that got worse is paged again under a new key: receivers keep quiet about a key
-/// that someone acknowledged.
-const REPAGE_FROM: Severity = Severity::Sev1;
-
-fn unresolved_mut<'a>(state: &'a mut State, cause: &str) -> Option<&'a mut Incident> {
+pub(super) fn unresolved_mut<'a>(state: &'a mut State, cause: &str) -> Option<&'a mut Incident> {
     state.incidents.get_mut(cause)?.values_mut().next_back().filter(|incident| incident.is_unresolved())
 }
 
 /// Adds a line to the timeline: of a full one the first half and the newest lines stay.
-pub(super) fn note(incident: &mut Incident, step: Step, kind: LineKind, text: String) {
+pub(crate) fn note(incident: &mut Incident, step: Step, kind: LineKind, text: String) {
     if incident.timeline.len() >= TIMELINE_MAX {
         incident.timeline.remove(TIMELINE_MAX / 2);
     }
@@ -48,9 +48,19 @@ pub(super) fn apply_conclusion(state: &mut State, step: Step, conclusion: &Concl
         Conclusion::IncidentRecovering { incident, why } => recovering(state, step, incident, why),
         Conclusion::IncidentRelapsed { incident, why } => relapsed(state, step, incident, why),
         Conclusion::IncidentResolved { incident, resolution, why } => resolved(state, step, incident, resolution, why),
+        Conclusion::SecondOpinionWanted { .. } => second_opinion::asked(state, step, conclusion),
         Conclusion::PageRequested { incident, page, why } => pages::requested(state, step, incident, page, why),
         Conclusion::PageCancelled { page, why } => {
             super::page_ended(state, step, *page, PageOutcome::Cancelled { why: why.clone() });
+        }
+        Conclusion::SeveritySet { incident, severity, assessed, by, why } => {
+            response::severity_set(state, step, incident, (*severity, *assessed), by, why);
+        }
+        Conclusion::IncidentEscalated { incident, count, why } => {
+            response::escalated(state, step, incident, *count, why);
+        }
+        Conclusion::IncidentSilenced { incident, silence, why } => {
+            response::silenced(state, step, incident, *silence, why);
         }
         Conclusion::NotPaged { incident, why } => {
             if let Some(known) = get_mut(state, incident) {
@@ -73,6 +83,10 @@ fn conclusion_key(state: &State, conclusion: &Conclusion) -> Option<String> {
         | Conclusion::IncidentRelapsed { incident, .. }
         | Conclusion::IncidentResolved { incident, .. }
         | Conclusion::PageRequested { incident, .. }
+        | Conclusion::SeveritySet { incident, .. }
+        | Conclusion::IncidentEscalated { incident, .. }
+        | Conclusion::IncidentSilenced { incident, .. }
+        | Conclusion::SecondOpinionWanted { incident, .. }
         | Conclusion::NotPaged { incident, .. } => Some(incident.cause.clone()),
         Conclusion::PageCancelled { page, .. } => state.page(*page).map(|record| record.incident.cause.clone()),
     }
@@ -100,6 +114,8 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     let mut agents: BTreeSet<AgentName> = cause.agents.keys().cloned().collect();
     agents.extend(cause.occurrences.iter().filter_map(|occurrence| occurrence.agent.clone()));
     agents.extend(cause.storm.iter().flat_map(|storm| storm.agents.iter().cloned()));
+    agents.extend(cause.burst.iter().flat_map(|burst| burst.agents.iter().cloned()));
+    let services = services_of(&key.cause, cause);
     let mut incident = Incident {
         key: key.clone(),
         number: number.clone(),
@@ -120,6 +136,8 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
         members_dropped: (cause.members.len() - members.len().min(cause.members.len())) as u64,
         members,
         agents: BTreeSet::new(),
+        services,
+        response: Default::default(),
         timeline: Vec::new(),
         relapses: 0,
         repages: 0,
@@ -144,7 +162,19 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     state.incidents.entry(key.cause.clone()).or_default().insert(key.generation, incident);
     agents_joined(state, &key.cause, &agents);
     set_hold(state, step, &key.cause, step.at);
+    second_opinion::opened(state, step, key);
+    correlation::opened(state, step.at, &key.cause);
     touch_symptoms(state, &key.cause);
+}
+
+/// Services that feed a cause, bounded.
+fn services_of(key: &str, cause: &Cause) -> BTreeSet<String> {
+    let of_members = cause.members.values().filter_map(|member| member.key.as_ref());
+    let of_members = of_members.map(|key| key.subject.service.as_str());
+    let happened = cause.occurrences.iter().filter_map(|occurrence| occurrence.service.as_ref());
+    let gathered = cause.burst.iter().flat_map(|burst| burst.services.iter().map(String::as_str));
+    let all = of_members.chain(happened.map(ServiceName::as_str)).chain(service_of_cause(key)).chain(gathered);
+    all.take(MEMBERS_MAX).map(str::to_owned).collect::<BTreeSet<_>>().into_iter().take(INCIDENT_SERVICES_MAX).collect()
 }
 
 fn count_number(state: &mut State, step: Step) {
@@ -202,6 +232,26 @@ fn watch_flood(state: &mut State, agent: &AgentName) {
     state.touched.insert(key);
 }
 
+/// An agent is forgotten, and with it that it told too much.
+pub(super) fn end_flood(state: &mut State, agent: &AgentName) {
+    let key = cause::agent_flood(agent);
+    if let Some(cause) = state.causes.get_mut(&key) {
+        cause.members.clear();
+        cause.agents.clear();
+        state.touched.insert(key.clone());
+        super::drop_if_empty(state, &key);
+    }
+}
+
+/// An agent that takes part in the incident is forgotten: nobody waits for it to be heard.
+pub(super) fn forget_agent(state: &mut State, step: Step, cause: &str, agent: &AgentName, words: String) {
+    if let Some(incident) = unresolved_mut(state, cause) {
+        incident.blind.remove(agent);
+        note(incident, step, LineKind::Operator, words);
+    }
+    restart_clock(state, step, cause);
+}
+
 /// The causes that may fold into a fleet-wide one are looked at again.
 fn touch_symptoms(state: &mut State, cause: &str) {
     let symptoms = symptoms(state, cause);
@@ -209,25 +259,11 @@ fn touch_symptoms(state: &mut State, cause: &str) {
 }
 
 fn symptoms(state: &State, key: &str) -> Vec<String> {
-    let Some(cause) = state.causes.get(key) else { return Vec::new() };
-    match cause::kind_of(key) {
-        CauseKind::MassStale => cause.members.values().map(|member| cause::agent_stale(&member.agent)).collect(),
-        CauseKind::FleetLock => cause
-            .members
-            .values()
-            .filter_map(|member| member.key.as_ref().map(|key| cause::of_finding(&member.agent, key)))
-            .collect(),
-        CauseKind::FleetStorm => {
-            let service = key.strip_prefix("fleet/restart_storm/").unwrap_or_default();
-            let agents = cause.storm.iter().flat_map(|storm| &storm.agents);
-            agents.map(|agent| format!("host/{agent}/service/{service}")).collect()
-        }
-        CauseKind::Host | CauseKind::AgentStale | CauseKind::AgentFlood => Vec::new(),
-    }
+    detect::symptoms(state, key)
 }
 
 /// Starts the hold, counted from `from`; over at once when it is zero or past.
-fn set_hold(state: &mut State, step: Step, cause: &str, from: Timestamp) {
+pub(super) fn set_hold(state: &mut State, step: Step, cause: &str, from: Timestamp) {
     let Some(incident) = unresolved_mut(state, cause) else { return };
     let (reason, severity, key) = (incident.reason, incident.severity, incident.key.clone());
     let old = incident.hold_until.take();
@@ -299,12 +335,15 @@ fn joined(state: &mut State, step: Step, key: &IncidentKey, member: &str, why: &
         .map(|m| m.agent.clone())
         .into_iter()
         .collect();
+    let service = state.causes.get(&key.cause).and_then(|cause| cause.members.get(member)?.key.as_ref());
+    let service = service.map(|key| key.subject.service.to_string());
     if let Some(incident) = get_mut(state, key) {
         if incident.members.len() < MEMBERS_MAX {
             incident.members.insert(member.to_owned());
         } else {
             incident.members_dropped = incident.members_dropped.saturating_add(1);
         }
+        add_services(incident, service);
         note(incident, step, LineKind::Decision, format!("{member} joined: {why}"));
     }
     agents_joined(state, &key.cause, &agents);
@@ -313,6 +352,14 @@ fn joined(state: &mut State, step: Step, key: &IncidentKey, member: &str, why: &
         state.touched.extend(symptoms.map(cause::agent_stale).collect::<Vec<_>>());
     }
     restart_clock(state, step, &key.cause);
+}
+
+fn add_services(incident: &mut Incident, services: impl IntoIterator<Item = String>) {
+    for service in services {
+        if incident.services.len() < INCIDENT_SERVICES_MAX {
+            incident.services.insert(service);
+        }
+    }
 }
 
 fn forget_occurrences(state: &mut State, key: &str) {
@@ -333,20 +380,9 @@ fn changed(
     why: &str,
 ) {
     let Some(incident) = get_mut(state, key) else { return };
-    let worse = severity > incident.severity;
-    if incident.severity < REPAGE_FROM && severity >= REPAGE_FROM && incident.acknowledged.take().is_some() {
-        note(
-            incident,
-            step,
-            LineKind::Decision,
-            "so much worse that the acknowledgement does not hold any more".to_owned(),
-        );
-    }
-    let told = incident.page_keys.iter().map(|page| page.severity).max();
-    if told.is_some_and(|told| told < REPAGE_FROM) && severity >= REPAGE_FROM {
-        incident.repages = incident.repages.saturating_add(1);
-    }
-    incident.severity = severity;
+    let before = std::mem::replace(&mut incident.severity, severity);
+    let worse = severity > before;
+    risen_by_rule(incident, step, before);
     incident.reason = reason;
     incident.title = title.to_owned();
     incident.why = why.to_owned();
@@ -354,6 +390,17 @@ fn changed(
     let (opened, waiting) = (incident.opened, incident.hold_until.is_some());
     if worse && waiting {
         set_hold(state, step, &key.cause, opened);
+    }
+    if worse {
+        response::set_escalation(state, step, key);
+    }
+}
+
+/// What a rule found is worse than what a person made of it: from now on the rules count again.
+fn risen_by_rule(incident: &mut Incident, step: Step, before: Severity) {
+    if incident.severity > before {
+        incident.response.by_hand = None;
+        response::risen(incident, step, before);
     }
 }
 
@@ -461,6 +508,7 @@ pub(super) fn sureness_changed(state: &mut State, step: Step, agent: &AgentName)
 
 fn resolved(state: &mut State, step: Step, key: &IncidentKey, resolution: &Resolution, why: &str) {
     stop_clock(state, step, &key.cause);
+    response::over(state, key);
     let Some(incident) = get_mut(state, key) else { return };
     incident.status = IncidentStatus::Resolved;
     incident.resolved = Some(step.at);
@@ -490,8 +538,12 @@ fn resolved(state: &mut State, step: Step, key: &IncidentKey, resolution: &Resol
         }
     }
     state.touched.extend(symptoms);
+    correlation::dissolve(state, &key.cause);
+    if let Resolution::MergedInto { incident: target } = resolution {
+        response::merge(state, step, key, target);
+    }
     end_cause(state, key);
-    if let Resolution::FoldedInto { incident: target } = resolution {
+    if let Resolution::FoldedInto { incident: target } | Resolution::MergedInto { incident: target } = resolution {
         fold(state, step, target, &key.cause, &agents, owner.as_deref(), &number);
     }
     state.resolved_order.push_back(key.clone());
@@ -520,10 +572,13 @@ fn fold(
     owner: Option<&str>,
     number: &str,
 ) {
+    let services =
+        state.newest_incident(member).map(|incident| incident.services.iter().cloned().collect::<Vec<_>>());
     if let Some(incident) = get_mut(state, target) {
         if incident.members.len() < MEMBERS_MAX {
             incident.members.insert(member.to_owned());
         }
+        add_services(incident, services.into_iter().flatten());
         let owned = owner.map(|owner| format!(", owned by {owner}")).unwrap_or_default();
         note(incident, step, LineKind::Decision, format!("{number} ({member}{owned}) is a symptom of this"));
         agents_joined(state, &target.cause, agents);

@@ -1,7 +1,7 @@
 //! What pages and their outcomes do to the incident they are about.
 
 use super::incidents::{get_mut, note};
-use super::{Step, receivers};
+use super::{Step, receivers, response};
 use crate::entry::IncidentKey;
 use crate::page::{Page, PageAction, PageId};
 use crate::routing;
@@ -20,6 +20,7 @@ pub(super) fn requested(state: &mut State, step: Step, key: &IncidentKey, page: 
     if !incident.page_keys.iter().any(|known| known.dedup_key == page.dedup_key) {
         incident.receivers = receivers;
     }
+    let escalations = incident.response.escalations;
     note(incident, step, LineKind::Page, format!("page {} to {}: {why}", page.action.as_str(), page.receiver));
     let known = incident
         .page_keys
@@ -29,6 +30,7 @@ pub(super) fn requested(state: &mut State, step: Step, key: &IncidentKey, page: 
         Some(known) => {
             known.severity = page.severity;
             known.reason = page.reason;
+            known.escalations = escalations;
             known.acknowledged |= page.action == PageAction::Acknowledge;
             known.settled |= page.action == PageAction::Resolve;
             known.pending.insert(id);
@@ -42,7 +44,11 @@ pub(super) fn requested(state: &mut State, step: Step, key: &IncidentKey, page: 
             pending: BTreeSet::from([id]),
             acknowledged: false,
             settled: false,
+            escalations,
         }),
+    }
+    if page.action == PageAction::Trigger {
+        response::triggered(state, step, key);
     }
     settle_cause(state, key);
 }
@@ -77,9 +83,10 @@ fn page_key_mut<'a>(state: &'a mut State, key: &IncidentKey, page: &Page) -> Opt
 pub(super) fn ended(state: &mut State, step: Step, record: &PageRecord, outcome: &PageOutcome) {
     let key = &record.incident;
     let unresolved = state.incident(key).is_some_and(Incident::is_unresolved);
+    let in_use = state.incident(key).map(Incident::dedup_key).unwrap_or_default();
     if let Some(known) = page_key_mut(state, key, &record.page) {
         known.pending.remove(&record.id);
-        if known.pending.is_empty() && !known.attempted && !unresolved {
+        if known.pending.is_empty() && !known.attempted && (!unresolved || known.dedup_key != in_use) {
             known.settled = true;
         }
     }

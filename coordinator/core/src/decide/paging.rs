@@ -6,36 +6,15 @@ use crate::apply::incidents::hold_of;
 use crate::cause;
 use crate::entry::{Conclusion, Resolution};
 use crate::page::{Page, PageAction};
+use crate::response::{ESCALATIONS_MAX, asks, unanswered};
 use crate::routing::told;
 use crate::state::{Cause, Incident, IncidentStatus, PageKey, State};
 use muster_common::time::Timestamp;
-use sha2::{Digest, Sha256};
-use std::fmt::Write;
 
 /// Hosts named in a page; the whole count is told beside them.
 const AGENTS_NAMED_MAX: usize = 50;
 /// Later than this many heartbeats is worth telling.
 const LATE_HEARTBEATS: u32 = 3;
-
-/// The deduplication key: equal on every coordinator that knows the same incident.
-pub(super) fn dedup_key(fleet: &str, cause: &str, generation: u64, repages: u64) -> String {
-    let mut hash = Sha256::new();
-    for part in [fleet, cause] {
-        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        hash.update(part.as_bytes());
-    }
-    hash.update(generation.to_be_bytes());
-    hash.update(repages.to_be_bytes());
-    hash.finalize().iter().take(20).fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        write!(text, "{byte:02x}").ok();
-        text
-    })
-}
-
-fn current_key(incident: &Incident) -> String {
-    dedup_key(&incident.fleet, &incident.key.cause, incident.key.generation, incident.repages)
-}
 
 /// The next page about an unresolved incident, or the reason for none.
 pub(super) fn page(
@@ -55,7 +34,48 @@ pub(super) fn page(
         let incident_key = incident.key.clone();
         return (!incident.explained).then_some(Conclusion::NotPaged { incident: incident_key, why });
     }
-    let dedup = current_key(incident);
+    let is_held_back = match held_back(state, incident) {
+        HeldBack::No => false,
+        HeldBack::Told => true,
+        HeldBack::News(conclusion) => return Some(conclusion),
+    };
+    let triggers = if is_held_back { None } else { trigger(state, now, key, cause, incident, found) };
+    triggers
+        .or_else(|| acknowledge(state, now, key, cause, incident, found))
+        .or_else(|| replaced(state, now, incident))
+}
+
+/// Whether a silence holds pages back that call somebody. What was told before is acknowledged and resolved all the same.
+enum HeldBack {
+    No,
+    /// The timeline says so already.
+    Told,
+    News(Conclusion),
+}
+
+fn held_back(state: &State, incident: &Incident) -> HeldBack {
+    let Some((index, silence)) = state.silence_of(incident) else { return HeldBack::No };
+    let told = incident.response.silenced_by;
+    if state.silences_of(incident).any(|(known, _)| told == Some(known)) {
+        return HeldBack::Told;
+    }
+    let why = format!("{} {}", silence.kind.as_str(), silence.words());
+    HeldBack::News(Conclusion::IncidentSilenced { incident: incident.key.clone(), silence: index, why })
+}
+
+/// The next page that calls somebody.
+fn trigger(
+    state: &State,
+    now: Timestamp,
+    key: &str,
+    cause: &Cause,
+    incident: &Incident,
+    found: Option<&Assessment>,
+) -> Option<Conclusion> {
+    if let Some(escalation) = escalate(state, now, incident) {
+        return Some(escalation);
+    }
+    let dedup = incident.dedup_key();
     if let Some(wanted) = resend(state, now, key, cause, incident, found) {
         return Some(wanted);
     }
@@ -66,6 +86,10 @@ pub(super) fn page(
             None => first_page(incident, found, told.in_place_of),
             Some(known) if incident.severity > known.severity => format!("worse than told before: {}", incident.why),
             Some(known) if incident.reason != known.reason => format!("better explained: {}", incident.why),
+            Some(known) if known.escalations < incident.response.escalations && !escalates_itself(state, receiver) => {
+                let (count, waited) = (incident.response.escalations, unanswered(state.policy(), incident, now));
+                format!("escalation {count}: {waited}; {}", incident.why)
+            }
             Some(_) => continue,
         };
         // Someone who joins the receivers later hears of what is open; of what recovers only those who were told, and
@@ -78,6 +102,37 @@ pub(super) fn page(
         let page = build(state, now, key, cause, incident, found, receiver, &dedup, PageAction::Trigger, &why);
         return Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why });
     }
+    None
+}
+
+fn escalates_itself(state: &State, receiver: &str) -> bool {
+    state.policy().self_escalating.contains(receiver)
+}
+
+/// Nobody acknowledged it in time: it is told again to those whose receivers do not see to that themselves. Not while it
+/// recovers, and not when it was made milder meanwhile than what is paged.
+fn escalate(state: &State, now: Timestamp, incident: &Incident) -> Option<Conclusion> {
+    let (policy, response) = (state.policy(), &incident.response);
+    let due = response.escalation_due
+        && incident.acknowledged.is_none()
+        && incident.status == IncidentStatus::Open
+        && incident.severity >= policy.page_from
+        && response.escalations < ESCALATIONS_MAX;
+    let anybody = || told(state, incident).iter().any(|told| !escalates_itself(state, told.receiver));
+    let why = || unanswered(policy, incident, now);
+    let count = response.escalations + 1;
+    (due && anybody()).then(|| Conclusion::IncidentEscalated { incident: incident.key.clone(), count, why: why() })
+}
+
+fn acknowledge(
+    state: &State,
+    now: Timestamp,
+    key: &str,
+    cause: &Cause,
+    incident: &Incident,
+    found: Option<&Assessment>,
+) -> Option<Conclusion> {
+    let dedup = incident.dedup_key();
     let owner = incident.owner.as_ref().filter(|_| incident.acknowledged.is_some())?;
     let page_key = incident.page_keys.iter().find(|page| !page.acknowledged && page.dedup_key == dedup)?;
     let why = format!("{owner} acknowledged it");
@@ -98,7 +153,7 @@ fn resend(
     let configured = |receiver: &String| state.policy().receivers.contains(receiver);
     let (receiver, wish) = incident.resend.iter().find(|(receiver, _)| configured(receiver))?;
     let why = format!("{} sends the page {} again, which was given up: {}", wish.by, wish.page.0, incident.why);
-    let dedup = current_key(incident);
+    let dedup = incident.dedup_key();
     let page = build(state, now, key, cause, incident, found, receiver, &dedup, wish.action, &why);
     Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
@@ -117,6 +172,11 @@ fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Op
     }
     if let Some(owner) = incident.owner.as_ref().filter(|_| incident.acknowledged.is_some()) {
         return Some(format!("{owner} acknowledged it before its hold was over"));
+    }
+    if incident.status == IncidentStatus::Recovering
+        && let Some(silence) = &incident.response.unsilenced
+    {
+        return Some(format!("it was over before {silence}"));
     }
     let happened = found.is_some_and(|found| found.happened);
     if incident.status == IncidentStatus::Recovering && !happened && !flaps(incident) {
@@ -138,6 +198,14 @@ fn first_page(incident: &Incident, found: Option<&Assessment>, in_place_of: Opti
 }
 
 fn why_page(incident: &Incident, found: Option<&Assessment>) -> String {
+    let why = why_now(incident, found);
+    match &incident.response.unsilenced {
+        Some(silence) => format!("{silence}, and it is still open: {why}"),
+        None => why,
+    }
+}
+
+fn why_now(incident: &Incident, found: Option<&Assessment>) -> String {
     if flaps(incident) && incident.status == IncidentStatus::Recovering {
         return format!("it came back {} times: {}", incident.relapses, incident.why);
     }
@@ -145,6 +213,25 @@ fn why_page(incident: &Incident, found: Option<&Assessment>) -> String {
         Some(found) => format!("it happened, although nothing is open now: {}", found.worst),
         None => incident.why.clone(),
     }
+}
+
+/// A key that is not in use any more, since the page goes on under another one: resolved there where the new one is told.
+fn replaced(state: &State, now: Timestamp, incident: &Incident) -> Option<Conclusion> {
+    let in_use = incident.dedup_key();
+    let is_told = |receiver: &str| {
+        let mut keys = incident.page_keys.iter();
+        keys.any(|page| page.receiver == receiver && page.dedup_key == in_use)
+            || !told(state, incident).iter().any(|told| told.receiver == receiver)
+    };
+    let mut old = incident.page_keys.iter().filter(|page| page.dedup_key != in_use && !page.settled);
+    let page_key = old.find(|page| is_told(&page.receiver))?;
+    let why = match &incident.response.adopted {
+        Some(adopted) if adopted.key != incident.key => {
+            format!("merged into {}, whose page goes on as that of {}", adopted.number, incident.number)
+        }
+        _ => format!("{} is told under a new key: {}", incident.number, incident.why),
+    };
+    Some(settle_key(state, now, incident, page_key, why))
 }
 
 /// Settles what was paged about a resolved incident: cancels what was never tried, resolves what may have arrived.
@@ -158,20 +245,30 @@ pub(super) fn settle(state: &State, now: Timestamp, incident: &Incident) -> Opti
             Some(target) => format!("it is a symptom of {}", target.number),
             None => format!("it is a symptom of {}", incident.cause),
         },
+        Some(Resolution::MergedInto { incident }) => match state.incident(incident) {
+            Some(target) => format!("merged into {}", target.number),
+            None => format!("merged into {}", incident.cause),
+        },
     };
+    let last = incident.timeline.iter().rev().find(|line| line.text.starts_with("resolved: "));
+    let untried = page_key.pending.iter().any(|id| state.page(*id).is_some_and(|record| !record.attempted));
+    let why = last.filter(|_| !untried).map_or(why, |line| line.text.clone());
+    Some(settle_key(state, now, incident, page_key, why))
+}
+
+/// Cancels what was never tried, resolves what may have arrived.
+fn settle_key(state: &State, now: Timestamp, incident: &Incident, page_key: &PageKey, why: String) -> Conclusion {
     let untried = page_key.pending.iter().find(|id| state.page(**id).is_some_and(|record| !record.attempted));
     if let Some(page) = untried {
-        return Some(Conclusion::PageCancelled { page: *page, why: format!("{why}, and nobody has been told") });
+        return Conclusion::PageCancelled { page: *page, why: format!("{why}, and nobody has been told") };
     }
-    let last = incident.timeline.iter().rev().find(|line| line.text.starts_with("resolved: "));
-    let why = last.map_or(why, |line| line.text.clone());
     let key = &incident.key.cause;
     let empty = Cause::default();
     let cause = state.cause(key).unwrap_or(&empty);
     let (receiver, dedup) = (&page_key.receiver, &page_key.dedup_key);
     let found = assess(state, now, key, cause);
     let page = build(state, now, key, cause, incident, found.as_ref(), receiver, dedup, PageAction::Resolve, &why);
-    Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
+    Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why }
 }
 
 #[expect(clippy::too_many_arguments, reason = "a page is made of everything that is known, in one place")]
@@ -196,6 +293,12 @@ fn build(
         Some(words) => (incident.title.clone(), words.details, words.next_steps, words.services),
         None => (incident.title.clone(), Vec::new(), Vec::new(), Vec::new()),
     };
+    let mut next_steps = next_steps;
+    if action == PageAction::Trigger
+        && let Some(asks) = asks(state.policy(), incident, escalates_itself(state, receiver))
+    {
+        next_steps.insert(0, asks);
+    }
     let late = found.map(|found| found.late).unwrap_or_default();
     let worth_telling = late > state.policy().liveness.heartbeat * LATE_HEARTBEATS;
     Page {

@@ -437,6 +437,7 @@ impl WhatIfRun {
         let n_agents = u64::try_from(self.machine.state().n_agents()).unwrap_or(u64::MAX);
         let patience = |policy: &LivenessPolicy| match silence {
             Silence::Goodbye => policy.goodbye_grace,
+            Silence::HostShutdown => policy.reboot_grace,
             Silence::Reset | Silence::Nothing => policy.heartbeat * policy.stale_after,
             Silence::NotReheard => rehear_window(policy, n_agents),
         };
@@ -553,6 +554,8 @@ fn action_name(action: &OperatorAction) -> String {
         OperatorAction::Acknowledge { .. } => "acknowledge",
         OperatorAction::Resolve { .. } => "resolve",
         OperatorAction::Note { .. } => "note",
+        OperatorAction::SetSeverity { .. } => "set severity",
+        OperatorAction::SetCommander { .. } => "set commander",
     }
     .to_owned()
 }
