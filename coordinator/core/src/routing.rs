@@ -80,6 +80,20 @@ fn routed<'a>(state: &'a State, incident: &Incident) -> BTreeSet<&'a str> {
     if matched { found } else { policy.receivers.iter().map(String::as_str).collect() }
 }
 
+/// Places of the routes that say who is told of `incident`, for those who ask why.
+pub fn routes_of(state: &State, incident: &Incident) -> Vec<usize> {
+    let mut found = Vec::new();
+    for (place, route) in state.policy().routes.iter().enumerate() {
+        if matches(state, route, incident) {
+            found.push(place);
+            if !route.goes_on {
+                break;
+            }
+        }
+    }
+    found
+}
+
 fn matches(state: &State, route: &Route, incident: &Incident) -> bool {
     let one_of = |empty: bool, inside: bool| empty || inside;
     one_of(route.severities.is_empty(), route.severities.contains(&incident.severity))
