@@ -2,6 +2,7 @@
 
 use super::{Step, add_occurrence, incidents, links, storms};
 use crate::cause;
+use crate::detect;
 use crate::entry::SubjectState;
 use crate::state::{CauseOccurrence, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State};
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind};
@@ -66,7 +67,7 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
         record.open.insert(open.finding.key.clone(), open);
     }
     let member = cause::member_name(agent, &finding.key);
-    for key in causes(agent, &finding.key) {
+    for key in causes(state, agent, &finding.key) {
         let cause = state.causes.entry(key.clone()).or_default();
         let reference = MemberRef { agent: agent.clone(), key: Some(finding.key.clone()) };
         if cause.members.insert(member.clone(), reference).is_none() {
@@ -77,14 +78,14 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
     }
 }
 
-fn clear(state: &mut State, agent: &AgentName, key: &FindingKey) {
+pub(super) fn clear(state: &mut State, agent: &AgentName, key: &FindingKey) {
     let Some(record) = state.agents.get_mut(agent) else { return };
     if record.open.remove(key).is_none() {
         return;
     }
     record.digest ^= key.digest_term();
     let member = cause::member_name(agent, key);
-    for cause_key in causes(agent, key) {
+    for cause_key in causes(state, agent, key) {
         if let Some(cause) = state.causes.get_mut(&cause_key)
             && cause.members.remove(&member).is_some()
             && let Some(count) = cause.agents.get_mut(agent)
@@ -100,23 +101,17 @@ fn clear(state: &mut State, agent: &AgentName, key: &FindingKey) {
     }
 }
 
-fn causes(agent: &AgentName, key: &FindingKey) -> impl Iterator<Item = String> {
-    std::iter::once(cause::of_finding(agent, key)).chain(cause::of_fleet_lock(key))
+fn causes(state: &State, agent: &AgentName, key: &FindingKey) -> Vec<String> {
+    std::iter::once(cause::of_finding(agent, key)).chain(detect::groups(state, agent, key)).collect()
 }
 
-/// A fleet-wide lock is about its members too: whether they fold into it depends on how many there are.
+/// A group of conditions is about its members too: whether they fold into it depends on how many there are.
 fn touch(state: &mut State, key: String) {
-    if cause::kind_of(&key) == cause::CauseKind::FleetLock {
-        let members = state.causes.get(&key).into_iter().flat_map(|cause| cause.members.values());
-        let few = usize::try_from(state.policy.lock_contention.fleet_hosts).unwrap_or(usize::MAX);
-        // Only around the threshold does one host change what the others fold into.
-        let near = state.causes.get(&key).is_some_and(|cause| cause.agents.len() <= few);
-        if near {
-            let keys: Vec<String> = members
-                .filter_map(|member| member.key.as_ref().map(|key| cause::of_finding(&member.agent, key)))
-                .collect();
-            state.touched.extend(keys);
-        }
+    // Only around the threshold does one host change what the others fold into.
+    let near = detect::is_near_threshold(state, &key);
+    if near {
+        let symptoms = detect::symptoms(state, &key);
+        state.touched.extend(symptoms);
     }
     state.touched.insert(key);
 }
@@ -136,8 +131,8 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
     let service = &finding.key.subject.service;
     let reason = finding.key.reason;
     // Guesses may all fall on one moment: how close together they were is not known.
-    if reason == Reason::ProcessRestarted && !seen.estimated {
-        storms::restarted(state, step, agent, service, observed);
+    if !seen.estimated {
+        storms::occurred(state, step, agent, finding, observed);
     }
     if reason == Reason::OomKill && !service.is_host() {
         let record = links::record(state, step, agent);

@@ -3,9 +3,11 @@
 
 use super::{Step, incidents};
 use crate::cause;
+use crate::detect::mass_reached;
 use crate::entry::{AgentHello, Disconnect, Silence, TimerKey};
 use crate::liveness::rehear_window;
-use crate::state::{AgentRecord, IncidentStatus, Link, MemberRef, State};
+use crate::second_opinion;
+use crate::state::{AgentRecord, AgentWatch, IncidentStatus, Link, MemberRef, State};
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +34,7 @@ pub(super) fn record<'a>(state: &'a mut State, step: Step, agent: &AgentName) ->
         restarts: BTreeMap::new(),
         watched_oom_at: None,
         incidents: BTreeSet::new(),
+        watch: AgentWatch::default(),
     })
 }
 
@@ -41,10 +44,16 @@ pub(super) fn is_sure(record: &AgentRecord) -> bool {
 }
 
 pub(super) fn connected(state: &mut State, step: Step, agent: &AgentName, hello: &AgentHello) {
+    second_opinion::moved(state, agent, Some(&hello.peer_address));
+    state.archived.remove(agent);
     let record = record(state, step, agent);
     let old_boot = record.hello.as_ref().and_then(|hello| hello.boot_id);
-    if old_boot.is_some() && hello.boot_id.is_some() && old_boot != hello.boot_id {
+    let rebooted = old_boot.is_some() && hello.boot_id.is_some() && old_boot != hello.boot_id;
+    if rebooted {
         record.reboots = record.reboots.saturating_add(1);
+    }
+    if matches!(record.link, Link::Silent { .. }) {
+        record.watch.rebooted_while_silent = rebooted;
     }
     record.hello = Some(hello.clone());
     record.connected_at = Some(step.at);
@@ -56,11 +65,17 @@ pub(super) fn heard(state: &mut State, step: Step, agent: &AgentName) {
     let was_silent = matches!(record.link, Link::Silent { .. });
     record.link = Link::Heard;
     if was_silent {
-        state.n_silent = state.n_silent.saturating_sub(1);
-        remove_silence(state, &cause::agent_stale(agent), agent);
-        remove_silence(state, cause::MASS_STALE, agent);
+        end_silence(state, agent);
     }
     incidents::sureness_changed(state, step, agent);
+}
+
+/// A silent agent is silent no more: heard again, or forgotten.
+pub(super) fn end_silence(state: &mut State, agent: &AgentName) {
+    state.n_silent = state.n_silent.saturating_sub(1);
+    second_opinion::over(state, agent);
+    remove_silence(state, &cause::agent_stale(agent), agent);
+    remove_silence(state, cause::MASS_STALE, agent);
 }
 
 fn remove_silence(state: &mut State, key: &str, agent: &AgentName) {
@@ -76,6 +91,7 @@ fn remove_silence(state: &mut State, key: &str, agent: &AgentName) {
 
 pub(super) fn disconnected(state: &mut State, step: Step, agent: &AgentName, how: Disconnect) {
     let record = record(state, step, agent);
+    record.watch.left = Some(how);
     if !matches!(record.link, Link::Silent { .. }) {
         record.link = Link::Disconnected { how, at: step.at };
     }
@@ -88,6 +104,7 @@ pub(super) fn silent(state: &mut State, step: Step, agent: &AgentName, last_hear
         return;
     }
     record.link = Link::Silent { since: step.at, last_heard, silence, index: step.index };
+    record.watch.rebooted_while_silent = false;
     state.n_silent = state.n_silent.saturating_add(1);
     let member = MemberRef { agent: agent.clone(), key: None };
     add_silence(state, &cause::agent_stale(agent), member.clone());
@@ -123,30 +140,6 @@ fn remember_silence(state: &mut State, step: Step, agent: &AgentName) {
         state.silences.pop_front();
     }
     state.silences.push_back((step.at, agent.clone()));
-}
-
-/// Enough agents fell silent within the window. Those that came back meanwhile still count as live before.
-pub(crate) fn mass_reached(state: &State) -> bool {
-    let policy = &state.policy.liveness;
-    let silent_now =
-        |agent: &AgentName| matches!(state.agents.get(agent).map(|record| &record.link), Some(Link::Silent { .. }));
-    let mut fell: BTreeSet<&AgentName> = BTreeSet::new();
-    // The absolute count is the most that any rule asks for, so that a large fleet costs no more than that here.
-    let enough = usize::try_from(policy.mass_agents.max(policy.mass_agents_min)).unwrap_or(usize::MAX);
-    for (_, agent) in state.silences.iter().rev() {
-        if silent_now(agent) {
-            fell.insert(agent);
-        }
-        if fell.len() >= enough {
-            break;
-        }
-    }
-    let n_fell = fell.len() as u64;
-    let n_heard = (state.agents.len() as u64).saturating_sub(state.n_silent);
-    let n_live_before = n_heard + n_fell;
-    let share = n_fell as f64 / n_live_before.max(1) as f64;
-    n_fell >= u64::from(policy.mass_agents)
-        || (n_fell >= u64::from(policy.mass_agents_min) && share >= policy.mass_share)
 }
 
 pub(super) fn digest(state: &mut State, step: Step, agent: &AgentName, matches: bool) {

@@ -1,26 +1,49 @@
-//! Restarts close together, counted by the time they were observed: a backlog that arrives at once is not a storm, and
-//! a storm that arrives late is dated when it was.
+//! Occurrences close together, counted by the time they were observed: a backlog that arrives at once is not a storm, and
+//! a storm that arrives late is dated when it was. Which of them belong together is the detectors' to say.
 
 use super::{Step, incidents, links};
 use crate::cause;
+use crate::detect::{self, Raging};
 use crate::entry::TimerKey;
-use crate::state::{FLEET_RESTARTS_MAX, HOST_RESTARTS_MAX, RESTARTED_SERVICES_MAX, State, Storm};
+use crate::state::{HOST_RESTARTS_MAX, STORM_AGENTS_MAX, State, Storm};
+use muster_common::finding::Finding;
 use muster_common::ids::{AgentName, ServiceName};
 use muster_common::limits::SUBJECTS_PER_AGENT_MAX;
+use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-pub(super) fn restarted(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName, observed: Timestamp) {
-    host(state, step, agent, service, observed);
-    fleet(state, step, agent, service, observed);
+/// Something happened on a host: it counts there, and for its groups over all hosts.
+pub(super) fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, observed: Timestamp) {
+    if finding.key.reason == Reason::ProcessRestarted {
+        host(state, step, agent, &finding.key.subject.service, observed);
+    }
+    for detector in detect::all() {
+        let feeds = detector.occurrences(agent, finding);
+        let Some(rule) = detector.storm_rule(&state.policy).filter(|_| !feeds.is_empty()) else { continue };
+        // What rages goes on, and takes what it explains; else the narrowest group that is enough.
+        let rages = |state: &State, group: &str| {
+            state.cause(group).and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| storm.active)
+        };
+        let raging = feeds.iter().position(|feed| rages(state, &feed.group));
+        let fed = match raging {
+            Some(place) => feeds.get(place..=place).unwrap_or_default(),
+            None => &feeds,
+        };
+        for feed in fed {
+            if let Some(raging) = detect::count(&mut state.detect.windows, agent, feed, observed, &rule) {
+                note(state, step, &feed.group, raging);
+                break;
+            }
+        }
+    }
 }
 
 fn host(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName, observed: Timestamp) {
     let policy = state.policy.restart_storm.clone();
     let record = links::record(state, step, agent);
     if record.restarts.len() >= SUBJECTS_PER_AGENT_MAX && !record.restarts.contains_key(service) {
-        forget_oldest(&mut record.restarts, |times| times.last().copied());
+        forget_oldest(&mut record.restarts);
     }
     let times = record.restarts.entry(service.clone()).or_default();
     let place = times.partition_point(|time| *time <= observed);
@@ -28,89 +51,34 @@ fn host(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName,
     if times.len() > HOST_RESTARTS_MAX {
         times.remove(0);
     }
-    let around = around(times, |time| *time, observed, policy.window);
+    let start = times.partition_point(|time| *time < observed - policy.window);
+    let end = times.partition_point(|time| *time <= observed + policy.window);
     let needed = usize::try_from(policy.host_restarts.max(2)).unwrap_or(usize::MAX);
-    let storm = around
+    let storm = times
+        .get(start..end)
+        .unwrap_or_default()
         .windows(needed)
         .filter(|times| times.last().copied().unwrap_or_default().since(times[0]) <= policy.window)
         .map(|times| (times[0], times.last().copied().unwrap_or_default(), times.len() as u64))
         .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1), a.2 + 1));
-    if let Some((began, last, restarts)) = storm {
-        note(state, step, &cause::service(agent, service), began, last, restarts, BTreeSet::from([agent.clone()]));
+    if let Some((began, last, count)) = storm {
+        let agents = BTreeSet::from([agent.clone()]);
+        let raging = Raging { began, last, count, agents, symptoms: BTreeSet::new() };
+        note(state, step, &cause::service(agent, service), raging);
     }
-}
-
-fn fleet(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName, observed: Timestamp) {
-    let policy = state.policy.restart_storm.clone();
-    if state.service_restarts.len() >= RESTARTED_SERVICES_MAX && !state.service_restarts.contains_key(service) {
-        forget_oldest(&mut state.service_restarts, |restarts| restarts.last().map(|(time, _)| *time));
-    }
-    let restarts = state.service_restarts.entry(service.clone()).or_default();
-    let place = restarts.partition_point(|(time, _)| *time <= observed);
-    restarts.insert(place, (observed, agent.clone()));
-    if restarts.len() > FLEET_RESTARTS_MAX {
-        restarts.remove(0);
-    }
-    let around = around(restarts, |(time, _)| *time, observed, policy.window);
-    let needed = usize::try_from(policy.fleet_hosts.max(2)).unwrap_or(usize::MAX);
-    if let Some(inside) = first_on_many(around, needed, policy.window) {
-        let (began, last) = (inside.first().map_or(observed, |(t, _)| *t), inside.last().map_or(observed, |(t, _)| *t));
-        let (restarts, agents) = (inside.len() as u64, inside.iter().map(|(_, agent)| agent.clone()).collect());
-        note(state, step, &cause::fleet_storm(service), began, last, restarts, agents);
-    }
-}
-
-/// The first part of an ascending list no longer than `window` that names `needed` agents: one pass, the window slides.
-fn first_on_many(
-    list: &[(Timestamp, AgentName)],
-    needed: usize,
-    window: Duration,
-) -> Option<&[(Timestamp, AgentName)]> {
-    let mut inside: BTreeMap<&AgentName, usize> = BTreeMap::new();
-    let mut end = 0;
-    for (start, (first, leaving)) in list.iter().enumerate() {
-        while let Some((_, agent)) = list.get(end).filter(|(time, _)| time.since(*first) <= window) {
-            *inside.entry(agent).or_default() += 1;
-            end += 1;
-        }
-        if inside.len() >= needed {
-            return list.get(start..end);
-        }
-        if let Some(count) = inside.get_mut(leaving) {
-            *count -= 1;
-            if *count == 0 {
-                inside.remove(leaving);
-            }
-        }
-    }
-    None
 }
 
 /// Makes room by forgetting the service that restarted last the longest ago: made-up names do not push out what rages.
-fn forget_oldest<T>(services: &mut BTreeMap<ServiceName, T>, last: impl Fn(&T) -> Option<Timestamp>) {
-    let oldest = services.iter().min_by_key(|(_, restarts)| last(restarts)).map(|(service, _)| service.clone());
+fn forget_oldest(services: &mut BTreeMap<ServiceName, Vec<Timestamp>>) {
+    let oldest = services.iter().min_by_key(|(_, restarts)| restarts.last()).map(|(service, _)| service.clone());
     if let Some(oldest) = oldest {
         services.remove(&oldest);
     }
 }
 
-/// The part of an ascending list that can share a window with `observed`.
-fn around<T>(list: &[T], time: impl Fn(&T) -> Timestamp, observed: Timestamp, window: std::time::Duration) -> &[T] {
-    let start = list.partition_point(|item| time(item) < observed - window);
-    let end = list.partition_point(|item| time(item) <= observed + window);
-    list.get(start..end).unwrap_or_default()
-}
-
-fn note(
-    state: &mut State,
-    step: Step,
-    key: &str,
-    began: Timestamp,
-    last: Timestamp,
-    restarts: u64,
-    agents: BTreeSet<AgentName>,
-) {
-    let window = state.policy.restart_storm.window;
+fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
+    let window = detect::window_of(&state.policy, key);
+    let Raging { began, last, count, agents, symptoms } = raging;
     let cause = state.causes.entry(key.to_owned()).or_default();
     if cause.storm.as_ref().is_some_and(|known| known.active && last + window < known.began) {
         // An older storm than the one that rages: the incident is open, and its end is what counts.
@@ -122,11 +90,12 @@ fn note(
     let fresh = Storm {
         began,
         last,
-        restarts: restarts.saturating_sub(1),
+        restarts: count.saturating_sub(1),
         agents: BTreeSet::new(),
         received: step.at,
         active: false,
         index: step.index,
+        symptoms: BTreeSet::new(),
     };
     let mut storm = known.unwrap_or(fresh);
     storm.began = storm.began.min(began);
@@ -134,37 +103,41 @@ fn note(
     storm.restarts = storm.restarts.saturating_add(1);
     storm.received = step.at;
     storm.index = step.index;
-    let new_agents: BTreeSet<AgentName> =
-        agents.into_iter().filter(|agent| storm.agents.insert(agent.clone())).collect();
+    let mut new_agents = BTreeSet::new();
+    for agent in agents {
+        if storm.agents.len() < STORM_AGENTS_MAX && storm.agents.insert(agent.clone()) {
+            new_agents.insert(agent);
+        }
+    }
+    let fresh = symptoms.into_iter().filter(|symptom| !storm.symptoms.contains(symptom));
+    let new_symptoms: Vec<String> = fresh.take(STORM_AGENTS_MAX.saturating_sub(storm.symptoms.len())).collect();
     let ends = storm.last + window;
     storm.active = ends > step.at;
     if storm.active && !had_timer {
         state.timers.insert((ends, TimerKey::WindowOver { window: key.to_owned() }));
     }
     cause.storm = Some(storm);
+    for symptom in &new_symptoms {
+        let indexed = cause::agent_of(symptom).is_none_or(|agent| detect::index(state, &agent, symptom, key));
+        if indexed && let Some(storm) = state.causes.get_mut(key).and_then(|cause| cause.storm.as_mut()) {
+            storm.symptoms.insert(symptom.clone());
+        }
+    }
     incidents::agents_joined(state, key, &new_agents);
     incidents::restart_stability(state, step, key);
-    touch(state, key, &new_agents);
+    touch(state, key, new_symptoms);
 }
 
-fn touch(state: &mut State, key: &str, agents: &BTreeSet<AgentName>) {
+fn touch(state: &mut State, key: &str, symptoms: impl IntoIterator<Item = String>) {
     state.touched.insert(key.to_owned());
-    if let Some(service) = key.strip_prefix("fleet/restart_storm/") {
-        state.touched.extend(agents.iter().map(|agent| format!("host/{agent}/service/{service}")));
-    }
-    // A contended lock is worse while its service restarts in a storm.
-    let service =
-        key.strip_prefix("fleet/restart_storm/").or_else(|| key.split_once("/service/").map(|(_, name)| name));
-    if let Some(service) = service {
-        let locks = format!("fleet/lock/{service}/");
-        let causes = state.causes.range(locks.clone()..).take_while(|(key, _)| key.starts_with(&locks));
-        state.touched.extend(causes.map(|(key, _)| key.clone()));
-    }
+    state.touched.extend(symptoms);
+    let concerned = detect::concerned(state, key);
+    state.touched.extend(concerned);
 }
 
-/// The window after a storm's last restart is over, unless there was another one meanwhile.
+/// The window after a storm's last occurrence is over, unless there was another one meanwhile.
 pub(super) fn window_over(state: &mut State, step: Step, key: &str) {
-    let window = state.policy.restart_storm.window;
+    let window = detect::window_of(&state.policy, key);
     let Some(storm) = state.causes.get_mut(key).and_then(|cause| cause.storm.as_mut()) else { return };
     let ends = storm.last + window;
     if ends > step.at {
@@ -172,11 +145,11 @@ pub(super) fn window_over(state: &mut State, step: Step, key: &str) {
         return;
     }
     storm.active = false;
-    let agents = storm.agents.clone();
+    let symptoms = storm.symptoms.clone();
     let unresolved = state.unresolved(key).is_some();
     if let Some(cause) = state.causes.get_mut(key).filter(|_| !unresolved) {
         cause.storm = None;
         super::drop_if_empty(state, key);
     }
-    touch(state, key, &agents);
+    touch(state, key, symptoms);
 }

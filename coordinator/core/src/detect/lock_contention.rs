@@ -1,0 +1,110 @@
+//! The same lock is contended on many hosts at once: by service and the file's name, since paths differ between hosts.
+
+use super::{Detector, Look, at_once, restart_storm};
+use crate::cause;
+use crate::decide::assess::{Assessment, names, of_fleet};
+use crate::policy::Policy;
+use crate::severity::When;
+use crate::state::{Cause, State};
+use muster_common::finding::FindingKey;
+use muster_common::ids::AgentName;
+use muster_common::reason::Reason;
+use muster_common::time::Timestamp;
+
+/// Before service and file in the cause keys.
+const PREFIX: &str = "fleet/lock";
+/// Hosts of a contended lock that are looked at for a storm: one is enough, and any of the first will do.
+const STORMING_AGENTS_MAX: usize = 64;
+
+/// See the head of the file.
+#[derive(Debug)]
+pub(super) struct LockContention;
+
+fn needed(policy: &Policy) -> usize {
+    usize::try_from(policy.lock_contention.fleet_hosts.max(2)).unwrap_or(usize::MAX)
+}
+
+impl Detector for LockContention {
+    fn name(&self) -> &'static str {
+        "lock_contention"
+    }
+
+    fn owns(&self, key: &str) -> bool {
+        super::rest(key, PREFIX).is_some()
+    }
+
+    fn assess(&self, state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Assessment> {
+        let seen = at_once::at_once(state, cause)?;
+        let (n, needed) = (seen.hosts, needed(state.policy()));
+        let subject = super::rest(key, PREFIX)?;
+        let summary = format!("the lock of {subject} is contended on {n} hosts: {}", names(cause.agents.keys()));
+        let next_steps =
+            vec!["compare the lock holders named by the hosts: the same job usually runs on all".to_owned()];
+        let open = n >= needed && !seen.dismissed;
+        let mut found = of_fleet(state, Reason::LockContentionFleet, seen.began, open, summary, next_steps);
+        let mut holds = Vec::new();
+        if n >= needed * 2 {
+            holds.push(When::TwiceTheHosts);
+        }
+        let service = subject.split('/').next().unwrap_or(subject);
+        if restart_storm::rages(state, service, cause.agents.keys().take(STORMING_AGENTS_MAX)) {
+            holds.push(When::WithRestartStorm);
+        }
+        if open && now.since(seen.began) >= state.policy().lock_contention.sustained {
+            holds.push(When::Sustained);
+        }
+        found.raise(state, Reason::LockContentionFleet, &holds);
+        Some(found)
+    }
+
+    fn why(&self, state: &State, _key: &str, found: &Assessment) -> String {
+        let hosts = state.policy().lock_contention.fleet_hosts;
+        format!("contended on at least {hosts} hosts at once: {}{}", found.severity, found.raised_words())
+    }
+
+    fn recovered(&self, _state: &State, _key: &str) -> String {
+        "fewer hosts than the threshold are contended".to_owned()
+    }
+
+    fn conditions(&self, _state: &State, _agent: &AgentName, key: &FindingKey) -> Vec<String> {
+        cause::of_fleet_lock(key).into_iter().collect()
+    }
+
+    fn threshold(&self, policy: &Policy, _key: &str) -> usize {
+        needed(policy)
+    }
+
+    fn groups_of(&self, _state: &State, cause: &str) -> Vec<String> {
+        cause::fleet_lock_of(cause).into_iter().collect()
+    }
+
+    fn takes(&self, _state: &State, _group: &str, cause: &Cause, symptom: &str) -> bool {
+        cause::agent_of(symptom).is_some_and(|agent| cause.agents.contains_key(&agent))
+    }
+
+    fn symptoms(&self, _state: &State, _group: &str, cause: &Cause) -> Vec<String> {
+        at_once::host_causes(cause)
+    }
+
+    /// A contended lock is worse while its service restarts in a storm.
+    fn concerned_by(&self, state: &State, storm: &str) -> Vec<String> {
+        let Some(service) = restart_storm::service_of(storm) else { return Vec::new() };
+        let locks = format!("{PREFIX}/{service}/");
+        let causes = state.causes.range(locks.clone()..).take_while(|(key, _)| key.starts_with(&locks));
+        causes.map(|(key, _)| key.clone()).collect()
+    }
+
+    fn lasting(&self) -> bool {
+        true
+    }
+
+    fn joins_by_name(&self) -> bool {
+        false
+    }
+
+    fn looks(&self, state: &State, _now: Timestamp, agent: &AgentName) -> Vec<Look> {
+        let needed = needed(state.policy());
+        let threshold = |_: &str| (needed, format!("the same lock contended on {needed} hosts at once"));
+        super::explain::conditions(self, state, agent, threshold)
+    }
+}

@@ -1,0 +1,171 @@
+//! A service restarts on many hosts: "the same build on 14 hosts" is one page. Grouped by service and executable; what no
+//! build explains is grouped by service alone. A service that restarts on one host is that host's own cause, and folds
+//! in.
+
+use super::{StormRule, Detector, Feed, Look, rest};
+use crate::cause;
+use crate::decide::assess::{Assessment, names, of_fleet};
+use crate::decide::human;
+use crate::policy::Policy;
+use crate::severity::When;
+use crate::state::{Cause, State, Storm};
+use muster_common::evidence::Value;
+use muster_common::finding::Finding;
+use muster_common::ids::{AgentName, ServiceName};
+use muster_common::limits::clip;
+use muster_common::reason::Reason;
+use muster_common::time::Timestamp;
+
+/// Before the service's name in the cause keys.
+const PREFIX: &str = "fleet/restart_storm";
+/// Hosts of a storm that are looked at for a crash loop: one is enough, and any of the first will do.
+const LOOPING_AGENTS_MAX: usize = 64;
+/// Bytes of a build's name in a cause key: more than enough of a hash to tell builds apart.
+const BUILD_BYTES_MAX: usize = 24;
+
+/// See the head of the file.
+#[derive(Debug)]
+pub(super) struct RestartStorm;
+
+/// The group of a service and its build, or of the service alone.
+fn group(service: &ServiceName, build: Option<&str>) -> String {
+    match build {
+        Some(build) => format!("{PREFIX}/{service}/{build}"),
+        None => format!("{PREFIX}/{service}"),
+    }
+}
+
+/// Which executable restarted: its hash, else its version. Only letters that a cause key can hold.
+pub(super) fn build_of(finding: &Finding) -> Option<String> {
+    let text = |key: &str| match finding.evidence.get(key) {
+        Some(Value::Text(text)) if !text.is_empty() => Some(text.as_str()),
+        _ => None,
+    };
+    let named = match text("executable_sha256") {
+        Some(hash) => hash.strip_prefix("sha256:").unwrap_or(hash).to_owned(),
+        None => format!("v{}", text("executable_version")?),
+    };
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-+".contains(c) { c } else { '_' };
+    Some(clip(&named.chars().map(plain).collect::<String>(), BUILD_BYTES_MAX))
+}
+
+/// Service and build of a group.
+fn parts(key: &str) -> Option<(&str, Option<&str>)> {
+    let rest = rest(key, PREFIX)?;
+    Some(rest.split_once('/').map_or((rest, None), |(service, build)| (service, Some(build))))
+}
+
+/// The service whose restarts a storm's cause key is about, on one host or on many.
+pub(super) fn service_of(storm: &str) -> Option<&str> {
+    match parts(storm) {
+        Some((service, _)) => Some(service),
+        None => storm.split_once("/service/").map(|(_, service)| service),
+    }
+}
+
+impl Detector for RestartStorm {
+    fn name(&self) -> &'static str {
+        "restart_storm"
+    }
+
+    fn owns(&self, key: &str) -> bool {
+        rest(key, PREFIX).is_some()
+    }
+
+    fn assess(&self, state: &State, _now: Timestamp, key: &str, cause: &Cause) -> Option<Assessment> {
+        let storm = cause.storm.as_ref().filter(|storm| storm.index > cause.dismissed_index)?;
+        let (service, build) = parts(key)?;
+        let span = human(storm.last.since(storm.began));
+        let (n, named) = (storm.agents.len(), names(storm.agents.iter()));
+        let of_build = build.map(|build| format!(", the same build {build},")).unwrap_or_default();
+        let summary =
+            format!("{service}{of_build} restarted {} times on {n} hosts within {span}: {named}", storm.restarts);
+        let next_steps = vec![
+            format!("ask what was deployed or changed for {service} shortly before {}", storm.began),
+            format!("read the log of {service} on one of the hosts before its last exit"),
+        ];
+        let mut found = of_fleet(state, Reason::RestartStorm, storm.began, storm.active, summary, next_steps);
+        found.raise(state, Reason::RestartStorm, &circumstances(state, service, storm));
+        found.raises = true;
+        found.happened = true;
+        found.late = storm.received.since(storm.last);
+        Some(found)
+    }
+
+    fn why(&self, state: &State, _key: &str, found: &Assessment) -> String {
+        let rule = &state.policy().restart_storm;
+        let (hosts, window) = (rule.fleet_hosts, human(rule.window));
+        format!("restarts on at least {hosts} hosts within {window} make {}{}", found.severity, found.raised_words())
+    }
+
+    fn recovered(&self, _state: &State, _key: &str) -> String {
+        "no restart for a whole window".to_owned()
+    }
+
+    fn services(&self, key: &str) -> Vec<String> {
+        parts(key).map(|(service, _)| service.to_owned()).into_iter().collect()
+    }
+
+    fn occurrences(&self, agent: &AgentName, finding: &Finding) -> Vec<Feed> {
+        if finding.key.reason != Reason::ProcessRestarted {
+            return Vec::new();
+        }
+        let service = &finding.key.subject.service;
+        let feed = |build: Option<&str>| Feed {
+            group: group(service, build),
+            source: service.to_string(),
+            symptom: cause::service(agent, service),
+        };
+        let build = build_of(finding);
+        build.iter().map(|build| feed(Some(build))).chain([feed(None)]).collect()
+    }
+
+    fn storm_rule(&self, policy: &Policy) -> Option<StormRule> {
+        let rule = &policy.restart_storm;
+        Some(StormRule { window: rule.window, hosts: rule.fleet_hosts.max(2), sources: 0, count: 0 })
+    }
+
+    fn looks(&self, state: &State, now: Timestamp, agent: &AgentName) -> Vec<Look> {
+        let rule = &state.policy().restart_storm;
+        let Some(record) = state.agent(agent) else { return Vec::new() };
+        let window = human(rule.window);
+        let on_host = record.restarts.iter().map(|(service, times)| {
+            let n = times.iter().filter(|at| **at + rule.window >= now).count();
+            let needed = usize::try_from(rule.host_restarts).unwrap_or(usize::MAX);
+            let threshold = format!("{needed} restarts of one service on one host within {window}");
+            super::explain::look(self.name(), cause::service(agent, service), (n, needed, "restarts"), threshold)
+        });
+        on_host.chain(super::explain::windows(self, state, now, agent)).collect()
+    }
+}
+
+/// Whether a storm on one host is a crash loop without recovery: it has gone on for longer than a window, without one
+/// in which there were none.
+pub(crate) fn is_crash_loop(state: &State, storm: &Storm) -> bool {
+    storm.active && storm.last.since(storm.began) >= state.policy().restart_storm.window
+}
+
+fn circumstances(state: &State, service: &str, storm: &Storm) -> Vec<When> {
+    let mut holds = Vec::new();
+    let loops = |agent: &AgentName| {
+        let cause = state.cause(&format!("host/{agent}/service/{service}"));
+        cause.and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| is_crash_loop(state, storm))
+    };
+    if storm.active && storm.agents.iter().take(LOOPING_AGENTS_MAX).any(loops) {
+        holds.push(When::NoRecovery);
+    }
+    if storm.active && storm.last.since(storm.began) > state.policy().restart_storm.window * 2 {
+        holds.push(When::TwoWindows);
+    }
+    holds
+}
+
+/// Whether a service restarts in a storm, on these hosts or on many.
+pub(super) fn rages<'a>(state: &State, service: &str, mut agents: impl Iterator<Item = &'a AgentName>) -> bool {
+    let rages = |key: &str| state.cause(key).and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| storm.active);
+    rages(&format!("{PREFIX}/{service}"))
+        || agents.any(|agent| {
+            let own = format!("host/{agent}/service/{service}");
+            rages(&own) || super::windows::storms_of(state, &own).iter().any(|group| rages(group))
+        })
+}
