@@ -89,8 +89,7 @@ impl ExecutableJudge {
             Ok(sha256) => sha256,
         };
         let seen = seen.text(SHA256_KEY, sha256);
-        let new =
-            Known { version: executable.version, sha256: sha256.clone(), path: path.map(str::to_owned) };
+        let new = Known { version: executable.version, sha256: sha256.clone(), path: path.map(str::to_owned) };
         let old = self.known.replace(new);
         let judgement = Judgement::ok(seen.clone());
         match old {
@@ -120,7 +119,8 @@ fn change(
             (format!("{service} runs a new build {short}, it was {}", self::short(&old.sha256)), evidence)
         }
     };
-    let mut problem = Problem::new(Reason::Change, summary).evidence(evidence.text("what", "deploy").text("new", sha256));
+    let mut problem =
+        Problem::new(Reason::Change, summary).evidence(evidence.text("what", "deploy").text("new", sha256));
     problem.observed_boottime_ms = Some(start_boottime_ms.min(now.boottime_ms));
     problem
 }

@@ -220,6 +220,11 @@ impl Ledger {
         })
     }
 
+    /// Subjects that could not be answered at the last look, and why.
+    pub fn unknown(&self) -> impl Iterator<Item = (&SubjectKey, &Unknown)> {
+        self.watched.iter().filter_map(|(subject, watched)| Some((subject, watched.unknown.as_ref()?)))
+    }
+
     /// Conditions that were true and never told because too many were open, over the ledger's life.
     pub const fn suppressed_total(&self) -> u64 {
         self.suppressed_total

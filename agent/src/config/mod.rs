@@ -76,12 +76,16 @@ fn way_out(path: &str, source: &std::io::Error) -> String {
 /// The whole config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// The file it was read from, where it was one.
+    pub source: Option<PathBuf>,
     /// What to tell the fleet about this host.
     pub labels: BTreeMap<String, String>,
     /// Where the spool and the agent's memory are kept.
     pub state_dir: PathBuf,
     /// The local socket for applications.
     pub socket: PathBuf,
+    /// Whether this host takes part in second opinions: looks at neighbours that fell silent, and is looked at.
+    pub second_opinion: bool,
     /// The coordinators, in order of preference; none means: watch, spool and log only.
     pub endpoints: Vec<String>,
     /// Who this agent is.
@@ -270,9 +274,11 @@ pub struct Watch<T> {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            source: None,
             labels: BTreeMap::new(),
             state_dir: PathBuf::from(STATE_DIR_DEFAULT),
             socket: PathBuf::from(SOCKET_DEFAULT),
+            second_opinion: true,
             endpoints: Vec::new(),
             tls: TlsFiles {
                 ca: PathBuf::from("/etc/muster/ca.pem"),
@@ -299,7 +305,8 @@ impl Config {
         let name = path.display().to_string();
         let text = muster_common::config::read_file(path)
             .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
-        Ok(Self::parse(&name, &text)?)
+        let source = std::path::absolute(path).ok();
+        Ok(Self { source, ..Self::parse(&name, &text)? })
     }
 
     /// Checks a text; `file` is its name in messages.

@@ -10,11 +10,15 @@ use crate::senses::baseline::{BaselineProbe, UnitSource};
 use crate::senses::disk::{DiskProbe, Kept, MountTable};
 use crate::senses::permission::PermissionProbe;
 use crate::senses::unit::{Units, is_systemd};
+use crate::senses::watched_files::WatchedFiles;
 use muster_agent_core::disk::Use;
 use muster_agent_core::permission::Role;
 use muster_common::ids::ServiceName;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+/// An edit is told with the time of the edit: how often is a matter of freshness alone.
+const WATCHED_FILES_INTERVAL: Duration = Duration::from_secs(60);
 /// What the agent's own files are called in the evidence.
 const OWN_NAME: &str = "muster-agent";
 
@@ -97,6 +101,29 @@ pub(super) fn baselines(config: &Config, means: &Means<'_>, units: Option<&Units
         planned(config, BaselineProbe::new(name, baseline.clone(), unit, means.host.clone()), config.probes.baseline)
     };
     declared.map(one).collect()
+}
+
+/// A probe for the configuration of each service that has one, and one for the agent's own and the host's.
+pub(super) fn watched_files(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
+    let near = near(means);
+    // Whose server is gone takes a thread per look.
+    let declared = |baseline: &Baseline| -> Vec<PathBuf> {
+        baseline.files.iter().map(|file| file.path.clone()).filter(|path| near(path)).collect()
+    };
+    let own = declared(&config.baseline).into_iter().chain(config.source.clone()).collect();
+    let host = WatchedFiles::new(ServiceName::host(), "this host", own, None, means.host.clone());
+    let mut all = vec![planned(config, host, WATCHED_FILES_INTERVAL)];
+    for service in &config.services {
+        let unit = service.unit.as_ref().zip(units).filter(|_| is_systemd(means.host));
+        let unit = unit.map(|(unit, units)| (unit.name.clone(), units.clone()));
+        let files = declared(&service.baseline);
+        if unit.is_some() || !files.is_empty() {
+            let (name, about) = (service.name.clone(), service.name.as_str());
+            let probe = WatchedFiles::new(name, about, files, unit, means.host.clone());
+            all.push(planned(config, probe, WATCHED_FILES_INTERVAL));
+        }
+    }
+    all
 }
 
 /// The files of a service, each once; of backups the folder.

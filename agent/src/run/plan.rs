@@ -96,6 +96,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     planned.extend(host_files::disks(config, means));
     planned.extend(host_files::permissions(config, means));
     planned.extend(host_files::baselines(config, means, units.as_ref()));
+    planned.extend(host_files::watched_files(config, means, units.as_ref()));
     planned.push(host_clock(config, means));
     host_files::note_places(&mut planned, means);
     super::veil::over(planned, means)
@@ -229,7 +230,9 @@ pub fn not_watched(config: &Config) -> Vec<NotWatched> {
 fn of_service(service: &Service) -> Vec<NotWatched> {
     let not_watched =
         |key, subject: &str| NotWatched { service: service.name.to_string(), key, subject: subject.to_owned() };
-    let singleton = service.singleton.then(|| not_watched("singleton", ""));
+    // Whose main process nobody notes cannot be counted.
+    let blind = service.singleton && service.unit.is_none() && service.pid_file.is_none();
+    let singleton = blind.then(|| not_watched("singleton", ""));
     singleton.into_iter().collect()
 }
 

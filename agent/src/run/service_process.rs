@@ -5,6 +5,7 @@ use crate::config::{Config, Service};
 use crate::senses::executable::ExecutableProbe;
 use crate::senses::pressure::{HostPressure, ServicePressure};
 use crate::senses::process_watch::ProcessWatch;
+use crate::senses::singleton::SingletonProbe;
 use crate::senses::unit::{Units, is_systemd};
 use muster_agent_core::pressure::psi::StallRules;
 use muster_agent_core::pressure::service::PressureRules;
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 /// A new process wakes the look at its program; what comes between is a program that could not be read.
 const PROGRAM_INTERVAL: Duration = Duration::from_secs(60);
+/// A second one is told after it has lasted for a minute: two looks.
+const SINGLETON_INTERVAL: Duration = Duration::from_secs(30);
 
 /// For each service whose main process somebody notes: its pid file, or its unit.
 pub(super) fn of_services(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
@@ -27,11 +30,14 @@ pub(super) fn of_services(config: &Config, means: &Means<'_>, units: Option<&Uni
         let process = ProcessWatch::new(name.clone(), host.clone(), process_rules(config, service), unit);
         let program = ExecutableProbe::new(name.clone(), host.clone());
         let pressure = ServicePressure::new(name, host, pressure_rules(config));
-        vec![
+        let singleton = service.singleton.then(|| SingletonProbe::new(service.name.clone(), means.host.clone()));
+        let mut probes = vec![
             planned(config, process, config.probes.process),
             planned(config, program, PROGRAM_INTERVAL),
             planned(config, pressure, config.probes.pressure),
-        ]
+        ];
+        probes.extend(singleton.map(|singleton| planned(config, singleton, SINGLETON_INTERVAL)));
+        probes
     };
     config.services.iter().flat_map(one).collect()
 }

@@ -21,9 +21,11 @@ pub mod process_watch;
 pub(crate) mod regular;
 pub mod restarts;
 pub mod saved_log;
+pub mod singleton;
 pub mod sockets;
 pub mod sqlite;
 pub mod unit;
+pub mod watched_files;
 
 use std::path::{Path, PathBuf};
 

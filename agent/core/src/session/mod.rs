@@ -241,6 +241,12 @@ impl Session {
             (State::Settling { .. } | State::Streaming(_), Message::Freezes(freezes)) => {
                 out.push(Output::StoreFreezes(freezes));
             }
+            (State::Streaming(_), Message::Diagnose { id, service }) => out.push(Output::Diagnose { id, service }),
+            (State::Streaming(_), Message::Neighbour { id, address, ports }) => {
+                out.push(Output::LookAtNeighbour { id, address, ports });
+            }
+            // Nothing is done for a coordinator whose epoch is not settled; it asks again if it must know.
+            (_, Message::Diagnose { .. } | Message::Neighbour { .. }) => {}
             // A second welcome, an acknowledgement before the first entry, bytes that are no message.
             (
                 _,

@@ -58,6 +58,22 @@ pub enum Message {
     },
     /// The freezes that concern this agent, all of them.
     Freezes(Vec<Freeze>),
+    /// What do you hold to be wrong?
+    Diagnose {
+        /// To be repeated in the answer.
+        id: u64,
+        /// Of this service alone; empty: of all.
+        service: String,
+    },
+    /// Does a neighbour answer you?
+    Neighbour {
+        /// To be repeated in the answer.
+        id: u64,
+        /// Where; not checked yet.
+        address: String,
+        /// On which ports; not checked yet.
+        ports: Vec<u32>,
+    },
     /// Are you there?
     Ping {
         /// To be repeated in the answer.
@@ -194,6 +210,22 @@ pub enum Output {
     SendPong {
         /// Its id.
         id: u64,
+    },
+    /// Answer what is held to be wrong.
+    Diagnose {
+        /// The question.
+        id: u64,
+        /// Of this service alone; empty: of all.
+        service: String,
+    },
+    /// Look whether a neighbour answers, if that is allowed.
+    LookAtNeighbour {
+        /// The question.
+        id: u64,
+        /// Where.
+        address: String,
+        /// On which ports.
+        ports: Vec<u32>,
     },
     /// Say goodbye; a `Close` follows.
     SendGoodbye(Goodbye),
