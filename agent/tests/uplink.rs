@@ -6,11 +6,12 @@
 mod certificates;
 mod daemon;
 mod fake;
+mod neighbour;
 
 use fake::{AHEAD_MS, Behaviour, Fake, Proxy, State};
 use muster_agent::spool::{Append, Spool, SpoolHandle, SpoolLimits};
 use muster_agent::uplink::{
-    HostFacts, OpenSnapshot, Security, SnapshotProvider, Stop, UplinkConfig, UplinkFacts, UplinkHandle,
+    HostFacts, OpenSnapshot, SecondOpinion, Security, SnapshotProvider, Stop, UplinkConfig, UplinkFacts, UplinkHandle,
 };
 use muster_agent_core::session::Phase;
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
@@ -46,6 +47,8 @@ impl Agent {
             boot,
             clock: muster_agent::clock::now,
             freezes: None,
+            asks: None,
+            second_opinion: SecondOpinion { enabled: true, root: None },
         };
         let heads = spool.clone();
         let provider = SnapshotProvider(Arc::new(move || OpenSnapshot::new(heads.view().head, [])));

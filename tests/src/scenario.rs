@@ -7,10 +7,14 @@
 //!   open A SERVICE SUBJECT REASON [sevN]                clear A SERVICE SUBJECT REASON
 //!   occur A SERVICE REASON AGO_SECONDS [estimated]      differs A / resync A SERVICE SUBJECT ok|unknown
 //!   ack CAUSE / resolve CAUSE / note CAUSE              restart / takeover / pause / fence
+//!   severity CAUSE sevN / commander CAUSE NAME          label A KEY=VALUE (at its next connect)
+//!   silence SECONDS KIND=PATTERN...                     maintenance IN_SECONDS SECONDS KIND=PATTERN...
+//!   expire N (the Nth silence of the script, from 1)    KIND: agent|label.NAME|service|reason|cause
 //!   pager down|up           end
 //! ```
 //!
-//! What follows is told as `SECONDS opened|page|cancelled|quiet|recovering|relapsed|resolved|folded|changed ...`.
+//! What follows is told as `SECONDS opened|page|cancelled|quiet|silenced|escalated|by hand|recovering|relapsed|resolved|
+//! folded|merged|changed ...`.
 //! After the script the journal is applied from genesis and its facts are replayed: both must agree with what ran.
 
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
@@ -24,6 +28,7 @@ use muster_coordinator_core::entry::{
 };
 use muster_coordinator_core::page::PageId;
 use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::silence::{Matchers, SilenceKind};
 use muster_coordinator_core::{Machine, State, apply, invariants, next_deadline, replay};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -41,6 +46,8 @@ pub struct Fleet {
     /// Now.
     pub now: Timestamp,
     sequences: BTreeMap<AgentName, u64>,
+    labels: BTreeMap<AgentName, BTreeMap<String, String>>,
+    silences: Vec<u64>,
     pager_up: bool,
 }
 
@@ -80,9 +87,16 @@ pub fn hello(name: &str) -> AgentHello {
         kernel_version: "6.0".to_owned(),
         boot_id: None,
         labels: BTreeMap::new(),
-        peer_address: "127.0.0.1:1".to_owned(),
+        peer_address: address_of(name).to_string(),
         spool: SpoolId::default_of(name),
+        listening_ports: vec![22],
     }
+}
+
+/// An address in 10.0.0.0/8 made from the name: each name another one, near enough.
+fn address_of(name: &str) -> std::net::Ipv4Addr {
+    let number = name.bytes().fold(7_u32, |number, byte| number.wrapping_mul(31).wrapping_add(byte.into()));
+    std::net::Ipv4Addr::from_bits((10 << 24) | (number % (1 << 24)))
 }
 
 /// Spool ids made from names.
@@ -120,6 +134,8 @@ impl Fleet {
             journal: Vec::new(),
             now: start,
             sequences: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            silences: Vec::new(),
             pager_up: true,
         };
         let epoch = Epoch { number: 1, coordinator: coordinator("coord-a") };
@@ -199,7 +215,9 @@ impl Fleet {
         match words {
             ["connect", names @ ..] => {
                 for name in names {
-                    self.feed(Fact::AgentConnected { agent: agent(name), hello: hello(name) });
+                    let labels = self.labels.get(&agent(name)).cloned().unwrap_or_default();
+                    let hello = AgentHello { labels, ..hello(name) };
+                    self.feed(Fact::AgentConnected { agent: agent(name), hello });
                 }
             }
             ["goodbye", name] => self.feed(Fact::AgentDisconnected { agent: agent(name), how: Disconnect::Goodbye }),
@@ -232,7 +250,22 @@ impl Fleet {
                 let subjects = vec![SubjectState { subject, ok: (*verdict == "ok").then_some(true), open: Vec::new() }];
                 self.feed(Fact::OpenSetReceived { agent: agent(name), subjects });
             }
-            [verb @ ("ack" | "resolve" | "note"), cause] => self.operator(verb, cause),
+            [verb @ ("ack" | "resolve" | "note"), cause] => self.operator(verb, cause, ""),
+            [verb @ ("severity" | "commander"), cause, what] => self.operator(verb, cause, what),
+            ["label", name, label] => {
+                let (key, value) = label.split_once('=').unwrap_or_else(|| panic!("no label in {line:?}"));
+                let labels = self.labels.entry(agent(name)).or_default();
+                labels.insert(key.to_owned(), value.to_owned());
+            }
+            ["silence", length, matchers @ ..] => self.silence(SilenceKind::Silence, "0", length, matchers),
+            ["maintenance", within, length, matchers @ ..] => {
+                self.silence(SilenceKind::Maintenance, within, length, matchers);
+            }
+            ["expire", nth] => {
+                let nth: usize = nth.parse().unwrap_or_else(|_| panic!("no number in {line:?}"));
+                let index = self.silences[nth - 1];
+                self.feed(Fact::SilenceExpired { by: "bob".to_owned(), index });
+            }
             _ => self.own_life(words, line),
         }
     }
@@ -271,11 +304,43 @@ impl Fleet {
         }
     }
 
-    fn operator(&mut self, verb: &str, cause: &str) {
+    fn silence(&mut self, kind: SilenceKind, within: &str, length: &str, patterns: &[&str]) {
+        let seconds = |text: &str| Duration::from_secs(text.parse().unwrap_or_else(|_| panic!("no number: {text}")));
+        let starts = self.now + seconds(within);
+        let mut matchers = Matchers::default();
+        for pattern in patterns {
+            let (kind, value) = pattern.split_once('=').unwrap_or_else(|| panic!("no pattern: {pattern}"));
+            let value = value.to_owned();
+            match kind.strip_prefix("label.") {
+                Some(name) => drop(matchers.labels.insert(name.to_owned(), value)),
+                None => {
+                    let place = match kind {
+                        "agent" => &mut matchers.agents,
+                        "service" => &mut matchers.services,
+                        "reason" => &mut matchers.reasons,
+                        "cause" => &mut matchers.causes,
+                        _ => panic!("unknown kind of pattern: {pattern}"),
+                    };
+                    place.insert(value);
+                }
+            }
+        }
+        let (by, reason, ends) = ("bob".to_owned(), "work".to_owned(), starts + seconds(length));
+        self.feed(Fact::SilenceSet { by, kind, matchers, reason, starts, ends });
+        let made = self.machine.state().silences().map(|(index, _)| index).max();
+        self.silences.push(made.unwrap_or_else(|| panic!("no silence came of {patterns:?}")));
+    }
+
+    fn operator(&mut self, verb: &str, cause: &str, what: &str) {
         let generation = self.machine.state().newest_incident(cause).map_or(0, |incident| incident.key.generation);
         let action = match verb {
             "ack" => OperatorAction::Acknowledge { note: String::new() },
             "resolve" => OperatorAction::Resolve { summary: "done".to_owned() },
+            "severity" => OperatorAction::SetSeverity {
+                severity: what.parse().unwrap_or_else(|error| panic!("{what}: {error}")),
+                note: "as it is".to_owned(),
+            },
+            "commander" => OperatorAction::SetCommander { commander: what.to_owned() },
             _ => OperatorAction::Note { text: "noted".to_owned() },
         };
         self.feed(Fact::Operator { by: "ann".to_owned(), cause: cause.to_owned(), generation, action });
@@ -366,6 +431,7 @@ fn told(conclusion: &Conclusion) -> Option<String> {
         Conclusion::IncidentRelapsed { incident, .. } => format!("relapsed {}", incident.cause),
         Conclusion::IncidentResolved { incident, resolution, .. } => match resolution {
             Resolution::FoldedInto { incident: target } => format!("folded {} into {}", incident.cause, target.cause),
+            Resolution::MergedInto { incident: target } => format!("merged {} into {}", incident.cause, target.cause),
             Resolution::Operator { by, .. } => format!("resolved {} by {by}", incident.cause),
             Resolution::Evidence => format!("resolved {}", incident.cause),
         },
@@ -374,6 +440,11 @@ fn told(conclusion: &Conclusion) -> Option<String> {
             format!("page {} {} {} {}{late}", page.action.as_str(), page.severity, page.reason, page.cause_key)
         }
         Conclusion::PageCancelled { .. } => "cancelled".to_owned(),
+        Conclusion::SeveritySet { incident, severity, assessed, .. } => {
+            format!("by hand {severity}, by the rules {assessed} {}", incident.cause)
+        }
+        Conclusion::IncidentEscalated { incident, count, .. } => format!("escalated {} {count}", incident.cause),
+        Conclusion::IncidentSilenced { incident, .. } => format!("silenced {}", incident.cause),
         Conclusion::NotPaged { incident, why } => format!("quiet {}: {why}", incident.cause),
     })
 }

@@ -5,7 +5,7 @@
 
 use muster_agent::spool::{Append, Spool, SpoolHandle, SpoolLimits};
 use muster_agent::uplink::{
-    HostFacts, OpenSnapshot, Security, SnapshotProvider, Stop, UplinkConfig, UplinkHandle, spawn,
+    HostFacts, OpenSnapshot, SecondOpinion, Security, SnapshotProvider, Stop, UplinkConfig, UplinkHandle, spawn,
 };
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::identity::Role;
@@ -64,6 +64,8 @@ impl Agent {
             boot,
             clock: muster_agent::clock::now,
             freezes: None,
+            asks: None,
+            second_opinion: SecondOpinion::default(),
         };
         let heads = spool.clone();
         let provider = SnapshotProvider(Arc::new(move || OpenSnapshot::new(heads.view().head, [])));

@@ -28,6 +28,7 @@ pub(super) fn walk(root: &Reader<'_>) -> Config {
         config.labels = labels(&agent);
         set(&mut config.state_dir, agent.parsed("state_dir", absolute));
         set(&mut config.socket, agent.parsed("socket", absolute));
+        set(&mut config.second_opinion, agent.boolean("second_opinion"));
     }
     if let Some(coordinator) = root.table("coordinator") {
         config.endpoints = endpoints(&coordinator);

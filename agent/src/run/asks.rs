@@ -3,7 +3,7 @@
 
 use crate::bell::Bell;
 use muster_agent_core::diagnose::{Recent, Story, stories};
-use muster_agent_core::judgement::Problem;
+use muster_agent_core::judgement::{Problem, Verdict};
 use muster_agent_core::ledger::Ledger;
 use muster_agent_core::services::Services;
 use muster_common::finding::{Finding, SubjectKey};
@@ -42,6 +42,10 @@ pub struct Picture {
     pub subjects: Vec<v1::SubjectState>,
     /// The findings as causes with what belongs to them.
     pub stories: Vec<Story>,
+    /// The last verdict on each subject.
+    pub verdicts: Vec<(SubjectKey, Verdict)>,
+    /// What could not be answered, and why.
+    pub unknown: Vec<(SubjectKey, String)>,
 }
 
 impl Picture {
@@ -52,7 +56,9 @@ impl Picture {
         findings.extend(recent.occurrences());
         let stories = stories(&findings, recent, services);
         let subjects = ledger.subjects().map(|state| crate::uplink::subject_state(&state)).collect();
-        Self { findings, open_count, subjects, stories }
+        let verdicts = ledger.subjects().map(|state| (state.subject.clone(), state.verdict)).collect();
+        let unknown = ledger.unknown().map(|(subject, unknown)| (subject.clone(), unknown.why.clone())).collect();
+        Self { findings, open_count, subjects, stories, verdicts, unknown }
     }
 }
 

@@ -4,6 +4,7 @@
 //! files are tried again. A renewed certificate is taken up when the config is read again.
 
 use super::Published;
+use super::asks::Asks;
 use crate::config::{Config, TlsFiles};
 use crate::freezes::{self, Keeper};
 use crate::local::LinkStatus;
@@ -11,7 +12,7 @@ use crate::net::NetHandle;
 use crate::senses::HostRoot;
 use crate::spool::{SpoolHandle, SpoolOwner};
 use crate::uplink::{
-    FactsSetter, HostFacts, OpenSnapshot, Security, SnapshotProvider, Stop, UplinkConfig, UplinkHandle,
+    FactsSetter, HostFacts, OpenSnapshot, SecondOpinion, Security, SnapshotProvider, Stop, UplinkConfig, UplinkHandle,
 };
 use anyhow::Context as _;
 use muster_common::identity::{Identity, Role};
@@ -53,6 +54,8 @@ struct Parts {
     facts: FactsSetter,
     status: LinkStatus,
     freezes: Keeper,
+    asks: Asks,
+    second_opinion: SecondOpinion,
 }
 
 impl Uplink {
@@ -64,6 +67,7 @@ impl Uplink {
         spool: &SpoolHandle,
         published: &Arc<Mutex<Published>>,
         net: &NetHandle,
+        asks: &Asks,
     ) -> Option<Self> {
         if config.endpoints.is_empty() {
             return None;
@@ -84,6 +88,11 @@ impl Uplink {
             facts: facts.clone(),
             status: LinkStatus::default(),
             freezes: Keeper::new(freezes::path(&config.socket)),
+            asks: asks.clone(),
+            second_opinion: SecondOpinion {
+                enabled: config.second_opinion,
+                root: config.second_opinion.then(|| host.clone()),
+            },
         };
         let status = Arc::clone(&parts.status);
         let (orders, ordered) = watch::channel(Orders { tls: config.tls.clone(), stop: None });
@@ -183,6 +192,8 @@ fn take_up(
                 boot: parts.boot,
                 clock: crate::clock::now,
                 freezes: Some(parts.freezes.clone()),
+                asks: Some(parts.asks.clone()),
+                second_opinion: parts.second_opinion.clone(),
             };
             let (spool, snapshot) = (parts.spool.clone(), parts.snapshot.clone());
             let handle = crate::uplink::spawn_with_facts(config, spool, snapshot, parts.facts.clone());

@@ -25,6 +25,7 @@ use crate::senses::sqlite::OneShot;
 use crate::spool::{Spool, SpoolHandle, SpoolLimits, SpoolOwner};
 use crate::uplink::{FactsSetter, Stop, UplinkFacts};
 use anyhow::{Context as _, bail};
+use asks::Asks;
 use judge::{Asked, Judge};
 use link::Uplink;
 use memory::{Memory, StateOutlet};
@@ -57,7 +58,8 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let published = Arc::new(Mutex::new(published));
     let net_thread = Net::start().context("cannot start the net thread")?;
     let net = net_thread.handle();
-    let uplink = Uplink::start(&config, &host, boot, &handle, &published, &net);
+    let (asks, questions) = asks::asks().context("cannot wait for questions")?;
+    let uplink = Uplink::start(&config, &host, boot, &handle, &published, &net, &asks);
     drop(handle);
     let mut watcher = Watcher::new().context("cannot wait for events")?;
     watcher.listen(spool.bell()).context("cannot wait for events")?;
@@ -66,7 +68,8 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let link = uplink.as_ref().map(Uplink::status).unwrap_or_default();
     let reporters = Arc::new(Reporters::new(judge.services()));
     reporters.set(&config);
-    let _local = serve_local(&config, &net, &mut judge, &reporters, link.clone())?;
+    judge.answer(questions).context("cannot wait for questions")?;
+    let _local = serve_local(&config, &net, asks, &reporters, link.clone());
     judge.watch(plan::probes(&config, &means(&host, &state, &net, &link)), config.probes.blind_after);
     tracing::info!(
         services = config.services.len(),
@@ -116,22 +119,20 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
 }
 
 /// The agent's own socket. Where it cannot be made, everything else goes on.
-fn serve_local<O: StateOutlet>(
+fn serve_local(
     config: &Config,
     net: &NetHandle,
-    judge: &mut Judge<O>,
+    asks: Asks,
     reporters: &Arc<Reporters>,
     link: LinkStatus,
-) -> anyhow::Result<Option<LocalServer>> {
-    let (asks, questions) = asks::asks().context("cannot wait for questions")?;
-    judge.answer(questions).context("cannot wait for questions")?;
+) -> Option<LocalServer> {
     let started = LocalServer::start(&config.socket, net, asks, Arc::clone(reporters), link);
-    Ok(started
+    started
         .inspect_err(|error| {
             let socket = config.socket.display();
             tracing::warn!(%socket, %error, "applications cannot report: set [agent] socket to a folder of the agent's");
         })
-        .ok())
+        .ok()
 }
 
 fn means<'a>(host: &'a HostRoot, state: &'a State, net: &'a NetHandle, link: &LinkStatus) -> Means<'a> {
@@ -154,8 +155,9 @@ fn reload<O: StateOutlet>(path: &Path, old: Config, means: &Means<'_>, judge: &m
     let kept = match Config::load(path) {
         Ok(new) => {
             let fixed = |config: &Config| {
-                let Config { labels, state_dir, socket, endpoints, spool_bytes_max, .. } = config;
-                (labels.clone(), state_dir.clone(), socket.clone(), endpoints.clone(), *spool_bytes_max)
+                let Config { labels, state_dir, socket, endpoints, spool_bytes_max, second_opinion, .. } = config;
+                let sizes = (*spool_bytes_max, *second_opinion);
+                (labels.clone(), state_dir.clone(), socket.clone(), endpoints.clone(), sizes)
             };
             if fixed(&old) != fixed(&new) {
                 tracing::warn!("changes of [agent], [coordinator] and [spool] take effect at the next restart");

@@ -1,5 +1,6 @@
 //! Turns what happens into inputs of the session, and does what it puts out.
 
+use super::answers;
 use super::link::{self, LinkEvent};
 use super::outbox::{Bulk, Clock, Outbox};
 use super::{
@@ -11,6 +12,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use muster_agent_core::clock::Now;
 use muster_agent_core::host_clock::Heard;
+use muster_agent_core::neighbour::Guard;
 use muster_agent_core::session::{End, Goodbye, Input, Output, Phase, Session, SpoolAnswer, SpoolView};
 use muster_common::ids::{Epoch, SpoolId};
 use muster_common::limits::{BATCH_ENTRIES_MAX, ENTRY_BODY_BYTES_MAX};
@@ -28,6 +30,9 @@ const BATCH_BYTES_MAX: usize = ENTRY_BODY_BYTES_MAX;
 /// Messages received that wait for the driver; the rest waits in the transport.
 const EVENTS_MAX: usize = 16;
 
+/// Diagnoses that are made at once; beyond, a question stays without an answer and is asked again.
+const DIAGNOSES_MAX: usize = 4;
+
 /// The same trouble with the same coordinator is told again after this.
 const SAME_TROUBLE_PAUSE_MS: u64 = 600_000;
 
@@ -37,6 +42,8 @@ enum Done {
     Epoch(u64, Result<(Epoch, Vec<u8>), SpoolError>),
     Snapshot(u64, Option<OpenSnapshot>),
     Acked,
+    Diagnosed(u64, v1::DiagnoseAnswer),
+    Looked(u64, v1::NeighbourAnswer),
 }
 
 /// The connection in use.
@@ -70,6 +77,12 @@ struct Driver {
     streaming_since_boottime_ms: Option<u64>,
     /// The coordinator's clock.
     heard: Heard,
+    /// The ports of this host, as of the newest connection.
+    listening_ports: Vec<u16>,
+    /// Diagnoses that are being made.
+    diagnosing: usize,
+    /// Whether and how often neighbours are looked at.
+    guard: Guard,
 }
 
 /// Runs until told to stop.
@@ -97,6 +110,7 @@ pub(super) async fn run(
     let epoch = highest.as_ref().map(|(epoch, _)| epoch.clone());
     let session = Session::new(fleet, config.endpoints.clone(), epoch, spool.view());
     let mut views = spool.watch();
+    let guard = Guard::new(config.second_opinion.enabled);
     let mut driver = Driver {
         config,
         spool_id: spool.view().spool,
@@ -115,6 +129,9 @@ pub(super) async fn run(
         told: BTreeMap::new(),
         streaming_since_boottime_ms: None,
         heard: Heard::default(),
+        listening_ports: Vec::new(),
+        diagnosing: 0,
+        guard,
     };
     while let Some(deadline_ms) = driver.session.deadline_ms() {
         let wait = Duration::from_millis(deadline_ms.saturating_sub((driver.config.clock)().boottime_ms));
@@ -171,7 +188,10 @@ impl Driver {
     fn event(&mut self, event: LinkEvent) {
         let Some(stream) = self.link.as_ref().map(|link| link.stream) else { return };
         match event {
-            LinkEvent::Connected => self.input(Input::Connected(stream)),
+            LinkEvent::Connected(ports) => {
+                self.listening_ports = ports;
+                self.input(Input::Connected(stream));
+            }
             LinkEvent::Received(response) => {
                 let now = (self.config.clock)();
                 self.note_clock(&response, now);
@@ -237,6 +257,11 @@ impl Driver {
                 self.input(Input::SnapshotTaken(stream, head));
             }
             Done::Snapshot(stream, None) => self.input(Input::Spool(stream, SpoolAnswer::Failed)),
+            Done::Diagnosed(stream, answer) => {
+                self.diagnosing = self.diagnosing.saturating_sub(1);
+                self.answer(stream, Bulk::Diagnosis(answer));
+            }
+            Done::Looked(stream, answer) => self.answer(stream, Bulk::Neighbour(answer)),
             Done::Acked => {
                 self.ack_running = false;
                 if let Some((spool, stored, replicated)) = self.ack_waiting.take() {
@@ -260,6 +285,8 @@ impl Driver {
                 }
             }
             Output::StoreAck { spool, stored, replicated } => self.store_ack(spool, stored, replicated),
+            Output::Diagnose { id, service } => self.diagnose(id, service),
+            Output::LookAtNeighbour { id, address, ports } => self.look(id, &address, &ports),
             Output::TakeSnapshot => self.take_snapshot(),
             Output::StoreEpoch { epoch, proof } => {
                 if let Some(stream) = self.link.as_ref().map(|link| link.stream) {
@@ -288,7 +315,8 @@ impl Driver {
         let Some(link) = &self.link else { return };
         match output {
             Output::SendHello => {
-                link.outbox.hello(wire::hello(&self.config.host, self.config.boot, view, self.highest.as_ref(), now));
+                let (highest, ports) = (self.highest.as_ref(), &self.listening_ports);
+                link.outbox.hello(wire::hello(&self.config.host, self.config.boot, view, highest, ports, now));
             }
             Output::SendHeartbeat { sequence } => {
                 let facts = *self.facts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -322,7 +350,8 @@ impl Driver {
     fn connect(&mut self, stream: u64, endpoint: String) {
         let outbox = Outbox::new(Clock { now: self.config.clock, boot: self.config.boot });
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let task = tokio::spawn(link::run(endpoint, self.config.security.clone(), outbox.stream(), sender));
+        let (security, root) = (self.config.security.clone(), self.config.second_opinion.root.clone());
+        let task = tokio::spawn(link::run(endpoint, security, root, outbox.stream(), sender));
         self.link = Some(Link { stream, outbox, events, task });
     }
 
@@ -384,6 +413,43 @@ impl Driver {
                 tracing::warn!(error = &error as &dyn std::error::Error, "an acknowledgement was not noted");
             }
             Done::Acked
+        }));
+    }
+
+    /// Answers go to the stream they were asked on, or nowhere.
+    fn answer(&self, stream: u64, answer: Bulk) {
+        if let Some(link) = self.link.as_ref().filter(|link| link.stream == stream) {
+            link.outbox.bulk(answer);
+        }
+    }
+
+    fn diagnose(&mut self, id: u64, service: String) {
+        let Some(stream) = self.link.as_ref().map(|link| link.stream) else { return };
+        // Who asks again before the first answer waits for that one.
+        if self.diagnosing >= DIAGNOSES_MAX {
+            return;
+        }
+        self.diagnosing += 1;
+        let (asks, now) = (self.config.asks.clone(), (self.config.clock)());
+        self.work.push(Box::pin(async move {
+            let diagnosis = Some(answers::diagnosis(asks, service, now).await);
+            Done::Diagnosed(stream, v1::DiagnoseAnswer { id, diagnosis })
+        }));
+    }
+
+    fn look(&mut self, id: u64, address: &str, ports: &[u32]) {
+        let Some(stream) = self.link.as_ref().map(|link| link.stream) else { return };
+        let admitted = self.guard.admit((self.config.clock)().boottime_ms, address, ports);
+        self.work.push(Box::pin(async move {
+            let looked = match admitted {
+                Ok((address, ports)) => answers::look(address, &ports).await,
+                Err(why) => Err(why),
+            };
+            let answer = match looked {
+                Ok(ports) => v1::NeighbourAnswer { id, ports, ..Default::default() },
+                Err(refused) => v1::NeighbourAnswer { id, refused, ..Default::default() },
+            };
+            Done::Looked(stream, answer)
         }));
     }
 

@@ -1,8 +1,10 @@
 //! One connection to one coordinator, as a task: connects, opens the stream, passes on what arrives.
 
 use super::Security;
+use super::answers::listening_ports;
 use super::outbox::OutboxStream;
 use super::wire;
+use crate::senses::HostRoot;
 use hyper_util::rt::TokioIo;
 use muster_agent_core::session::{CONNECT_TIMEOUT_MS, End};
 use muster_common::limits::LINK_MESSAGE_BYTES_MAX;
@@ -31,8 +33,8 @@ const PORT_DEFAULT: u16 = 7420;
 /// What happens on a link.
 #[derive(Debug)]
 pub(super) enum LinkEvent {
-    /// The transport stands.
-    Connected,
+    /// The transport stands; the host listens on these ports.
+    Connected(Vec<u16>),
     /// A message.
     Received(Box<v1::ConnectResponse>),
     /// It is over, with the reason in words.
@@ -41,10 +43,17 @@ pub(super) enum LinkEvent {
 
 /// Runs one link until its end. When nobody listens to its events any more it reads on in silence, so that what was
 /// sent last still gets out.
-pub(super) async fn run(endpoint: String, security: Security, outbox: OutboxStream, events: mpsc::Sender<LinkEvent>) {
-    let (end, words) = match connect(&endpoint, &security).await {
+pub(super) async fn run(
+    endpoint: String,
+    security: Security,
+    root: Option<HostRoot>,
+    outbox: OutboxStream,
+    events: mpsc::Sender<LinkEvent>,
+) {
+    let (connected, ports) = tokio::join!(connect(&endpoint, &security), listening_ports(root));
+    let (end, words) = match connected {
         Ok(channel) => {
-            events.send(LinkEvent::Connected).await.ok();
+            events.send(LinkEvent::Connected(ports)).await.ok();
             match talk(channel, outbox, &events).await {
                 Ok(()) => (End::Unavailable, "the coordinator closed the stream".to_owned()),
                 Err(status) => (wire::end(&status), wire::words(&status)),

@@ -6,6 +6,7 @@
 //! Must never: act on a message of a coordinator before the session agreed; take an identity or an epoch without its
 //! proof; hold a lock across an await.
 
+pub mod answers;
 mod driver;
 mod link;
 mod outbox;
@@ -14,6 +15,8 @@ mod wire;
 pub(crate) use wire::subject_state;
 
 use crate::freezes::Keeper;
+use crate::run::asks::Asks;
+use crate::senses::HostRoot;
 use crate::spool::SpoolHandle;
 use muster_agent_core::clock::Now;
 use muster_agent_core::ledger::SubjectState;
@@ -70,6 +73,19 @@ pub struct UplinkConfig {
     pub clock: fn() -> Now,
     /// Who keeps the freezes of this host, if anybody does.
     pub freezes: Option<Keeper>,
+    /// Who judges, if anybody does: for diagnoses.
+    pub asks: Option<Asks>,
+    /// Where second opinions are taken part in.
+    pub second_opinion: SecondOpinion,
+}
+
+/// Second opinions: of this host about its neighbours, and of them about this one.
+#[derive(Debug, Clone, Default)]
+pub struct SecondOpinion {
+    /// Neighbours are looked at.
+    pub enabled: bool,
+    /// The host whose listening ports are told; none are where it is not given.
+    pub root: Option<HostRoot>,
 }
 
 /// What a heartbeat carries.

@@ -22,6 +22,8 @@ pub(super) enum Bulk {
     Entries { spool: SpoolId, entries: Vec<Entry> },
     Gap(v1::SpoolGap),
     OpenSet(v1::OpenSet),
+    Diagnosis(v1::DiagnoseAnswer),
+    Neighbour(v1::NeighbourAnswer),
 }
 
 /// How ages are told: at the moment an entry leaves.
@@ -87,7 +89,7 @@ impl Outbox {
         self.change(|inner| inner.heartbeat = Some(heartbeat));
     }
 
-    /// Bounded by the session: a window of batches, and the chunks of one open set.
+    /// Bounded by the session: a window of batches, and the chunks of one open set; and by the driver: few answers.
     pub(super) fn bulk(&self, bulk: Bulk) {
         self.change(|inner| inner.bulk.push_back(bulk));
     }
@@ -153,6 +155,8 @@ impl Inner {
             }
             Bulk::Gap(gap) => Message::Gap(gap),
             Bulk::OpenSet(set) => Message::OpenSet(set),
+            Bulk::Diagnosis(answer) => Message::Diagnosis(answer),
+            Bulk::Neighbour(answer) => Message::Neighbour(answer),
         })
     }
 }

@@ -9,7 +9,7 @@ use muster_agent_core::session::{End, Entry, Message, SpoolView, Welcome};
 use muster_common::chain::Chain;
 use muster_common::epoch_proof::{self, EpochProof};
 use muster_common::ids::{BootId, Epoch, SpoolId};
-use muster_common::limits::{LINK_MESSAGE_BYTES_MAX, NAME_BYTES_MAX, SUMMARY_BYTES_MAX, clip};
+use muster_common::limits::{LINK_MESSAGE_BYTES_MAX, LISTENING_PORTS_MAX, NAME_BYTES_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::connect_response::Message as Wire;
@@ -30,7 +30,16 @@ const MESSAGE_BYTES_MAX: usize = 300;
 /// What the coordinator sent, with every claim checked.
 pub(super) fn received(response: v1::ConnectResponse, security: &Security, now: Now) -> Message {
     match response.message {
-        None | Some(Wire::Diagnose(_) | Wire::Neighbour(_)) => Message::Unknown,
+        None => Message::Unknown,
+        Some(Wire::Diagnose(question)) => match convert::bounded("service", &question.service, NAME_BYTES_MAX) {
+            Ok(service) => Message::Diagnose { id: question.id, service },
+            Err(error) => Message::Malformed(error.to_string()),
+        },
+        Some(Wire::Neighbour(v1::NeighbourQuestion { id, address, ports })) => {
+            // Beyond the bound by one, so that it is refused there.
+            let ports = ports.into_iter().take(LISTENING_PORTS_MAX + 1).collect();
+            Message::Neighbour { id, address: clip(&address, NAME_BYTES_MAX), ports }
+        }
         Some(Wire::Ping(ping)) => Message::Ping { id: ping.id },
         Some(Wire::Resync(resync)) => Message::Resync { id: resync.id },
         Some(Wire::Freezes(freezes)) => match freezes.freezes.iter().take(FREEZES_MAX).map(freeze).collect() {
@@ -92,6 +101,7 @@ pub(super) fn hello(
     boot: BootId,
     view: SpoolView,
     highest: Option<&(Epoch, Vec<u8>)>,
+    listening_ports: &[u16],
     now: Now,
 ) -> v1::Hello {
     let highest_epoch = highest.map(|(epoch, proof)| {
@@ -112,6 +122,7 @@ pub(super) fn hello(
         kernel_version: host.kernel_version.clone(),
         boottime_ms: now.boottime_ms,
         wall_unix_ms: now.wall.unix_ms(),
+        listening_ports: listening_ports.iter().map(|port| (*port).into()).collect(),
         ..v1::Hello::default()
     }
 }

@@ -2,7 +2,7 @@
 //! cannot write is told, and a goodbye says why.
 
 use crate::certificates::Ca;
-use crate::fake::{Fake, State};
+use crate::fake::{Behaviour, Fake, State};
 use crate::{PATIENCE, until};
 use muster_common::finding::FindingEvent;
 use muster_proto::{convert, v1};
@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+mod answers;
 mod certificate;
 mod hung;
 mod spool;
@@ -36,9 +37,14 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
+        Self::set_with([]).await
+    }
+
+    /// The coordinator's n-th stream does the n-th of `script`.
+    async fn set_with(script: impl IntoIterator<Item = Behaviour>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ca = Ca::new("prod");
-        let fake = Fake::start_tls([], ca.issue(folder.path(), "muster://prod/coordinator/coord-a")).await;
+        let fake = Fake::start_tls(script, ca.issue(folder.path(), "muster://prod/coordinator/coord-a")).await;
         let tls = ca.issue_files(folder.path(), "muster://prod/agent/web-1");
         Self { fake, folder, ca, tls }
     }

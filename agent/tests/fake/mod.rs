@@ -46,6 +46,8 @@ pub(crate) enum Behaviour {
     Forged,
     /// Claims to have more of the spool than there is.
     Ahead,
+    /// Asks for a diagnosis and for looks at neighbours, at the first heartbeat.
+    Curious(&'static [(&'static str, &'static [u32])]),
 }
 
 /// What was heard, over all streams.
@@ -60,6 +62,8 @@ pub(crate) struct State {
     pub(crate) open_sets: Vec<(v1::OpenSet, u64)>,
     /// Epochs under which a heartbeat or entry came, in order, without repeats.
     pub(crate) talked_under: Vec<u64>,
+    pub(crate) diagnoses: Vec<v1::DiagnoseAnswer>,
+    pub(crate) looks: Vec<v1::NeighbourAnswer>,
     /// How an agent broke the protocol.
     pub(crate) broken: Option<String>,
     position: Option<Position>,
@@ -186,6 +190,7 @@ impl Stream {
             Some(In::Heartbeat(heartbeat)) => {
                 self.talked();
                 self.state.send_modify(|state| state.heartbeats.push(heartbeat));
+                self.ask().await;
             }
             Some(In::Entries(batch)) => {
                 self.talked();
@@ -203,10 +208,23 @@ impl Stream {
                 self.state.send_modify(|state| state.goodbyes.push(goodbye.reason));
                 return Ok(false);
             }
-            Some(In::Pong(_) | In::Diagnosis(_) | In::Neighbour(_)) => {}
+            Some(In::Pong(_)) => {}
+            Some(In::Diagnosis(answer)) => self.state.send_modify(|state| state.diagnoses.push(answer)),
+            Some(In::Neighbour(answer)) => self.state.send_modify(|state| state.looks.push(answer)),
             None => self.broken("an empty message".to_owned()),
         }
         Ok(true)
+    }
+
+    /// Question n is about the n-th neighbour.
+    async fn ask(&mut self) {
+        let Behaviour::Curious(neighbours) = self.behaviour else { return };
+        self.behaviour = Behaviour::Good;
+        self.send(Out::Diagnose(v1::DiagnoseQuestion { id: 7, service: String::new() })).await;
+        for (id, (address, ports)) in (0..).zip(neighbours) {
+            let (address, ports) = ((*address).to_owned(), ports.to_vec());
+            self.send(Out::Neighbour(v1::NeighbourQuestion { id, address, ports })).await;
+        }
     }
 
     async fn welcome(&self, hello: v1::Hello) {

@@ -61,7 +61,7 @@ impl World {
             Output::StoreAck { spool, stored, replicated } => self.ask(who, Work::Ack { spool, stored, replicated }),
             Output::TakeSnapshot => self.ask(who, Work::Snapshot),
             // Nobody asks for preflight there.
-            Output::StoreFreezes(_) | Output::Stopped => {}
+            Output::StoreFreezes(_) | Output::Stopped | Output::Diagnose { .. } | Output::LookAtNeighbour { .. } => {}
             Output::Close(_) => {
                 self.say(who, Up::Closed);
                 if let Some(process) = self.agents[who].process.as_mut() {
