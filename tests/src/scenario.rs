@@ -440,6 +440,7 @@ fn told(conclusion: &Conclusion) -> Option<String> {
             format!("page {} {} {} {}{late}", page.action.as_str(), page.severity, page.reason, page.cause_key)
         }
         Conclusion::PageCancelled { .. } => "cancelled".to_owned(),
+        Conclusion::SecondOpinionWanted { .. } => return None,
         Conclusion::SeveritySet { incident, severity, assessed, .. } => {
             format!("by hand {severity}, by the rules {assessed} {}", incident.cause)
         }

@@ -13,7 +13,7 @@ pub(super) fn refresh(metrics: &Metrics, state: &State) {
     for agent in state.agents() {
         let index = match &agent.link {
             Link::Disconnected { how: Disconnect::Goodbye | Disconnect::HostShutdown, .. }
-            | Link::Silent { silence: Silence::Goodbye, .. } => 2,
+            | Link::Silent { silence: Silence::Goodbye | Silence::HostShutdown, .. } => 2,
             Link::Heard | Link::Disconnected { .. } => 0,
             Link::Silent { .. } => 1,
             Link::NotReheard => 3,

@@ -3,7 +3,7 @@
 use crate::store::StoredEntry;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact, IncidentKey, TimerKey};
-use muster_coordinator_core::freeze;
+use muster_coordinator_core::{freeze, silence};
 use muster_coordinator_core::state::State;
 use muster_proto::convert::timestamp_to_wire;
 use muster_proto::v1;
@@ -52,6 +52,15 @@ fn told(entry: &Entry) -> Option<String> {
             Some(format!("{} by {by}{until}: {reason}", freeze::id(entry.index)))
         }
         EntryBody::Fact(Fact::FreezeLifted { by, index }) => Some(format!("{} lifted by {by}", freeze::id(*index))),
+        EntryBody::Fact(Fact::SilenceSet { by, kind, reason, starts, ends, .. }) => {
+            let (kind, id) = (kind.as_str(), silence::id(entry.index));
+            let (from, until) = (starts.to_utc_minute(), ends.to_utc_minute());
+            Some(format!("{kind} {id} by {by} from {from} until {until}: {reason}"))
+        }
+        EntryBody::Fact(Fact::SilenceExpired { by, index }) => Some(format!("{} ended by {by}", silence::id(*index))),
+        EntryBody::Deadline(TimerKey::SilenceTurn { index }) => {
+            Some(format!("{} begins, or is over", silence::id(*index)))
+        }
         EntryBody::Deadline(TimerKey::FreezeOver { index }) => Some(format!("{} is over", freeze::id(*index))),
         _ => None,
     }
@@ -84,6 +93,10 @@ pub(super) fn incident_of(state: &State, entry: &Entry) -> Option<IncidentKey> {
             | C::IncidentRelapsed { incident, .. }
             | C::IncidentResolved { incident, .. }
             | C::PageRequested { incident, .. }
+            | C::SeveritySet { incident, .. }
+            | C::IncidentEscalated { incident, .. }
+            | C::IncidentSilenced { incident, .. }
+            | C::SecondOpinionWanted { incident, .. }
             | C::NotPaged { incident, .. } => Some(incident.clone()),
             C::PageCancelled { page: id, .. } => page(*id),
         },

@@ -1,24 +1,30 @@
 //! `FleetService`: who is there, and how the coordinator itself stands.
 
-use super::caller::{READERS, allow};
+use super::caller::{ACTORS, READERS, allow};
 use super::events::maybe;
 use super::paging::{PageRequest, bad_token};
 use super::status_of;
 use super::watch::{Watched, Watchers};
-use crate::runtime::{Batch, Handle, Link, View};
-use muster_common::ids::AgentName;
+use crate::runtime::{Answer, Batch, Handle, Link, NoAnswer, View};
+use muster_common::ids::{AgentName, ServiceName};
+use muster_common::limits::SUMMARY_BYTES_MAX;
+use muster_common::units::human_duration;
 use muster_coordinator_core::entry::{Disconnect, Entry, EntryBody, Fact, Silence};
 use muster_coordinator_core::state::{AgentRecord, Link as Standing};
-use muster_proto::convert::{duration_to_wire, epoch_to_wire, severity_to_wire, timestamp_to_wire};
+use muster_proto::convert::{bounded, duration_to_wire, epoch_to_wire, severity_to_wire, timestamp_to_wire};
+use muster_proto::v1::connect_response::Message;
 use muster_proto::v1::fleet_service_server::FleetService;
 use muster_proto::v1::{self, AgentState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
 /// An agent on the other side of the world answers well within this.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An agent answers between two turns of its loop, which may wait for its disk.
+const DIAGNOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves operators.
 #[derive(Debug, Clone)]
@@ -34,13 +40,34 @@ impl FleetApi {
     }
 
     async fn agents(&self, filter: Filter, only: Option<BTreeSet<AgentName>>) -> Result<Vec<v1::Agent>, Status> {
-        let links = self.links();
+        // Of a few, only those are looked at: every change of every agent comes this way to every watcher.
+        let links: BTreeMap<_, _> = match &only {
+            None => self.links(),
+            Some(only) => only.iter().filter_map(|name| Some((name.clone(), self.handle.links().get(name)?))).collect(),
+        };
         let read = move |view: &View<'_>| {
-            let wanted = |record: &&AgentRecord| only.as_ref().is_none_or(|only| only.contains(&record.name));
             let wire = |record: &AgentRecord| agent(view, record, links.get(&record.name).map(Arc::as_ref));
-            view.state.agents().filter(wanted).filter(|record| filter.matches(record)).map(wire).collect()
+            match &only {
+                None => view.state.agents().filter(|record| filter.matches(record)).map(wire).collect(),
+                Some(only) => {
+                    let known = only.iter().filter_map(|name| view.state.agent(name));
+                    known.filter(|record| filter.matches(record)).map(wire).collect()
+                }
+            }
         };
         self.handle.query(read).await.map_err(|error| status_of(&error))
+    }
+
+    /// The stream of an agent that is known and connected.
+    async fn connected(&self, id: &str) -> Result<(AgentName, Arc<Link>), Status> {
+        let name = agent_name(id)?;
+        let known = name.clone();
+        let known = self.handle.query(move |view| view.state.agent(&known).is_some()).await;
+        if !known.map_err(|error| status_of(&error))? {
+            return Err(unknown(&name));
+        }
+        let link = self.handle.links().get(&name).ok_or_else(|| not_connected(&name))?;
+        Ok((name, link))
     }
 
     fn links(&self) -> BTreeMap<AgentName, Arc<Link>> {
@@ -150,15 +177,7 @@ impl FleetService for FleetApi {
         request: Request<v1::PingAgentRequest>,
     ) -> Result<Response<v1::PingAgentResponse>, Status> {
         allow(&request, READERS)?;
-        let name = agent_name(&request.into_inner().id)?;
-        let known = name.clone();
-        let known = self.handle.query(move |view| view.state.agent(&known).is_some()).await;
-        if !known.map_err(|error| status_of(&error))? {
-            return Err(unknown(&name));
-        }
-        let Some(link) = self.handle.links().get(&name) else {
-            return Err(Status::unavailable(format!("{name} is not connected: see GetAgent for its last_heard")));
-        };
+        let (name, link) = self.connected(&request.into_inner().id).await?;
         let Some(round_trip) = link.ping(PING_TIMEOUT).await else {
             return Err(Status::deadline_exceeded(format!("{name} is connected and does not answer")));
         };
@@ -167,21 +186,76 @@ impl FleetService for FleetApi {
 
     async fn diagnose_agent(
         &self,
-        _request: Request<v1::DiagnoseAgentRequest>,
+        request: Request<v1::DiagnoseAgentRequest>,
     ) -> Result<Response<v1::DiagnoseAgentResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        allow(&request, READERS)?;
+        let v1::DiagnoseAgentRequest { id, service } = request.into_inner();
+        let (name, link) = self.connected(&id).await?;
+        let service = match service.as_str() {
+            "" => service,
+            some => ServiceName::new(some).map_err(|error| Status::invalid_argument(format!("service: {error}")))?.into(),
+        };
+        let begun = Instant::now();
+        let question = |id| Message::Diagnose(v1::DiagnoseQuestion { id, service });
+        match link.ask(question, DIAGNOSE_TIMEOUT).await {
+            Ok(Answer::Diagnosis(answer)) => {
+                let round_trip = Some(duration_to_wire(begun.elapsed()));
+                let diagnosis = Some(answer.diagnosis.unwrap_or_default());
+                Ok(Response::new(v1::DiagnoseAgentResponse { diagnosis, round_trip }))
+            }
+            Ok(Answer::Neighbour(_)) => Err(Status::internal(format!("{name} answered another question"))),
+            Err(NoAnswer::Busy) => {
+                Err(Status::resource_exhausted(format!("too much is asked of {name} at once: try again in a moment")))
+            }
+            Err(NoAnswer::Gone) => Err(not_connected(&name)),
+            Err(NoAnswer::Late) => Err(Status::deadline_exceeded(format!(
+                "{name} is connected and did not answer within {}: an agent older than this coordinator cannot",
+                human_duration(DIAGNOSE_TIMEOUT)
+            ))),
+        }
     }
 
     async fn archive_agent(
         &self,
-        _request: Request<v1::ArchiveAgentRequest>,
+        request: Request<v1::ArchiveAgentRequest>,
     ) -> Result<Response<v1::ArchiveAgentResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = allow(&request, ACTORS)?.name();
+        let v1::ArchiveAgentRequest { id, reason } = request.into_inner();
+        let agent = agent_name(&id)?;
+        let reason = bounded("reason", &reason, SUMMARY_BYTES_MAX)?;
+        if reason.trim().is_empty() {
+            return Err(Status::invalid_argument("reason is empty: say why, it ends up in the incidents that end"));
+        }
+        let name = agent.clone();
+        let known = self.handle.query(move |view| {
+            view.state.agent(&name).map(|record| (record.link == Standing::Heard, record.open.len()))
+        });
+        let (heard, open) = known.await.map_err(|error| status_of(&error))?.ok_or_else(|| unknown(&agent))?;
+        let refused = || {
+            let text = format!("{agent} is heard: stop its agent first, or it would be known again at once");
+            Status::failed_precondition(text)
+        };
+        if heard || self.handle.links().get(&agent).is_some() {
+            return Err(refused());
+        }
+        let fact = Fact::AgentArchived { agent: agent.clone(), by, reason };
+        self.handle.submit(fact).await.map_err(|error| status_of(&error))?;
+        // It may have come back between the look and the fact.
+        let name = agent.clone();
+        let stays = self.handle.query(move |view| view.state.agent(&name).is_some()).await;
+        if stays.map_err(|error| status_of(&error))? {
+            return Err(refused());
+        }
+        Ok(Response::new(v1::ArchiveAgentResponse { findings_ended: u32::try_from(open).unwrap_or(u32::MAX) }))
     }
 }
 
 fn agent_name(id: &str) -> Result<AgentName, Status> {
     AgentName::new(id).map_err(|error| Status::invalid_argument(format!("id: {error}")))
+}
+
+fn not_connected(name: &AgentName) -> Status {
+    Status::unavailable(format!("{name} is not connected: see GetAgent for its last_heard"))
 }
 
 fn unknown(name: &AgentName) -> Status {
@@ -233,14 +307,14 @@ fn state_of(record: &AgentRecord) -> (AgentState, String) {
         Standing::Disconnected { how, at } => {
             (AgentState::Live, format!("disconnected ({}) at {at}, not silent for long enough yet", words(how)))
         }
-        Standing::Silent { silence: Silence::Goodbye, last_heard, .. } => {
+        Standing::Silent { silence: Silence::Goodbye | Silence::HostShutdown, last_heard, .. } => {
             (AgentState::Stopped, format!("said goodbye and did not come back; last heard at {last_heard}"))
         }
         Standing::Silent { silence, last_heard, .. } => {
             let why = match silence {
                 Silence::Reset => "its connection was reset and it did not come back",
                 Silence::NotReheard => "it was not heard after this coordinator began to listen",
-                Silence::Nothing | Silence::Goodbye => "nothing is heard on its connection",
+                Silence::Nothing | Silence::Goodbye | Silence::HostShutdown => "nothing is heard on its connection",
             };
             (AgentState::Stale, format!("{why}; last heard at {last_heard}"))
         }
@@ -310,6 +384,7 @@ fn agent_of(entry: &Entry) -> Option<&AgentName> {
         | Fact::SpoolReplaced { agent, .. }
         | Fact::DigestDiffers { agent }
         | Fact::OpenSetReceived { agent, .. }
+        | Fact::SecondOpinion { agent, .. }
         | Fact::IdentityConflict { agent, .. } => Some(agent),
         _ => None,
     }

@@ -6,10 +6,10 @@ use super::paging::{PageRequest, bad_token};
 use super::status_of;
 use super::watch::{Watched, Watchers};
 use crate::runtime::{Batch, Handle, View};
-use muster_common::limits::{NOTE_BYTES_MAX, clip};
+use muster_common::limits::{NAME_BYTES_MAX, NOTE_BYTES_MAX, clip};
 use muster_coordinator_core::entry::{Fact, IncidentKey, OperatorAction, Resolution};
 use muster_coordinator_core::state::{Incident, IncidentStatus};
-use muster_proto::convert::{bounded, grade_to_wire, severity_to_wire, timestamp_to_wire};
+use muster_proto::convert::{bounded, grade_to_wire, severity, severity_to_wire, timestamp_to_wire};
 use muster_proto::v1::incident_service_server::IncidentService;
 use muster_proto::v1::{self, IncidentState, PagedState};
 use std::cmp::Reverse;
@@ -195,15 +195,25 @@ impl IncidentService for IncidentApi {
         self.act(by, &request.id, false, OperatorAction::Note { text }).await
     }
 
-    async fn set_severity(&self, _request: Request<v1::SetSeverityRequest>) -> Result<Response<v1::Incident>, Status> {
-        Err(Status::unimplemented("not served yet"))
+    async fn set_severity(&self, request: Request<v1::SetSeverityRequest>) -> Result<Response<v1::Incident>, Status> {
+        let by = allow(&request, ACTORS)?.name();
+        let request = request.into_inner();
+        let severity = severity(request.severity)?;
+        let note = bounded("note", &request.note, NOTE_BYTES_MAX)?;
+        if note.trim().is_empty() {
+            return Err(Status::invalid_argument("note is empty: say why, whoever is paged reads it"));
+        }
+        self.act(by, &request.id, true, OperatorAction::SetSeverity { severity, note }).await
     }
 
     async fn set_commander(
         &self,
-        _request: Request<v1::SetCommanderRequest>,
+        request: Request<v1::SetCommanderRequest>,
     ) -> Result<Response<v1::Incident>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = allow(&request, ACTORS)?.name();
+        let request = request.into_inner();
+        let commander = bounded("commander", request.commander.trim(), NAME_BYTES_MAX)?;
+        self.act(by, &request.id, true, OperatorAction::SetCommander { commander }).await
     }
 
     async fn export_incident(
@@ -284,6 +294,10 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
         not_paged_because: not_paged_because(view, incident),
         paged_state: paged_state(incident).into(),
         pages_failed: u32::try_from(incident.triggers_failed).unwrap_or(u32::MAX),
+        commander: incident.response.commander.clone().unwrap_or_default(),
+        escalate_time: maybe(incident.response.escalate_at),
+        escalations: u32::try_from(incident.response.escalations).unwrap_or(u32::MAX),
+        silenced_by: silenced_by(view, incident),
         ..v1::Incident::default()
     }
 }
@@ -307,7 +321,17 @@ fn resolution(view: &View<'_>, incident: &Incident) -> (String, String) {
             let number = view.state.incident(incident).map(|into| into.number.clone()).unwrap_or_default();
             (format!("a symptom of {number}"), number)
         }
+        Some(Resolution::MergedInto { incident }) => {
+            let number = view.state.incident(incident).map(|into| into.number.clone()).unwrap_or_default();
+            (format!("merged into {number}"), number)
+        }
     }
+}
+
+/// The silence that holds its pages back now; of what is resolved there is nothing to hold back.
+fn silenced_by(view: &View<'_>, incident: &Incident) -> String {
+    let silence = view.state.silence_of(incident).filter(|_| incident.is_unresolved());
+    silence.map(|(_, silence)| silence.id.clone()).unwrap_or_default()
 }
 
 fn not_paged_because(view: &View<'_>, incident: &Incident) -> String {
@@ -323,6 +347,9 @@ fn not_paged_because(view: &View<'_>, incident: &Incident) -> String {
     }
     if policy.receivers.is_empty() {
         return "no receiver is configured".to_owned();
+    }
+    if let Some((_, silence)) = view.state.silence_of(incident).filter(|_| incident.is_unresolved()) {
+        return format!("held back by {} {}", silence.kind.as_str(), silence.words());
     }
     String::new()
 }

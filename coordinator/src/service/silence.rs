@@ -5,12 +5,16 @@ use super::status_of;
 use crate::runtime::{Handle, View};
 use muster_common::ids::AgentName;
 use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX, SUMMARY_BYTES_MAX, clip};
+use muster_common::reason::Reason;
+use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::freeze::{FREEZES_MAX, Freeze, FreezeScope, id};
-use muster_proto::convert::{bounded, timestamp_to_wire};
+use muster_coordinator_core::silence::{Matchers, PATTERNS_MAX, SILENCES_MAX, Silence, SilenceKind, fits, index_of};
+use muster_proto::convert::{bounded, timestamp, timestamp_to_wire};
 use muster_proto::v1;
 use muster_proto::v1::set_freeze_request::Change;
 use muster_proto::v1::silence_service_server::SilenceService;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
 
@@ -18,6 +22,11 @@ use tonic::{Request, Response, Status};
 const SCOPE_AGENTS_MAX: usize = 256;
 /// A freeze without end is lifted by hand; one that ends by itself does so within a year.
 const TTL_MAX: Duration = Duration::from_secs(366 * 86_400);
+
+/// A cause key names a host, a service and a subject, which may be a long path.
+const CAUSE_BYTES_MAX: usize = 1024;
+/// Incidents named in one silence; `ListIncidents` has them all.
+const HELD_NAMED_MAX: usize = 1000;
 
 /// Serves operators.
 #[derive(Debug, Clone)]
@@ -33,6 +42,15 @@ impl SilenceApi {
 
     async fn freezes(&self) -> Result<Vec<Freeze>, Status> {
         let read = |view: &View<'_>| view.state.freezes().cloned().collect();
+        self.handle.query(read).await.map_err(|error| status_of(&error))
+    }
+
+    async fn silence(&self, index: u64) -> Result<Option<v1::Silence>, Status> {
+        let read = move |view: &View<'_>| {
+            let past = view.state.past_silences().find(|silence| index_of(&silence.id) == Some(index));
+            let current = view.state.silences().find(|(known, _)| *known == index).map(|(_, silence)| silence);
+            current.or(past).map(|silence| silence_to_wire(view, silence))
+        };
         self.handle.query(read).await.map_err(|error| status_of(&error))
     }
 
@@ -63,7 +81,7 @@ impl SilenceService for SilenceApi {
                         "reason is empty: say why, it is told to everybody who is stopped",
                     ));
                 }
-                let ttl = new.ttl.map(ttl).transpose()?;
+                let ttl = new.ttl.map(ttl_of).transpose()?;
                 let now = self.handle.now();
                 let expires = ttl.map(|ttl| now + ttl);
                 let fact = Fact::FreezeSet { by, scope, reason, expires };
@@ -99,23 +117,158 @@ impl SilenceService for SilenceApi {
 
     async fn create_silence(
         &self,
-        _request: Request<v1::CreateSilenceRequest>,
+        request: Request<v1::CreateSilenceRequest>,
     ) -> Result<Response<v1::Silence>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = allow(&request, ACTORS)?.name();
+        let request = request.into_inner();
+        let kind = kind(request.kind)?;
+        let matchers = matchers(request.matchers.unwrap_or_default())?;
+        let reason = bounded("reason", &request.reason, SUMMARY_BYTES_MAX)?;
+        if reason.trim().is_empty() {
+            return Err(Status::invalid_argument("reason is empty: say why, whoever is paged later reads it"));
+        }
+        let (now, ttl) = (self.handle.now(), request.ttl.ok_or_else(|| {
+            Status::invalid_argument("ttl is missing: a silence ends by itself, say after how long")
+        })?);
+        let ttl = ttl_of(ttl)?;
+        let starts = request.start_time.map(|start| start_within_a_year(start, now)).transpose()?.unwrap_or(now);
+        let full = |view: &View<'_>| view.state.silences().count() >= SILENCES_MAX;
+        if self.handle.query(full).await.map_err(|error| status_of(&error))? {
+            return Err(too_many_silences());
+        }
+        let fact = Fact::SilenceSet { by, kind, matchers, reason, starts, ends: starts + ttl };
+        let index = self.submit(fact).await?;
+        self.silence(index).await?.map(Response::new).ok_or_else(too_many_silences)
     }
 
     async fn list_silences(
         &self,
-        _request: Request<v1::ListSilencesRequest>,
+        request: Request<v1::ListSilencesRequest>,
     ) -> Result<Response<v1::ListSilencesResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        allow(&request, READERS)?;
+        let with_past = request.into_inner().include_expired;
+        let read = move |view: &View<'_>| {
+            let past = view.state.past_silences().filter(|_| with_past);
+            let all = past.chain(view.state.silences().map(|(_, silence)| silence));
+            let mut all: Vec<&Silence> = all.collect();
+            all.sort_by_key(|silence| (silence.created, index_of(&silence.id)));
+            all.into_iter().map(|silence| silence_to_wire(view, silence)).collect()
+        };
+        let silences = self.handle.query(read).await.map_err(|error| status_of(&error))?;
+        Ok(Response::new(v1::ListSilencesResponse { silences }))
     }
 
     async fn expire_silence(
         &self,
-        _request: Request<v1::ExpireSilenceRequest>,
+        request: Request<v1::ExpireSilenceRequest>,
     ) -> Result<Response<v1::Silence>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = allow(&request, ACTORS)?.name();
+        let id = clip(&request.into_inner().id, NAME_BYTES_MAX);
+        let unknown = || Status::not_found(format!("no silence {id:?}: see ListSilences (musterctl silence list)"));
+        let index = index_of(&id).ok_or_else(unknown)?;
+        let known = self.silence(index).await?.ok_or_else(unknown)?;
+        if known.state() == v1::SilenceState::Expired {
+            return Err(Status::failed_precondition(format!("{id} is over already: nothing is held back by it")));
+        }
+        self.submit(Fact::SilenceExpired { by, index }).await?;
+        self.silence(index).await?.map(Response::new).ok_or_else(unknown)
+    }
+}
+
+fn too_many_silences() -> Status {
+    Status::resource_exhausted(format!("{SILENCES_MAX} silences hold or are to come: expire some first"))
+}
+
+fn kind(value: i32) -> Result<SilenceKind, Status> {
+    match v1::SilenceKind::try_from(value) {
+        Ok(v1::SilenceKind::Unspecified | v1::SilenceKind::Silence) => Ok(SilenceKind::Silence),
+        Ok(v1::SilenceKind::Maintenance) => Ok(SilenceKind::Maintenance),
+        Err(_) => Err(Status::invalid_argument(format!("kind has the unknown value {value}"))),
+    }
+}
+
+fn start_within_a_year(start: prost_types::Timestamp, now: Timestamp) -> Result<Timestamp, Status> {
+    let start = timestamp(&start);
+    if start > now + TTL_MAX {
+        return Err(Status::invalid_argument("start_time is more than a year away"));
+    }
+    Ok(start.max(now))
+}
+
+fn matchers(matchers: v1::SilenceMatchers) -> Result<Matchers, Status> {
+    let patterns = |what: &'static str, patterns: Vec<String>, bytes_max: usize| {
+        if patterns.len() > PATTERNS_MAX {
+            return Err(Status::invalid_argument(format!("matchers.{what} has more than {PATTERNS_MAX} entries")));
+        }
+        let each = patterns.iter().map(|pattern| match pattern.as_str() {
+            "" => Err(Status::invalid_argument(format!("matchers.{what} has an empty entry: \"*\" stands for all"))),
+            pattern => Ok(bounded(what, pattern, bytes_max)?),
+        });
+        each.collect::<Result<BTreeSet<String>, Status>>()
+    };
+    if matchers.labels.len() > LABELS_MAX {
+        return Err(Status::invalid_argument(format!("matchers.labels has more than {LABELS_MAX} entries")));
+    }
+    let labels = matchers.labels.iter().map(|(key, value)| {
+        Ok::<_, Status>((
+            bounded("a label's key", key, LABEL_BYTES_MAX)?,
+            bounded("a label's value", value, LABEL_BYTES_MAX)?,
+        ))
+    });
+    let labels = labels.collect::<Result<_, _>>()?;
+    let reasons = patterns("reasons", matchers.reasons, NAME_BYTES_MAX)?;
+    for pattern in &reasons {
+        if !Reason::ALL.iter().any(|reason| fits(pattern, reason.as_str())) {
+            let hint = pattern.parse::<Reason>().err().map(|error| error.to_string()).unwrap_or_default();
+            return Err(Status::invalid_argument(format!("matchers.reasons fits no reason: {hint}")));
+        }
+    }
+    let found = Matchers {
+        agents: patterns("agents", matchers.agents, NAME_BYTES_MAX)?,
+        labels,
+        services: patterns("services", matchers.services, NAME_BYTES_MAX)?,
+        reasons,
+        causes: patterns("causes", matchers.causes, CAUSE_BYTES_MAX)?,
+    };
+    if found.is_empty() {
+        return Err(Status::invalid_argument(
+            "matchers are empty and would hold everything back: name agents, labels, services, reasons or causes",
+        ));
+    }
+    Ok(found)
+}
+
+fn silence_to_wire(view: &View<'_>, silence: &Silence) -> v1::Silence {
+    let state = match (silence.ended, silence.active) {
+        (Some(_), _) => v1::SilenceState::Expired,
+        (None, true) => v1::SilenceState::Active,
+        (None, false) => v1::SilenceState::Pending,
+    };
+    let kind = match silence.kind {
+        SilenceKind::Silence => v1::SilenceKind::Silence,
+        SilenceKind::Maintenance => v1::SilenceKind::Maintenance,
+    };
+    let strings = |patterns: &BTreeSet<String>| patterns.iter().cloned().collect();
+    let matchers = v1::SilenceMatchers {
+        agents: strings(&silence.matchers.agents),
+        labels: silence.matchers.labels.clone().into_iter().collect(),
+        services: strings(&silence.matchers.services),
+        reasons: strings(&silence.matchers.reasons),
+        causes: strings(&silence.matchers.causes),
+    };
+    let held = silence.holds.iter().filter_map(|cause| view.state.unresolved(cause));
+    v1::Silence {
+        id: silence.id.clone(),
+        kind: kind.into(),
+        state: state.into(),
+        matchers: Some(matchers),
+        reason: silence.reason.clone(),
+        created_by: silence.by.clone(),
+        create_time: Some(timestamp_to_wire(silence.created)),
+        start_time: Some(timestamp_to_wire(silence.starts)),
+        end_time: Some(timestamp_to_wire(silence.ended.unwrap_or(silence.ends))),
+        expired_by: silence.ended_by.clone().unwrap_or_default(),
+        incidents: held.take(HELD_NAMED_MAX).map(|incident| incident.number.clone()).collect(),
     }
 }
 
@@ -153,7 +306,7 @@ fn scope(scope: v1::FreezeScope) -> Result<FreezeScope, Status> {
     Ok(FreezeScope { agents: agents.collect::<Result<_, _>>()?, labels: labels.collect::<Result<_, _>>()? })
 }
 
-fn ttl(ttl: prost_types::Duration) -> Result<Duration, Status> {
+fn ttl_of(ttl: prost_types::Duration) -> Result<Duration, Status> {
     let length = Duration::try_from(ttl).ok().filter(|length| !length.is_zero() && *length <= TTL_MAX);
     length.ok_or_else(|| Status::invalid_argument("ttl is not between a moment and a year"))
 }

@@ -233,7 +233,9 @@ impl Coordinator {
         let entries = self.machine.run_deadlines(now);
         self.pending.extend(entries);
         let policy = self.machine.state().policy().liveness.clone();
-        for swept in self.liveness.sweep(now, &policy) {
+        let state = self.machine.state();
+        let swept = self.liveness.sweep(now, &policy, |agent| state.maintenance_of(agent).is_some());
+        for swept in swept {
             let fact = match swept {
                 Swept::Silent { agent, last_heard, silence } => Fact::AgentSilent { agent, last_heard, silence },
                 Swept::Disconnected { agent, how } => Fact::AgentDisconnected { agent, how },
