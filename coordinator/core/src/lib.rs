@@ -9,6 +9,7 @@ pub mod correlation;
 pub mod decide;
 pub mod detect;
 pub mod entry;
+pub mod explain;
 pub mod failover;
 pub mod freeze;
 pub mod invariants;

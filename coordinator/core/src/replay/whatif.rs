@@ -85,10 +85,7 @@ pub struct Course {
 
 impl Course {
     fn of(incident: &Incident) -> Self {
-        let folded_into = match &incident.resolution {
-            Some(Resolution::FoldedInto { incident }) => Some(incident.clone()),
-            _ => None,
-        };
+        let folded_into = incident.resolution.as_ref().and_then(folded_into).cloned();
         Self {
             number: incident.number.clone(),
             opened: incident.opened,
@@ -97,6 +94,13 @@ impl Course {
             resolved: incident.resolved,
             folded_into,
         }
+    }
+}
+
+fn folded_into(resolution: &Resolution) -> Option<&IncidentKey> {
+    match resolution {
+        Resolution::FoldedInto { incident } | Resolution::MergedInto { incident } => Some(incident),
+        Resolution::Evidence | Resolution::Operator { .. } => None,
     }
 }
 
@@ -177,12 +181,15 @@ impl Side {
                     (course.severity, course.reason) = (course.severity.max(*severity), *reason);
                 }
             }
+            Conclusion::SeveritySet { incident, severity, .. } => {
+                if let Some(course) = self.incidents.get_mut(incident) {
+                    course.severity = course.severity.max(*severity);
+                }
+            }
             Conclusion::IncidentResolved { incident, resolution, .. } => {
                 if let Some(course) = self.incidents.get_mut(incident) {
                     course.resolved = Some(entry.at);
-                    if let Resolution::FoldedInto { incident } = resolution {
-                        course.folded_into = Some(incident.clone());
-                    }
+                    course.folded_into = folded_into(resolution).cloned();
                 }
             }
             Conclusion::PageRequested { incident, page, .. } => return Some(self.page(entry.at, incident, page)),
@@ -247,6 +254,8 @@ pub struct WhatIfRun {
     indexes: BTreeMap<u64, u64>,
     /// Pages that were given up: the journal's, then the other policy's.
     given_up: BTreeMap<PageId, PageId>,
+    /// The newest question to the neighbours of each agent.
+    replayed_questions: BTreeMap<AgentName, u64>,
     later: BTreeMap<AgentName, Later>,
     doubts: Doubts,
     unmatched: Vec<Unmatched>,
@@ -270,6 +279,7 @@ impl WhatIfRun {
             replayed_pages: BTreeMap::new(),
             indexes: BTreeMap::new(),
             given_up: BTreeMap::new(),
+            replayed_questions: BTreeMap::new(),
             later: BTreeMap::new(),
             doubts: Doubts::default(),
             unmatched: Vec::new(),
@@ -356,6 +366,14 @@ impl WhatIfRun {
                 Some(Fact::Operator { by, cause, generation, action })
             }
             Fact::AgentSilent { agent, last_heard, silence } => self.silent(at, agent, last_heard, silence),
+            Fact::SilenceExpired { by, index } => {
+                let index = self.indexes.remove(&index).unwrap_or(index);
+                Some(Fact::SilenceExpired { by, index })
+            }
+            Fact::SecondOpinion { agent, question, answers } => {
+                let question = self.replayed_questions.get(&agent).copied().unwrap_or(question);
+                Some(Fact::SecondOpinion { agent, question, answers })
+            }
             Fact::FreezeLifted { by, index } => {
                 let index = self.indexes.remove(&index).unwrap_or(index);
                 Some(Fact::FreezeLifted { by, index })
@@ -366,7 +384,7 @@ impl WhatIfRun {
             }
         };
         if let Some(fact) = fact {
-            let referred = matches!(fact, Fact::FreezeSet { .. });
+            let referred = matches!(fact, Fact::FreezeSet { .. } | Fact::SilenceSet { .. });
             let own = self.feed(at, fact);
             if let Some(own) = own.filter(|_| referred) {
                 self.indexes.insert(index, own);
@@ -400,6 +418,9 @@ impl WhatIfRun {
 
     fn note_replayed(&mut self, entries: &[Entry]) {
         for entry in entries {
+            if let EntryBody::Conclusion(Conclusion::SecondOpinionWanted { agent, .. }) = &entry.body {
+                self.replayed_questions.insert(agent.clone(), entry.index);
+            }
             if let Some(name) = self.replayed.note(entry) {
                 self.replayed_pages.insert(name, PageId(entry.index));
             }
@@ -480,9 +501,10 @@ impl WhatIfRun {
         let (other, recorded) = (&self.policy.liveness, &recorded.liveness);
         let stale = |policy: &LivenessPolicy| policy.heartbeat * policy.stale_after;
         let slowest = |policy: &LivenessPolicy| policy.reconnect_max + policy.heartbeat * 2;
-        let shorter: [(&'static str, bool); 3] = [
+        let shorter: [(&'static str, bool); 4] = [
             ("time until an agent is stale (heartbeat times stale_after)", stale(other) < stale(recorded)),
             ("goodbye_grace", other.goodbye_grace < recorded.goodbye_grace),
+            ("reboot_grace", other.reboot_grace < recorded.reboot_grace),
             (
                 "re-hear window (reconnect_max, heartbeat, admission_per_s)",
                 slowest(other) < slowest(recorded) || other.admission_per_s > recorded.admission_per_s,
