@@ -4,6 +4,7 @@
 //! Invariant: an append is one durable transaction; after a failed one nothing may be published.
 
 pub mod check;
+pub mod past;
 pub mod sqlite;
 
 use muster_common::time::Timestamp;
@@ -170,6 +171,32 @@ pub trait JournalStore: Send {
 
     /// Index of the oldest entry kept; `head + 1` when none.
     fn oldest(&self) -> Result<u64, StoreError>;
+
+    /// Where the snapshots stand that are kept and that the kept entries continue, oldest first: from each of them State
+    /// can be rebuilt at any later time.
+    fn snapshots(&self) -> Result<Vec<Head>, StoreError>;
+
+    /// One of them.
+    fn snapshot_of(&self, index: u64) -> Result<Option<Snapshot>, StoreError>;
+
+    /// The same journal, for reading beside the loop: what is committed can be seen, nothing can be written.
+    fn beside(&self) -> Result<Box<dyn JournalStore>, StoreError>;
+
+    /// The chain's value just before the oldest kept entry, and that entry's index less one.
+    fn base(&self) -> Result<(u64, JournalHash), StoreError>;
+
+    /// Index of the last entry at or before `time`; none when every kept entry is later. Log time never goes back, so
+    /// that a few looks are enough.
+    fn last_index_at(&self, time: Timestamp) -> Result<Option<u64>, StoreError> {
+        let (oldest, head) = (self.oldest()?, self.head().index);
+        let (mut low, mut high) = (oldest, head.saturating_add(1));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let Some(stored) = self.entries_from(middle, 1)?.pop() else { break };
+            if stored.decode()?.at <= time { low = middle + 1 } else { high = middle }
+        }
+        Ok((low > oldest).then(|| low - 1))
+    }
 
     /// The newest snapshot.
     fn snapshot(&self) -> Result<Option<Snapshot>, StoreError>;

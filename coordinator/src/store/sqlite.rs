@@ -23,8 +23,12 @@ const RETAINED_BYTES_MAX: u64 = 4 << 30;
 /// Entries kept behind the head whatever their size: what a start from the older snapshot needs, and a standby that was
 /// away for a moment.
 const RETAINED_ENTRIES_MIN: u64 = 60_000;
-/// Snapshots kept: the newest, and the one before in case it does not decode.
-const SNAPSHOTS_KEPT: i64 = 2;
+/// Snapshots kept whatever their size: the newest, and the one before in case it does not decode.
+const SNAPSHOTS_KEPT: usize = 2;
+/// Snapshots kept at most, the newest ones: from each of them what was known at a time after it can be told.
+const SNAPSHOTS_MAX: usize = 32;
+/// Bytes of the snapshots kept; of a large fleet fewer are.
+const SNAPSHOT_BYTES_MAX: u64 = 256 << 20;
 /// WAL size at which SQLite checkpoints, in pages of 4 KiB.
 const CHECKPOINT_PAGES: i64 = 2_000;
 /// Bytes that the write-ahead log keeps on disk after a checkpoint: one that grew in a storm shrinks again.
@@ -117,14 +121,6 @@ impl SqliteStore {
         Ok(Head { index: from_sql(index), hash: hash_of(from_sql(index), &hash)?, at: Timestamp::from_unix_ms(at_ms) })
     }
 
-    /// The chain's value just before the oldest kept entry.
-    pub fn base(&self) -> Result<(u64, JournalHash), StoreError> {
-        let Some(bytes) = self.meta(META_BASE)? else { return Ok((0, JournalHash::ZERO)) };
-        let damaged = || StoreError::Damaged { index: 0, what: "the base of the chain is not readable".to_owned() };
-        let (index, hash) = bytes.split_first_chunk::<8>().ok_or_else(damaged)?;
-        Ok((u64::from_be_bytes(*index), JournalHash::from_slice(hash).ok_or_else(damaged)?))
-    }
-
     /// The entry up to which the journal is forgotten: all but the newest, by number and by size. The size is the file's,
     /// since adding up the entries' would read them all.
     fn keep_from(&self, base: u64, bytes_max: u64, entries_min: u64) -> Result<u64, StoreError> {
@@ -138,6 +134,20 @@ impl SqliteStore {
         let drop = u128::from(kept) * u128::from(excess) / u128::from(from_sql(used).max(1));
         let by_size = base.saturating_add(u64::try_from(drop).unwrap_or(u64::MAX));
         Ok(by_number.max(by_size.min(self.head.index.saturating_sub(entries_min))))
+    }
+
+    fn read_snapshot(&self, query: &str, index: i64) -> Result<Option<Snapshot>, StoreError> {
+        let row = self
+            .connection
+            .query_row(query, [index], |row| {
+                let (index, at_ms): (i64, i64) = (row.get(0)?, row.get(1)?);
+                Ok((index, at_ms, row.get::<_, Vec<u8>>(2)?, row.get::<_, Vec<u8>>(3)?))
+            })
+            .optional()
+            .map_err(failed("read"))?;
+        let Some((index, at_ms, hash, body)) = row else { return Ok(None) };
+        let index = from_sql(index);
+        Ok(Some(Snapshot { index, hash: hash_of(index, &hash)?, at: Timestamp::from_unix_ms(at_ms), body }))
     }
 
     /// SQLite's own check of the file; empty when it is sound.
@@ -267,19 +277,41 @@ impl JournalStore for SqliteStore {
         Ok(oldest.map_or(self.head.index + 1, from_sql))
     }
 
-    fn snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
-        let newest = "SELECT idx, at_ms, hash, body FROM snapshot ORDER BY idx DESC LIMIT 1";
-        let row = self
-            .connection
-            .query_row(newest, [], |row| {
-                let (index, at_ms): (i64, i64) = (row.get(0)?, row.get(1)?);
-                Ok((index, at_ms, row.get::<_, Vec<u8>>(2)?, row.get::<_, Vec<u8>>(3)?))
+    fn base(&self) -> Result<(u64, JournalHash), StoreError> {
+        let Some(bytes) = self.meta(META_BASE)? else { return Ok((0, JournalHash::ZERO)) };
+        let damaged = || StoreError::Damaged { index: 0, what: "the base of the chain is not readable".to_owned() };
+        let (index, hash) = bytes.split_first_chunk::<8>().ok_or_else(damaged)?;
+        Ok((u64::from_be_bytes(*index), JournalHash::from_slice(hash).ok_or_else(damaged)?))
+    }
+
+    fn beside(&self) -> Result<Box<dyn JournalStore>, StoreError> {
+        let path = self.connection.path().unwrap_or_default();
+        Ok(Box::new(Self::open_read_only(Path::new(path))?))
+    }
+
+    fn snapshots(&self) -> Result<Vec<Head>, StoreError> {
+        // An entry right after it is kept, or none yet.
+        let kept = "SELECT idx, hash, at_ms FROM snapshot WHERE idx + 1 >= ?1 ORDER BY idx";
+        let oldest = self.oldest()?;
+        let mut statement = self.connection.prepare_cached(kept).map_err(failed("read"))?;
+        let rows = statement
+            .query_map([to_sql(oldest)], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, i64>(2)?))
             })
-            .optional()
             .map_err(failed("read"))?;
-        let Some((index, at_ms, hash, body)) = row else { return Ok(None) };
-        let index = from_sql(index);
-        Ok(Some(Snapshot { index, hash: hash_of(index, &hash)?, at: Timestamp::from_unix_ms(at_ms), body }))
+        let head = |(index, hash, at_ms): (i64, Vec<u8>, i64)| {
+            let (index, at) = (from_sql(index), Timestamp::from_unix_ms(at_ms));
+            Ok(Head { index, hash: hash_of(index, &hash)?, at })
+        };
+        rows.map(|row| row.map_err(failed("read")).and_then(head)).collect()
+    }
+
+    fn snapshot_of(&self, index: u64) -> Result<Option<Snapshot>, StoreError> {
+        self.read_snapshot("SELECT idx, at_ms, hash, body FROM snapshot WHERE idx = ?1", to_sql(index))
+    }
+
+    fn snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        self.read_snapshot("SELECT idx, at_ms, hash, body FROM snapshot WHERE idx >= ?1 ORDER BY idx DESC LIMIT 1", 0)
     }
 
     fn put_snapshot(&mut self, at: Head, state: &[u8]) -> Result<(), StoreError> {
@@ -292,12 +324,7 @@ impl JournalStore for SqliteStore {
                 params![to_sql(at.index), at.at.unix_ms(), at.hash.0.as_slice(), state],
             )
             .map_err(failed("write a snapshot to"))?;
-        transaction
-            .execute(
-                "DELETE FROM snapshot WHERE idx NOT IN (SELECT idx FROM snapshot ORDER BY idx DESC LIMIT ?1)",
-                [SNAPSHOTS_KEPT],
-            )
-            .map_err(failed("write a snapshot to"))?;
+        drop_snapshots(&transaction, keep_from, SNAPSHOT_BYTES_MAX)?;
         if keep_from > base {
             let hash: Vec<u8> = transaction
                 .query_row("SELECT hash FROM journal WHERE idx = ?1", [to_sql(keep_from)], |row| row.get(0))
@@ -341,6 +368,25 @@ impl JournalStore for SqliteStore {
     fn set_meta(&mut self, key: &str, value: &[u8]) -> Result<(), StoreError> {
         put_meta(&self.connection, key, value)
     }
+}
+
+/// Lets go of snapshots that no kept entry continues, and of the oldest ones beyond the bounds.
+fn drop_snapshots(connection: &Connection, keep_from: u64, bytes_max: u64) -> Result<(), StoreError> {
+    let read = "SELECT idx, length(body) FROM snapshot ORDER BY idx DESC";
+    let mut statement = connection.prepare_cached(read).map_err(failed("read"))?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+    let rows: Vec<(i64, i64)> = rows.and_then(|rows| rows.collect::<Result<_, _>>()).map_err(failed("read"))?;
+    let mut bytes = 0_u64;
+    for (place, (index, length)) in rows.into_iter().enumerate() {
+        bytes = bytes.saturating_add(from_sql(length));
+        let continued = from_sql(index) >= keep_from;
+        if place >= SNAPSHOTS_KEPT && (place >= SNAPSHOTS_MAX || bytes > bytes_max || !continued) {
+            connection
+                .execute("DELETE FROM snapshot WHERE idx = ?1", [index])
+                .map_err(failed("write a snapshot to"))?;
+        }
+    }
+    Ok(())
 }
 
 fn put_meta(connection: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
