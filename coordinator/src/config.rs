@@ -158,6 +158,7 @@ fn read_policy(root: &Reader<'_>) -> Policy {
     let mut policy = Policy::default();
     read_liveness(root, &mut policy);
     read_detectors(root, &mut policy);
+    read_second_opinion(root, &mut policy);
     if let Some(table) = root.table("incidents") {
         for (key, values) in [("hold", &mut policy.hold), ("stability", &mut policy.stability)] {
             if let Some(per_severity) = table.table(key) {
@@ -210,6 +211,12 @@ fn read_detectors(root: &Reader<'_>, policy: &mut Policy) {
     if let Some(locks) = table.table("lock_contention") {
         set(&mut policy.lock_contention.fleet_hosts, count(&locks, "fleet_hosts", 2..=100_000));
     }
+}
+
+fn read_second_opinion(root: &Reader<'_>, policy: &mut Policy) {
+    let Some(table) = root.table("second_opinion") else { return };
+    set(&mut policy.second_opinion.enabled, table.boolean("enabled"));
+    set(&mut policy.second_opinion.askers, count(&table, "askers", 1..=3));
 }
 
 fn count(table: &Reader<'_>, key: &str, bounds: std::ops::RangeInclusive<i64>) -> Option<u32> {

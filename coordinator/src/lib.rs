@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod outbox;
 pub mod pager;
 pub mod runtime;
+pub mod second_opinion;
 pub mod serve;
 pub mod service;
 pub mod store;

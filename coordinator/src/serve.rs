@@ -126,6 +126,11 @@ impl Coordinator {
             failover.run().await;
             Ok(())
         });
+        let asking = crate::second_opinion::run(handle.clone());
+        tasks.spawn(async move {
+            asking.await;
+            Ok(())
+        });
         Ok(Self { handle, runtime, tasks, certificate, grpc, http })
     }
 

@@ -119,6 +119,7 @@ fn connected(agent: &str) -> Fact {
         labels: Default::default(),
         peer_address: "127.0.0.1".to_owned(),
         spool: SpoolId(uuid::Uuid::nil()),
+        listening_ports: Vec::new(),
     };
     Fact::AgentConnected { agent: AgentName::new(agent).unwrap(), hello }
 }

@@ -2,6 +2,7 @@
 //! connected agent. Heartbeats end here; they never pass through the inbox.
 
 use super::handle::lock;
+use super::questions::Questions;
 use muster_common::ids::AgentName;
 use muster_proto::v1::{self, ConnectResponse};
 use std::collections::BTreeMap;
@@ -56,6 +57,8 @@ pub struct Link {
     pub ponged: AtomicU64,
     /// Rings when a pong arrives.
     pub pong: Notify,
+    /// Questions that wait for their answer.
+    pub questions: Questions,
 }
 
 impl Link {
@@ -79,6 +82,7 @@ impl Link {
             pinged: AtomicU64::new(0),
             ponged: AtomicU64::new(0),
             pong: Notify::new(),
+            questions: Questions::default(),
         }
     }
 

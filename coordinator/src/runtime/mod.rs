@@ -7,6 +7,7 @@ mod gauges;
 mod handle;
 mod links;
 mod load;
+mod questions;
 mod resync;
 mod snapshot;
 mod standing;
@@ -18,5 +19,6 @@ pub use handle::{
     Batch, Committed, CoordinatorRole, Follower, Handle, Resume, RuntimeError, Standing, SubmitError, View, Waiting,
 };
 pub use links::{LINK_OUTBOX_MESSAGES_MAX, Link, Links, Newest};
+pub use questions::{Answer, NoAnswer};
 pub use resync::Resynced;
 pub use turn::{Runtime, Start, start};

@@ -258,7 +258,11 @@ impl Turner {
     /// Feeds one fact and gives its index.
     fn feed(&mut self, now: Timestamp, fact: Fact) -> u64 {
         let before = Before::of(self.machine.state(), &fact);
+        let archived = if let Fact::AgentArchived { agent, .. } = &fact { Some(agent.clone()) } else { None };
         let new = self.machine.feed(now, fact);
+        if let Some(agent) = archived.filter(|agent| self.machine.state().agent(agent).is_none()) {
+            self.liveness.forget(&agent);
+        }
         let is_fact = |entry: &&Entry| matches!(&entry.body, EntryBody::Fact(fact) if !matches!(fact, Fact::DecidePanicked { .. }));
         let index = new.iter().find(is_fact).map_or(self.machine.state().head_index(), |entry| entry.index);
         self.entries.extend(new);

@@ -7,12 +7,12 @@ use super::admission::Admission;
 use super::caller::{Caller, allow};
 use super::spool_reader::SpoolReader;
 use crate::failover::{Failover, HearError, not_primary};
-use crate::runtime::{CoordinatorRole, Handle, LINK_OUTBOX_MESSAGES_MAX, Link, Newest, Resume, Waiting, wall_clock};
+use crate::runtime::{Answer, CoordinatorRole, Handle, LINK_OUTBOX_MESSAGES_MAX, Link, Newest, Resume, Waiting, wall_clock};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use muster_common::identity::Role;
 use muster_common::ids::{AgentName, BootId, SpoolId};
-use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
+use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, LISTENING_PORTS_MAX, NAME_BYTES_MAX};
 use muster_coordinator_core::agent_stream::Acks;
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Fact};
 use muster_coordinator_core::freeze::Freeze;
@@ -285,7 +285,20 @@ fn hello_of(hello: &v1::Hello, peer: &str) -> Result<AgentHello, Status> {
         labels: labels?,
         peer_address,
         spool: spool_id(&hello.spool_id)?,
+        listening_ports: listening_ports(&hello.listening_ports)?,
     })
+}
+
+fn listening_ports(told: &[u32]) -> Result<Vec<u16>, Status> {
+    if told.len() > LISTENING_PORTS_MAX {
+        let text = format!("listening_ports has {} items, at most {LISTENING_PORTS_MAX}", told.len());
+        return Err(Status::invalid_argument(text));
+    }
+    let port = |told: &u32| {
+        let port = u16::try_from(*told).ok().filter(|port| *port > 0);
+        port.ok_or_else(|| Status::invalid_argument(format!("listening_ports has {told}, which is no port")))
+    };
+    told.iter().map(port).collect()
 }
 
 /// The status of a message that does not decode or is too large; `None` for what the transport does.
@@ -441,8 +454,8 @@ impl Session {
             Some(Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a second hello: open a new stream for it"));
             }
-            // Nothing is asked of an agent yet that these would answer.
-            Some(Message::Diagnosis(_) | Message::Neighbour(_)) => {}
+            Some(Message::Diagnosis(answer)) => self.link.questions.answered(answer.id, Answer::Diagnosis(answer)),
+            Some(Message::Neighbour(answer)) => self.link.questions.answered(answer.id, Answer::Neighbour(answer)),
             None => return Err(Status::invalid_argument("an empty or unknown message: upgrade the older side")),
         }
         Ok(None)

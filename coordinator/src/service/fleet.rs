@@ -193,7 +193,9 @@ impl FleetService for FleetApi {
         let (name, link) = self.connected(&id).await?;
         let service = match service.as_str() {
             "" => service,
-            some => ServiceName::new(some).map_err(|error| Status::invalid_argument(format!("service: {error}")))?.into(),
+            some => {
+                ServiceName::new(some).map_err(|error| Status::invalid_argument(format!("service: {error}")))?.into()
+            }
         };
         let begun = Instant::now();
         let question = |id| Message::Diagnose(v1::DiagnoseQuestion { id, service });
