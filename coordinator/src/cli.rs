@@ -152,7 +152,10 @@ async fn run_until_told(config: Config, credentials: Credentials) -> anyhow::Res
         tokio::select! {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
-            _ = hangup.recv() => renew(&coordinator, &tls),
+            _ = hangup.recv() => {
+                renew(&coordinator, &tls);
+                coordinator.reload_secrets();
+            }
             error = coordinator.failed() => break Some(error),
         }
     };

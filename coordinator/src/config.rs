@@ -2,7 +2,10 @@
 //!
 //! Never holds a secret: only the names of the files that do.
 
-use crate::pager::{ReceiverConfig, read_receivers};
+use crate::pager::heartbeat::{HeartbeatConfig, read_heartbeat};
+use crate::pager::inbound::read_inbound;
+use crate::pager::secret::{SecretFile, masked};
+use crate::pager::{ReceiverConfig, read_receivers, read_routes};
 use crate::store::sqlite;
 use muster_common::config::{ConfigErrors, Reader, read};
 use muster_common::reason::Reason;
@@ -32,6 +35,10 @@ pub struct Config {
     pub policy: Policy,
     /// Where pages go.
     pub receivers: Vec<ReceiverConfig>,
+    /// Who outside expects a sign of life.
+    pub heartbeat_out: Option<HeartbeatConfig>,
+    /// Secrets of PagerDuty's webhook subscriptions; none: what PagerDuty tells is not taken.
+    pub pagerduty_webhook: Vec<SecretFile>,
     /// Whom to follow.
     pub failover: FailoverConfig,
     /// What agents are told to try, in order of preference; empty: they keep to their own config.
@@ -72,7 +79,8 @@ pub struct FailoverConfig {
 
 /// Parses `text`, the content of `file`.
 pub fn parse(file: &str, text: &str) -> Result<Config, ConfigErrors> {
-    let config = read(file, text, walk)?;
+    // A report shows the lines with mistakes; a secret that does not belong there is covered.
+    let config = read(file, text, walk).map_err(|errors| ConfigErrors { text: masked(text), ..errors })?;
     // A walk without a mistake has found every required key.
     config.ok_or_else(|| ConfigErrors { file: file.to_owned(), text: text.to_owned(), mistakes: Vec::new() })
 }
@@ -83,13 +91,15 @@ fn walk(root: &Reader<'_>) -> Option<Config> {
     let store_url = read_store(root);
     let receivers = read_receivers(root);
     let mut policy = read_policy(root);
-    policy.receivers = receivers.iter().map(|receiver| receiver.name.clone()).collect();
+    read_routes(root, &receivers, &mut policy);
+    let heartbeat_out = read_heartbeat(root, &receivers);
+    let pagerduty_webhook = read_inbound(root);
     let failover = read_failover(root);
     let advertise = match root.table("advertise") {
         Some(table) => read_endpoints(&table, "endpoints"),
         None => Vec::new(),
     };
-    Some(Config { listen: listen?, tls: tls?, store_url: store_url?, policy, receivers, failover, advertise })
+    Some(Config { listen: listen?, tls: tls?, store_url: store_url?, policy, receivers, heartbeat_out, pagerduty_webhook, failover, advertise })
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {

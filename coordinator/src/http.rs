@@ -1,11 +1,14 @@
-//! Plain HTTP for machines: `/healthz` (the loop turns), `/readyz` (this is the primary, and it stores), `/metrics`.
+//! Plain HTTP for machines: `/healthz` (the loop turns), `/readyz` (this is the primary, and it stores), `/metrics`; and
+//! where it is configured, `POST /pagerduty/webhook`, which believes nobody without a signature.
 
+use crate::pager::inbound::Inbound;
 use crate::runtime::{CoordinatorRole, Handle};
+use crate::service::pagerduty::{self, WebhookDoor};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -28,18 +31,26 @@ const CONNECTIONS_MAX: usize = 64;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until the coordinator stops.
-pub async fn serve(listener: TcpListener, handle: Handle) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, handle: Handle, inbound: Option<Arc<Inbound>>) -> std::io::Result<()> {
     let stop = handle.stopping();
     let routes = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(handle);
+        .with_state(handle.clone());
+    let routes = match inbound {
+        Some(inbound) => {
+            let door = WebhookDoor::new(handle, inbound);
+            routes.merge(Router::new().route("/pagerduty/webhook", post(pagerduty::take)).with_state(door))
+        }
+        None => routes,
+    };
     let listener = Bounded { listener, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn answers(handle: &Handle) -> bool {
+/// True when the loop turns and answers, and what it was told is stored: a failed commit ends the process.
+pub(crate) async fn answers(handle: &Handle) -> bool {
     matches!(tokio::time::timeout(ANSWER_TIMEOUT, handle.query(|_| ())).await, Ok(Ok(())))
 }
 

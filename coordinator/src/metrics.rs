@@ -123,6 +123,9 @@ impl Metrics {
         registry.register("page_retries", "Calls that failed and will be repeated", pager.retries.clone());
         registry.register("pages_delivered", "Pages that a receiver accepted", pager.delivered.clone());
         registry.register("pages_failed", "Pages given up", pager.failed.clone());
+        registry.register("heartbeats_out", "Signs of life that arrived outside", pager.heartbeats_out.clone());
+        let failed = pager.heartbeats_out_failed.clone();
+        registry.register("heartbeats_out_failed", "Signs of life that did not arrive outside", failed);
         registry.register("pages", "Pages by outcome", self.pages.clone());
         registry.register("role", "1 for the role held", self.role.clone());
         registry.register("epoch", "Number of the own epoch", self.epoch.clone());

@@ -1,12 +1,18 @@
 //! The pages' outbox as the pagers see it: a view of the journal, not a second truth.
 
-use crate::pager::{Of, Outbox, OutboxError, Outcome, Pending};
+use crate::pager::alertmanager::distinct;
+use crate::pager::{Of, Outbox, OutboxError, Outcome, Pending, Standing};
 use crate::runtime::{Handle, RuntimeError};
 use muster_common::chain::Chain;
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
 use muster_coordinator_core::entry::Fact;
-use muster_coordinator_core::page::PageId;
-use muster_coordinator_core::state::{PageRecord, State};
+use muster_coordinator_core::page::{Page, PageAction, PageId};
+use muster_coordinator_core::routing::LOOKED_AT_MAX;
+use muster_coordinator_core::state::{Incident, PageKey, PageRecord, State};
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The journal's pages without an outcome.
 #[derive(Debug, Clone)]
@@ -36,9 +42,71 @@ fn cut(state: &State, of: Of<'_>, limit: usize) -> Vec<Pending> {
     let mut found: Vec<&PageRecord> = state.sendable_pages();
     found.retain(|record| of.matches(&record.page.receiver));
     found.sort_by_key(|record| (Reverse(record.page.severity), record.id));
-    let pending =
-        |record: &PageRecord| Pending { id: record.id, page: record.page.clone(), attempted: record.attempted };
+    let mut told: BTreeMap<(&str, &str), Vec<(Severity, Reason)>> = BTreeMap::new();
+    for record in state.past_pages().filter(|record| of.matches(&record.page.receiver)) {
+        let page = &record.page;
+        if record.attempted && page.action == PageAction::Trigger {
+            told.entry((&page.receiver, &page.dedup_key)).or_default().push((page.severity, page.reason));
+        }
+    }
+    let pending = |record: &PageRecord| {
+        let before = told.get(&(record.page.receiver.as_str(), record.page.dedup_key.as_str()));
+        Pending {
+            id: record.id,
+            page: record.page.clone(),
+            attempted: record.attempted,
+            told_before: distinct(before.into_iter().flatten().copied()),
+        }
+    };
     found.into_iter().take(limit).map(pending).collect()
+}
+
+/// Runs on the loop's thread as well, every few minutes.
+fn standing(state: &State, receiver: &str, after: &str, limit: usize) -> Vec<Standing> {
+    let mut found: BTreeMap<&str, (&Incident, &PageKey)> = BTreeMap::new();
+    for incident in state.incidents().filter(|incident| incident.is_unresolved()) {
+        for key in incident.page_keys.iter().filter(|key| key.receiver == receiver && key.dedup_key.as_str() > after) {
+            if key.attempted && !key.settled {
+                found.insert(&key.dedup_key, (incident, key));
+            }
+        }
+    }
+    let mut last: BTreeMap<&str, &PageRecord> = BTreeMap::new();
+    for record in state.past_pages().filter(|record| record.page.receiver == receiver) {
+        last.insert(&record.page.dedup_key, record);
+    }
+    let standing = |(dedup_key, (incident, key)): (&str, (&Incident, &PageKey))| match last.get(dedup_key) {
+        Some(record) => {
+            let page = Page { severity: key.severity, reason: key.reason, ..record.page.clone() };
+            Standing { id: Some(record.id), page }
+        }
+        None => Standing { id: None, page: from_incident(incident, key) },
+    };
+    found.into_iter().take(limit).map(standing).collect()
+}
+
+/// What a page said, as far as the incident still knows when the page itself is forgotten.
+fn from_incident(incident: &Incident, key: &PageKey) -> Page {
+    Page {
+        receiver: key.receiver.clone(),
+        action: PageAction::Trigger,
+        dedup_key: key.dedup_key.clone(),
+        incident: incident.number.clone(),
+        cause_key: incident.key.cause.clone(),
+        severity: key.severity,
+        reason: key.reason,
+        grade: incident.grade,
+        title: incident.title.clone(),
+        why: incident.why.clone(),
+        details: Vec::new(),
+        next_steps: incident.next_steps.clone(),
+        agents: incident.agents.iter().take(LOOKED_AT_MAX).map(ToString::to_string).collect(),
+        n_agents: incident.agents.len() as u64,
+        services: Vec::new(),
+        began: incident.began,
+        requested: incident.opened,
+        late_by_ms: None,
+    }
 }
 
 impl Outbox for JournalOutbox {
@@ -78,18 +146,27 @@ impl Outbox for JournalOutbox {
         self.handle.metrics().page(word);
         Ok(())
     }
+
+    async fn failing(&self, receiver: &str, length: Duration, error: String) -> Result<(), OutboxError> {
+        let for_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        let fact = Fact::ReceiverFailing { receiver: receiver.to_owned(), for_ms, error };
+        self.handle.submit(fact).await.map(drop).map_err(refused)
+    }
+
+    async fn standing(&self, receiver: &str, after: &str, limit: usize) -> Result<Vec<Standing>, OutboxError> {
+        let (receiver, after) = (receiver.to_owned(), after.to_owned());
+        let found = self.handle.query(move |view| standing(view.state, &receiver, &after, limit)).await;
+        found.map_err(refused)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName};
-    use muster_common::reason::Reason;
-    use muster_common::severity::Severity;
     use muster_common::time::Timestamp;
     use muster_coordinator_core::machine::Machine;
     use muster_coordinator_core::policy::Policy;
-    use std::time::Duration;
 
     /// Three incidents, the worst one last, paged to two receivers.
     fn machine() -> Machine {

@@ -2,11 +2,10 @@
 
 use crate::config::Config;
 use crate::failover::{Failover, stand_up};
+use crate::keepalive::Keepalive;
 use crate::listen::{Accepted, Certificate, Door, bind_unix};
 use crate::metrics::Metrics;
-use crate::outbox::JournalOutbox;
-use crate::pager::http_client::HttpClient;
-use crate::pager::{self, Lane, Receiver};
+use crate::paging::Paging;
 use crate::runtime::{CoordinatorRole, Handle, Runtime, RuntimeError, Start, start};
 use crate::service::agent_link::AgentLink;
 use crate::service::failover::FailoverApi;
@@ -58,6 +57,7 @@ pub struct Coordinator {
     runtime: Runtime,
     tasks: JoinSet<anyhow::Result<()>>,
     certificate: Arc<Certificate>,
+    paging: Paging,
     grpc: SocketAddr,
     http: Option<SocketAddr>,
 }
@@ -66,7 +66,7 @@ impl Coordinator {
     /// Starts everything; when this returns, every listener is open.
     pub async fn start(config: Config, credentials: Credentials) -> anyhow::Result<Self> {
         let certificate = Arc::new(Certificate::new(credentials.clone()).context("the certificate cannot serve")?);
-        let receivers = open_receivers(&config, &credentials)?;
+        let paging = Paging::open(&config, &credentials)?;
         let grpc_listener = TcpListener::bind(config.listen.grpc)
             .await
             .with_context(|| format!("cannot listen on {}", config.listen.grpc))?;
@@ -85,7 +85,7 @@ impl Coordinator {
         tracing::info!(id = %standing.id, fleet = %standing.fleet, role = %standing.role, "starting");
         let metrics = Arc::new(Metrics::default());
         let policy = config.policy.clone();
-        let stale = policy.liveness.heartbeat * policy.liveness.stale_after;
+        let keepalive = Keepalive::of(policy.liveness.heartbeat, policy.liveness.stale_after);
         let begin = Start { store, standing, policy, metrics: Arc::clone(&metrics) };
         let (handle, runtime) = tokio::task::spawn_blocking(move || start(begin)).await??;
 
@@ -111,17 +111,13 @@ impl Coordinator {
             });
         }
         let agents = AgentLink::new(failover.clone(), config.advertise.clone());
-        tasks.spawn(serve_grpc(accepted, handle.clone(), failover.clone(), agents, stale));
+        tasks.spawn(serve_grpc(accepted, handle.clone(), failover.clone(), agents, paging.clone(), keepalive));
         if let Some(listener) = http_listener {
             let handle = handle.clone();
-            tasks.spawn(async move { Ok(crate::http::serve(listener, handle).await?) });
+            let inbound = paging.inbound.clone();
+            tasks.spawn(async move { Ok(crate::http::serve(listener, handle, inbound).await?) });
         }
-        let (outbox, wake, stop) = (JournalOutbox::new(handle.clone()), handle.head(), handle.stopping());
-        let stats = Arc::clone(&handle.metrics().pager);
-        tasks.spawn(async move {
-            pager::run(Arc::new(outbox), receivers, wake, stats, stop).await;
-            Ok(())
-        });
+        paging.spawn(&handle, &config, &mut tasks)?;
         tasks.spawn(async move {
             failover.run().await;
             Ok(())
@@ -131,7 +127,7 @@ impl Coordinator {
             asking.await;
             Ok(())
         });
-        Ok(Self { handle, runtime, tasks, certificate, grpc, http })
+        Ok(Self { handle, runtime, tasks, certificate, paging, grpc, http })
     }
 
     /// The way to the loop.
@@ -142,6 +138,11 @@ impl Coordinator {
     /// Serves new connections with a renewed certificate of the same identity.
     pub fn renew_certificate(&self, credentials: Credentials) -> Result<(), TlsError> {
         self.certificate.renew(credentials)
+    }
+
+    /// Reads the secrets of receivers again; calls from now on are made with them.
+    pub fn reload_secrets(&self) {
+        self.paging.reload();
     }
 
     /// Where gRPC is served.
@@ -178,20 +179,13 @@ impl Coordinator {
     }
 }
 
-fn open_receivers(config: &Config, credentials: &Credentials) -> anyhow::Result<Vec<Lane<HttpClient>>> {
-    let open = |config: &crate::pager::ReceiverConfig| {
-        let transport = HttpClient::new(config)?;
-        Ok(Lane { receiver: Receiver::open(config.clone(), credentials.fleet().as_str())?, transport })
-    };
-    config.receivers.iter().map(open).collect()
-}
-
 async fn serve_grpc(
     accepted: Accepted,
     handle: Handle,
     failover: Failover,
     agents: AgentLink,
-    stale: Duration,
+    paging: Paging,
+    keepalive: Keepalive,
 ) -> anyhow::Result<()> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -201,11 +195,9 @@ async fn serve_grpc(
     let (reporter, health) = tonic_health::server::health_reporter();
     let reporting = tokio::spawn(report_health(reporter, handle.clone()));
     let bounded = REQUEST_BYTES_MAX;
-    // Both sides ping: an agent that vanished without a word is noticed well before it counts as stale.
-    let keepalive = Some((stale / 4).max(Duration::from_secs(1)));
     let served = Server::builder()
-        .http2_keepalive_interval(keepalive)
-        .http2_keepalive_timeout(keepalive)
+        .http2_keepalive_interval(Some(keepalive.interval))
+        .http2_keepalive_timeout(Some(keepalive.timeout))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_PENDING_MAX))
@@ -218,7 +210,7 @@ async fn serve_grpc(
         .add_service(FindingServiceServer::new(FindingApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(IncidentServiceServer::new(IncidentApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(SilenceServiceServer::new(SilenceApi::new(handle.clone())).max_decoding_message_size(bounded))
-        .add_service(PagingServiceServer::new(PagingApi::new(handle.clone())).max_decoding_message_size(bounded))
+        .add_service(PagingServiceServer::new(PagingApi::new(handle.clone(), paging.lanes, paging.fleet)).max_decoding_message_size(bounded))
         .add_service(FailoverServiceServer::new(FailoverApi::new(failover.clone())).max_decoding_message_size(bounded))
         .add_service(ReplicationServiceServer::new(Replication::new(failover)).max_decoding_message_size(bounded))
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), handle.stopping().cancelled_owned())

@@ -1,9 +1,11 @@
-//! Plain HTTP/1.1 calls over hyper, with TLS by rustls.
+//! Plain HTTP/1.1 calls over hyper, with TLS by rustls; mails go by [`super::smtp`] with the same trust.
 //!
 //! Never follows a redirect, never reads more than a few kilobytes of an answer, never tries twice by itself.
 
-use super::receiver::{ReceiverError, Secret};
-use super::{ReceiverConfig, config::origin};
+use super::config::origin;
+use super::receiver::ReceiverError;
+use super::secret::Secret;
+use super::smtp::{self, Mail};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Uri, header};
@@ -15,6 +17,8 @@ use muster_common::chain::Chain;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An answer's text is only read to explain a refusal.
@@ -25,14 +29,22 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 const IDLE_MAX: Duration = Duration::from_secs(20);
 
 /// One call.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Request {
     /// Where; shown by its origin only.
     pub url: Uri,
     /// `Authorization: Bearer`.
     pub bearer: Option<Secret>,
-    /// JSON.
-    pub body: Bytes,
+    /// Further headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// JSON; with none the call is a GET.
+    pub body: Option<Bytes>,
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("url", &origin(&self.url)).finish_non_exhaustive()
+    }
 }
 
 /// What came back.
@@ -58,65 +70,75 @@ pub struct TransportError {
 
 /// Makes calls. A test puts its own in place of the network.
 pub trait Transport: Send + Sync + 'static {
-    /// Posts the request. Cancel-safe: dropping the future ends the call.
-    fn post(&self, request: Request) -> impl Future<Output = Result<Response, TransportError>> + Send;
+    /// Makes the call. Cancel-safe: dropping the future ends it.
+    fn call(&self, request: Request) -> impl Future<Output = Result<Response, TransportError>> + Send;
+
+    /// Hands a mail to its server; the status is SMTP's.
+    fn mail(&self, mail: Mail) -> impl Future<Output = Result<Response, TransportError>> + Send {
+        let why = "this transport takes no mail".to_owned();
+        async move { Err(TransportError { origin: mail.config.host, why }) }
+    }
 }
 
 /// The real one; one per receiver, as each has its own trust.
 #[derive(Debug, Clone)]
 pub struct HttpClient {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    tls: Arc<rustls::ClientConfig>,
 }
 
 impl HttpClient {
-    /// A client that trusts the receiver's `ca`, or the public roots when it names none.
-    pub fn new(config: &ReceiverConfig) -> Result<Self, ReceiverError> {
-        let builder = hyper_rustls::HttpsConnectorBuilder::new();
-        let builder = match &config.ca {
-            None => builder
-                .with_provider_and_webpki_roots(muster_common::tls::provider())
-                .map_err(|error| error.to_string()),
-            Some(path) => private_roots(path).map(|tls| builder.with_tls_config(tls)),
-        };
-        let builder = builder.map_err(|why| ReceiverError::Ca {
-            name: config.name.clone(),
-            path: config.ca.clone().unwrap_or_default(),
+    /// A client for `name` that trusts `ca`, or the public roots when there is none.
+    pub fn new(name: &str, ca: Option<&Path>, timeout: Duration) -> Result<Self, ReceiverError> {
+        let tls = client_config(ca).map_err(|why| ReceiverError::Ca {
+            name: name.to_owned(),
+            path: ca.unwrap_or(Path::new("the public roots")).to_owned(),
             why,
         })?;
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(config.timeout));
-        let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
+        tcp.set_connect_timeout(Some(timeout));
+        let connector = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls.clone());
+        let connector = connector.https_or_http().enable_http1().wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_timer(TokioTimer::new())
             .retry_canceled_requests(false)
             .build(connector);
-        Ok(Self { client })
+        Ok(Self { client, tls: Arc::new(tls) })
     }
 }
 
 impl Transport for HttpClient {
-    async fn post(&self, request: Request) -> Result<Response, TransportError> {
+    async fn call(&self, request: Request) -> Result<Response, TransportError> {
         let origin = origin(&request.url);
         let failed = |why: String| TransportError { origin: origin.clone(), why };
+        let method = if request.body.is_some() { Method::POST } else { Method::GET };
         let mut call = hyper::Request::builder()
-            .method(Method::POST)
+            .method(method)
             .uri(request.url)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::USER_AGENT, concat!("muster/", env!("CARGO_PKG_VERSION")));
+        for (name, value) in request.headers {
+            call = call.header(name, value);
+        }
         if let Some(token) = &request.bearer {
             let value = header::HeaderValue::from_str(&format!("Bearer {}", token.expose()));
             let mut value = value.map_err(|_| failed("the token cannot be sent in a header".to_owned()))?;
             value.set_sensitive(true);
             call = call.header(header::AUTHORIZATION, value);
         }
-        let call = call.body(Full::new(request.body)).map_err(|error| failed(error.to_string()))?;
+        let body = Full::new(request.body.unwrap_or_default());
+        let call = call.body(body).map_err(|error| failed(error.to_string()))?;
         let answer = self.client.request(call).await.map_err(|error| failed(Chain(&error).to_string()))?;
         let status = answer.status().as_u16();
         let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = retry_after.and_then(|text| parse_retry_after(text, jiff::Timestamp::now()));
         Ok(Response { status, retry_after, text: beginning(answer.into_body()).await })
+    }
+
+    async fn mail(&self, mail: Mail) -> Result<Response, TransportError> {
+        smtp::send(&mail, Arc::clone(&self.tls)).await
     }
 }
 
@@ -146,12 +168,17 @@ fn parse_retry_after(text: &str, now: jiff::Timestamp) -> Option<Duration> {
     Some(wait.min(RETRY_AFTER_MAX))
 }
 
-fn private_roots(path: &std::path::Path) -> Result<rustls::ClientConfig, String> {
+fn client_config(ca: Option<&Path>) -> Result<rustls::ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| error.to_string())?;
-        roots.add(certificate).map_err(|error| error.to_string())?;
+    match ca {
+        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        Some(path) => {
+            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())?;
+            for certificate in certificates {
+                let certificate = certificate.map_err(|error| error.to_string())?;
+                roots.add(certificate).map_err(|error| error.to_string())?;
+            }
+        }
     }
     if roots.is_empty() {
         return Err("no certificate in it".to_owned());
@@ -164,6 +191,7 @@ fn private_roots(path: &std::path::Path) -> Result<rustls::ClientConfig, String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn retry_after_is_read_and_bounded() {
@@ -175,5 +203,14 @@ mod tests {
         assert_eq!(parse("Sat, 21 Nov 2026 00:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(parse("soon"), None);
         assert_eq!(parse("-1"), None);
+        assert_eq!(parse("Fri, 31 Dec 9999 23:59:59 GMT"), Some(RETRY_AFTER_MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn any_retry_after_is_bounded(text in "\\PC*|[0-9]{0,40}|Sat, [0-9]{1,9} Nov [0-9]{1,9} 01:00:30 GMT") {
+            let wait = parse_retry_after(&text, jiff::Timestamp::UNIX_EPOCH);
+            prop_assert!(wait.is_none_or(|wait| wait <= RETRY_AFTER_MAX));
+        }
     }
 }

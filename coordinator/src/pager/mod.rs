@@ -8,25 +8,50 @@
 //! - one (receiver, deduplication key) is delivered in order, one page at a time;
 //! - a receiver that hangs, refuses or throttles delays no other receiver, and no other key beyond its share of calls;
 //! - a coordinator that is not the primary sends nothing: the role is asked again right before every single try;
-//! - secrets (routing keys, tokens, paths of URLs) appear in no log, no error and no `Debug`.
+//! - secrets (routing keys, tokens, passwords, paths of URLs) appear in no log, no error and no `Debug`.
 
+pub mod alertmanager;
 pub mod config;
+pub mod heartbeat;
 pub mod http_client;
+pub mod inbound;
+mod lane;
+pub mod mail;
 pub mod pagerduty;
 mod rate;
 pub mod receiver;
+mod refresh;
+pub mod routes;
+pub mod secret;
+pub mod signature;
+pub mod slack;
+pub mod smtp;
 pub mod webhook;
 mod worker;
 
 pub use config::{ReceiverConfig, ReceiverKind, read_receivers};
+pub use lane::{Lane, Status};
 pub use receiver::{Receiver, ReceiverError};
-pub use worker::{Lane, run};
+pub use refresh::{Standing, keep_standing};
+pub use routes::read_routes;
+pub use worker::run;
 
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
 use muster_coordinator_core::page::{Page, PageId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::future::Future;
+use std::time::Duration;
+
+/// The number of every message by which a person tries a receiver. The journal's entries, and thus its pages, begin at 1.
+pub const TEST_PAGE: PageId = PageId(0);
+
+/// True for a message by which a person tries a receiver.
+pub fn is_test(id: PageId) -> bool {
+    id == TEST_PAGE
+}
 
 /// A requested page without an outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +62,15 @@ pub struct Pending {
     pub page: Page,
     /// It was tried before (by this process or an earlier one), so it may have reached the receiver already.
     pub attempted: bool,
+    /// How bad and what it was said to be under the same key before: for receivers that know an alert by that.
+    pub told_before: Vec<(Severity, Reason)>,
+}
+
+impl Pending {
+    /// A page that was never tried.
+    pub fn new(id: PageId, page: Page) -> Self {
+        Self { id, page, attempted: false, told_before: Vec::new() }
+    }
 }
 
 /// Which pending pages are asked for.
@@ -85,6 +119,22 @@ pub trait Outbox: Send + Sync + 'static {
 
     /// Commits how it ended.
     fn concluded(&self, page: PageId, outcome: Outcome) -> impl Future<Output = Result<(), OutboxError>> + Send;
+
+    /// Commits that a receiver has taken nothing for a while, so that its fallback stands in.
+    fn failing(
+        &self,
+        receiver: &str,
+        length: Duration,
+        error: String,
+    ) -> impl Future<Output = Result<(), OutboxError>> + Send;
+
+    /// Incidents of which a receiver was told and that are not over, by deduplication key, those after `after`.
+    fn standing(
+        &self,
+        receiver: &str,
+        after: &str,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Standing>, OutboxError>> + Send;
 }
 
 /// One label: to whom.
@@ -105,4 +155,8 @@ pub struct Stats {
     pub delivered: Family<ReceiverLabel, Counter>,
     /// Pages given up.
     pub failed: Family<ReceiverLabel, Counter>,
+    /// Signs of life to the outside that arrived.
+    pub heartbeats_out: Counter,
+    /// Those that did not.
+    pub heartbeats_out_failed: Counter,
 }

@@ -4,21 +4,22 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// PagerDuty takes about 120 calls in any 60 seconds per key and refuses the rest; burst plus refill stay below it.
-const BURST: u32 = 10;
-/// One call per 600 ms: 100 a minute.
-const REFILL: Duration = Duration::from_millis(600);
+/// This part of a minute's calls may be made at once: burst plus refill of 100 stay below PagerDuty's 120.
+const BURST_PART: u32 = 10;
 
 /// Hands out the right to make a call.
 #[derive(Debug)]
 pub(super) struct Bucket {
     /// When the bucket is full again. In the past: it is full.
     full_at: Mutex<Instant>,
+    refill: Duration,
+    burst: u32,
 }
 
 impl Bucket {
-    pub(super) fn new() -> Self {
-        Self { full_at: Mutex::new(Instant::now()) }
+    pub(super) fn new(per_minute: u32) -> Self {
+        let refill = Duration::from_secs(60) / per_minute.max(1);
+        Self { full_at: Mutex::new(Instant::now()), refill, burst: (per_minute / BURST_PART).max(1) }
     }
 
     /// Waits for a token. The order of waiters is the order of asking.
@@ -26,9 +27,9 @@ impl Bucket {
         let at = {
             let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            *full_at = (*full_at).max(now) + REFILL;
+            *full_at = (*full_at).max(now) + self.refill;
             // Behind by up to the burst is free; beyond it one waits for one's own refill.
-            (*full_at).checked_sub(REFILL * BURST).unwrap_or(now)
+            (*full_at).checked_sub(self.refill * self.burst).unwrap_or(now)
         };
         sleep_until(at).await;
     }
@@ -40,7 +41,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn stays_below_120_calls_in_any_minute() {
-        let bucket = Bucket::new();
+        let bucket = Bucket::new(100);
         let start = Instant::now();
         let mut calls = Vec::new();
         for _ in 0..400 {

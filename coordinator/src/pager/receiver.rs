@@ -1,40 +1,45 @@
-//! A receiver with its secret: turns a page into a request, and an answer into what to do next.
+//! A receiver with its secrets: turns a page into calls, and an answer into what to do next.
 
-use super::config::{ReceiverConfig, ReceiverKind};
+use super::config::{ReceiverConfig, ReceiverKind, WebhookUrl, parse_url};
 use super::http_client::{Request, Response};
-use super::{pagerduty, webhook};
+use super::secret::{Secret, SecretFile};
+use super::smtp::Mail;
+use super::{Pending, alertmanager, mail, pagerduty, signature, slack, webhook};
+use arc_swap::ArcSwap;
+use hyper::Uri;
+use hyper::body::Bytes;
+use jiff::Timestamp;
 use muster_common::limits::clip;
-use muster_coordinator_core::page::{Page, PageId};
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of an answer's text that are kept in an error.
 const ANSWER_BYTES_MAX: usize = 300;
-/// No secret file is larger.
-const SECRET_BYTES_MAX: u64 = 4096;
+/// A path of a secret URL shorter than this is none worth hiding, and hiding it would garble answers.
+const PATH_BYTES_MIN: usize = 4;
 
 /// Why a receiver cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiverError {
     /// A secret's file cannot be read.
-    #[error("receiver {name:?}: cannot read {path}; it must be readable by the coordinator's user", path = .path.display())]
+    #[error("receiver {name:?}: cannot read {file}; it must be readable by the coordinator's user")]
     Secret {
         /// Which receiver.
         name: String,
         /// Which file.
-        path: PathBuf,
+        file: SecretFile,
         /// Why.
         #[source]
         source: std::io::Error,
     },
     /// A secret's file holds something else.
-    #[error("receiver {name:?}: {path} does not hold {expected}", path = .path.display())]
+    #[error("receiver {name:?}: {file} does not hold {expected}")]
     Form {
         /// Which receiver.
         name: String,
         /// Which file.
-        path: PathBuf,
+        file: SecretFile,
         /// What was expected; never what was found.
         expected: &'static str,
     },
@@ -48,28 +53,6 @@ pub enum ReceiverError {
         /// Why.
         why: String,
     },
-}
-
-/// Text that must never be shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps it.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// For the one place that sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
 }
 
 /// What an answer means for the page.
@@ -88,44 +71,115 @@ pub enum Judgement {
     },
 }
 
-/// A receiver, ready to be used.
+/// One call that tells a receiver of a page.
 #[derive(Debug, Clone)]
+pub enum Call {
+    /// Over HTTP.
+    Http(Request),
+    /// By mail.
+    Mail(Box<Mail>),
+}
+
+/// What the files of a receiver hold.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Secrets {
+    /// Routing key, token or password.
+    main: Option<Secret>,
+    /// Keys that sign, the newest first.
+    signing: Vec<Secret>,
+    /// A URL that is a secret.
+    url: Option<(Secret, Uri)>,
+}
+
+/// A receiver, ready to be used.
+#[derive(Debug)]
 pub struct Receiver {
     /// Its config.
     pub config: ReceiverConfig,
     fleet: String,
-    secret: Option<Secret>,
+    secrets: ArcSwap<Secrets>,
 }
 
 impl Receiver {
-    /// Reads the receiver's secret from its file.
+    /// Reads the receiver's secrets from their files.
     pub fn open(config: ReceiverConfig, fleet: &str) -> Result<Self, ReceiverError> {
-        let (path, is_routing_key) = match &config.kind {
-            ReceiverKind::PagerDuty { routing_key_file, .. } => (Some(routing_key_file), true),
-            ReceiverKind::Webhook { token_file, .. } => (token_file.as_ref(), false),
-        };
-        let secret = path.map(|path| read_secret(&config.name, path, is_routing_key)).transpose()?;
-        Ok(Self { config, fleet: fleet.to_owned(), secret })
+        let secrets = ArcSwap::from_pointee(read_secrets(&config)?);
+        Ok(Self { config, fleet: fleet.to_owned(), secrets })
     }
 
-    /// The call that delivers `page`.
-    pub fn request(&self, id: PageId, page: &Page) -> Request {
-        let (body, bearer) = match &self.config.kind {
-            ReceiverKind::PagerDuty { .. } => {
-                let key = self.secret.as_ref().map(Secret::expose).unwrap_or_default();
-                (pagerduty::body(key, &self.fleet, id, page), None)
+    /// Reads them again, for every call from now on; `true` when something changed. What cannot be read leaves the old
+    /// ones in place.
+    pub fn reload(&self) -> Result<bool, ReceiverError> {
+        let read = read_secrets(&self.config)?;
+        let changed = read != **self.secrets.load();
+        self.secrets.store(Arc::new(read));
+        Ok(changed)
+    }
+
+    /// The calls that deliver a page: one, or one for each member of a cluster.
+    pub fn calls(&self, pending: &Pending, now: Timestamp) -> Vec<Call> {
+        let secrets = self.secrets.load();
+        let Pending { id, page, .. } = pending;
+        let one = |url: Uri, bearer: Option<Secret>, headers, body: Bytes| {
+            Call::Http(Request { url, bearer, headers, body: Some(body) })
+        };
+        match &self.config.kind {
+            ReceiverKind::PagerDuty { url, .. } => {
+                let key = secrets.main.as_ref().map(Secret::expose).unwrap_or_default();
+                vec![one(url.clone(), None, Vec::new(), pagerduty::body(key, &self.fleet, *id, page))]
             }
-            ReceiverKind::Webhook { .. } => (webhook::body(&self.fleet, id, page), self.secret.clone()),
-        };
-        Request { url: self.config.kind.url().clone(), bearer, body }
+            ReceiverKind::Alertmanager { .. } => self.alertmanager_calls(&alertmanager::body(self.frame(now), pending)),
+            ReceiverKind::Slack { .. } => {
+                let url = secrets.url.as_ref().map(|(_, url)| url.clone()).unwrap_or_default();
+                vec![one(url, None, Vec::new(), slack::body(&self.fleet, *id, page))]
+            }
+            ReceiverKind::Mail(config) => {
+                let message = mail::message(&self.fleet, &config.from, &config.to, *id, page, now);
+                vec![Call::Mail(Box::new(Mail { config: config.clone(), password: secrets.main.clone(), message }))]
+            }
+            ReceiverKind::Webhook { url, .. } => {
+                let url = match (url, &secrets.url) {
+                    (WebhookUrl::Plain(url), _) => url.clone(),
+                    (WebhookUrl::File(_), secret) => secret.as_ref().map(|(_, url)| url.clone()).unwrap_or_default(),
+                };
+                let body = webhook::body(&self.fleet, *id, page);
+                let headers = match secrets.signing.as_slice() {
+                    [] => Vec::new(),
+                    keys => signature::headers(keys, now.as_second(), &body),
+                };
+                vec![one(url, secrets.main.clone(), headers, body)]
+            }
+        }
     }
 
-    /// What the answer means. Nothing in the result holds the secret, even if the receiver echoed it.
+    /// How its alerts are made; for other kinds it does not matter.
+    pub(super) fn frame(&self, now: Timestamp) -> alertmanager::Frame<'_> {
+        static NONE: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
+        let (labels, valid_for) = match &self.config.kind {
+            ReceiverKind::Alertmanager { labels, valid_for, .. } => (labels, *valid_for),
+            _ => (&NONE, super::config::VALID_FOR_DEFAULT),
+        };
+        alertmanager::Frame { fleet: &self.fleet, labels, valid_for, now }
+    }
+
+    /// The same body to every member of the cluster.
+    pub(super) fn alertmanager_calls(&self, body: &Bytes) -> Vec<Call> {
+        let ReceiverKind::Alertmanager { urls, .. } = &self.config.kind else { return Vec::new() };
+        let bearer = &self.secrets.load().main;
+        let call = |url: &Uri| {
+            let (url, body) = (alertmanager::alerts_url(url), Some(body.clone()));
+            Call::Http(Request { url, bearer: bearer.clone(), headers: Vec::new(), body })
+        };
+        urls.iter().map(call).collect()
+    }
+
+    /// What the answer means. Nothing in the result holds a secret, even if the receiver echoed it.
     pub fn judge(&self, response: &Response) -> Judgement {
         let status = response.status;
-        let accepted = match self.config.kind {
+        let kind = &self.config.kind;
+        let accepted = match kind {
             ReceiverKind::PagerDuty { .. } => status == 202,
-            ReceiverKind::Webhook { .. } => (200..300).contains(&status),
+            _ => (200..300).contains(&status),
         };
         if accepted {
             return Judgement::Delivered;
@@ -134,53 +188,100 @@ impl Receiver {
             "" => format!("answered {status}"),
             text => format!("answered {status}: {}", clip(text, ANSWER_BYTES_MAX).escape_debug()),
         });
-        match status {
-            408 | 429 => Judgement::Retry { error, after: response.retry_after },
-            300..=399 => Judgement::Refused(format!("{error}; redirects are not followed, configure the final URL")),
-            // What a proxy, a rotated token or a deployment in progress answers, and takes back when it is mended.
-            401 | 403 | 404 | 409 | 425 if matches!(self.config.kind, ReceiverKind::Webhook { .. }) => {
-                Judgement::Retry { error, after: response.retry_after }
+        let retry = Judgement::Retry { error: error.clone(), after: response.retry_after };
+        match (kind, status) {
+            // A mail server's "not now" and its "never".
+            (ReceiverKind::Mail(_), 500..) => Judgement::Refused(error),
+            (ReceiverKind::Mail(_), _) | (_, 408 | 429) => retry,
+            (_, 300..=399) => {
+                Judgement::Refused(format!("{error}; redirects are not followed, configure the final URL"))
             }
-            400..=499 => Judgement::Refused(error),
+            // What a proxy, a rotated token or a deployment in progress answers, and takes back when it is mended.
+            (ReceiverKind::Webhook { .. } | ReceiverKind::Alertmanager { .. }, 401 | 403 | 404 | 409 | 425) => retry,
+            (_, 400..=499) => Judgement::Refused(error),
             // 2xx other than PagerDuty's 202, 1xx and 5xx: not accepted, but it may be later.
-            _ => Judgement::Retry { error, after: response.retry_after },
+            _ => retry,
         }
     }
 
-    fn redact(&self, text: &str) -> String {
-        match &self.secret {
-            Some(secret) => text.replace(secret.expose(), "…"),
-            None => text.to_owned(),
-        }
+    /// `text` without anything secret.
+    pub(super) fn redact(&self, text: &str) -> String {
+        let secrets = self.secrets.load();
+        let urls = secrets.url.iter().flat_map(|(secret, url)| [secret.expose(), url.path()]);
+        let secret = secrets.main.iter().chain(&secrets.signing).map(Secret::expose);
+        let long = urls.chain(secret).filter(|secret| secret.len() >= PATH_BYTES_MIN);
+        long.fold(text.to_owned(), |text, secret| text.replace(secret, "…"))
     }
 }
 
-fn read_secret(name: &str, path: &Path, is_routing_key: bool) -> Result<Secret, ReceiverError> {
-    use std::io::Read;
-    let cannot = |source| ReceiverError::Secret { name: name.to_owned(), path: path.to_owned(), source };
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(cannot)?;
-    file.take(SECRET_BYTES_MAX).read_to_string(&mut text).map_err(cannot)?;
-    let text = text.trim();
-    let form = |expected| ReceiverError::Form { name: name.to_owned(), path: path.to_owned(), expected };
-    if is_routing_key && (text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
-        return Err(form("a PagerDuty routing key (32 letters and digits, alone in the file)"));
+/// Reads everything that the config names.
+fn read_secrets(config: &ReceiverConfig) -> Result<Secrets, ReceiverError> {
+    let name = &config.name;
+    let token = |file: &SecretFile| {
+        read(name, file, is_token, "a token of printable characters without spaces, alone in the file")
+    };
+    let url = |file: &SecretFile| {
+        let secret =
+            read(name, file, |text| parse_url(text).is_ok(), "a URL such as https://host/path, alone in the file")?;
+        let parsed = parse_url(secret.expose()).unwrap_or_default();
+        Ok::<_, ReceiverError>((secret, parsed))
+    };
+    Ok(match &config.kind {
+        ReceiverKind::PagerDuty { routing_key_file, .. } => {
+            let expected = "a PagerDuty routing key (32 letters and digits, alone in the file)";
+            let is_key = |text: &str| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            Secrets { main: Some(read(name, routing_key_file, is_key, expected)?), ..Secrets::default() }
+        }
+        ReceiverKind::Alertmanager { token_file, .. } => {
+            Secrets { main: token_file.as_ref().map(token).transpose()?, ..Secrets::default() }
+        }
+        ReceiverKind::Slack { url_file } => Secrets { url: Some(url(url_file)?), ..Secrets::default() },
+        ReceiverKind::Mail(mail) => {
+            let password = |file: &SecretFile| {
+                let sound = |text: &str| !text.is_empty() && !text.contains(char::is_control);
+                read(name, file, sound, "a password in one line, alone in the file")
+            };
+            let main = mail.login.as_ref().map(|(_, file)| password(file)).transpose()?;
+            Secrets { main, ..Secrets::default() }
+        }
+        ReceiverKind::Webhook { url: target, token_file, signing_key_files } => Secrets {
+            main: token_file.as_ref().map(token).transpose()?,
+            signing: signing_key_files.iter().map(token).collect::<Result<_, _>>()?,
+            url: match target {
+                WebhookUrl::Plain(_) => None,
+                WebhookUrl::File(file) => Some(url(file)?),
+            },
+        },
+    })
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A file's text, if it is what is expected.
+pub(super) fn read(
+    name: &str,
+    file: &SecretFile,
+    is_sound: impl Fn(&str) -> bool,
+    expected: &'static str,
+) -> Result<Secret, ReceiverError> {
+    let cannot = |source| ReceiverError::Secret { name: name.to_owned(), file: file.clone(), source };
+    let secret = file.read().map_err(cannot)?;
+    if is_sound(secret.expose()) {
+        return Ok(secret);
     }
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(form("a token of printable characters without spaces, alone in the file"));
-    }
-    Ok(Secret::new(text))
+    Err(ReceiverError::Form { name: name.to_owned(), file: file.clone(), expected })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use hyper::Uri;
     use muster_common::evidence::Grade;
     use muster_common::reason::Reason;
     use muster_common::severity::Severity;
     use muster_common::time::Timestamp;
-    use muster_coordinator_core::page::PageAction;
+    use muster_coordinator_core::page::{Page, PageAction};
 
     /// A page with every field filled.
     pub(crate) fn page(action: PageAction, key: &str) -> Page {
@@ -207,15 +308,9 @@ pub(super) mod tests {
     }
 
     pub(crate) fn webhook(name: &str, url: &str) -> Receiver {
-        let kind = ReceiverKind::Webhook { url: url.parse::<Uri>().unwrap(), token_file: None };
-        let config = ReceiverConfig {
-            name: name.to_owned(),
-            timeout: Duration::from_secs(10),
-            retry_for: Duration::from_secs(3600),
-            ca: None,
-            kind,
-        };
-        Receiver::open(config, "prod").unwrap()
+        let url = WebhookUrl::Plain(url.parse().unwrap());
+        let kind = ReceiverKind::Webhook { url, token_file: None, signing_key_files: Vec::new() };
+        Receiver::open(ReceiverConfig::new(name, kind), "prod").unwrap()
     }
 
     fn answer(status: u16, text: &str) -> Response {
@@ -244,16 +339,11 @@ pub(super) mod tests {
     fn a_key_is_checked_and_never_shown() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("key");
-        let config = ReceiverConfig {
-            name: "oncall".to_owned(),
-            timeout: Duration::from_secs(10),
-            retry_for: Duration::from_secs(3600),
-            ca: None,
-            kind: ReceiverKind::PagerDuty {
-                url: Uri::from_static(super::super::config::PAGERDUTY_URL),
-                routing_key_file: file.clone(),
-            },
+        let kind = ReceiverKind::PagerDuty {
+            url: Uri::from_static(super::super::config::PAGERDUTY_URL),
+            routing_key_file: file.clone().into(),
         };
+        let config = ReceiverConfig::new("oncall", kind);
         let missing = Receiver::open(config.clone(), "prod").unwrap_err();
         assert!(missing.to_string().contains("cannot read"), "{missing}");
         std::fs::write(&file, "tooshort-and-secret\n").unwrap();
@@ -266,5 +356,38 @@ pub(super) mod tests {
         let judged = receiver.judge(&answer(400, &format!("key {key} is invalid\u{1b}[31m")));
         let Judgement::Refused(error) = judged else { panic!("{judged:?}") };
         assert!(!error.contains(key) && !error.contains('\u{1b}'), "{error}");
+    }
+
+    #[test]
+    fn keys_in_rotation_both_sign_and_new_ones_are_read_without_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            SecretFile::Path(dir.path().join(name))
+        };
+        let kind = ReceiverKind::Webhook {
+            url: WebhookUrl::File(file("url", "https://host/very-secret\n")),
+            token_file: None,
+            signing_key_files: vec![file("new", "new-key"), file("old", "old-key")],
+        };
+        let receiver = Receiver::open(ReceiverConfig::new("ops", kind), "prod").unwrap();
+        let pending = Pending::new(muster_coordinator_core::page::PageId(17), page(PageAction::Trigger, "abc"));
+        let now = "2026-11-21T02:00:00Z".parse().unwrap();
+        let headers = || match receiver.calls(&pending, now).remove(0) {
+            Call::Http(request) => request.headers,
+            Call::Mail(_) => Vec::new(),
+        };
+        let before = headers();
+        assert_eq!(before[1].1.matches("sha256=").count(), 2);
+        assert!(!receiver.reload().unwrap(), "nothing changed");
+        file("new", "newer-key");
+        assert!(receiver.reload().unwrap());
+        assert_ne!(headers()[1], before[1]);
+        file("new", "not one word");
+        assert!(receiver.reload().is_err());
+        assert_eq!(headers()[1].1.matches("sha256=").count(), 2, "the old ones stay");
+        let judged = receiver.judge(&answer(500, "no /very-secret at https://host/very-secret for newer-key"));
+        let shown = format!("{judged:?} {receiver:?} {:?}", receiver.calls(&pending, now));
+        assert!(!shown.contains("very-secret") && !shown.contains("-key"), "{shown}");
     }
 }

@@ -13,7 +13,11 @@
 //! | `began`, `requested` | RFC 3339, UTC |
 //! | `late_by_ms` | how late the coordinator heard of it; null when it was told at once |
 //! | `runbook` | path of the runbook within the documentation |
+//! | `test` | true when a person tries whether pages arrive; nobody needs to act |
+//!
+//! With signing keys, each call carries its time and signatures ([`super::signature`]).
 
+use super::is_test;
 use hyper::body::Bytes;
 use muster_coordinator_core::page::{Page, PageId};
 use serde::Serialize;
@@ -44,6 +48,7 @@ struct Message<'a> {
     requested: String,
     late_by_ms: Option<u64>,
     runbook: String,
+    test: bool,
 }
 
 /// Path of a reason's runbook, as pages name it.
@@ -75,6 +80,7 @@ pub fn body(fleet: &str, id: PageId, page: &Page) -> Bytes {
         requested: page.requested.to_string(),
         late_by_ms: page.late_by_ms,
         runbook: runbook(page),
+        test: is_test(id),
     };
     // Strings and numbers only: serializing them into memory cannot fail. If it ever did, an empty body would be
     // refused by the receiver and the refusal journaled.
@@ -100,7 +106,7 @@ mod tests {
                 r#""why":"process_down for 10 s (hold of sev2: 10 s)","details":["pid 42 ended at 03:04:05"],"#,
                 r#""next_steps":["systemctl status spl"],"agents":["web-1"],"n_agents":1,"services":["spl"],"#,
                 r#""began":"2026-11-21T01:44:05.678Z","requested":"2026-11-21T01:44:15.678Z","late_by_ms":null,"#,
-                r#""runbook":"docs/runbooks/process_down.md"}"#
+                r#""runbook":"docs/runbooks/process_down.md","test":false}"#
             )
         );
     }

@@ -3,10 +3,10 @@
 //! A key that waits for its next try holds no right to call; only the call itself does. So a page that the receiver
 //! refuses for now delays its own key and nobody else.
 
-use super::http_client::{Request, Response, Transport, TransportError};
-use super::rate::Bucket;
-use super::receiver::{Judgement, Receiver};
-use super::{Of, Outbox, Outcome, Pending, ReceiverKind, ReceiverLabel, Stats};
+use super::http_client::Transport;
+use super::lane::Lane;
+use super::receiver::Judgement;
+use super::{Of, Outbox, Outcome, Pending, ReceiverLabel, Stats};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use muster_common::limits::clip;
 use muster_coordinator_core::page::PageId;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -37,19 +37,10 @@ const PULL_INTERVAL: Duration = Duration::from_secs(30);
 /// Bytes of an error in a `PageFailed` fact.
 const ERROR_BYTES_MAX: usize = 512;
 
-/// A receiver and its way out.
-#[derive(Debug)]
-pub struct Lane<T> {
-    /// Who.
-    pub receiver: Receiver,
-    /// How.
-    pub transport: T,
-}
-
 /// Delivers pages until `stop` is cancelled. `wake` changes whenever entries were committed; its value does not matter.
 pub async fn run<O: Outbox, T: Transport, W: Send + Sync + 'static>(
     outbox: Arc<O>,
-    lanes: Vec<Lane<T>>,
+    lanes: Vec<Arc<Lane<T>>>,
     wake: watch::Receiver<W>,
     stats: Arc<Stats>,
     stop: CancellationToken,
@@ -72,19 +63,14 @@ pub async fn run<O: Outbox, T: Transport, W: Send + Sync + 'static>(
 /// What one receiver's tasks share.
 struct Worker<O, T> {
     outbox: Arc<O>,
-    receiver: Receiver,
-    transport: T,
+    lane: Arc<Lane<T>>,
     calls: Semaphore,
-    bucket: Option<Bucket>,
     stats: Arc<Stats>,
 }
 
 impl<O: Outbox, T: Transport> Worker<O, T> {
-    fn new(outbox: Arc<O>, lane: Lane<T>, stats: Arc<Stats>) -> Self {
-        let is_pagerduty = matches!(lane.receiver.config.kind, ReceiverKind::PagerDuty { .. });
-        let Lane { receiver, transport } = lane;
-        let bucket = is_pagerduty.then(Bucket::new);
-        Self { outbox, receiver, transport, calls: Semaphore::new(CALLS_MAX), bucket, stats }
+    fn new(outbox: Arc<O>, lane: Arc<Lane<T>>, stats: Arc<Stats>) -> Self {
+        Self { outbox, lane, calls: Semaphore::new(CALLS_MAX), stats }
     }
 
     async fn work<W>(self: Arc<Self>, mut wake: watch::Receiver<W>, stop: CancellationToken) {
@@ -181,60 +167,61 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
             .with_max_delay(RETRY_CAP)
             .without_max_times()
             .build();
-        let request = self.receiver.request(pending.id, &pending.page);
         loop {
-            let (error, after) = match self.try_once(request.clone()).await? {
-                Judgement::Delivered => return Some(Outcome::Delivered),
-                Judgement::Refused(error) => return Some(Outcome::Failed(clip(&error, ERROR_BYTES_MAX))),
-                Judgement::Retry { error, after } => (error, after),
+            let (error, after) = match self.try_once(pending).await? {
+                Judgement::Delivered => {
+                    self.lane.succeeded();
+                    return Some(Outcome::Delivered);
+                }
+                Judgement::Refused(error) => {
+                    let error = clip(&error, ERROR_BYTES_MAX);
+                    self.lane.refused(&error);
+                    return Some(Outcome::Failed(error));
+                }
+                Judgement::Retry { error, after } => (clip(&error, ERROR_BYTES_MAX), after),
             };
             // Full jitter above what the receiver asked for, so that its waiters do not come back together.
             let wait = after.unwrap_or_default() + jitter(ceilings.next().unwrap_or(RETRY_CAP));
-            let budget = self.receiver.config.retry_for;
+            let budget = self.lane.receiver.config.retry_for;
             if started.elapsed() + wait > budget {
                 let budget = muster_common::units::human_duration(budget);
                 return Some(Outcome::Failed(clip(&format!("not accepted within {budget}: {error}"), ERROR_BYTES_MAX)));
             }
             count(&self.stats.retries, self.name());
-            warn!(
-                receiver = self.name(),
-                page = pending.id.0,
-                error,
-                wait_ms = wait.as_millis(),
-                "page will be retried"
-            );
+            let page = pending.id.0;
+            warn!(receiver = self.name(), page, error, wait_ms = wait.as_millis(), "page will be retried");
+            let failing = self.lane.failed(&error, wait);
+            self.tell_failing(failing, &error).await;
             sleep(wait).await;
         }
     }
 
-    /// `None`: not the primary any more.
-    async fn try_once(&self, request: Request) -> Option<Judgement> {
-        let right_to_call = self.calls.acquire().await.ok()?;
-        if let Some(bucket) = &self.bucket {
-            bucket.acquire().await;
+    /// Its fallback stands in for a receiver that has taken nothing for too long.
+    async fn tell_failing(&self, length: Option<Duration>, error: &str) {
+        let Some(length) = length else { return };
+        if let Err(refused) = self.outbox.failing(self.name(), length, error.to_owned()).await {
+            warn!(receiver = self.name(), error = %refused, "cannot journal that it fails");
+            // Told again at the next failure.
+            self.lane.not_told();
         }
+    }
+
+    /// `None`: not the primary any more.
+    async fn try_once(&self, pending: &Pending) -> Option<Judgement> {
+        let right_to_call = self.calls.acquire().await.ok()?;
+        self.lane.bucket.acquire().await;
         // The last moment: whatever was true when we began to wait may not be true now.
         if !self.outbox.may_page() {
             return None;
         }
         count(&self.stats.calls, self.name());
-        let longest = self.receiver.config.timeout;
-        let answer: Result<Response, TransportError> = match timeout(longest, self.transport.post(request)).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                let error = format!("no answer within {}", muster_common::units::human_duration(longest));
-                return Some(Judgement::Retry { error, after: None });
-            }
-        };
+        let judgement = self.lane.tell(pending).await;
         drop(right_to_call);
-        Some(match answer {
-            Ok(response) => self.receiver.judge(&response),
-            Err(error) => Judgement::Retry { error: error.to_string(), after: None },
-        })
+        Some(judgement)
     }
 
     fn name(&self) -> &str {
-        &self.receiver.config.name
+        &self.lane.receiver.config.name
     }
 }
 

@@ -9,6 +9,7 @@ pub mod finding;
 pub mod fleet;
 pub mod incident;
 mod paging;
+pub mod pagerduty;
 pub mod receivers;
 pub mod replication;
 pub mod silence;

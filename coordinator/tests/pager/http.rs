@@ -2,10 +2,13 @@
 //! they are there.
 
 use crate::{Journal, page, primary};
-use muster_coordinator::pager::http_client::{HttpClient, Transport};
-use muster_coordinator::pager::receiver::Judgement;
-use muster_coordinator::pager::{Lane, Outcome, Receiver, ReceiverConfig, ReceiverKind, Stats, run};
-use muster_coordinator_core::page::{PageAction, PageId};
+use muster_coordinator::pager::config::WebhookUrl;
+use muster_coordinator::pager::http_client::{HttpClient, Request, Transport};
+use muster_coordinator::pager::receiver::{Call, Judgement};
+use muster_coordinator::pager::{
+    Lane, Outcome, Pending, Receiver, ReceiverConfig, ReceiverError, ReceiverKind, Stats, run,
+};
+use muster_coordinator_core::page::{Page, PageAction, PageId};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,17 +19,37 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-const KEY: &str = "0123456789abcdef0123456789ABCDEF";
+pub(crate) const KEY: &str = "0123456789abcdef0123456789ABCDEF";
 /// Everything here answers within milliseconds; beyond this the test has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-fn config(name: &str, kind: ReceiverKind) -> ReceiverConfig {
+pub(crate) fn config(name: &str, kind: ReceiverKind) -> ReceiverConfig {
     let (timeout, retry_for) = (Duration::from_secs(2), Duration::from_secs(600));
-    ReceiverConfig { name: name.to_owned(), timeout, retry_for, ca: None, kind }
+    ReceiverConfig { timeout, retry_for, ..ReceiverConfig::new(name, kind) }
 }
 
-fn webhook(url: &str) -> ReceiverConfig {
-    config("ops", ReceiverKind::Webhook { url: url.parse().unwrap(), token_file: None })
+pub(crate) fn webhook(url: &str) -> ReceiverConfig {
+    let url = WebhookUrl::Plain(url.parse().unwrap());
+    config("ops", ReceiverKind::Webhook { url, token_file: None, signing_key_files: Vec::new() })
+}
+
+/// A lane over the real network.
+pub(crate) fn lane(config: ReceiverConfig) -> Arc<Lane<HttpClient>> {
+    let transport = client(&config).unwrap();
+    Arc::new(Lane::new(Receiver::open(config, "prod").unwrap(), transport))
+}
+
+pub(crate) fn client(config: &ReceiverConfig) -> Result<HttpClient, ReceiverError> {
+    HttpClient::new(&config.name, config.ca.as_deref(), config.timeout)
+}
+
+/// The one call that tells the receiver of a page.
+fn request(receiver: &Receiver, page: Page) -> Request {
+    let now = "2026-11-21T02:00:00Z".parse().unwrap();
+    match receiver.calls(&Pending::new(PageId(1), page), now).remove(0) {
+        Call::Http(request) => request,
+        Call::Mail(_) => panic!("no mail"),
+    }
 }
 
 /// Reads one request and gives `answer`; returns the request's text.
@@ -54,9 +77,9 @@ async fn call(config: impl FnOnce(&str) -> ReceiverConfig, answer: Vec<u8>) -> (
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(&format!("http://{}/hook", listener.local_addr().unwrap()));
     let server = tokio::spawn(async move { serve_one(listener.accept().await.unwrap().0, &answer).await });
-    let client = HttpClient::new(&config).unwrap();
+    let client = client(&config).unwrap();
     let receiver = Receiver::open(config, "prod").unwrap();
-    let response = client.post(receiver.request(PageId(1), &page("ops", "a", PageAction::Trigger))).await.unwrap();
+    let response = client.call(request(&receiver, page("ops", "a", PageAction::Trigger))).await.unwrap();
     (receiver.judge(&response), server.await.unwrap())
 }
 
@@ -66,8 +89,8 @@ async fn a_token_is_sent_and_a_redirect_is_not_followed() {
     let token_file = dir.path().join("token");
     std::fs::write(&token_file, "s3cret\n").unwrap();
     let with_token = |url: &str| {
-        let kind = ReceiverKind::Webhook { url: url.parse().unwrap(), token_file: Some(token_file.clone()) };
-        config("ops", kind)
+        let (url, token_file) = (WebhookUrl::Plain(url.parse().unwrap()), Some(token_file.clone().into()));
+        config("ops", ReceiverKind::Webhook { url, token_file, signing_key_files: Vec::new() })
     };
     let answer = b"HTTP/1.1 307 x\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 6\r\n\r\ns3cret".to_vec();
     let (judged, request) = call(with_token, answer).await;
@@ -90,10 +113,10 @@ async fn an_endless_answer_is_not_read() {
 #[tokio::test]
 async fn nobody_there_is_an_error_that_names_the_host_alone() {
     let config = webhook("http://127.0.0.1:1/very-secret");
-    let client = HttpClient::new(&config).unwrap();
+    let client = client(&config).unwrap();
     let receiver = Receiver::open(config, "prod").unwrap();
-    let request = receiver.request(PageId(1), &page("ops", "a", PageAction::Trigger));
-    let error = client.post(request).await.unwrap_err().to_string();
+    let request = request(&receiver, page("ops", "a", PageAction::Trigger));
+    let error = client.call(request).await.unwrap_err().to_string();
     assert!(error.starts_with("no answer from http://127.0.0.1:1:") && !error.contains("very-secret"), "{error}");
 }
 
@@ -123,27 +146,27 @@ async fn a_private_ca_is_trusted_only_where_it_is_named() {
     });
     let mut config = webhook(&format!("https://localhost:{port}/"));
     let receiver = Receiver::open(config.clone(), "prod").unwrap();
-    let request = receiver.request(PageId(1), &page("ops", "a", PageAction::Trigger));
-    let stranger = HttpClient::new(&config).unwrap().post(request.clone()).await.unwrap_err().to_string();
+    let request = request(&receiver, page("ops", "a", PageAction::Trigger));
+    let stranger = client(&config).unwrap().call(request.clone()).await.unwrap_err().to_string();
     assert!(stranger.contains("certificate"), "{stranger}");
     config.ca = Some(ca);
-    let response = HttpClient::new(&config).unwrap().post(request).await.unwrap();
+    let response = client(&config).unwrap().call(request).await.unwrap();
     assert_eq!(receiver.judge(&response), Judgement::Delivered);
     config.ca = Some(dir.path().join("none.pem"));
-    assert!(HttpClient::new(&config).unwrap_err().to_string().contains("none.pem"));
+    assert!(client(&config).unwrap_err().to_string().contains("none.pem"));
 }
 
 /// A stand-in of the bench as a process of its own; ends with the test.
-struct StandIn {
+pub(crate) struct StandIn {
     process: Child,
-    port: u16,
+    pub(crate) port: u16,
     records: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl StandIn {
     /// `None`, with a word on why, where Python or the script is missing.
-    async fn start(script: &str, arguments: &[&str]) -> Option<Self> {
+    pub(crate) async fn start(script: &str, arguments: &[&str]) -> Option<Self> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tools").join(script);
         let python = Command::new("python3").arg("--version").output();
         if !path.exists() || !python.is_ok_and(|output| output.status.success()) {
@@ -166,7 +189,7 @@ impl StandIn {
     }
 
     /// A bare HTTP/1.0 call; the body of the answer.
-    async fn ask(&self, method: &str, path: &str) -> String {
+    pub(crate) async fn ask(&self, method: &str, path: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let request = format!("{method} {path} HTTP/1.0\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -175,7 +198,7 @@ impl StandIn {
         answer.split_once("\r\n\r\n").unwrap().1.to_owned()
     }
 
-    fn records(&self) -> Vec<serde_json::Value> {
+    pub(crate) fn records(&self) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(&self.records).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -189,9 +212,8 @@ impl Drop for StandIn {
 }
 
 /// Runs the pager until every page of the journal has an outcome.
-async fn deliver_all(journal: &Arc<Journal>, config: ReceiverConfig) {
-    let transport = HttpClient::new(&config).unwrap();
-    let lanes = vec![Lane { receiver: Receiver::open(config, "prod").unwrap(), transport }];
+pub(crate) async fn deliver_all(journal: &Arc<Journal>, config: ReceiverConfig) {
+    let lanes = vec![lane(config)];
     let (_wake, woken) = watch::channel(0u64);
     let stop = CancellationToken::new();
     let running = tokio::spawn(run(Arc::clone(journal), lanes, woken, Arc::new(Stats::default()), stop.clone()));
@@ -204,11 +226,11 @@ async fn deliver_all(journal: &Arc<Journal>, config: ReceiverConfig) {
     running.await.unwrap();
 }
 
-fn pagerduty(dir: &Path, port: u16) -> ReceiverConfig {
+pub(crate) fn pagerduty(dir: &Path, port: u16) -> ReceiverConfig {
     let routing_key_file = dir.join("key");
     std::fs::write(&routing_key_file, format!("{KEY}\n")).unwrap();
     let url = format!("http://127.0.0.1:{port}/v2/enqueue").parse().unwrap();
-    config("oncall", ReceiverKind::PagerDuty { url, routing_key_file })
+    config("oncall", ReceiverKind::PagerDuty { url, routing_key_file: routing_key_file.into() })
 }
 
 #[tokio::test]

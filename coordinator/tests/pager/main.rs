@@ -4,31 +4,40 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod alertmanager;
 mod http;
+mod mail;
 mod scripted;
+mod secrets;
+mod strict;
 
 use muster_common::evidence::Grade;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
-use muster_coordinator::pager::{Of, Outbox, OutboxError, Outcome, Pending};
+use muster_coordinator::pager::{Of, Outbox, OutboxError, Outcome, Pending, Standing};
 use muster_coordinator_core::page::{Page, PageAction, PageId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A journal in memory with the outbox's rules.
 #[derive(Default)]
 struct Journal {
     pages: Mutex<BTreeMap<PageId, (Pending, Option<Outcome>)>>,
     primary: AtomicBool,
+    /// Who was told to fail, and for how long.
+    failing: Mutex<Vec<(String, Duration)>>,
+    /// What stands at a receiver.
+    standing: Mutex<Vec<Standing>>,
     /// Outcomes cannot be journaled (the process dies between the call and its outcome).
     dead: AtomicBool,
 }
 
 impl Journal {
     fn request(&self, id: u64, page: Page) {
-        let pending = Pending { id: PageId(id), page, attempted: false };
+        let pending = Pending::new(PageId(id), page);
         self.pages.lock().unwrap().insert(PageId(id), (pending, None));
     }
 
@@ -61,6 +70,17 @@ impl Outbox for Journal {
         }
         self.pages.lock().unwrap().get_mut(&page).unwrap().1 = Some(outcome);
         Ok(())
+    }
+
+    async fn failing(&self, receiver: &str, length: Duration, _: String) -> Result<(), OutboxError> {
+        self.failing.lock().unwrap().push((receiver.to_owned(), length));
+        Ok(())
+    }
+
+    async fn standing(&self, _: &str, after: &str, limit: usize) -> Result<Vec<Standing>, OutboxError> {
+        let standing = self.standing.lock().unwrap();
+        let later = standing.iter().filter(|one| one.page.dedup_key.as_str() > after);
+        Ok(later.take(limit).cloned().collect())
     }
 }
 

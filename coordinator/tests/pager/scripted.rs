@@ -4,8 +4,9 @@
 use crate::{Journal, page, primary};
 use hyper::Uri;
 use muster_coordinator::pager::http_client::{Request, Response, Transport, TransportError};
+use muster_coordinator::pager::config::WebhookUrl;
 use muster_coordinator::pager::{
-    Lane, Of, Outbox, OutboxError, Outcome, Pending, Receiver, ReceiverConfig, ReceiverKind, Stats, run,
+    Lane, Of, Outbox, OutboxError, Outcome, Pending, Receiver, ReceiverConfig, ReceiverKind, Standing, Stats, run,
 };
 use muster_coordinator_core::page::{PageAction, PageId};
 use std::sync::atomic::Ordering;
@@ -43,8 +44,8 @@ struct Call {
 }
 
 impl Transport for Wire {
-    async fn post(&self, request: Request) -> Result<Response, TransportError> {
-        let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+    async fn call(&self, request: Request) -> Result<Response, TransportError> {
+        let body: serde_json::Value = serde_json::from_slice(&request.body.unwrap()).unwrap();
         let key = body["dedup_key"].as_str().unwrap().to_owned();
         let answer = {
             let mut calls = self.calls.lock().unwrap();
@@ -72,15 +73,11 @@ thread_local! {
     static START: Instant = Instant::now();
 }
 
-fn receiver(name: &str) -> Receiver {
-    let config = ReceiverConfig {
-        name: name.to_owned(),
-        timeout: Duration::from_secs(10),
-        retry_for: Duration::from_secs(3600),
-        ca: None,
-        kind: ReceiverKind::Webhook { url: Uri::from_static("http://127.0.0.1:1/"), token_file: None },
-    };
-    Receiver::open(config, "prod").unwrap()
+fn lane(name: &str, wire: Wire) -> Arc<Lane<Wire>> {
+    let url = WebhookUrl::Plain(Uri::from_static("http://127.0.0.1:1/"));
+    let kind = ReceiverKind::Webhook { url, token_file: None, signing_key_files: Vec::new() };
+    let config = ReceiverConfig { retry_for: Duration::from_secs(3600), ..ReceiverConfig::new(name, kind) };
+    Arc::new(Lane::new(Receiver::open(config, "prod").unwrap(), wire))
 }
 
 struct Bench {
@@ -99,7 +96,7 @@ impl Bench {
     ) -> Self {
         START.with(|start| start.elapsed());
         let wire = Wire { script: Arc::new(script), calls: Arc::default() };
-        let lanes = receivers.iter().map(|name| Lane { receiver: receiver(name), transport: wire.clone() }).collect();
+        let lanes = receivers.iter().map(|name| lane(name, wire.clone())).collect();
         let (wake, woken) = watch::channel(0);
         let stop = CancellationToken::new();
         let running = tokio::spawn(run(Arc::clone(&journal), lanes, woken, Arc::new(Stats::default()), stop.clone()));
@@ -253,11 +250,17 @@ async fn a_page_cancelled_before_its_first_try_is_dropped() {
         async fn concluded(&self, _: PageId, _: Outcome) -> Result<(), OutboxError> {
             panic!("a cancelled page has no outcome")
         }
+        async fn failing(&self, _: &str, _: Duration, _: String) -> Result<(), OutboxError> {
+            panic!("nothing was tried")
+        }
+        async fn standing(&self, _: &str, _: &str, _: usize) -> Result<Vec<Standing>, OutboxError> {
+            Ok(Vec::new())
+        }
     }
     let journal = primary();
     journal.request(1, page("ops", "a", PageAction::Trigger));
     let wire = Wire { script: Arc::new(|_, _| Answer::Status(200)), calls: Arc::default() };
-    let lanes = vec![Lane { receiver: receiver("ops"), transport: wire.clone() }];
+    let lanes = vec![lane("ops", wire.clone())];
     let (_wake, woken) = watch::channel(0u64);
     let stop = CancellationToken::new();
     let outbox = Arc::new(Cancels(Arc::clone(&journal)));
@@ -266,4 +269,34 @@ async fn a_page_cancelled_before_its_first_try_is_dropped() {
     assert!(wire.calls.lock().unwrap().is_empty());
     stop.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_takes_nothing_for_minutes_is_told_to_fail_once() {
+    let journal = primary();
+    for id in 1..4 {
+        journal.request(id, page("ops", &format!("key-{id}"), PageAction::Trigger));
+    }
+    let bench = Bench::start(Arc::clone(&journal), &["ops"], |_, nth| match nth {
+        0..30 => Answer::Status(503),
+        _ => Answer::Status(200),
+    });
+    bench.settle().await;
+    let told = journal.failing.lock().unwrap().clone();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].0 == "ops" && told[0].1 >= Duration::from_secs(300), "{told:?}");
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_failure_is_told_to_nobody() {
+    let journal = primary();
+    journal.request(1, page("ops", "a", PageAction::Trigger));
+    let bench = Bench::start(Arc::clone(&journal), &["ops"], |_, nth| match nth {
+        0..3 => Answer::Drop,
+        _ => Answer::Status(200),
+    });
+    bench.settle().await;
+    assert!(journal.failing.lock().unwrap().is_empty());
+    bench.stop().await;
 }

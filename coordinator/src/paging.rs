@@ -1,0 +1,113 @@
+//! Puts the paging together: a lane for each receiver, their workers, what keeps alerts standing, the sign of life, and
+//! what PagerDuty tells back. All secrets are read here, at start and at SIGHUP.
+
+use crate::config::Config;
+use crate::http::answers;
+use crate::outbox::JournalOutbox;
+use crate::pager::heartbeat::{self, HeartbeatTarget, Watchdog};
+use crate::pager::http_client::HttpClient;
+use crate::pager::inbound::Inbound;
+use crate::pager::{self, Lane, Receiver, ReceiverConfig, ReceiverError};
+use crate::runtime::Handle;
+use muster_common::chain::Chain;
+use muster_common::tls::Credentials;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+/// Everything by which pages leave and answers come in.
+#[derive(Debug, Clone)]
+pub struct Paging {
+    /// The receivers.
+    pub lanes: Arc<[Arc<Lane<HttpClient>>]>,
+    /// What PagerDuty tells back, where it is configured.
+    pub inbound: Option<Arc<Inbound>>,
+    /// The fleet that pages name.
+    pub fleet: String,
+}
+
+impl Paging {
+    /// Reads every secret; the first that cannot be used is the error.
+    pub fn open(config: &Config, credentials: &Credentials) -> Result<Self, ReceiverError> {
+        let fleet = credentials.fleet().as_str().to_owned();
+        let open = |config: &ReceiverConfig| {
+            let transport = HttpClient::new(&config.name, config.ca.as_deref(), config.timeout)?;
+            Ok(Arc::new(Lane::new(Receiver::open(config.clone(), &fleet)?, transport)))
+        };
+        let lanes = config.receivers.iter().map(open).collect::<Result<Vec<_>, ReceiverError>>()?.into();
+        let inbound = match config.pagerduty_webhook.as_slice() {
+            [] => None,
+            files => Some(Arc::new(Inbound::open(files.to_vec())?)),
+        };
+        if let Some(heartbeat) = &config.heartbeat_out
+            && heartbeat::url_of(heartbeat)?.is_some_and(|url| heartbeat::is_in_the_clear(&url))
+        {
+            tracing::warn!("heartbeat_out goes over http:// to another host: whoever reads it can imitate it");
+        }
+        Ok(Self { lanes, inbound, fleet })
+    }
+
+    /// Begins to page. Each of the tasks ends when the coordinator stops.
+    pub fn spawn(
+        &self,
+        handle: &Handle,
+        config: &Config,
+        tasks: &mut JoinSet<anyhow::Result<()>>,
+    ) -> Result<(), ReceiverError> {
+        let outbox = Arc::new(JournalOutbox::new(handle.clone()));
+        let stats = Arc::clone(&handle.metrics().pager);
+        for lane in self.lanes.iter().filter(|lane| lane.receiver.config.kind.must_be_told_again()) {
+            let keeping = pager::keep_standing(Arc::clone(&outbox), Arc::clone(lane), handle.stopping());
+            tasks.spawn(async move {
+                keeping.await;
+                Ok(())
+            });
+        }
+        let paging = pager::run(outbox, self.lanes.to_vec(), handle.head(), Arc::clone(&stats), handle.stopping());
+        tasks.spawn(async move {
+            paging.await;
+            Ok(())
+        });
+        let Some(watchdog) = self.watchdog(config)? else { return Ok(()) };
+        let names = (self.fleet.clone(), handle.standing().borrow().id.to_string());
+        let (asked, stop) = (handle.clone(), handle.stopping());
+        let is_alive = move || {
+            let handle = asked.clone();
+            async move { handle.may_page() && answers(&handle).await }
+        };
+        tasks.spawn(async move {
+            heartbeat::beat(watchdog, names, is_alive, stats, stop).await;
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn watchdog(&self, config: &Config) -> Result<Option<Watchdog<HttpClient>>, ReceiverError> {
+        let Some(config) = &config.heartbeat_out else { return Ok(None) };
+        Ok(match &config.target {
+            HeartbeatTarget::Url { .. } => {
+                let transport = HttpClient::new("heartbeat_out", config.ca.as_deref(), heartbeat::TIMEOUT)?;
+                Some(Watchdog::Url { transport, config: config.clone() })
+            }
+            HeartbeatTarget::Alertmanager(name) => {
+                let found = self.lanes.iter().find(|lane| lane.receiver.config.name == *name);
+                let interval = config.interval;
+                found.map(|lane| Watchdog::Alertmanager { lane: Arc::clone(lane), interval })
+            }
+        })
+    }
+
+    /// Reads the secrets again. One that cannot be used leaves its receiver with the old ones.
+    pub fn reload(&self) {
+        for lane in self.lanes.iter() {
+            let receiver = &lane.receiver.config.name;
+            match lane.receiver.reload() {
+                Ok(true) => tracing::info!(receiver, "its secrets have changed"),
+                Ok(false) => {}
+                Err(error) => tracing::error!(error = %Chain(&error), "its old secrets are used on"),
+            }
+        }
+        if let Some(Err(error)) = self.inbound.as_ref().map(|inbound| inbound.reload()) {
+            tracing::error!(error = %Chain(&error), "the old secrets of PagerDuty's webhook are used on");
+        }
+    }
+}
