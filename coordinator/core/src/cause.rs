@@ -25,10 +25,6 @@ pub enum CauseKind {
     AgentStale,
     /// Many agents' silence.
     MassStale,
-    /// A service restarting on many hosts.
-    FleetStorm,
-    /// A lock contended on many hosts.
-    FleetLock,
     /// Another matter of many hosts: its detector knows which.
     Fleet,
     /// More incidents of one agent than are opened.
@@ -43,10 +39,6 @@ pub fn kind_of(cause: &str) -> CauseKind {
         CauseKind::MassStale
     } else if cause == FLEET_BURST || is_of_host(cause, "/burst") {
         CauseKind::Burst
-    } else if cause.starts_with("fleet/restart_storm/") {
-        CauseKind::FleetStorm
-    } else if cause.starts_with("fleet/lock/") {
-        CauseKind::FleetLock
     } else if cause.starts_with("fleet/") {
         CauseKind::Fleet
     } else if cause.starts_with("host/") && cause.ends_with("/agent") && cause.matches('/').count() == 2 {
@@ -194,19 +186,6 @@ fn family(reason: Reason) -> Family {
     }
 }
 
-/// The fleet-wide cause that a host's cause may be a symptom of, and the host. Whether it is one depends on State.
-pub fn fleet_cause_of(cause: &str) -> Option<(String, &str)> {
-    let (agent, rest) = cause.strip_prefix("host/")?.split_once('/')?;
-    if rest == "agent" {
-        return Some((MASS_STALE.to_owned(), agent));
-    }
-    if let Some(service) = rest.strip_prefix("service/") {
-        return Some((format!("fleet/restart_storm/{service}"), agent));
-    }
-    let (service, subject) = rest.strip_prefix("lock/")?.split_once('/')?;
-    Some((format!("fleet/lock/{service}/{}", file_name(subject)), agent))
-}
-
 /// The fleet-wide lock that a host's lock may be a symptom of.
 pub fn fleet_lock_of(cause: &str) -> Option<String> {
     let (_, rest) = cause.strip_prefix("host/")?.split_once('/')?;
@@ -272,6 +251,6 @@ mod tests {
     fn kinds_are_read_off_the_key() {
         assert_eq!(kind_of("host/web-1/agent"), CauseKind::AgentStale);
         assert_eq!(kind_of("host/web-1/service/agent"), CauseKind::Host);
-        assert_eq!(kind_of("fleet/lock/spl/a.db"), CauseKind::FleetLock);
+        assert_eq!(kind_of("fleet/lock/spl/a.db"), CauseKind::Fleet);
     }
 }

@@ -10,16 +10,25 @@
 mod agent_flood;
 mod agent_stale;
 mod at_once;
+mod corruption_spread;
 mod explain;
 mod incident_burst;
+pub(crate) mod invariants;
 mod lock_contention;
 mod mass_stale;
+mod memory_group;
+mod oom_storm;
+pub(crate) mod places;
 pub mod policy;
+mod probe_blind;
 mod restart_storm;
+mod widespread;
 mod windows;
 
 pub use explain::{Look, explain};
-pub(crate) use mass_stale::mass_reached;
+pub(crate) use mass_stale::{forget_silences, mass_groups, mass_of_places};
+pub use places::{PLACES_MAX, Place};
+pub(crate) use lock_contention::{lock_circumstances, sustained_at};
 pub(crate) use restart_storm::is_crash_loop;
 pub(crate) use windows::{Raging, count, index};
 pub use windows::{AgentStorms, WINDOW_EVENTS_MAX, WINDOWS_MAX, Window, WindowEvent};
@@ -28,15 +37,20 @@ use crate::decide::assess::Assessment;
 use crate::policy::Policy;
 use crate::state::{Cause, Incident, IncidentStatus, State};
 use muster_common::finding::{Finding, FindingKey};
-use muster_common::ids::AgentName;
+use muster_common::ids::{AgentName, ServiceName};
 use muster_common::time::Timestamp;
 use std::time::Duration;
 
 /// The table. Where a host's cause is a symptom of several open incidents, the first in this order takes it.
 static DETECTORS: &[&dyn Detector] = &[
     &mass_stale::MassStale,
+    &corruption_spread::CorruptionSpread,
+    &oom_storm::OomStorm,
     &restart_storm::RestartStorm,
     &lock_contention::LockContention,
+    &memory_group::MemoryGroup,
+    &widespread::Widespread,
+    &probe_blind::ProbeBlind,
     &agent_stale::AgentStale,
     &agent_flood::AgentFlood,
     &incident_burst::IncidentBurst,
@@ -112,12 +126,12 @@ pub(crate) trait Detector: Sync {
 
     /// Groups that an occurrence counts for, the narrowest first. The first that rages takes it; the wider ones count
     /// what no narrower one explains.
-    fn occurrences(&self, _agent: &AgentName, _finding: &Finding) -> Vec<Feed> {
+    fn occurrences(&self, _state: &State, _agent: &AgentName, _finding: &Finding) -> Vec<Feed> {
         Vec::new()
     }
 
     /// When a group of occurrences rages.
-    fn storm_rule(&self, _policy: &Policy) -> Option<StormRule> {
+    fn storm_rule(&self, _policy: &Policy, _group: &str) -> Option<StormRule> {
         None
     }
 
@@ -206,8 +220,19 @@ pub(crate) fn concerned(state: &State, storm: &str) -> Vec<String> {
 
 /// The window of a cause's storm: a service that restarts on one host has that of its detector.
 pub(crate) fn window_of(policy: &Policy, key: &str) -> Duration {
-    let rule = of(key).and_then(|detector| detector.storm_rule(policy));
+    let rule = of(key).and_then(|detector| detector.storm_rule(policy, key));
     rule.map_or(policy.restart_storm.window, |rule| rule.window)
+}
+
+/// The last change of a service on a host within `limit` before `at`, and what it was.
+fn change_of(
+    _state: &State,
+    _agent: &AgentName,
+    _service: &ServiceName,
+    _at: Timestamp,
+    _limit: Duration,
+) -> Option<(Timestamp, String)> {
+    None
 }
 
 /// What a group counts as for a person: `group` without the detector's `prefix`.

@@ -1,12 +1,18 @@
 //! What must hold after every entry; the simulator asks after each event. Not for production: it looks at everything.
 
+mod responses;
+
+pub use responses::check_entry;
+
 use crate::cause::{self, CauseKind};
+use crate::detect;
 use crate::entry::TimerKey;
 use crate::freeze::FREEZES_MAX;
 use crate::state::{
     AgentRecord, CAUSE_OCCURRENCES_MAX, DEAD_LETTERS_MAX, Incident, Link, MEMBERS_MAX, OUTSIDE_EVENTS_MAX,
     PAST_PAGES_MAX, RECENT_OCCURRENCES_MAX, State, TIMELINE_MAX,
 };
+use crate::symptom;
 use muster_common::finding::open_digest;
 use muster_common::ids::AgentName;
 use muster_common::severity::Severity;
@@ -32,6 +38,8 @@ pub fn check(state: &State) -> Vec<Violation> {
     pages(state, &mut found);
     timers(state, &mut found);
     freezes(state, &mut found);
+    responses::check(state, &mut found);
+    detect::invariants::check(state, |invariant, what| found.unless(false, invariant, || what));
     found.0
 }
 
@@ -90,11 +98,11 @@ fn silence_is_known(state: &State, agent: &AgentRecord, found: &mut Found) {
 
 /// An unresolved incident of its own, or one it folds into.
 fn is_covered(state: &State, cause_key: &str) -> bool {
-    let fleet = cause::fleet_cause_of(cause_key).map(|(fleet, _)| fleet);
     let flood = cause::teller_of(cause_key).and_then(|agent| AgentName::new(agent).ok());
     let flood = flood.map(|agent| cause::agent_flood(&agent));
     state.unresolved(cause_key).is_some()
-        || fleet.into_iter().chain(flood).any(|target| state.unresolved(&target).is_some())
+        || symptom::of(state, cause_key).is_some()
+        || flood.is_some_and(|target| state.unresolved(&target).is_some())
 }
 
 fn causes(state: &State, found: &mut Found) {
@@ -139,7 +147,8 @@ fn one_incident(state: &State, incident: &Incident, found: &mut Found) {
     for page in &incident.page_keys {
         keys.entry(&page.receiver).or_default().insert(&page.dedup_key);
     }
-    let most = usize::try_from(incident.repages).unwrap_or(usize::MAX).saturating_add(1);
+    let most = incident.repages.saturating_add(incident.response.adoptions);
+    let most = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(1);
     let few = keys.values().all(|keys| keys.len() <= most);
     found.unless(few, "one deduplication key per generation and re-page", name);
 }

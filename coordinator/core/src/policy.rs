@@ -240,7 +240,7 @@ impl Default for Policy {
                 reconnect_max: seconds(40),
                 goodbye_grace: seconds(600),
                 reboot_grace: LivenessPolicy::reboot_grace_default(),
-                admission_per_s: 500,
+                admission_per_s: 2_000,
             },
             restart_storm: RestartStormPolicy { window: seconds(600), host_restarts: 5, fleet_hosts: 3 },
             lock_contention: LockContentionPolicy { fleet_hosts: 3, sustained: sustained_lock() },

@@ -101,6 +101,7 @@ pub const RAISES: &[Raise] = &[
     raise(Reason::NetworkError, &[When::Widespread], Severity::Sev2, "it is widespread"),
     raise(Reason::Timeout, &[When::Widespread], Severity::Sev2, "it is widespread"),
     raise(Reason::InstallFailed, &[When::Widespread], Severity::Sev2, "it fails fleet-wide"),
+    raise(Reason::ProbeBlind, &[When::Widespread], Severity::Sev3, "the same probe is blind on many hosts"),
     raise(
         Reason::PermanentError,
         &[When::FleetWide, When::Prolonged],

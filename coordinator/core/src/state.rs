@@ -245,6 +245,9 @@ pub struct Cause {
     /// Many incidents gathered into one.
     #[serde(default)]
     pub burst: Option<Box<Burst>>,
+    /// When its conditions are looked at again for having lasted: a timer.
+    #[serde(default)]
+    pub look_at: Option<Timestamp>,
     /// Conditions up to this entry were dismissed by hand.
     pub dismissed_index: u64,
     /// Generation of the newest incident; 0 before the first.

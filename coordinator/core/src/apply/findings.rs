@@ -3,7 +3,7 @@
 use super::{Step, add_occurrence, incidents, links, storms};
 use crate::cause;
 use crate::detect;
-use crate::entry::SubjectState;
+use crate::entry::{SubjectState, TimerKey};
 use crate::state::{CauseOccurrence, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State};
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind};
 use muster_common::ids::{AgentName, SpoolId};
@@ -66,15 +66,74 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
         let open = OpenFinding { finding, opened: seen.at, received: step.at, event_index, estimated: seen.estimated };
         record.open.insert(open.finding.key.clone(), open);
     }
-    let member = cause::member_name(agent, &finding.key);
-    for key in causes(state, agent, &finding.key) {
-        let cause = state.causes.entry(key.clone()).or_default();
-        let reference = MemberRef { agent: agent.clone(), key: Some(finding.key.clone()) };
-        if cause.members.insert(member.clone(), reference).is_none() {
-            *cause.agents.entry(agent.clone()).or_default() += 1;
-            cause.unjoined.insert(member.clone());
+    for group in causes(state, agent, &finding.key) {
+        join(state, agent, &finding.key, group);
+    }
+}
+
+/// An open condition is a member of a cause.
+fn join(state: &mut State, agent: &AgentName, key: &FindingKey, group: String) {
+    let member = cause::member_name(agent, key);
+    let cause = state.causes.entry(group.clone()).or_default();
+    let reference = MemberRef { agent: agent.clone(), key: Some(key.clone()) };
+    if cause.members.insert(member.clone(), reference).is_none() {
+        *cause.agents.entry(agent.clone()).or_default() += 1;
+        cause.unjoined.insert(member);
+    }
+    look_later(state, &group);
+    touch(state, group);
+}
+
+/// A condition is no member of a cause any more.
+fn part(state: &mut State, agent: &AgentName, key: &FindingKey, group: String) {
+    let member = cause::member_name(agent, key);
+    if let Some(cause) = state.causes.get_mut(&group)
+        && cause.members.remove(&member).is_some()
+        && let Some(count) = cause.agents.get_mut(agent)
+    {
+        cause.unjoined.remove(&member);
+        *count -= 1;
+        if *count == 0 {
+            cause.agents.remove(agent);
         }
-        touch(state, key);
+        if cause.members.is_empty()
+            && let Some(at) = cause.look_at.take()
+        {
+            state.timers.remove(&(at, TimerKey::WindowOver { window: group.clone() }));
+        }
+    }
+    super::drop_if_empty(state, &group);
+    touch(state, group);
+}
+
+/// The agent moved to other places: its open condition leaves the groups of `before` that are not its any more.
+pub(super) fn regroup(state: &mut State, agent: &AgentName, key: &FindingKey, before: &[String]) {
+    let after = detect::groups(state, agent, key);
+    for group in before.iter().filter(|group| !after.contains(group)) {
+        part(state, agent, key, group.clone());
+    }
+    for group in after.into_iter().filter(|group| !before.contains(group)) {
+        join(state, agent, key, group);
+    }
+}
+
+/// One timer per cause for conditions that get worse by lasting.
+fn look_later(state: &mut State, group: &str) {
+    let Some(cause) = state.causes.get(group).filter(|cause| cause.look_at.is_none()) else { return };
+    let Some(at) = detect::sustained_at(state, cause) else { return };
+    if let Some(cause) = state.causes.get_mut(group) {
+        cause.look_at = Some(at);
+        state.timers.insert((at, TimerKey::WindowOver { window: group.to_owned() }));
+    }
+}
+
+/// A cause's timer has run: it is judged anew, and again when another of its conditions has lasted.
+pub(super) fn lasted(state: &mut State, step: Step, group: &str) {
+    let Some(cause) = state.causes.get_mut(group) else { return };
+    if cause.look_at.is_some_and(|at| at <= step.at) {
+        cause.look_at = None;
+        state.touched.insert(group.to_owned());
+        look_later(state, group);
     }
 }
 
@@ -84,20 +143,8 @@ pub(super) fn clear(state: &mut State, agent: &AgentName, key: &FindingKey) {
         return;
     }
     record.digest ^= key.digest_term();
-    let member = cause::member_name(agent, key);
-    for cause_key in causes(state, agent, key) {
-        if let Some(cause) = state.causes.get_mut(&cause_key)
-            && cause.members.remove(&member).is_some()
-            && let Some(count) = cause.agents.get_mut(agent)
-        {
-            cause.unjoined.remove(&member);
-            *count -= 1;
-            if *count == 0 {
-                cause.agents.remove(agent);
-            }
-        }
-        super::drop_if_empty(state, &cause_key);
-        touch(state, cause_key);
+    for group in causes(state, agent, key) {
+        part(state, agent, key, group);
     }
 }
 

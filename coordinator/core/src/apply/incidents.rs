@@ -410,7 +410,7 @@ fn recovering(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
     note(incident, step, LineKind::Decision, format!("recovering: {why}"));
     if cause::kind_of(&key.cause) == CauseKind::MassStale {
         // Who fell silent until now is told: a relapse is a new mass.
-        state.silences.clear();
+        detect::forget_silences(state, &key.cause);
     }
     restart_stability(state, step, &key.cause);
     touch_symptoms(state, &key.cause);

@@ -1,13 +1,14 @@
 //! How agents stand: connects, silences, re-hear windows, digests. Whatever makes an agent unheard, or its open set
 //! doubtful, stops the stability windows of the incidents it takes part in.
 
-use super::{Step, incidents};
+use super::{Step, findings, incidents};
 use crate::cause;
-use crate::detect::mass_reached;
+use crate::detect::{self, places};
 use crate::entry::{AgentHello, Disconnect, Silence, TimerKey};
 use crate::liveness::rehear_window;
 use crate::second_opinion;
-use crate::state::{AgentRecord, AgentWatch, IncidentStatus, Link, MemberRef, State};
+use crate::state::{AgentRecord, AgentWatch, Link, MemberRef, State};
+use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,9 +56,35 @@ pub(super) fn connected(state: &mut State, step: Step, agent: &AgentName, hello:
     if matches!(record.link, Link::Silent { .. }) {
         record.watch.rebooted_while_silent = rebooted;
     }
-    record.hello = Some(hello.clone());
     record.connected_at = Some(step.at);
+    // A silence of a label holds for it no more, or now.
+    let concerned: Vec<String> = record.incidents.iter().filter(|_| relabelled).cloned().collect();
+    state.touched.extend(concerned);
     heard(state, step, agent);
+    moved(state, agent, hello);
+}
+
+/// What the agent says of itself from now on. Where that moves it to other places its open conditions move with it.
+fn moved(state: &mut State, agent: &AgentName, hello: &AgentHello) {
+    let Some(record) = state.agents.get(agent) else { return };
+    let old = record.hello.as_ref().map(places::of_hello);
+    let new = places::of_hello(hello);
+    let open: Vec<FindingKey> = match old.as_ref() == Some(&new) {
+        true => Vec::new(),
+        false => record.open.keys().cloned().collect(),
+    };
+    let before: Vec<Vec<String>> = open.iter().map(|key| detect::groups(state, agent, key)).collect();
+    if old.as_ref() != Some(&new) {
+        places::leave(state, &old.unwrap_or_default(), false);
+        places::enter(state, &new, false);
+    }
+    if let Some(record) = state.agents.get_mut(agent) {
+        let relabelled = record.hello.as_ref().is_some_and(|known| known.labels != hello.labels);
+    record.hello = Some(hello.clone());
+    }
+    for (key, before) in open.iter().zip(before) {
+        findings::regroup(state, agent, key, &before);
+    }
 }
 
 pub(super) fn heard(state: &mut State, step: Step, agent: &AgentName) {
@@ -76,6 +103,10 @@ pub(super) fn end_silence(state: &mut State, agent: &AgentName) {
     second_opinion::over(state, agent);
     remove_silence(state, &cause::agent_stale(agent), agent);
     remove_silence(state, cause::MASS_STALE, agent);
+    places::silence(state, agent, false);
+    for mass in detect::mass_of_places(state, agent) {
+        remove_silence(state, &mass, agent);
+    }
 }
 
 fn remove_silence(state: &mut State, key: &str, agent: &AgentName) {
@@ -106,20 +137,13 @@ pub(super) fn silent(state: &mut State, step: Step, agent: &AgentName, last_hear
     record.link = Link::Silent { since: step.at, last_heard, silence, index: step.index };
     record.watch.rebooted_while_silent = false;
     state.n_silent = state.n_silent.saturating_add(1);
+    places::silence(state, agent, true);
     let member = MemberRef { agent: agent.clone(), key: None };
     add_silence(state, &cause::agent_stale(agent), member.clone());
     remember_silence(state, step, agent);
-    // While the mass recovers, a new silence is one of its own, unless there are enough of them for a new mass.
-    let mass_runs = state.unresolved(cause::MASS_STALE).is_some_and(|mass| mass.status == IncidentStatus::Open);
-    if mass_runs || mass_reached(state) {
-        let recent: Vec<AgentName> = match mass_runs {
-            true => vec![agent.clone()],
-            false => state.silences.iter().map(|(_, agent)| agent.clone()).collect(),
-        };
-        for agent in recent {
-            if matches!(state.agents.get(&agent).map(|record| &record.link), Some(Link::Silent { .. })) {
-                add_silence(state, cause::MASS_STALE, MemberRef { agent, key: None });
-            }
+    for (mass, agents) in detect::mass_groups(state, agent) {
+        for agent in agents {
+            add_silence(state, &mass, MemberRef { agent, key: None });
         }
     }
     incidents::sureness_changed(state, step, agent);

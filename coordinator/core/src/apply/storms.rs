@@ -1,7 +1,7 @@
 //! Occurrences close together, counted by the time they were observed: a backlog that arrives at once is not a storm, and
 //! a storm that arrives late is dated when it was. Which of them belong together is the detectors' to say.
 
-use super::{Step, incidents, links};
+use super::{Step, findings, incidents, links};
 use crate::cause;
 use crate::detect::{self, Raging};
 use crate::entry::TimerKey;
@@ -19,8 +19,7 @@ pub(super) fn occurred(state: &mut State, step: Step, agent: &AgentName, finding
         host(state, step, agent, &finding.key.subject.service, observed);
     }
     for detector in detect::all() {
-        let feeds = detector.occurrences(agent, finding);
-        let Some(rule) = detector.storm_rule(&state.policy).filter(|_| !feeds.is_empty()) else { continue };
+        let feeds = detector.occurrences(state, agent, finding);
         // What rages goes on, and takes what it explains; else the narrowest group that is enough.
         let rages = |state: &State, group: &str| {
             state.cause(group).and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| storm.active)
@@ -31,6 +30,7 @@ pub(super) fn occurred(state: &mut State, step: Step, agent: &AgentName, finding
             None => &feeds,
         };
         for feed in fed {
+            let Some(rule) = detector.storm_rule(&state.policy, &feed.group) else { continue };
             if let Some(raging) = detect::count(&mut state.detect.windows, agent, feed, observed, &rule) {
                 note(state, step, &feed.group, raging);
                 break;
@@ -137,6 +137,7 @@ fn touch(state: &mut State, key: &str, symptoms: impl IntoIterator<Item = String
 
 /// The window after a storm's last occurrence is over, unless there was another one meanwhile.
 pub(super) fn window_over(state: &mut State, step: Step, key: &str) {
+    findings::lasted(state, step, key);
     let window = detect::window_of(&state.policy, key);
     let Some(storm) = state.causes.get_mut(key).and_then(|cause| cause.storm.as_mut()) else { return };
     let ends = storm.last + window;

@@ -88,8 +88,16 @@ fn items<'a>(state: &'a State, now: Timestamp, cause: &'a Cause) -> Vec<Item<'a>
         let reason = finding.key.reason;
         let severity = state.severity_of(reason, finding.severity);
         let oom = agent.watched_oom_at.is_some_and(|at| at + OOM_MATTERS_FOR >= now || at >= open.opened);
-        let holds: &[When] = if oom { &[When::WatchedOom] } else { &[] };
-        let (severity, raised) = severity::raised(state.policy(), reason, severity, holds);
+        let mut holds = match reason {
+            Reason::LockContention | Reason::SqliteLockHeld => {
+                detect::lock_circumstances(state, now, &member.agent, open)
+            }
+            _ => Vec::new(),
+        };
+        if oom {
+            holds.push(When::WatchedOom);
+        }
+        let (severity, raised) = severity::raised(state.policy(), reason, severity, &holds);
         let counts = open.event_index > cause.dismissed_index && severity >= Severity::Sev3;
         counts.then_some(Item {
             reason,

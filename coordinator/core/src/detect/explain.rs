@@ -55,13 +55,13 @@ pub(super) fn look(rule: &'static str, about: String, seen: (usize, usize, &str)
 /// A detector's look at the windows that a host's occurrences are in. For a question, not for an input: it goes through
 /// all windows.
 pub(super) fn windows(detector: &dyn Detector, state: &State, now: Timestamp, agent: &AgentName) -> Vec<Look> {
-    let Some(rule) = detector.storm_rule(state.policy()) else { return Vec::new() };
     let of_host = |window: &Window| window.events().iter().any(|event| event.agent == *agent);
     let own = state.detect.windows.iter().filter(|(key, window)| detector.owns(key) && of_host(window));
-    own.map(|(key, window)| {
+    own.filter_map(|(key, window)| {
+        let rule = detector.storm_rule(state.policy(), key)?;
         let seen = window.seen(now, &rule);
         let held_back_by = if seen.is_enough(&rule) { String::new() } else { format!("below by {}", below(&seen, &rule)) };
-        Look {
+        Some(Look {
             rule: detector.name(),
             about: key.clone(),
             seen: format!(
@@ -74,7 +74,7 @@ pub(super) fn windows(detector: &dyn Detector, state: &State, now: Timestamp, ag
             threshold: figures(&rule, [rule.hosts, rule.sources, rule.count]),
             reached: held_back_by.is_empty(),
             held_back_by,
-        }
+        })
     })
     .collect()
 }

@@ -5,7 +5,7 @@ use crate::cause;
 use crate::decide::assess::{Assessment, names, of_fleet};
 use crate::policy::Policy;
 use crate::severity::When;
-use crate::state::{Cause, State};
+use crate::state::{Cause, OpenFinding, State};
 use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
@@ -16,12 +16,39 @@ const PREFIX: &str = "fleet/lock";
 /// Hosts of a contended lock that are looked at for a storm: one is enough, and any of the first will do.
 const STORMING_AGENTS_MAX: usize = 64;
 
+/// Members asked for how long they have lasted.
+const LOOKED_AT_MAX: usize = 64;
+
 /// See the head of the file.
 #[derive(Debug)]
 pub(super) struct LockContention;
 
 fn needed(policy: &Policy) -> usize {
     usize::try_from(policy.lock_contention.fleet_hosts.max(2)).unwrap_or(usize::MAX)
+}
+
+/// When the next of a cause's contended locks has lasted long enough to be worse; of many members some are asked.
+pub(crate) fn sustained_at(state: &State, cause: &Cause) -> Option<Timestamp> {
+    let contended = cause.members.values().take(LOOKED_AT_MAX).filter(|member| {
+        member.key.as_ref().is_some_and(|key| matches!(key.reason, Reason::LockContention | Reason::SqliteLockHeld))
+    });
+    let lasts = contended.filter_map(|member| {
+        let open = state.agent(&member.agent)?.open.get(member.key.as_ref()?)?;
+        Some(open.opened + state.policy().lock_contention.sustained)
+    });
+    lasts.filter(|at| *at > state.last_at()).min()
+}
+
+/// What makes a host's own contended lock worse.
+pub(crate) fn lock_circumstances(state: &State, now: Timestamp, agent: &AgentName, open: &OpenFinding) -> Vec<When> {
+    let mut holds = Vec::new();
+    if now.since(open.opened) >= state.policy().lock_contention.sustained {
+        holds.push(When::Sustained);
+    }
+    if restart_storm::rages(state, open.finding.key.subject.service.as_str(), [agent].into_iter()) {
+        holds.push(When::WithRestartStorm);
+    }
+    holds
 }
 
 impl Detector for LockContention {
@@ -89,9 +116,13 @@ impl Detector for LockContention {
     /// A contended lock is worse while its service restarts in a storm.
     fn concerned_by(&self, state: &State, storm: &str) -> Vec<String> {
         let Some(service) = restart_storm::service_of(storm) else { return Vec::new() };
-        let locks = format!("{PREFIX}/{service}/");
-        let causes = state.causes.range(locks.clone()..).take_while(|(key, _)| key.starts_with(&locks));
-        causes.map(|(key, _)| key.clone()).collect()
+        let of_fleet = format!("{PREFIX}/{service}/");
+        let of_host = cause::agent_of(storm).map(|agent| format!("host/{agent}/lock/{service}/"));
+        let locks = [of_fleet].into_iter().chain(of_host).flat_map(|prefix| {
+            let causes = state.causes.range(prefix.clone()..);
+            causes.map(|(key, _)| key).take_while(move |key| key.starts_with(&prefix)).cloned()
+        });
+        locks.collect()
     }
 
     fn lasting(&self) -> bool {

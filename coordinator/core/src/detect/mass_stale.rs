@@ -1,17 +1,25 @@
-//! Many agents fall silent together: one page, not one per host. Recoveries always pass: whoever is heard leaves at once.
+//! Many agents fall silent together: one page, not one per host. Counted over the whole fleet, and over each place that
+//! the agents share (a label's value, a subnet); where several of them explain it the one that fits best tells it.
+//! Recoveries always pass: whoever is heard leaves at once.
 
-use super::{Detector, Look, agent_stale};
-use crate::cause::{self, CauseKind};
+use super::places::{self, Place};
+use super::{Detector, Look, agent_stale, rest};
+use crate::cause::{self, CauseKind, MASS_STALE};
 use crate::decide::assess::{Assessment, DETAILS_MAX, names, of_fleet};
 use crate::decide::human;
-use crate::state::{Cause, Incident, IncidentStatus, Link, State};
+use crate::state::{Cause, Incident, IncidentStatus, State};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A mass silence goes on while more than one in this many of its agents is silent.
 const MASS_BACK_ONE_IN: usize = 10;
+/// Agents of a mass whose places are looked at for narrower masses.
+const NARROWER_MAX: usize = 64;
+/// Recent silences looked at for those of a place. Where more fall silent at once it is the fleet's matter long before.
+const LOOKED_AT_MAX: usize = 1024;
 
 /// See the head of the file.
 #[derive(Debug)]
@@ -26,15 +34,16 @@ impl Detector for MassStale {
         cause::kind_of(key) == CauseKind::MassStale
     }
 
-    fn assess(&self, state: &State, _now: Timestamp, _key: &str, cause: &Cause) -> Option<Assessment> {
+    fn assess(&self, state: &State, _now: Timestamp, key: &str, cause: &Cause) -> Option<Assessment> {
         let n = cause.members.len();
-        let open = match state.unresolved(cause::MASS_STALE) {
+        let place = rest(key, MASS_STALE);
+        let open = match state.unresolved(key) {
             None => n > 0,
-            Some(incident) if incident.status == IncidentStatus::Recovering => mass_reached(state),
+            Some(incident) if incident.status == IncidentStatus::Recovering => reached(state, place),
             // After a relapse the new silences count by themselves: of a very large mass they may be few.
             Some(incident) => {
                 let ever = incident.agents.len().max(n);
-                n * MASS_BACK_ONE_IN > ever || (incident.relapses > 0 && mass_reached(state))
+                n * MASS_BACK_ONE_IN > ever || (incident.relapses > 0 && reached(state, place))
             }
         };
         let named = names(cause.agents.keys());
@@ -42,8 +51,13 @@ impl Detector for MassStale {
         let began = first
             .and_then(|(_, agent)| agent_stale::silence_words(state, agent))
             .map_or(state.last_at(), |(_, last_heard, _)| last_heard);
-        let n_agents = state.agents.len();
-        let summary = format!("{n} of {n_agents} agents fell silent together, the first last heard {began}: {named}");
+        let narrow = places::narrowest(state, cause).map(|(place, count)| (place, count.agents));
+        let own = place.map(|place| (place.to_owned(), places::count(state, place).agents));
+        let who = match narrow.or(own) {
+            Some((place, all)) => places::words(n as u64, "agents", &place, all),
+            None => format!("{n} of {} agents", state.agents.len()),
+        };
+        let summary = format!("{who} fell silent together, the first last heard {began}: {named}");
         let next_steps = vec![
             "look for what they share: a switch, a zone, a certificate authority, an upgrade".to_owned(),
             "see whether this coordinator itself is cut off: musterctl failover status on the standby".to_owned(),
@@ -51,12 +65,8 @@ impl Detector for MassStale {
         Some(of_fleet(state, Reason::MassStale, began, open, summary, next_steps))
     }
 
-    fn why(&self, state: &State, _key: &str, found: &Assessment) -> String {
-        let rule = &state.policy().liveness;
-        let (min, share, n, window) =
-            (rule.mass_agents_min, rule.mass_share * 100.0, rule.mass_agents, human(rule.mass_window));
-        let severity = found.severity;
-        format!("at least {min} agents and {share:.0} % of those heard, or {n} agents, within {window}: {severity}")
+    fn why(&self, state: &State, key: &str, found: &Assessment) -> String {
+        format!("{}: {}", asked(state, rest(key, MASS_STALE)), found.severity)
     }
 
     fn recovered(&self, _state: &State, _key: &str) -> String {
@@ -82,41 +92,86 @@ impl Detector for MassStale {
         Some(words.filter_map(|agent| Some(agent_stale::silence_words(state, agent)?.0)).collect())
     }
 
-    fn groups_of(&self, _state: &State, cause: &str) -> Vec<String> {
-        match cause::kind_of(cause) {
-            CauseKind::AgentStale => vec![cause::MASS_STALE.to_owned()],
-            _ => Vec::new(),
+    /// A place is a symptom of the fleet, and of another place that its agents are all part of.
+    fn groups_of(&self, state: &State, cause: &str) -> Vec<String> {
+        let agent = match cause::kind_of(cause) {
+            CauseKind::AgentStale => cause::agent_of(cause),
+            CauseKind::MassStale => state.cause(cause).and_then(|cause| cause.agents.keys().next().cloned()),
+            _ => None,
+        };
+        let groups = |agent: AgentName| [MASS_STALE.to_owned()].into_iter().chain(mass_of_places(state, &agent)).collect();
+        agent.map(groups).unwrap_or_default()
+    }
+
+    fn takes(&self, state: &State, group: &str, cause: &Cause, symptom: &str) -> bool {
+        match cause::agent_of(symptom) {
+            Some(agent) => cause.agents.contains_key(&agent),
+            None => state.cause(symptom).is_some_and(|inner| {
+                let (inner_size, outer_size) = ((symptom, inner.agents.len()), (group, cause.agents.len()));
+                places::yields(state, inner_size, outer_size, |key| rest(key, MASS_STALE))
+                    && places::is_part(inner, cause)
+            }),
         }
     }
 
-    fn takes(&self, _state: &State, _group: &str, cause: &Cause, symptom: &str) -> bool {
-        cause::agent_of(symptom).is_some_and(|agent| cause.agents.contains_key(&agent))
-    }
-
-    fn symptoms(&self, _state: &State, _group: &str, cause: &Cause) -> Vec<String> {
-        cause.members.values().map(|member| cause::agent_stale(&member.agent)).collect()
+    fn symptoms(&self, state: &State, group: &str, cause: &Cause) -> Vec<String> {
+        let silences = cause.members.values().map(|member| cause::agent_stale(&member.agent));
+        // Places whose masses are narrower: any that raised one has its agents among the first, or is told by itself.
+        let of_places: BTreeSet<String> =
+            cause.agents.keys().take(NARROWER_MAX).flat_map(|agent| mass_of_places(state, agent)).collect();
+        silences.chain(of_places.into_iter().filter(|place| place != group)).collect()
     }
 
     fn joins_by_name(&self) -> bool {
         false
     }
 
-    fn looks(&self, state: &State, _now: Timestamp, _agent: &AgentName) -> Vec<Look> {
-        let rule = &state.policy().liveness;
-        let Fell { fell, live } = fell(state);
-        let share = fell as f64 * 100.0 / live.max(1) as f64;
-        let reached = mass_reached(state);
-        let (min, percent, n) = (rule.mass_agents_min, rule.mass_share * 100.0, rule.mass_agents);
-        let window = human(rule.mass_window);
-        vec![Look {
-            rule: self.name(),
-            about: cause::MASS_STALE.to_owned(),
-            seen: format!("{fell} of {live} agents ({share:.0} %) fell silent within {window}"),
-            threshold: format!("{min} agents and {percent:.0} % of those heard, or {n} agents, within {window}"),
-            reached,
-            held_back_by: if reached { String::new() } else { "too few agents, or too small a share".to_owned() },
-        }]
+    fn looks(&self, state: &State, _now: Timestamp, agent: &AgentName) -> Vec<Look> {
+        let look = |place: Option<&str>| {
+            let Fell { fell, live } = fell(state, place);
+            let share = fell as f64 * 100.0 / live.max(1) as f64;
+            let window = human(state.policy().liveness.mass_window);
+            let of = place.map(|place| format!(" of {place}")).unwrap_or_default();
+            let reached = reached(state, place);
+            Look {
+                rule: self.name(),
+                about: key_of(place),
+                seen: format!("{fell} of {live} agents{of} ({share:.0} %) fell silent within {window}"),
+                threshold: asked(state, place),
+                reached,
+                held_back_by: if reached { String::new() } else { "too few agents, or too small a share".to_owned() },
+            }
+        };
+        let places = places::of(state, agent);
+        [None].into_iter().chain(places.iter().map(|place| Some(place.as_str()))).map(look).collect()
     }
+}
+
+/// Cause key of a place, or of the whole fleet.
+fn key_of(place: Option<&str>) -> String {
+    place.map_or_else(|| MASS_STALE.to_owned(), |place| format!("{MASS_STALE}/{place}"))
+}
+
+/// What the policy asks for.
+fn asked(state: &State, place: Option<&str>) -> String {
+    let rule = &state.policy().liveness;
+    let window = human(rule.mass_window);
+    match place {
+        None => {
+            let (min, share, n) = (rule.mass_agents_min, rule.mass_share * 100.0, rule.mass_agents);
+            format!("at least {min} agents and {share:.0} % of those heard, or {n} agents, within {window}")
+        }
+        Some(place) => {
+            let rule = &state.policy().detect.mass_place;
+            let (min, share) = (rule.agents_min, rule.share * 100.0);
+            format!("at least {min} agents and {share:.0} % of those heard of {place}, within {window}")
+        }
+    }
+}
+
+/// The masses of the places that an agent is in.
+pub(crate) fn mass_of_places(state: &State, agent: &AgentName) -> Vec<String> {
+    places::of(state, agent).iter().map(|place| key_of(Some(place))).collect()
 }
 
 /// Agents that fell silent within the window, of those that were heard before.
@@ -126,29 +181,111 @@ struct Fell {
 }
 
 /// Those that came back meanwhile still count as live before.
-fn fell(state: &State) -> Fell {
+fn fell(state: &State, place: Option<&str>) -> Fell {
     let policy = &state.policy.liveness;
-    let silent_now =
-        |agent: &AgentName| matches!(state.agents.get(agent).map(|record| &record.link), Some(Link::Silent { .. }));
     let mut fell: BTreeSet<&AgentName> = BTreeSet::new();
     // The absolute count is the most that any rule asks for, so that a large fleet costs no more than that here.
     let enough = usize::try_from(policy.mass_agents.max(policy.mass_agents_min)).unwrap_or(usize::MAX);
-    for (_, agent) in state.silences.iter().rev() {
-        if silent_now(agent) {
+    let looked_at = if place.is_some() { LOOKED_AT_MAX } else { usize::MAX };
+    for (_, agent) in state.silences.iter().rev().take(looked_at) {
+        let inside = |place: &str| places::of(state, agent).iter().any(|own| own == place);
+        if places::is_silent(state, agent) && place.is_none_or(inside) {
             fell.insert(agent);
         }
-        if fell.len() >= enough {
+        if place.is_none() && fell.len() >= enough {
             break;
         }
     }
-    let n_heard = (state.agents.len() as u64).saturating_sub(state.n_silent);
-    Fell { fell: fell.len() as u64, live: n_heard + fell.len() as u64 }
+    let fell = fell.len() as u64;
+    let heard = match place {
+        None => (state.agents.len() as u64).saturating_sub(state.n_silent),
+        Some(place) => {
+            let Place { agents, silent } = places::count(state, place);
+            agents.saturating_sub(silent)
+        }
+    };
+    Fell { fell, live: heard + fell }
 }
 
-/// Enough agents fell silent within the window.
-pub(crate) fn mass_reached(state: &State) -> bool {
+/// Enough agents fell silent within the window, of a place or of the whole fleet.
+fn reached(state: &State, place: Option<&str>) -> bool {
+    is_enough(state, place, &fell(state, place))
+}
+
+fn is_enough(state: &State, place: Option<&str>, fell: &Fell) -> bool {
+    let share = fell.fell as f64 / fell.live.max(1) as f64;
     let policy = &state.policy.liveness;
-    let Fell { fell, live } = fell(state);
-    let share = fell as f64 / live.max(1) as f64;
-    fell >= u64::from(policy.mass_agents) || (fell >= u64::from(policy.mass_agents_min) && share >= policy.mass_share)
+    match place {
+        None => {
+            fell.fell >= u64::from(policy.mass_agents)
+                || (fell.fell >= u64::from(policy.mass_agents_min) && share >= policy.mass_share)
+        }
+        Some(_) => {
+            let rule = &state.policy.detect.mass_place;
+            fell.fell >= u64::from(rule.agents_min.max(2)) && share >= rule.share && places::are_counted(state)
+        }
+    }
+}
+
+/// An agent fell silent: the masses that it makes or joins, each with those that join with it.
+pub(crate) fn mass_groups(state: &State, agent: &AgentName) -> Vec<(String, Vec<AgentName>)> {
+    let runs = |key: &str| state.unresolved(key).is_some_and(|mass| mass.status == IncidentStatus::Open);
+    // While the mass recovers, a new silence is one of its own, unless there are enough of them for a new mass.
+    if runs(MASS_STALE) {
+        return vec![(MASS_STALE.to_owned(), vec![agent.clone()])];
+    }
+    let recent = |place: Option<&str>| -> Vec<AgentName> {
+        let silent = state.silences.iter().map(|(_, agent)| agent).filter(|agent| places::is_silent(state, agent));
+        let inside = |agent: &&AgentName| place.is_none_or(|place| places::of(state, agent).iter().any(|own| own == place));
+        silent.filter(inside).cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    };
+    if reached(state, None) {
+        return vec![(MASS_STALE.to_owned(), recent(None))];
+    }
+    let places = places::of(state, agent);
+    let running = places.iter().map(|place| key_of(Some(place))).filter(|key| runs(key));
+    let joined: Vec<(String, Vec<AgentName>)> = running.map(|key| (key, vec![agent.clone()])).collect();
+    if !joined.is_empty() {
+        return joined;
+    }
+    let best = best_place(state, &places);
+    best.map(|place| (key_of(Some(place)), recent(Some(place)))).into_iter().collect()
+}
+
+/// The place of which enough fell silent: the one with most of them, of those the narrowest, of those the first.
+fn best_place<'a>(state: &State, places: &'a [String]) -> Option<&'a String> {
+    let min = u64::from(state.policy.detect.mass_place.agents_min.max(2));
+    let may: Vec<&String> = places.iter().filter(|place| places::count(state, place).silent >= min).collect();
+    if may.is_empty() {
+        return None;
+    }
+    let mut seen: BTreeSet<&AgentName> = BTreeSet::new();
+    let mut fell: BTreeMap<&str, u64> = BTreeMap::new();
+    for (_, agent) in state.silences.iter().rev().take(LOOKED_AT_MAX) {
+        if seen.insert(agent) && places::is_silent(state, agent) {
+            let own = places::of(state, agent);
+            for place in may.iter().filter(|place| own.contains(**place)) {
+                *fell.entry(place.as_str()).or_default() += 1;
+            }
+        }
+    }
+    let enough = may.into_iter().filter_map(|place| {
+        let Place { agents, silent } = places::count(state, place);
+        let n = fell.get(place.as_str()).copied().unwrap_or_default();
+        let seen = Fell { fell: n, live: agents.saturating_sub(silent) + n };
+        is_enough(state, Some(place), &seen).then_some((n, agents, place))
+    });
+    enough.min_by_key(|(n, agents, _)| (Reverse(*n), *agents)).map(|(.., place)| place)
+}
+
+/// A mass is told to the end: who fell silent until now does not count for another one of the same place.
+pub(crate) fn forget_silences(state: &mut State, key: &str) {
+    match rest(key, MASS_STALE).map(str::to_owned) {
+        None => state.silences.clear(),
+        Some(place) => {
+            let mut silences = std::mem::take(&mut state.silences);
+            silences.retain(|(_, agent)| !places::of(state, agent).contains(&place));
+            state.silences = silences;
+        }
+    }
 }

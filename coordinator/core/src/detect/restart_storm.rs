@@ -20,6 +20,8 @@ use muster_common::time::Timestamp;
 const PREFIX: &str = "fleet/restart_storm";
 /// Hosts of a storm that are looked at for a crash loop: one is enough, and any of the first will do.
 const LOOPING_AGENTS_MAX: usize = 64;
+/// Builds of one service that are looked at.
+const BUILDS_MAX: usize = 64;
 /// Bytes of a build's name in a cause key: more than enough of a hash to tell builds apart.
 const BUILD_BYTES_MAX: usize = 24;
 
@@ -61,6 +63,15 @@ pub(super) fn service_of(storm: &str) -> Option<&str> {
         Some((service, _)) => Some(service),
         None => storm.split_once("/service/").map(|(_, service)| service),
     }
+}
+
+/// The groups of a service that have something to tell, one for each build at most; a few are enough.
+pub(super) fn groups_of_service(state: &State, service: &str) -> Vec<String> {
+    let own = format!("{PREFIX}/{service}");
+    let builds = format!("{own}/");
+    let of_builds = state.causes.range(builds.clone()..).take_while(|(key, _)| key.starts_with(&builds));
+    let of_builds: Vec<String> = of_builds.take(BUILDS_MAX).map(|(key, _)| key.clone()).collect();
+    [own].into_iter().chain(of_builds).collect()
 }
 
 impl Detector for RestartStorm {
@@ -106,7 +117,7 @@ impl Detector for RestartStorm {
         parts(key).map(|(service, _)| service.to_owned()).into_iter().collect()
     }
 
-    fn occurrences(&self, agent: &AgentName, finding: &Finding) -> Vec<Feed> {
+    fn occurrences(&self, _state: &State, agent: &AgentName, finding: &Finding) -> Vec<Feed> {
         if finding.key.reason != Reason::ProcessRestarted {
             return Vec::new();
         }
@@ -120,7 +131,7 @@ impl Detector for RestartStorm {
         build.iter().map(|build| feed(Some(build))).chain([feed(None)]).collect()
     }
 
-    fn storm_rule(&self, policy: &Policy) -> Option<StormRule> {
+    fn storm_rule(&self, policy: &Policy, _group: &str) -> Option<StormRule> {
         let rule = &policy.restart_storm;
         Some(StormRule { window: rule.window, hosts: rule.fleet_hosts.max(2), sources: 0, count: 0 })
     }

@@ -1,6 +1,6 @@
 //! What detectors keep in State: see [`crate::detect`], which looks at it.
 
-use crate::detect::{AgentStorms, Window};
+use crate::detect::{AgentStorms, Place, Window};
 use crate::entry::Disconnect;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -11,6 +11,12 @@ pub struct Detect {
     /// Occurrences that count together, by the cause key of their group; at most [`crate::detect::WINDOWS_MAX`].
     #[serde(default)]
     pub(crate) windows: BTreeMap<String, Window>,
+    /// The agents of each label value and subnet; at most [`crate::detect::PLACES_MAX`].
+    #[serde(default)]
+    pub(crate) places: BTreeMap<String, Place>,
+    /// Places that were not counted for lack of room.
+    #[serde(default)]
+    pub(crate) places_dropped: u64,
 }
 
 /// Of one agent.
