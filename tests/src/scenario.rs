@@ -391,6 +391,8 @@ impl Fleet {
     pub fn check_journal(&self) {
         let mut fresh = State::genesis();
         for entry in &self.journal {
+            let broken = invariants::check_entry(&fresh, entry);
+            assert!(broken.is_empty(), "{broken:#?}\n{entry:#?}\n{}", self.log());
             apply(&mut fresh, entry);
         }
         assert_eq!(json(&fresh), json(self.machine.state()), "the journal gives another state");

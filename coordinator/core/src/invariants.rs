@@ -111,6 +111,10 @@ fn causes(state: &State, found: &mut Found) {
             let exists = state.agent(&member.agent).is_some_and(|agent| match &member.key {
                 Some(key) => agent.open.contains_key(key),
                 None if cause::kind_of(key) == CauseKind::AgentFlood => agent.floods(),
+                None if key.starts_with("fleet/singleton/") => {
+                    let of_agent = state.signals.singletons.of_agent(&agent.name);
+                    of_agent.map(crate::singletons::cause_key).any(|running| running == *key)
+                }
                 None => matches!(agent.link, Link::Silent { .. }),
             });
             found.unless(exists, "a member of a cause is open", || format!("{key}: {name}"));

@@ -38,9 +38,11 @@ pub struct Response {
     pub escalation_due: bool,
     /// How often nobody acknowledged it in time.
     pub escalations: u64,
+    /// Facts that its timeline does not hold any more.
+    pub facts_dropped: u64,
     /// Its pages go on under the key of an older incident that merged into it.
     pub adopted: Option<Adopted>,
-    /// How often that changed.
+    /// How many keys it had been paged under before.
     pub adoptions: u64,
 }
 

@@ -253,7 +253,7 @@ pub(crate) fn end(state: &mut State, index: u64, now: Timestamp, by: Option<&str
     silence.ended_by = by.map(str::to_owned);
     let causes = std::mem::take(&mut silence.holds);
     let held = human_duration(now.since(silence.starts.min(now)));
-    let how = by.map(|by| format!("ended by {by}")).unwrap_or_else(|| "is over".to_owned());
+    let how = by.map(|by| format!("was ended by {by}")).unwrap_or_else(|| "ended".to_owned());
     let words = format!("{} of {} ({}) {how} after {held}", silence.id, silence.by, silence.reason);
     state.held_back.past.push_back(silence);
     if state.held_back.past.len() > PAST_SILENCES_MAX {

@@ -8,7 +8,7 @@ use muster_common::ids::{AgentName, SpoolId};
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
 use muster_coordinator_core::page::PageAction;
 use muster_coordinator_core::state::PageRecord;
-use muster_coordinator_core::{State, apply, replay};
+use muster_coordinator_core::{State, apply, invariants, replay};
 use std::collections::BTreeMap;
 
 impl World {
@@ -70,7 +70,11 @@ impl World {
         for coordinator in &self.coordinators {
             let mut fresh = State::genesis();
             let all = coordinator.committed.iter().chain(&coordinator.pending);
-            all.clone().for_each(|entry| apply(&mut fresh, entry));
+            for entry in all.clone() {
+                let broken = invariants::check_entry(&fresh, entry);
+                assert!(broken.is_empty(), "{}: {broken:#?} {entry:#?}", coordinator.name);
+                apply(&mut fresh, entry);
+            }
             let live = json(coordinator.machine.state());
             assert_eq!(json(&fresh), live, "{}: the journal gives another state", coordinator.name);
             let all: Vec<_> = all.cloned().collect();

@@ -5,6 +5,7 @@ use crate::cause;
 use crate::detect;
 use crate::entry::{SubjectState, TimerKey};
 use crate::state::{CauseOccurrence, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State};
+use crate::{signals, updates};
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind};
 use muster_common::ids::{AgentName, SpoolId};
 use muster_common::limits::OPEN_FINDINGS_PER_AGENT_MAX;
@@ -44,7 +45,10 @@ pub(super) fn received(
             let news = matches!(event, FindingEvent::Opened(_));
             open(state, step, agent, finding, seen, news);
         }
-        FindingEvent::Cleared { key, .. } => clear(state, agent, key),
+        FindingEvent::Cleared { key, summary, .. } => {
+            tell(state, step, agent, key, &format!("clears: {summary}"));
+            clear(state, agent, key);
+        }
         FindingEvent::Occurred(finding) => occurred(state, step, agent, finding, seen),
     }
 }
@@ -64,10 +68,20 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
         record.digest ^= finding.key.digest_term();
         let (finding, event_index) = (finding.clone(), step.index);
         let open = OpenFinding { finding, opened: seen.at, received: step.at, event_index, estimated: seen.estimated };
-        record.open.insert(open.finding.key.clone(), open);
+        let (key, words) = (open.finding.key.clone(), format!("opens: {}", open.finding.summary));
+        record.open.insert(key.clone(), open);
+        tell(state, step, agent, &key, &words);
     }
     for group in causes(state, agent, &finding.key) {
         join(state, agent, &finding.key, group);
+    }
+}
+
+/// A host's news belongs to the timelines of the incidents that it concerns.
+fn tell(state: &mut State, step: Step, agent: &AgentName, key: &FindingKey, words: &str) {
+    let words = format!("{agent}: {} of {} {words}", key.reason, key.subject.subject);
+    for group in causes(state, agent, key) {
+        incidents::fact(state, step, &group, &words);
     }
 }
 
@@ -175,6 +189,7 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
     if state.occurrences.len() > RECENT_OCCURRENCES_MAX {
         state.occurrences.pop_front();
     }
+    signals::occurred(state, step, agent, finding, observed);
     let service = &finding.key.subject.service;
     let reason = finding.key.reason;
     // Guesses may all fall on one moment: how close together they were is not known.
@@ -200,7 +215,9 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
         observed,
         received: step.at,
         next_steps: finding.next_steps.clone(),
+        rollback_failed: updates::rollback_failed(finding),
     };
+    tell(state, step, agent, &finding.key, &format!("happens: {}", finding.summary));
     add_occurrence(state, step, &cause::of_finding(agent, &finding.key), occurrence);
 }
 

@@ -2,22 +2,29 @@
 
 use super::{Step, links, pages, response};
 use crate::cause::{self, CauseKind};
+use crate::changes;
 use crate::correlation;
 use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
 use crate::routing::service_of_cause;
 use crate::second_opinion;
+use crate::signals;
 use crate::state::{
     AgentRecord, INCIDENT_SERVICES_MAX, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, PageOutcome, RESOLVED_INCIDENTS_MAX, State,
     TIMELINE_MAX, Cause,
 };
+use crate::symptom;
 use crate::timeline::{LineKind, TimelineLine};
 use muster_common::ids::{AgentName, ServiceName};
+use muster_common::limits::{SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// Lines of a timeline that tell of facts, at most.
+const FACT_LINES_MAX: usize = TIMELINE_MAX / 2;
 
 /// Relapses after which an incident pages without waiting for another hold: flapping is no recovery.
 pub(crate) const FLAPS_MAX: u64 = 3;
@@ -38,6 +45,40 @@ pub(crate) fn note(incident: &mut Incident, step: Step, kind: LineKind, text: St
     incident.timeline.push(TimelineLine { at: step.at, index: step.index, kind, text });
 }
 
+/// Something was observed that concerns the unresolved incident of a cause, or the one that it is a symptom of. Of very
+/// many the first and the newest stay, so that a chatty host does not push out what was decided.
+pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: &str) {
+    let key = match state.unresolved(cause) {
+        Some(_) => cause.to_owned(),
+        None => match symptom::of(state, cause) {
+            Some(incident) => incident.key.cause.clone(),
+            None => return,
+        },
+    };
+    let Some(incident) = unresolved_mut(state, &key) else { return };
+    let facts = incident.timeline.iter().enumerate().filter(|(_, line)| line.kind == LineKind::Fact);
+    let facts: Vec<usize> = facts.map(|(place, _)| place).collect();
+    if facts.len() >= FACT_LINES_MAX
+        && let Some(place) = facts.get(FACT_LINES_MAX / 2)
+    {
+        incident.timeline.remove(*place);
+        if incident.response.facts_dropped == 0 {
+            let words = "more is observed than is kept here: musterctl events list has it all".to_owned();
+            note(incident, step, LineKind::Decision, words);
+        }
+        incident.response.facts_dropped = incident.response.facts_dropped.saturating_add(1);
+    }
+    note(incident, step, LineKind::Fact, clip(text, SUMMARY_BYTES_MAX));
+}
+
+/// Something was observed of an agent: all its unresolved incidents tell it.
+pub(super) fn fact_of_agent(state: &mut State, step: Step, agent: &AgentName, text: &str) {
+    let causes = state.agents.get(agent).map(|record| record.incidents.clone()).unwrap_or_default();
+    for cause in causes {
+        fact(state, step, &cause, text);
+    }
+}
+
 pub(super) fn apply_conclusion(state: &mut State, step: Step, conclusion: &Conclusion) {
     match conclusion {
         Conclusion::IncidentOpened { incident, .. } => opened(state, step, incident, conclusion),
@@ -49,7 +90,10 @@ pub(super) fn apply_conclusion(state: &mut State, step: Step, conclusion: &Concl
         Conclusion::IncidentRelapsed { incident, why } => relapsed(state, step, incident, why),
         Conclusion::IncidentResolved { incident, resolution, why } => resolved(state, step, incident, resolution, why),
         Conclusion::SecondOpinionWanted { .. } => second_opinion::asked(state, step, conclusion),
-        Conclusion::PageRequested { incident, page, why } => pages::requested(state, step, incident, page, why),
+        Conclusion::PageRequested { incident, page, why } => {
+            pages::requested(state, step, incident, page, why);
+            changes::note(state, &incident.cause);
+        }
         Conclusion::PageCancelled { page, why } => {
             super::page_ended(state, step, *page, PageOutcome::Cancelled { why: why.clone() });
         }
@@ -138,6 +182,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
         agents: BTreeSet::new(),
         services,
         response: Default::default(),
+        changes: Vec::new(),
         timeline: Vec::new(),
         relapses: 0,
         repages: 0,
@@ -161,6 +206,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     state.numbers.insert(number.clone(), key.clone());
     state.incidents.entry(key.cause.clone()).or_default().insert(key.generation, incident);
     agents_joined(state, &key.cause, &agents);
+    changes::note(state, &key.cause);
     set_hold(state, step, &key.cause, step.at);
     second_opinion::opened(state, step, key);
     correlation::opened(state, step.at, &key.cause);
@@ -489,6 +535,7 @@ pub(super) fn stability_over(state: &mut State, step: Step, cause: &str, generat
 
 /// An agent is heard again, or not any more, or its open set is in doubt.
 pub(super) fn sureness_changed(state: &mut State, step: Step, agent: &AgentName) {
+    signals::link_changed(state, step, agent);
     let Some(record) = state.agents.get(agent) else { return };
     let sure = links::is_sure(record);
     for cause in record.incidents.clone() {

@@ -7,6 +7,7 @@ use crate::detect::{self, places};
 use crate::entry::{AgentHello, Disconnect, Silence, TimerKey};
 use crate::liveness::rehear_window;
 use crate::second_opinion;
+use crate::signals;
 use crate::state::{AgentRecord, AgentWatch, Link, MemberRef, State};
 use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
@@ -57,11 +58,14 @@ pub(super) fn connected(state: &mut State, step: Step, agent: &AgentName, hello:
         record.watch.rebooted_while_silent = rebooted;
     }
     record.connected_at = Some(step.at);
+    let old = record.hello.clone();
+    let relabelled = record.hello.as_ref().is_some_and(|known| known.labels != hello.labels);
     // A silence of a label holds for it no more, or now.
     let concerned: Vec<String> = record.incidents.iter().filter(|_| relabelled).cloned().collect();
     state.touched.extend(concerned);
     heard(state, step, agent);
     moved(state, agent, hello);
+    signals::connected(state, step, agent, old.as_ref(), hello);
 }
 
 /// What the agent says of itself from now on. Where that moves it to other places its open conditions move with it.
@@ -79,8 +83,7 @@ fn moved(state: &mut State, agent: &AgentName, hello: &AgentHello) {
         places::enter(state, &new, false);
     }
     if let Some(record) = state.agents.get_mut(agent) {
-        let relabelled = record.hello.as_ref().is_some_and(|known| known.labels != hello.labels);
-    record.hello = Some(hello.clone());
+        record.hello = Some(hello.clone());
     }
     for (key, before) in open.iter().zip(before) {
         findings::regroup(state, agent, key, &before);
@@ -93,6 +96,7 @@ pub(super) fn heard(state: &mut State, step: Step, agent: &AgentName) {
     record.link = Link::Heard;
     if was_silent {
         end_silence(state, agent);
+        incidents::fact_of_agent(state, step, agent, &format!("{agent} is heard again"));
     }
     incidents::sureness_changed(state, step, agent);
 }
@@ -137,6 +141,7 @@ pub(super) fn silent(state: &mut State, step: Step, agent: &AgentName, last_hear
     record.link = Link::Silent { since: step.at, last_heard, silence, index: step.index };
     record.watch.rebooted_while_silent = false;
     state.n_silent = state.n_silent.saturating_add(1);
+    incidents::fact_of_agent(state, step, agent, &format!("{agent} is not heard any more, last {last_heard}"));
     places::silence(state, agent, true);
     let member = MemberRef { agent: agent.clone(), key: None };
     add_silence(state, &cause::agent_stale(agent), member.clone());

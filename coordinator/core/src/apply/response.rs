@@ -188,7 +188,7 @@ pub(super) fn merge(state: &mut State, step: Step, from: &IncidentKey, into: &In
     let Some(target) = get_mut(state, into) else { return };
     target.page_keys.extend(moved);
     target.response.adopted = Some(holder);
-    target.response.adoptions = target.response.adoptions.saturating_add(1);
+    target.response.adoptions = target.response.adoptions.saturating_add(1).saturating_add(target.repages);
     target.response.paged_at = response.paged_at;
     target.response.escalations = response.escalations;
     target.response.commander = response.commander.or(target.response.commander.take());

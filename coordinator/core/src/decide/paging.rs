@@ -4,6 +4,7 @@ use super::assess::{Assessment, assess};
 use super::{flaps, human};
 use crate::apply::incidents::hold_of;
 use crate::cause;
+use crate::changes;
 use crate::entry::{Conclusion, Resolution};
 use crate::page::{Page, PageAction};
 use crate::response::{ESCALATIONS_MAX, asks, unanswered};
@@ -176,7 +177,7 @@ fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Op
     if incident.status == IncidentStatus::Recovering
         && let Some(silence) = &incident.response.unsilenced
     {
-        return Some(format!("it was over before {silence}"));
+        return Some(format!("it was over when {silence}"));
     }
     let happened = found.is_some_and(|found| found.happened);
     if incident.status == IncidentStatus::Recovering && !happened && !flaps(incident) {
@@ -293,7 +294,10 @@ fn build(
         Some(words) => (incident.title.clone(), words.details, words.next_steps, words.services),
         None => (incident.title.clone(), Vec::new(), Vec::new(), Vec::new()),
     };
-    let mut next_steps = next_steps;
+    let (mut details, mut next_steps) = (details, next_steps);
+    if action == PageAction::Trigger {
+        details.extend(changes::lines(state, incident).into_iter().map(|line| format!("what changed: {line}")));
+    }
     if action == PageAction::Trigger
         && let Some(asks) = asks(state.policy(), incident, escalates_itself(state, receiver))
     {
