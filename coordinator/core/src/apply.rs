@@ -17,6 +17,8 @@ use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey
 use crate::freeze::{self, Freeze};
 use crate::page::{PageAction, PageId};
 use crate::response::SeverityWish;
+use crate::refusals;
+use crate::signals;
 use crate::silence::{self, Silence};
 use crate::correlation;
 use crate::second_opinion;
@@ -68,6 +70,8 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         Fact::AgentFlapping { agent, reconnects } => {
             let record = links::record(state, step, agent);
             record.reconnects = record.reconnects.saturating_add(*reconnects);
+            let why = "it reconnects in a loop";
+            refusals::refused(state, step, agent.as_str(), "", "agent_link", why, *reconnects);
         }
         Fact::AgentSilent { agent, last_heard, silence } => links::silent(state, step, agent, *last_heard, *silence),
         Fact::AgentHeard { agent } => links::heard(state, step, agent),
@@ -86,6 +90,9 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         Fact::DigestDiffers { agent } => links::digest(state, step, agent, false),
         Fact::OpenSetReceived { agent, subjects } => findings::open_set(state, step, agent, subjects),
         Fact::IdentityConflict { agent, holder, refused } => identity_conflict(state, step, agent, holder, refused),
+        Fact::CallsRefused { caller, address, route, why, count } => {
+            refusals::refused(state, step, caller, address, route, why, *count);
+        }
         Fact::Operator { by, cause, generation, action } => operator(state, step, by, cause, *generation, action),
         Fact::FreezeSet { by, scope, reason, expires } => {
             let (by, reason) = (by.clone(), clip(reason, SUMMARY_BYTES_MAX));
@@ -168,6 +175,7 @@ fn apply_deadline(state: &mut State, step: Step, timer: &TimerKey) {
         TimerKey::SecondOpinionDue { cause, .. } => {
             state.touched.insert(cause.clone());
         }
+        TimerKey::SignalDue { cause } => signals::due(state, step, cause),
         TimerKey::FreezeOver { index } => freeze::end(state, *index),
         TimerKey::SilenceTurn { index } => {
             let ended = silence::turn(state, *index, step.at);
@@ -268,6 +276,7 @@ fn identity_conflict(state: &mut State, step: Step, agent: &AgentName, holder: &
         observed: step.at,
         received: step.at,
         next_steps: steps,
+        rollback_failed: false,
     };
     add_occurrence(state, step, &cause::identity_conflict(agent), occurrence);
 }
@@ -284,6 +293,7 @@ fn fault(state: &mut State, step: Step, entry: u64, message: &str) {
         observed: step.at,
         received: step.at,
         next_steps: vec!["report the message and the journal around that entry".to_owned()],
+        rollback_failed: false,
     };
     add_occurrence(state, step, cause::COORDINATOR_FAULT, occurrence);
 }
@@ -301,7 +311,7 @@ fn add_occurrence(state: &mut State, step: Step, key: &str, occurrence: CauseOcc
 
 /// Forgets causes that hold nothing, so that State does not grow with what once was. Their generation is kept by the
 /// newest incident.
-fn drop_if_empty(state: &mut State, key: &str) {
+pub(crate) fn drop_if_empty(state: &mut State, key: &str) {
     let empty = |cause: &Cause| {
         !cause.active && cause.members.is_empty() && cause.occurrences.is_empty() && cause.storm.is_none()
             && cause.burst.is_none()

@@ -106,16 +106,14 @@ pub fn memory(agent: &AgentName) -> String {
     format!("host/{agent}/memory")
 }
 
-/// Cause key of a service restarting on many hosts.
-pub fn fleet_storm(service: &ServiceName) -> String {
-    format!("fleet/restart_storm/{service}")
-}
-
 /// Cause key of a finding on its own host.
 pub fn of_finding(agent: &AgentName, key: &FindingKey) -> String {
     let (name, subject) = (&key.subject.service, &key.subject.subject);
     match family(key.reason) {
         Family::Availability => service(agent, name),
+        // Of the host's own update nothing else is known here.
+        Family::Update if name.is_host() => format!("host/{agent}/{}/{name}/{subject}", key.reason),
+        Family::Update => service(agent, name),
         Family::Oom if name.is_host() => format!("host/{agent}/oom"),
         Family::Oom => service(agent, name),
         Family::Memory if name.is_host() => memory(agent),
@@ -139,6 +137,7 @@ pub fn of_fleet_lock(key: &FindingKey) -> Option<String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Availability,
+    Update,
     Oom,
     Memory,
     Sqlite,
@@ -167,6 +166,7 @@ fn family(reason: Reason) -> Family {
         | Reason::FdExhaustion
         | Reason::RestartLoop
         | Reason::RestartStorm => Family::Availability,
+        Reason::UpdateFailed | Reason::UpdateRollback => Family::Update,
         Reason::OomKill => Family::Oom,
         Reason::MemoryApproaching | Reason::MemoryCritical | Reason::MemoryPressure | Reason::MemoryGrowth => {
             Family::Memory
@@ -201,7 +201,8 @@ pub(crate) fn file_name(subject: &str) -> &str {
 pub fn telling(reason: Reason) -> u8 {
     match reason {
         Reason::RestartStorm => 9,
-        Reason::OomKill => 8,
+        Reason::OomKill | Reason::UpdateRollback => 8,
+        Reason::UpdateFailed => 7,
         Reason::PortConflict | Reason::SqliteCorrupt | Reason::SqliteNotADatabase | Reason::SqliteRowsLost => 7,
         Reason::RestartLoop | Reason::SqliteMissing | Reason::SqliteReplaced | Reason::FdExhaustion => 6,
         Reason::ProcessDown | Reason::ProcessZombie | Reason::SqliteLockHeld => 5,

@@ -35,7 +35,8 @@ pub fn decide(state: &State, now: Timestamp, key: &str) -> Option<Conclusion> {
 /// No incident of this cause is unresolved: is there reason for one?
 fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conclusion> {
     let found = assess(state, now, key, cause)?;
-    if !found.raises || found.severity < Severity::Sev3 {
+    let minor = detect::of(key).is_some_and(|detector| detector.minor());
+    if !found.raises || (found.severity < Severity::Sev3 && !minor) {
         return None;
     }
     if let Some(target) = symptom::of(state, key) {
@@ -113,7 +114,7 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
         return Some(Conclusion::IncidentJoined {
             incident: id,
             member: member.clone(),
-            why: joins(state, cause, member),
+            why: joins(state, key, cause, member),
         });
     }
     let found = assess(state, now, key, cause);
@@ -126,12 +127,12 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
         .or_else(|| over(state, incident))
 }
 
-fn joins(state: &State, cause: &Cause, member: &str) -> String {
+fn joins(state: &State, key: &str, cause: &Cause, member: &str) -> String {
     let told = cause.members.get(member).and_then(|member| {
         let open = state.agent(&member.agent)?.open.get(member.key.as_ref()?)?;
         Some(open.finding.summary.clone())
     });
-    told.unwrap_or_else(|| "fell silent as well".to_owned())
+    told.unwrap_or_else(|| detect::of(key).map_or("fell silent as well", |detector| detector.joined()).to_owned())
 }
 
 /// A person wants another severity. What the rules find now is remembered with it: only worse than that counts later.

@@ -10,6 +10,7 @@
 mod agent_flood;
 mod agent_stale;
 mod at_once;
+mod auth_abuse;
 mod corruption_spread;
 mod explain;
 mod incident_burst;
@@ -22,6 +23,8 @@ pub(crate) mod places;
 pub mod policy;
 mod probe_blind;
 mod restart_storm;
+mod singleton;
+mod version_skew;
 mod widespread;
 mod windows;
 
@@ -53,6 +56,9 @@ static DETECTORS: &[&dyn Detector] = &[
     &probe_blind::ProbeBlind,
     &agent_stale::AgentStale,
     &agent_flood::AgentFlood,
+    &singleton::Singleton,
+    &version_skew::VersionSkew,
+    &auth_abuse::AuthAbuse,
     &incident_burst::IncidentBurst,
 ];
 
@@ -163,6 +169,16 @@ pub(crate) trait Detector: Sync {
     /// Symptoms are no members of the group's cause and join its incident by their names.
     fn joins_by_name(&self) -> bool {
         true
+    }
+
+    /// Why another host joins a group whose members are no conditions.
+    fn joined(&self) -> &'static str {
+        "fell silent as well"
+    }
+
+    /// It is told although it is less bad than what opens an incident otherwise.
+    fn minor(&self) -> bool {
+        false
     }
 
     /// What it sees of one host, and how far that is below its thresholds.

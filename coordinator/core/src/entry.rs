@@ -90,6 +90,11 @@ pub enum TimerKey {
         /// Generation.
         generation: u64,
     },
+    /// A cause is looked at again: what it is about may have lasted for long enough, or be over.
+    SignalDue {
+        /// Cause key.
+        cause: String,
+    },
     /// A freeze ends by itself.
     FreezeOver {
         /// Index of the fact that set it.
@@ -345,6 +350,19 @@ pub enum Fact {
         holder: String,
         /// Address of the refused one.
         refused: String,
+    },
+    /// A caller was refused, or called in a loop; told at most once a minute for each caller and route.
+    CallsRefused {
+        /// Name of its certificate, or its address where it showed none that is believed.
+        caller: String,
+        /// From where it called last.
+        address: String,
+        /// What it called, or `handshake`.
+        route: String,
+        /// Why it was refused last.
+        why: String,
+        /// How often since it was told before.
+        count: u64,
     },
     /// A person acted on an incident.
     Operator {

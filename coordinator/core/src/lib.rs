@@ -4,12 +4,15 @@
 
 pub mod agent_stream;
 pub mod apply;
+pub mod builds;
 pub mod cause;
+pub mod changes;
 pub mod correlation;
 pub mod decide;
 pub mod detect;
 pub mod entry;
 pub mod explain;
+pub mod export;
 pub mod failover;
 pub mod freeze;
 pub mod invariants;
@@ -17,15 +20,19 @@ pub mod liveness;
 pub mod machine;
 pub mod page;
 pub mod policy;
+pub mod refusals;
 pub mod replay;
 pub mod response;
 pub mod second_opinion;
 pub mod severity;
 pub mod routing;
 pub mod silence;
+pub mod signals;
+pub mod singletons;
 pub mod state;
 mod symptom;
 pub mod timeline;
+pub mod updates;
 
 pub use apply::apply;
 pub use decide::decide;

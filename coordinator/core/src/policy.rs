@@ -2,6 +2,7 @@
 //! changes by a `PolicyLoaded` fact, so that a replay knows which policy was in force when.
 
 use crate::detect::policy::DetectPolicy;
+use crate::signals::SignalPolicy;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use serde::{Deserialize, Serialize};
@@ -170,6 +171,9 @@ pub struct Policy {
     /// The other detectors.
     #[serde(default)]
     pub detect: DetectPolicy,
+    /// What the fleet is compared by.
+    #[serde(default)]
+    pub signals: SignalPolicy,
     /// Second opinions.
     #[serde(default)]
     pub second_opinion: SecondOpinionPolicy,
@@ -245,6 +249,7 @@ impl Default for Policy {
             restart_storm: RestartStormPolicy { window: seconds(600), host_restarts: 5, fleet_hosts: 3 },
             lock_contention: LockContentionPolicy { fleet_hosts: 3, sustained: sustained_lock() },
             detect: DetectPolicy::default(),
+            signals: SignalPolicy::default(),
             second_opinion: SecondOpinionPolicy::default(),
             severities: BTreeMap::new(),
             hold: PerSeverity {

@@ -13,6 +13,7 @@ use crate::response::Response;
 use crate::silence::Silences;
 use crate::policy::Policy;
 use crate::second_opinion::SecondOpinions;
+use crate::signals::Signals;
 use crate::timeline::TimelineLine;
 use muster_common::evidence::Grade;
 use muster_common::finding::{Finding, FindingKey};
@@ -86,6 +87,9 @@ pub struct State {
     /// What detectors count over all hosts.
     #[serde(default)]
     pub(crate) detect: detect::Detect,
+    /// What the fleet is compared by.
+    #[serde(default)]
+    pub(crate) signals: Signals,
     /// Highest generation of an incident that is no longer kept: new ones count on from there.
     pub(crate) generation_floor: u64,
     pub(crate) silences: VecDeque<(Timestamp, AgentName)>,
@@ -288,6 +292,9 @@ pub struct CauseOccurrence {
     pub received: Timestamp,
     /// What to do.
     pub next_steps: Vec<String>,
+    /// It told that a rollback did not succeed.
+    #[serde(default)]
+    pub rollback_failed: bool,
 }
 
 /// Restarts, or other occurrences, close together by observed time.
@@ -371,6 +378,9 @@ pub struct Incident {
     /// How people stand to it.
     #[serde(default)]
     pub response: Response,
+    /// What changed on its hosts shortly before it began, the closest first; see [`crate::changes::lines`].
+    #[serde(default)]
+    pub changes: Vec<String>,
     /// What happened to it, oldest first, bounded by [`TIMELINE_MAX`].
     pub timeline: Vec<TimelineLine>,
     /// How often it relapsed.
@@ -548,6 +558,7 @@ impl State {
             timers: BTreeSet::new(),
             rehear_until: None,
             detect: detect::Detect::default(),
+            signals: Signals::default(),
             generation_floor: 0,
             silences: VecDeque::new(),
             freezes: BTreeMap::new(),
@@ -598,6 +609,11 @@ impl State {
     /// Every known agent, by name.
     pub fn agents(&self) -> impl Iterator<Item = &AgentRecord> {
         self.agents.values()
+    }
+
+    /// What the fleet is compared by: changes, builds, singletons, refusals.
+    pub fn signals(&self) -> &Signals {
+        &self.signals
     }
 
     /// How many agents are known.

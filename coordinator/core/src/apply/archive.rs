@@ -5,6 +5,7 @@ use super::{Step, findings, incidents, links};
 use crate::cause;
 use crate::detect::places;
 use crate::second_opinion;
+use crate::signals;
 use crate::state::{Archived, Link, State};
 use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
@@ -32,6 +33,7 @@ pub(super) fn archived(state: &mut State, step: Step, agent: &AgentName, by: &st
     second_opinion::over(state, agent);
     second_opinion::moved(state, agent, None);
     places::gone(state, agent);
+    signals::forget(state, step, agent);
     state.agents.remove(agent);
     remember(state, agent, Archived { index: step.index, by: by.to_owned(), reason: reason.to_owned() });
     state.touched.extend(causes);

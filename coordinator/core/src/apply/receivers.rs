@@ -115,6 +115,7 @@ fn tell_others(state: &mut State, step: Step, receiver: &str, summary: &str, fir
         observed: step.at,
         received: step.at,
         next_steps: steps,
+        rollback_failed: false,
     };
     add_occurrence(state, step, &cause::receiver(receiver), occurrence);
 }

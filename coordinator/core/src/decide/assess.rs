@@ -5,6 +5,7 @@ use crate::cause;
 use crate::detect;
 use crate::severity::{self, Raise, When};
 use crate::state::{Cause, CauseOccurrence, State};
+use crate::updates;
 use muster_common::evidence::{Grade, Value};
 use muster_common::ids::AgentName;
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
@@ -112,7 +113,7 @@ fn items<'a>(state: &'a State, now: Timestamp, cause: &'a Cause) -> Vec<Item<'a>
         })
     });
     let occurrences = cause.occurrences.iter().map(|occurrence| {
-        let (severity, raised) = occurrence_severity(state, occurrence);
+        let (severity, raised) = occurrence_severity(state, now, cause, occurrence);
         Item {
             reason: occurrence.reason,
             severity,
@@ -129,11 +130,18 @@ fn items<'a>(state: &'a State, now: Timestamp, cause: &'a Cause) -> Vec<Item<'a>
 }
 
 /// An OOM kill of a watched service is an outage, whoever told it with what.
-fn occurrence_severity(state: &State, occurrence: &CauseOccurrence) -> (Severity, Option<&'static Raise>) {
-    let watched = occurrence.service.as_ref().is_some_and(|service| !service.is_host());
-    let holds: &[When] = if watched { &[When::WatchedService] } else { &[] };
+fn occurrence_severity(
+    state: &State,
+    now: Timestamp,
+    cause: &Cause,
+    occurrence: &CauseOccurrence,
+) -> (Severity, Option<&'static Raise>) {
+    let mut holds = updates::circumstances(state, now, cause, occurrence);
+    if occurrence.service.as_ref().is_some_and(|service| !service.is_host()) {
+        holds.push(When::WatchedService);
+    }
     let told = state.severity_of(occurrence.reason, occurrence.severity);
-    severity::raised(state.policy(), occurrence.reason, told, holds)
+    severity::raised(state.policy(), occurrence.reason, told, &holds)
 }
 
 fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Assessment> {

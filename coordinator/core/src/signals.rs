@@ -1,0 +1,98 @@
+//! What the fleet is compared by: changes, builds and versions, where singletons run, refused callers. Kept in State for
+//! the detectors of the same names, which look at it; this file takes the facts in.
+//!
+//! Each part is bounded by itself, and none of them grows with what one agent tells.
+
+use crate::apply::Step;
+use crate::builds::{self, Builds, VersionSkewPolicy};
+use crate::changes::{self, Changes, ChangesPolicy};
+use crate::entry::{AgentHello, TimerKey};
+use crate::refusals::{self, AuthAbusePolicy, Refusals};
+use crate::singletons::{self, SingletonPolicy, Singletons};
+use crate::state::State;
+use crate::updates::{self, UpdatePolicy};
+use muster_common::finding::Finding;
+use muster_common::ids::AgentName;
+use muster_common::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Thresholds, one table each.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SignalPolicy {
+    /// What changed before an incident.
+    pub changes: ChangesPolicy,
+    /// Updates that fail.
+    pub update: UpdatePolicy,
+    /// Services that may run once.
+    pub singleton: SingletonPolicy,
+    /// Versions and builds that differ.
+    pub version_skew: VersionSkewPolicy,
+    /// Callers that are refused again and again.
+    pub auth_abuse: AuthAbusePolicy,
+}
+
+/// See the head of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Signals {
+    /// What changed lately.
+    pub changes: Changes,
+    /// Who runs which version.
+    pub builds: Builds,
+    /// Where singletons run.
+    pub singletons: Singletons,
+    /// Whom this coordinator refused.
+    pub refusals: Refusals,
+    /// When a cause is looked at again; its timer.
+    pub(crate) due: BTreeMap<String, Timestamp>,
+}
+
+/// Something happened on a host.
+pub(crate) fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, observed: Timestamp) {
+    changes::occurred(state, step, agent, finding, observed);
+    builds::occurred(state, step, agent, finding);
+    singletons::occurred(state, step, agent, finding, observed);
+    updates::occurred(state, step, agent, finding);
+}
+
+/// An agent connected; `old` is what it said of itself before.
+pub(crate) fn connected(state: &mut State, step: Step, agent: &AgentName, old: Option<&AgentHello>, new: &AgentHello) {
+    changes::connected(state, step, agent, old, new);
+    builds::connected(state, step, agent, old, new);
+}
+
+/// An agent is heard, or not any more.
+pub(crate) fn link_changed(state: &mut State, step: Step, agent: &AgentName) {
+    singletons::link_changed(state, step, agent);
+}
+
+/// An agent is forgotten.
+pub(crate) fn forget(state: &mut State, step: Step, agent: &AgentName) {
+    changes::forget(state, agent);
+    builds::forget(state, step, agent);
+    singletons::forget(state, step, agent);
+}
+
+/// The cause is looked at again at this time, and at no other that was set before.
+pub(crate) fn set_due(state: &mut State, cause: &str, at: Option<Timestamp>) {
+    let timer = TimerKey::SignalDue { cause: cause.to_owned() };
+    if let Some(old) = state.signals.due.remove(cause) {
+        state.timers.remove(&(old, timer.clone()));
+    }
+    if let Some(at) = at {
+        state.signals.due.insert(cause.to_owned(), at);
+        state.timers.insert((at, timer));
+    }
+}
+
+/// That time has come.
+pub(crate) fn due(state: &mut State, step: Step, cause: &str) {
+    state.signals.due.remove(cause);
+    if cause == builds::VERSION_SKEW {
+        builds::due(state);
+    }
+    refusals::due(state, step, cause);
+    state.touched.insert(cause.to_owned());
+}
