@@ -2,6 +2,7 @@
 
 use crate::ca::CaCommand;
 use crate::config::{Config, DEFAULT_PATH, TlsFiles, parse};
+use crate::replay::{ReplayCommand, ReplayError};
 use crate::runtime::RuntimeError;
 use crate::serve::Coordinator;
 use crate::store::check::check_store;
@@ -39,6 +40,8 @@ enum Command {
     CheckConfig(ConfigPath),
     /// Verify the journal: file, hash chain, entries, and that the rules reproduce the recorded conclusions
     CheckStore(ConfigPath),
+    /// Feed the facts of a bundle to the rules again: same conclusions, or what another policy would have paged
+    Replay(ReplayCommand),
     /// The built-in certificate authority
     #[command(subcommand)]
     Ca(CaCommand),
@@ -73,6 +76,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Run(path) => run(&path.config),
         Command::CheckConfig(path) => check_config(&path.config, &mut out),
         Command::CheckStore(path) => check(&path.config, &mut out),
+        Command::Replay(command) => replay(&command, &mut out),
         Command::Ca(command) => crate::ca::run(&command, &mut out).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
     };
     // Where nobody reads what is said there is nobody to tell.
@@ -108,6 +112,13 @@ fn check_config(path: &Path, out: &mut dyn Write) -> Result<ExitCode, Failure> {
         }
         Err(failure) => Err(failure),
     }
+}
+
+fn replay(command: &ReplayCommand, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+    crate::replay::run(command, out).map_err(|error| match error {
+        ReplayError::Config(errors) => Failure::Config(errors),
+        ReplayError::Other(error) => Failure::Other(error),
+    })
 }
 
 fn check(path: &Path, out: &mut dyn Write) -> Result<ExitCode, Failure> {

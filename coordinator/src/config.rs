@@ -2,6 +2,8 @@
 //!
 //! Never holds a secret: only the names of the files that do.
 
+mod detectors;
+
 use crate::pager::heartbeat::{HeartbeatConfig, read_heartbeat};
 use crate::pager::inbound::read_inbound;
 use crate::pager::secret::{SecretFile, masked};
@@ -79,16 +81,27 @@ pub struct FailoverConfig {
 
 /// Parses `text`, the content of `file`.
 pub fn parse(file: &str, text: &str) -> Result<Config, ConfigErrors> {
-    // A report shows the lines with mistakes; a secret that does not belong there is covered.
-    let config = read(file, text, walk).map_err(|errors| ConfigErrors { text: masked(text), ..errors })?;
+    let (_, config) = read_covered(file, text, |root| walk(root, true))?;
     // A walk without a mistake has found every required key.
     config.ok_or_else(|| ConfigErrors { file: file.to_owned(), text: text.to_owned(), mistakes: Vec::new() })
 }
 
-fn walk(root: &Reader<'_>) -> Option<Config> {
+/// The policy in `text`, for what-if questions: certificates and a store may be there, and need not be.
+pub fn parse_policy(file: &str, text: &str) -> Result<Policy, ConfigErrors> {
+    read_covered(file, text, |root| walk(root, false)).map(|(policy, _)| policy)
+}
+
+/// A report shows the lines with mistakes; a secret that does not belong there is covered.
+fn read_covered<T>(file: &str, text: &str, walk: impl FnOnce(&Reader<'_>) -> T) -> Result<T, ConfigErrors> {
+    read(file, text, walk).map_err(|errors| ConfigErrors { text: masked(text), ..errors })
+}
+
+/// The policy, and all of it where what a coordinator cannot run without is there.
+fn walk(root: &Reader<'_>, is_whole: bool) -> (Policy, Option<Config>) {
     let listen = read_listen(root);
-    let tls = read_tls(root);
-    let store_url = read_store(root);
+    let wanted = |key: &str| is_whole || root.value(key).is_some();
+    let tls = if wanted("tls") { read_tls(root) } else { None };
+    let store_url = if wanted("store") { read_store(root) } else { None };
     let receivers = read_receivers(root);
     let mut policy = read_policy(root);
     read_routes(root, &receivers, &mut policy);
@@ -99,7 +112,21 @@ fn walk(root: &Reader<'_>) -> Option<Config> {
         Some(table) => read_endpoints(&table, "endpoints"),
         None => Vec::new(),
     };
-    Some(Config { listen: listen?, tls: tls?, store_url: store_url?, policy, receivers, heartbeat_out, pagerduty_webhook, failover, advertise })
+    let own = policy.clone();
+    let whole = || {
+        Some(Config {
+            listen: listen?,
+            tls: tls?,
+            store_url: store_url?,
+            policy,
+            receivers,
+            heartbeat_out,
+            pagerduty_webhook,
+            failover,
+            advertise,
+        })
+    };
+    (own, whole())
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
@@ -167,12 +194,18 @@ fn read_failover(root: &Reader<'_>) -> FailoverConfig {
 fn read_policy(root: &Reader<'_>) -> Policy {
     let mut policy = Policy::default();
     read_liveness(root, &mut policy);
-    read_detectors(root, &mut policy);
+    detectors::read(root, &mut policy);
     read_second_opinion(root, &mut policy);
     if let Some(table) = root.table("incidents") {
         for (key, values) in [("hold", &mut policy.hold), ("stability", &mut policy.stability)] {
             if let Some(per_severity) = table.table(key) {
-                read_per_severity(&per_severity, values);
+                read_per_severity(&per_severity, values, DAY);
+            }
+        }
+        // The next working day may be some days away.
+        for (key, values) in [("response", &mut policy.response), ("escalation", &mut policy.escalation)] {
+            if let Some(per_severity) = table.table(key) {
+                read_per_severity(&per_severity, values, DAY * 14);
             }
         }
         set(&mut policy.page_from, table.parsed("page_from", |text| text.parse::<Severity>()));
@@ -187,8 +220,8 @@ fn read_policy(root: &Reader<'_>) -> Policy {
     policy
 }
 
-fn read_per_severity(table: &Reader<'_>, values: &mut PerSeverity<Duration>) {
-    let bounds = Duration::ZERO..=DAY;
+fn read_per_severity(table: &Reader<'_>, values: &mut PerSeverity<Duration>, longest: Duration) {
+    let bounds = Duration::ZERO..=longest;
     set(&mut values.sev0, table.duration("sev0", bounds.clone()));
     set(&mut values.sev1, table.duration("sev1", bounds.clone()));
     set(&mut values.sev2, table.duration("sev2", bounds.clone()));
@@ -207,20 +240,9 @@ fn read_liveness(root: &Reader<'_>, policy: &mut Policy) {
     set(&mut liveness.mass_agents, count(&table, "mass_agents", 2..=100_000));
     set(&mut liveness.mass_window, table.duration("mass_window", SECOND..=DAY));
     set(&mut liveness.goodbye_grace, table.duration("goodbye_grace", SECOND..=DAY));
+    set(&mut liveness.reboot_grace, table.duration("reboot_grace", SECOND..=DAY));
     set(&mut liveness.admission_per_s, count(&table, "admission_per_s", 1..=100_000));
     set(&mut liveness.reconnect_max, table.duration("reconnect_max", SECOND..=DAY));
-}
-
-fn read_detectors(root: &Reader<'_>, policy: &mut Policy) {
-    let Some(table) = root.table("detectors") else { return };
-    if let Some(storm) = table.table("restart_storm") {
-        set(&mut policy.restart_storm.window, storm.duration("window", SECOND..=DAY));
-        set(&mut policy.restart_storm.host_restarts, count(&storm, "host_restarts", 2..=100_000));
-        set(&mut policy.restart_storm.fleet_hosts, count(&storm, "fleet_hosts", 2..=100_000));
-    }
-    if let Some(locks) = table.table("lock_contention") {
-        set(&mut policy.lock_contention.fleet_hosts, count(&locks, "fleet_hosts", 2..=100_000));
-    }
 }
 
 fn read_second_opinion(root: &Reader<'_>, policy: &mut Policy) {
@@ -252,16 +274,31 @@ mod tests {
         assert_eq!(config.policy, Policy::default());
         let most = format!(
             "{MINIMAL}[listen]\ngrpc = \"0.0.0.0:1\"\nunix = \"/run/s\"\n[liveness]\nheartbeat = \"2s\"\nstale_after = 4\n\
-             [incidents]\nhold = {{ sev2 = \"3s\" }}\n[detectors.restart_storm]\nhost_restarts = 9\n\
+             [incidents]\nhold = {{ sev2 = \"3s\" }}\n\
+             response = {{ sev3 = \"3d\" }}\nescalation = {{ sev2 = \"10m\", sev3 = \"0s\" }}\n[detectors.incident_burst]\nincidents = 20\n[detectors.restart_storm]\nhost_restarts = 9\n\
              [severity]\nport_closed = \"sev1\"\n[failover]\nfollow = \"https://a:7420\"\npeers = [\"https://a:7420\"]\n\
              [advertise]\nendpoints = [\"https://a:7420\"]\n[[receiver.webhook]]\nname = \"ops\"\nurl = \"http://127.0.0.1:9/\"\n"
         );
         let config = parse("c.toml", &most).unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(config.policy.liveness.stale_after, 4);
         assert_eq!(config.policy.hold.sev2, Duration::from_secs(3));
+        assert_eq!(config.policy.response.sev3, DAY * 3);
+        assert_eq!((config.policy.escalation.sev2, config.policy.escalation.sev3), (SECOND * 600, Duration::ZERO));
+        assert_eq!(config.policy.correlation.incidents, 20);
         assert_eq!(config.policy.severities.get(&Reason::PortClosed), Some(&Severity::Sev1));
         assert_eq!(config.policy.receivers, ["ops"]);
         assert_eq!(config.failover.follow.as_deref(), Some("https://a:7420"));
+    }
+
+    #[test]
+    fn a_policy_needs_neither_certificates_nor_a_store() {
+        let text = "[incidents]\nhold = { sev2 = \"3s\" }\n[[receiver.webhook]]\nname = \"ops\"\nurl = \"http://127.0.0.1:9/\"\n";
+        let policy = parse_policy("p.toml", text).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!((policy.hold.sev2, policy.receivers), (Duration::from_secs(3), vec!["ops".to_owned()]));
+        assert_eq!(parse_policy("c.toml", MINIMAL).unwrap(), Policy::default());
+        let errors = parse_policy("p.toml", "[tls]\nca = \"c\"\n[liveness]\nheartbeatt = \"1s\"\n").unwrap_err();
+        assert!(errors.to_string().contains("did you mean \"heartbeat\""), "{errors}");
+        assert!(parse("p.toml", text).is_err());
     }
 
     #[test]

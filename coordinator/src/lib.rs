@@ -2,6 +2,7 @@
 //!
 //! Invariant: one loop ([`runtime`]) changes State; everything else asks it through [`runtime::Handle`].
 
+pub mod bundle;
 pub mod ca;
 pub mod cli;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod metrics;
 pub mod outbox;
 pub mod pager;
 pub mod paging;
+pub mod replay;
 pub mod runtime;
 pub mod second_opinion;
 pub mod serve;

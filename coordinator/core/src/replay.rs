@@ -12,7 +12,7 @@ use crate::state::State;
 use muster_common::time::Timestamp;
 use serde::Serialize;
 use std::collections::VecDeque;
-pub use whatif::{Told, WhatIf, WhatIfError, WhatIfRun, what_if};
+pub use whatif::{Course, IncidentDiff, Told, Unmatched, WhatIf, WhatIfError, WhatIfRun, what_if};
 
 /// Where a replay went another way than the journal.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -7,7 +7,7 @@ use super::admission::Admission;
 use super::caller::{Caller, allow};
 use super::spool_reader::SpoolReader;
 use crate::failover::{Failover, HearError, not_primary};
-use crate::runtime::{Answer, CoordinatorRole, Handle, LINK_OUTBOX_MESSAGES_MAX, Link, Newest, Resume, Waiting, wall_clock};
+use crate::runtime::{Answer, CoordinatorRole, Handle, Link, Messages, Newest, Outbox, Resume, Waiting, wall_clock};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use muster_common::identity::Role;
@@ -25,8 +25,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// The protocol that is spoken here.
@@ -42,7 +40,6 @@ const CONFLICT_INTERVAL_MS: i64 = 60_000;
 /// Batches of one stream waiting for their commit. Overflow rule: the stream is not read meanwhile.
 const BATCHES_IN_FLIGHT_MAX: usize = 8;
 
-type Messages = Pin<Box<dyn futures_util::Stream<Item = Result<ConnectResponse, Status>> + Send>>;
 type Commit = Pin<Box<dyn Future<Output = Result<(u64, u64), Status>> + Send>>;
 
 /// The service.
@@ -63,7 +60,8 @@ impl AgentLink {
 
     /// Serves one stream from its hello to its end.
     async fn serve(&self, caller: &Caller, requests: &mut Streaming<ConnectRequest>, outbox: &Outbox) -> Ended {
-        let opened = self.open(caller, requests, outbox).await;
+        // In a block of its own, which is gone with the greeting: in place its room would stay with the stream.
+        let opened = Box::pin(self.open(caller, requests, outbox)).await;
         let mut session = match opened {
             Ok(session) => session,
             Err(status) => return Ended::Refused(status),
@@ -93,8 +91,12 @@ impl AgentLink {
             let text = format!("{AGENTS_MAX} agents are known already: this one needs a fleet with room");
             return Err(Status::resource_exhausted(text));
         }
-        if !self.admission.admit(Instant::now(), per_s, &agent) {
+        let Some(wait) = self.admission.admit(Instant::now(), per_s, &agent) else {
             return Err(Status::resource_exhausted("too many agents connect at once: come back in a few seconds"));
+        };
+        tokio::select! {
+            () = self.handle.stopping().cancelled_owned() => return Err(Status::unavailable("draining: this coordinator stops")),
+            () = tokio::time::sleep(wait) => {}
         }
         let hello = first_hello(requests).await?;
         self.hear_epoch(&hello, &agent).await?;
@@ -189,7 +191,7 @@ impl AgentLinkService for AgentLink {
             self.handle.metrics().stream_refused(status.code());
         })?;
         let mut requests = request.into_inner();
-        let (outbox, messages) = mpsc::channel(LINK_OUTBOX_MESSAGES_MAX);
+        let (outbox, messages) = Outbox::new();
         let service = self.clone();
         tokio::spawn(async move {
             if let Some(status) = service.serve(&caller, &mut requests, &outbox).await.status() {
@@ -199,11 +201,9 @@ impl AgentLinkService for AgentLink {
                 drop(outbox.try_send(Err(status)));
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        Ok(Response::new(messages))
     }
 }
-
-type Outbox = mpsc::Sender<Result<ConnectResponse, Status>>;
 
 async fn send(outbox: &Outbox, message: connect_response::Message) -> Result<(), ()> {
     outbox.send(Ok(ConnectResponse { message: Some(message) })).await.map_err(|_| ())

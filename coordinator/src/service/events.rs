@@ -93,7 +93,6 @@ pub(super) fn incident_of(state: &State, entry: &Entry) -> Option<IncidentKey> {
             | C::IncidentRelapsed { incident, .. }
             | C::IncidentResolved { incident, .. }
             | C::PageRequested { incident, .. }
-            | C::SecondOpinionWanted { incident, .. }
             | C::SeveritySet { incident, .. }
             | C::IncidentEscalated { incident, .. }
             | C::IncidentSilenced { incident, .. }

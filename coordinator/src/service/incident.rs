@@ -3,7 +3,7 @@
 use super::caller::{ACTORS, READERS, allow};
 use super::events::{incident_of, maybe};
 use super::paging::{PageRequest, bad_token};
-use super::status_of;
+use super::{explain, export, status_of};
 use super::watch::{Watched, Watchers};
 use crate::runtime::{Batch, Handle, View};
 use muster_common::limits::{NAME_BYTES_MAX, NOTE_BYTES_MAX, clip};
@@ -218,22 +218,25 @@ impl IncidentService for IncidentApi {
 
     async fn export_incident(
         &self,
-        _request: Request<v1::ExportIncidentRequest>,
+        request: Request<v1::ExportIncidentRequest>,
     ) -> Result<Response<v1::ExportIncidentResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        allow(&request, READERS)?;
+        export::incident(&self.handle, request.into_inner()).await.map(Response::new)
     }
 
     type ExportBundleStream = Watched<v1::ExportBundleResponse>;
 
     async fn export_bundle(
         &self,
-        _request: Request<v1::ExportBundleRequest>,
+        request: Request<v1::ExportBundleRequest>,
     ) -> Result<Response<Self::ExportBundleStream>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        allow(&request, READERS)?;
+        export::bundle(&self.handle, request.into_inner()).await.map(Response::new)
     }
 
-    async fn explain(&self, _request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        allow(&request, READERS)?;
+        explain::explain(&self.handle, request.into_inner()).await.map(Response::new)
     }
 }
 

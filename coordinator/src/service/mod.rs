@@ -4,6 +4,8 @@ mod admission;
 pub mod agent_link;
 pub mod caller;
 mod events;
+mod explain;
+mod export;
 pub mod failover;
 pub mod finding;
 pub mod fleet;

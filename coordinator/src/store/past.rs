@@ -19,10 +19,14 @@ pub enum PastError {
     #[error("the journal does not reach back to that time: the oldest that can be told is {0}")]
     TooOld(Timestamp),
     /// Too much to do.
-    #[error("{0} entries lie between the nearest snapshot and that time, more than are looked through: ask about another time, or replay a bundle")]
+    #[error(
+        "{0} entries lie between the nearest snapshot and that time, more than are looked through: ask about another time, or replay a bundle"
+    )]
     TooFar(u64),
     /// Too slow.
-    #[error("going through the journal took too long: try again when the coordinator has less to do, or replay a bundle")]
+    #[error(
+        "going through the journal took too long: try again when the coordinator has less to do, or replay a bundle"
+    )]
     TooSlow,
     /// The store.
     #[error(transparent)]
