@@ -167,6 +167,8 @@ impl Door {
     pub async fn accept_tls(self, listener: TcpListener, certificate: Arc<Certificate>) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let free = Arc::clone(&slots);
+        tokio::spawn(crate::heap::watch(move || CONNECTIONS_MAX - free.available_permits(), self.stop.clone()));
         loop {
             let accepted = tokio::select! {
                 () = self.stop.cancelled() => return,

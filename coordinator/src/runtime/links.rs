@@ -3,17 +3,14 @@
 
 use super::handle::lock;
 use super::questions::Questions;
+use super::to_agent::Outbox;
 use muster_common::ids::AgentName;
 use muster_proto::v1::{self, ConnectResponse};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-
-/// Messages waiting for one agent (acks, pings, resyncs). Overflow rule: the newest is not sent; every one of them is
-/// repeated or superseded by a later one.
-pub const LINK_OUTBOX_MESSAGES_MAX: usize = 16;
 
 /// What a heartbeat says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +37,13 @@ pub struct Link {
     /// Ends the stream with a reason for the agent.
     pub replaced: CancellationToken,
     /// Messages to the agent.
-    pub outbox: mpsc::Sender<Result<ConnectResponse, tonic::Status>>,
+    pub outbox: Outbox,
     /// Log time in ms at which anything was last heard on this stream.
     pub last_heard_ms: AtomicI64,
     /// The newest heartbeat; read as a whole, so that digest and head belong together.
     pub newest: Mutex<Option<Newest>>,
+    /// A heartbeat came that nobody has taken.
+    is_new: AtomicBool,
     /// Resync last asked for; 0 before the first.
     pub resync_asked: AtomicU64,
     /// Log time in ms of that.
@@ -67,7 +66,7 @@ impl Link {
         peer: String,
         number: u64,
         now_ms: i64,
-        outbox: mpsc::Sender<Result<ConnectResponse, tonic::Status>>,
+        outbox: Outbox,
     ) -> Self {
         Self {
             peer,
@@ -76,6 +75,7 @@ impl Link {
             outbox,
             last_heard_ms: AtomicI64::new(now_ms),
             newest: Mutex::new(None),
+            is_new: AtomicBool::new(false),
             resync_asked: AtomicU64::new(0),
             resync_asked_ms: AtomicI64::new(i64::MIN),
             conflict_told_ms: AtomicI64::new(i64::MIN),
@@ -89,6 +89,12 @@ impl Link {
     /// A heartbeat came.
     pub fn beat(&self, newest: Newest) {
         *lock(&self.newest) = Some(newest);
+        self.is_new.store(true, Ordering::Release);
+    }
+
+    /// The newest heartbeat, if one came since this was asked last.
+    pub fn take_new(&self) -> Option<Newest> {
+        if self.is_new.swap(false, Ordering::AcqRel) { self.newest() } else { None }
     }
 
     /// The newest heartbeat, if any came.
@@ -174,6 +180,11 @@ impl Links {
     /// Whether nobody is connected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Looks at all streams, in order of name, without a copy. Nobody comes or goes meanwhile: be quick.
+    pub fn look<T>(&self, look: impl FnOnce(&BTreeMap<AgentName, Arc<Link>>) -> T) -> T {
+        look(&lock(&self.by_agent))
     }
 
     /// All streams, in order of name.

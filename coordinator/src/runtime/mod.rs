@@ -11,6 +11,7 @@ mod questions;
 mod resync;
 mod snapshot;
 mod standing;
+mod to_agent;
 mod turn;
 
 pub use clock::LogClock;
@@ -18,7 +19,8 @@ pub(crate) use clock::wall_clock;
 pub use handle::{
     Batch, Committed, CoordinatorRole, Follower, Handle, Resume, RuntimeError, Standing, SubmitError, View, Waiting,
 };
-pub use links::{LINK_OUTBOX_MESSAGES_MAX, Link, Links, Newest};
+pub use links::{Link, Links, Newest};
 pub use questions::{Answer, NoAnswer};
 pub use resync::Resynced;
+pub use to_agent::{LINK_OUTBOX_MESSAGES_MAX, Messages, NotTaken, Outbox, Room, ToAgent};
 pub use turn::{Runtime, Start, start};

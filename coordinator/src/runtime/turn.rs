@@ -8,7 +8,7 @@ use super::handle::{
     Batch, Committed, CoordinatorRole, Handle, INBOX_INPUTS_MAX, Input, PeerQuestion, Resume, RuntimeError,
     STOOD_STILL_MS, Shared, Standing, View, WATCHER_BATCHES_MAX, boot_ms, lock,
 };
-use super::links::Links;
+use super::links::{Link, Links, Newest};
 use super::load::{decode_state, load};
 use super::resync::{Before, Resynced};
 use super::snapshot::Encoding;
@@ -21,11 +21,12 @@ use muster_common::time::Timestamp;
 use muster_coordinator_core::agent_stream::{greet, wants_resync};
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Entry, EntryBody, Fact};
 use muster_coordinator_core::failover;
-use muster_coordinator_core::liveness::{Heard, Liveness, PauseWatch, Swept};
+use muster_coordinator_core::liveness::{Liveness, PauseWatch, Swept};
 use muster_coordinator_core::machine::Machine;
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::state::next_deadline;
 use muster_proto::v1;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -40,8 +41,12 @@ const TICK: Duration = Duration::from_millis(250);
 const SNAPSHOT_ENTRIES: u64 = 20_000;
 /// Wait between two resync requests to one agent: a resync that goes astray is asked for again, but never in a storm.
 const RESYNC_INTERVAL_MS: i64 = 10_000;
-/// Turns between two counts for `/metrics`: they look at every agent, so not at every turn.
-const GAUGES_TURNS: u64 = 16;
+/// Between two counts for `/metrics`: they look at every agent, so not at every turn.
+const GAUGES_INTERVAL: Duration = Duration::from_secs(1);
+/// Sweeps within a heartbeat's interval, ...
+const SWEEPS_PER_HEARTBEAT: u32 = 5;
+/// ... and the longest time between two: what nobody notices beside the threshold of a stale agent.
+const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Shortest gap that counts as a pause; a busy machine hiccups below it.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
@@ -123,6 +128,7 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
         started: now,
         pause: PauseWatch::new(now, TICK),
         swept: now,
+        gauged: Timestamp::UNIX_EPOCH,
         shared: Arc::clone(&shared),
         entries: Vec::new(),
         resynced: Vec::new(),
@@ -148,6 +154,8 @@ pub fn start(start: Start) -> Result<(Handle, Runtime), RuntimeError> {
 }
 
 type Answer = Box<dyn FnOnce(&Turner) + Send>;
+/// Agents whose newest heartbeat tells of another open set than State has.
+type Disagreeing = Vec<(AgentName, Arc<Link>, Newest)>;
 
 struct Turner {
     machine: Machine,
@@ -160,6 +168,8 @@ struct Turner {
     pause: PauseWatch,
     /// Log time of the last liveness sweep.
     swept: Timestamp,
+    /// Log time of the last count for `/metrics`.
+    gauged: Timestamp,
     snapshot_index: u64,
     encoding: Option<Encoding>,
     shared: Arc<Shared>,
@@ -214,7 +224,7 @@ impl Turner {
         }
         if self.standing.role == CoordinatorRole::Primary {
             // Linear in the fleet, so by the clock and not by the turn.
-            if now.since(self.swept) >= TICK {
+            if now.since(self.swept) >= self.sweep_interval() {
                 self.swept = now;
                 self.sweep(now);
             }
@@ -222,11 +232,17 @@ impl Turner {
         }
         self.commit()?;
         self.snapshot_beside()?;
-        let turns = self.shared.turns.fetch_add(1, Ordering::Relaxed);
-        if turns.is_multiple_of(GAUGES_TURNS) {
+        self.shared.turns.fetch_add(1, Ordering::Relaxed);
+        if now.since(self.gauged) >= GAUGES_INTERVAL {
+            self.gauged = now;
             super::gauges::refresh(&self.shared.metrics, self.machine.state());
         }
         Ok(())
+    }
+
+    fn sweep_interval(&self) -> Duration {
+        let heartbeat = self.machine.state().policy().liveness.heartbeat;
+        (heartbeat / SWEEPS_PER_HEARTBEAT).clamp(TICK, SWEEP_INTERVAL_MAX)
     }
 
     /// After a standstill (or a very slow disk, which looks the same) the other coordinators are asked before anyone is
@@ -439,15 +455,18 @@ impl Turner {
     }
 
     fn sweep(&mut self, now: Timestamp) {
-        for (agent, link) in self.shared.links.all() {
-            let last_heard = Timestamp::from_unix_ms(link.last_heard_ms.load(Ordering::Relaxed));
-            if now.since(last_heard) < self.stale_after() && self.liveness.heard(&agent, last_heard) == Heard::Back {
-                self.feed(now, Fact::AgentHeard { agent: agent.clone() });
-            }
-            self.compare_digest(now, &agent, &link);
+        let links = Arc::clone(&self.shared.links);
+        let (back, told) = links.look(|links| self.read_links(now, links));
+        for agent in back {
+            self.feed(now, Fact::AgentHeard { agent });
+        }
+        for (agent, link, newest) in told {
+            self.compare_digest(now, &agent, &link, newest);
         }
         let policy = self.machine.state().policy().liveness.clone();
-        for swept in self.liveness.sweep(now, &policy) {
+        let state = self.machine.state();
+        let swept = self.liveness.sweep(now, &policy, |agent| state.maintenance_of(agent).is_some());
+        for swept in swept {
             let fact = match swept {
                 Swept::Silent { agent, last_heard, silence } => Fact::AgentSilent { agent, last_heard, silence },
                 Swept::Disconnected { agent, how } => Fact::AgentDisconnected { agent, how },
@@ -457,14 +476,31 @@ impl Turner {
         }
     }
 
+    /// Who is back, and whose new heartbeat disagrees with State. Linear in the fleet and under the links' lock: both
+    /// tables are walked in order of names, side by side, and nothing is copied of the healthy.
+    fn read_links(&mut self, now: Timestamp, links: &BTreeMap<AgentName, Arc<Link>>) -> (Vec<AgentName>, Disagreeing) {
+        let stale_after = self.stale_after();
+        let heard = links.iter().filter_map(|(agent, link)| {
+            let last_heard = Timestamp::from_unix_ms(link.last_heard_ms.load(Ordering::Relaxed));
+            (now.since(last_heard) < stale_after).then_some((agent, last_heard))
+        });
+        let back = self.liveness.heard_all(heard);
+        let state = self.machine.state();
+        let disagrees = |(agent, link): (&AgentName, &Arc<Link>)| {
+            let newest = link.take_new()?;
+            let record = state.agent(agent)?;
+            wants_resync(record, newest.head_sequence, newest.digest).then(|| (agent.clone(), Arc::clone(link), newest))
+        };
+        (back, links.iter().filter_map(disagrees).collect())
+    }
+
     fn stale_after(&self) -> Duration {
         let liveness = &self.machine.state().policy().liveness;
         liveness.heartbeat * liveness.stale_after
     }
 
     /// Asks for a resync when agent and State disagree about what is open at the very same entry.
-    fn compare_digest(&mut self, now: Timestamp, agent: &AgentName, link: &super::links::Link) {
-        let Some(newest) = link.newest() else { return };
+    fn compare_digest(&mut self, now: Timestamp, agent: &AgentName, link: &Link, newest: Newest) {
         let Some(record) = self.machine.state().agent(agent) else { return };
         if !wants_resync(record, newest.head_sequence, newest.digest) {
             return;

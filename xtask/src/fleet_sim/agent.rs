@@ -32,7 +32,7 @@ pub(crate) const BEAT: u32 = 1;
 pub(crate) const PING: u32 = 2;
 /// The socket is reset.
 pub(crate) const RESET: u32 = 4;
-/// Nothing is read or written any more, as if the host had frozen.
+/// Nothing is read or written any more, as if the host had frozen, until a reset.
 pub(crate) const FREEZE: u32 = 8;
 
 /// What all agents of a swarm share.
@@ -239,7 +239,7 @@ impl Agent {
                         return Ok(());
                     }
                     if wanted & FREEZE != 0 {
-                        while self.awake.load(Ordering::Acquire) {
+                        while self.wanted.swap(0, Ordering::AcqRel) & RESET == 0 {
                             self.bell.notified().await;
                         }
                         return Ok(());

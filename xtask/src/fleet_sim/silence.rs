@@ -67,10 +67,7 @@ pub(crate) fn measure(stage: &Stage, heartbeat: Duration, results: &mut Results)
         anyhow::Ok((stale, confirmed, seen.unlinked))
     });
     stage.open_gate();
-    agents.iter().take(victims).for_each(|agent| {
-        agent.wake(false);
-        agent.wake(true);
-    });
+    agents.iter().take(victims).for_each(|agent| agent.want(RESET));
     let (stale, confirmed, unlinked) = seen?;
     let seconds = heartbeat.as_secs_f64();
     p99(results, "stale agent noticed, from its last heartbeat, p99", stale, seconds * f64::from(STALE_AFTER) + LATE_S);
