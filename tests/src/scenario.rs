@@ -6,6 +6,8 @@
 //!   silent A HOW            goodbye|reset|nothing|not_reheard                  heard A
 //!   open A SERVICE SUBJECT REASON [sevN]                clear A SERVICE SUBJECT REASON
 //!   occur A SERVICE REASON AGO_SECONDS [estimated]      differs A / resync A SERVICE SUBJECT ok|unknown
+//!     [sha256=HASH|version=V: the build that it happened to]
+//!   address A IP / boot A N (at its next connect)
 //!   ack CAUSE / resolve CAUSE / note CAUSE              restart / takeover / pause / fence
 //!   severity CAUSE sevN / commander CAUSE NAME          label A KEY=VALUE (at its next connect)
 //!   silence SECONDS KIND=PATTERN...                     maintenance IN_SECONDS SECONDS KIND=PATTERN...
@@ -17,8 +19,9 @@
 //! folded|merged|changed ...`.
 //! After the script the journal is applied from genesis and its facts are replayed: both must agree with what ran.
 
+use muster_common::evidence::Evidence;
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
-use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName, ServiceName, SpoolId};
+use muster_common::ids::{AgentName, BootId, CoordinatorId, Epoch, FleetName, ServiceName, SpoolId};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::spool::{EntryHash, Position};
@@ -47,6 +50,8 @@ pub struct Fleet {
     pub now: Timestamp,
     sequences: BTreeMap<AgentName, u64>,
     labels: BTreeMap<AgentName, BTreeMap<String, String>>,
+    addresses: BTreeMap<AgentName, String>,
+    boots: BTreeMap<AgentName, u64>,
     silences: Vec<u64>,
     pager_up: bool,
 }
@@ -135,6 +140,8 @@ impl Fleet {
             now: start,
             sequences: BTreeMap::new(),
             labels: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            boots: BTreeMap::new(),
             silences: Vec::new(),
             pager_up: true,
         };
@@ -215,8 +222,7 @@ impl Fleet {
         match words {
             ["connect", names @ ..] => {
                 for name in names {
-                    let labels = self.labels.get(&agent(name)).cloned().unwrap_or_default();
-                    let hello = AgentHello { labels, ..hello(name) };
+                    let hello = self.hello_of(name);
                     self.feed(Fact::AgentConnected { agent: agent(name), hello });
                 }
             }
@@ -239,8 +245,10 @@ impl Fleet {
             }
             ["occur", name, service, reason, ago, more @ ..] => {
                 let ago = Duration::from_secs(ago.parse().unwrap_or_else(|_| panic!("no number in {line:?}")));
-                let event = FindingEvent::Occurred(finding(service, "it", reason, None));
-                self.told_by_agent(&agent(name), event, ago, more == ["estimated"]);
+                let build = more.first().and_then(|word| word.split_once('='));
+                let evidence = build.map(|(key, value)| Evidence::new().text(&format!("executable_{key}"), value));
+                let finding = finding(service, "it", reason, None).evidence(evidence.unwrap_or_default());
+                self.told_by_agent(&agent(name), FindingEvent::Occurred(finding), ago, more == ["estimated"]);
             }
             ["differs", name] => self.feed(Fact::DigestDiffers { agent: agent(name) }),
             ["resync", name, service, subject, probe, verdict] => {
@@ -257,6 +265,11 @@ impl Fleet {
                 let labels = self.labels.entry(agent(name)).or_default();
                 labels.insert(key.to_owned(), value.to_owned());
             }
+            ["address", name, ip] => drop(self.addresses.insert(agent(name), format!("{ip}:4000"))),
+            ["boot", name, nth] => {
+                let nth: u64 = nth.parse().unwrap_or_else(|_| panic!("no number in {line:?}"));
+                self.boots.insert(agent(name), nth);
+            }
             ["silence", length, matchers @ ..] => self.silence(SilenceKind::Silence, "0", length, matchers),
             ["maintenance", within, length, matchers @ ..] => {
                 self.silence(SilenceKind::Maintenance, within, length, matchers);
@@ -268,6 +281,17 @@ impl Fleet {
             }
             _ => self.own_life(words, line),
         }
+    }
+
+    fn hello_of(&self, name: &str) -> AgentHello {
+        let mut hello = hello(name);
+        let name = agent(name);
+        hello.labels = self.labels.get(&name).cloned().unwrap_or_default();
+        hello.boot_id = self.boots.get(&name).map(|nth| BootId(uuid::Uuid::from_u64_pair(1, *nth)));
+        if let Some(address) = self.addresses.get(&name) {
+            hello.peer_address.clone_from(address);
+        }
+        hello
     }
 
     fn own_life(&mut self, words: &[&str], line: &str) {

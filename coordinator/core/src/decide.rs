@@ -167,7 +167,7 @@ fn changed(
     let (severity, reason) =
         (if worse { found.severity } else { incident.severity }, if better_told { found.reason } else { incident.reason });
     let why = match (worse, better_told) {
-        (true, false) => format!("{} makes it {severity}", found.worst),
+        (true, false) => format!("{} makes it {severity}{}", found.worst, found.raised_words()),
         (false, _) => format!("{reason} explains what was seen before ({})", incident.reason),
         (true, true) => format!("{reason} explains what was seen before ({}) and makes it {severity}", incident.reason),
     };

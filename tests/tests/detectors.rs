@@ -1,0 +1,634 @@
+//! What each detector makes of many hosts, or of many occurrences: at the threshold, just below it, and late.
+
+use muster_common::evidence::Evidence;
+use muster_common::finding::{Finding, FindingEvent};
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_coordinator_core::detect;
+use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::state::Incident;
+use muster_tests::scenario::{Fleet, agent, check, check_under, key, policy};
+use std::time::Duration;
+
+/// `connect` with a label each, at second 0.
+fn with_label(label: &str, names: &[&str]) -> String {
+    names.iter().map(|name| format!("0 label {name} {label}\n0 connect {name}\n")).collect()
+}
+
+fn newest<'a>(fleet: &'a Fleet, cause: &str) -> &'a Incident {
+    fleet.machine.state().newest_incident(cause).unwrap_or_else(|| panic!("no incident {cause}:\n{}", fleet.log()))
+}
+
+fn run(policy: Policy, script: &str) -> Fleet {
+    let mut fleet = Fleet::new(policy);
+    script.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(|line| fleet.run_line(line));
+    fleet.check_journal();
+    fleet
+}
+
+mod silences {
+    use super::*;
+
+    #[test]
+    fn a_zone_that_falls_silent_is_one_page_that_names_it() {
+        let far = ["f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9", "g1", "g2", "g3"];
+        let script = with_label("zone=a", &far)
+            + &with_label("zone=b", &["b1", "b2", "b3"])
+            + "100 silent b1 nothing
+               101 silent b2 reset
+               103 silent b3 nothing
+               150 silent f1 nothing
+               200 heard b1
+               201 heard b2
+               202 heard b3
+               1200 end";
+        let fleet = check(
+            &script,
+            "100 opened sev3 agent_stale host/b1/agent#1
+             101 opened sev3 agent_stale host/b2/agent#1
+             103 opened sev1 mass_stale fleet/mass_stale/zone=b#1
+             103 folded host/b1/agent into fleet/mass_stale/zone=b
+             103 folded host/b2/agent into fleet/mass_stale/zone=b
+             108 page trigger sev1 mass_stale fleet/mass_stale/zone=b
+             150 opened sev3 agent_stale host/f1/agent#1
+             202 recovering fleet/mass_stale/zone=b
+             210 page trigger sev3 agent_stale host/f1/agent
+             1102 resolved fleet/mass_stale/zone=b
+             1102 page resolve sev1 mass_stale fleet/mass_stale/zone=b",
+        );
+        let mass = newest(&fleet, "fleet/mass_stale/zone=b");
+        assert!(mass.title.starts_with("all 3 agents of zone=b fell silent together"), "{}", mass.title);
+        assert!(mass.why.contains("at least 3 agents and 50 % of those heard of zone=b"), "{}", mass.why);
+        let last = mass.timeline.iter().rev().find(|line| line.text.starts_with("resolved")).unwrap();
+        assert!(last.text.contains("3 of 3 agents are back; none is missing"), "{}", last.text);
+    }
+
+    #[test]
+    fn below_the_count_or_the_share_of_a_zone_each_is_its_own() {
+        let far = ["f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9"];
+        // Two of two are too few; three of seven are too small a share.
+        let script = with_label("zone=a", &far)
+            + &with_label("zone=b", &["b1", "b2"])
+            + &with_label("zone=c", &["c1", "c2", "c3", "c4", "c5", "c6", "c7"])
+            + "100 silent b1 nothing
+               101 silent b2 nothing
+               200 silent c1 nothing
+               201 silent c2 nothing
+               202 silent c3 nothing
+               203 end";
+        let fleet = run(policy(), &script);
+        assert!(!fleet.log().contains("mass_stale"), "{}", fleet.log());
+        let looks = detect::explain(fleet.machine.state(), fleet.now, &agent("c1"));
+        let look = looks.iter().find(|look| look.about == "fleet/mass_stale/zone=c").unwrap();
+        assert_eq!(look.seen, "3 of 7 agents of zone=c (43 %) fell silent within 60 s", "{look:?}");
+        assert!(!look.reached && look.held_back_by.contains("too few"), "{look:?}");
+    }
+
+    #[test]
+    fn a_subnet_is_a_place_as_well_and_the_best_fitting_place_tells_it() {
+        // rack=r1 has the three in the subnet and three others that go on.
+        let mut script = String::new();
+        for n in 1..=3 {
+            script += &format!("0 address s{n} 10.0.1.{n}\n0 label s{n} rack=r1\n0 connect s{n}\n");
+        }
+        for n in 1..=3 {
+            script += &format!("0 address t{n} 10.0.2.{n}\n0 label t{n} rack=r1\n0 connect t{n}\n");
+        }
+        for n in 1..=9 {
+            script += &format!("0 address u{n} 10.{n}.3.1\n0 connect u{n}\n");
+        }
+        script += "100 silent s1 nothing\n100 silent s2 nothing\n100 silent s3 nothing\n130 end\n";
+        let fleet = run(policy(), &script);
+        let mass = newest(&fleet, "fleet/mass_stale/10.0.1.0/24");
+        assert!(mass.title.starts_with("all 3 agents of 10.0.1.0/24 fell silent"), "{}", mass.title);
+        assert!(fleet.machine.state().newest_incident("fleet/mass_stale/rack=r1").is_none(), "{}", fleet.log());
+        assert_eq!(fleet.log().matches("page trigger").count(), 1, "{}", fleet.log());
+    }
+
+    #[test]
+    fn what_grows_from_a_rack_to_a_zone_to_the_fleet_stays_one_page() {
+        let mut script = String::new();
+        for n in 1..=3 {
+            script += &format!("0 label r{n} rack=r1\n0 label r{n} zone=b\n0 connect r{n}\n");
+        }
+        for n in 1..=3 {
+            script += &format!("0 label z{n} zone=b\n0 connect z{n}\n");
+        }
+        script += &with_label("zone=a", &["a1", "a2", "a3", "a4", "a5", "a6", "a7"]);
+        script += "100 silent r1 nothing\n100 silent r2 nothing\n100 silent r3 nothing\n";
+        script += "102 silent z1 nothing\n103 silent z2 nothing\n104 silent z3 nothing\n";
+        script += "300 end\n";
+        let fleet = run(policy(), &script);
+        let state = fleet.machine.state();
+        // The fourth of thirteen is 30 % of the fleet.
+        let mass = newest(&fleet, "fleet/mass_stale");
+        assert!(state.unresolved("fleet/mass_stale/rack=r1").is_none(), "{}", fleet.log());
+        assert!(mass.is_unresolved() && mass.agents.len() == 6, "{mass:?}");
+        let pages: Vec<_> = state.past_pages().map(|record| &record.page).collect();
+        let told = pages.iter().filter(|page| page.receiver == "ops").map(|page| page.title.as_str());
+        let told: Vec<&str> = told.collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("all 6 agents of zone=b fell silent together"), "{told:?}");
+    }
+
+    #[test]
+    fn an_agent_that_moves_takes_its_conditions_and_its_count_with_it() {
+        // The invariants count the places anew after each line.
+        let fleet = run(
+            policy(),
+            "0 label a zone=x
+             0 connect a b c
+             1 open a host memory memory_critical
+             2 silent a nothing
+             3 label a zone=y
+             4 connect a
+             5 clear a host memory memory_critical
+             6 end",
+        );
+        assert!(fleet.machine.state().cause("fleet/reason/memory/zone=x").is_none());
+    }
+
+    #[test]
+    fn a_silence_is_told_with_its_reason_and_its_end_with_the_reboot() {
+        let fleet = run(
+            policy(),
+            "0 boot a 1
+             0 boot b 1
+             0 connect a b c d e
+             100 gone a
+             115 silent a reset
+             200 silent b nothing
+             250 boot a 2
+             300 connect a
+             301 connect b
+             302 goodbye c
+             902 silent c goodbye
+             950 end",
+        );
+        let title = |name: &str| newest(&fleet, &format!("host/{name}/agent")).title.clone();
+        assert!(title("a").contains("had its connection reset and did not come back"), "{}", title("a"));
+        assert!(title("b").contains("says nothing on an open connection"), "{}", title("b"));
+        assert!(title("c").contains("said goodbye and did not come back within 10 min"), "{}", title("c"));
+        let recovered = |name: &str| {
+            let incident = newest(&fleet, &format!("host/{name}/agent"));
+            let line = incident.timeline.iter().find(|line| line.text.starts_with("recovering"));
+            line.map(|line| line.text.clone()).unwrap_or_default()
+        };
+        assert!(recovered("a").contains("rebooted meanwhile (its boot id changed)"), "{}", recovered("a"));
+        assert_eq!(recovered("b"), "recovering: the agent is heard again");
+    }
+}
+
+mod restarts {
+    use super::*;
+
+    fn restarts(hosts: std::ops::Range<u32>, second: u64, build: &str) -> String {
+        hosts.map(|n| format!("{second} occur h{n} spl process_restarted 0 {build}\n")).collect()
+    }
+
+    fn hosts(n: u32) -> String {
+        (0..n).map(|n| format!("0 connect h{n}\n")).collect()
+    }
+
+    #[test]
+    fn the_same_build_on_fourteen_hosts_is_one_page() {
+        let script = hosts(14) + &restarts(0..14, 10, "sha256=aaaabbbbcccc") + "60 end\n";
+        let fleet = run(policy(), &script);
+        assert_eq!(fleet.log().matches("page trigger").count(), 1, "{}", fleet.log());
+        let storm = newest(&fleet, "fleet/restart_storm/spl/aaaabbbbcccc");
+        let page = &fleet.machine.state().past_pages().next_back().unwrap().page;
+        assert_eq!((page.n_agents, page.services.as_slice()), (14, ["spl".to_owned()].as_slice()));
+        assert!(page.title.contains("the same build aaaabbbbcccc, restarted 14 times on 14 hosts"), "{}", page.title);
+        assert!(storm.is_unresolved());
+    }
+
+    #[test]
+    fn builds_that_are_below_the_threshold_count_together_once() {
+        // Two hosts of each of two builds, and one that cannot tell its build.
+        let script = hosts(6)
+            + &restarts(0..2, 10, "sha256=aaaa")
+            + &restarts(2..4, 11, "version=1.2")
+            + &restarts(4..6, 12, "")
+            + "60 end\n";
+        let fleet = run(policy(), &script);
+        let storm = newest(&fleet, "fleet/restart_storm/spl");
+        assert_eq!(storm.agents.len(), 6, "{storm:?}");
+        assert_eq!(fleet.log().matches(" opened ").count(), 1, "{}", fleet.log());
+    }
+
+    #[test]
+    fn two_hosts_of_a_build_are_no_storm() {
+        let script = hosts(3) + &restarts(0..2, 10, "sha256=aaaa") + &restarts(0..2, 11, "sha256=aaaa") + "700 end\n";
+        assert_eq!(run(policy(), &script).log(), "");
+    }
+
+    #[test]
+    fn a_storm_of_more_than_two_windows_escalates() {
+        let mut script = hosts(200);
+        // Each host once: none of them crashes in a loop, and the storm goes on all the same.
+        for n in 0..40 {
+            script += &format!("{} occur h{n} spl process_restarted 0\n", 10 + n * 35);
+        }
+        let fleet = run(policy(), &script);
+        let log = fleet.log();
+        assert!(log.contains("80 opened sev2 restart_storm fleet/restart_storm/spl#1"), "{log}");
+        assert!(log.contains("1235 changed sev1 restart_storm fleet/restart_storm/spl"), "{log}");
+        assert!(!log.contains("665 changed"), "{log}");
+        let why = &newest(&fleet, "fleet/restart_storm/spl").timeline;
+        assert!(why.iter().any(|line| line.text.contains("more than two windows")), "{why:?}");
+    }
+
+    #[test]
+    fn a_crash_loop_within_a_storm_of_many_hosts_is_sev1() {
+        let mut script = hosts(3);
+        for n in 0..12 {
+            script += &format!("{} occur h0 spl process_restarted 0\n", 10 + n * 60);
+        }
+        script += "15 occur h1 spl process_restarted 0\n20 occur h2 spl process_restarted 0\n";
+        let mut lines: Vec<&str> = script.lines().collect();
+        lines.sort_by_key(|line| line.split(' ').next().unwrap().parse::<u64>().unwrap());
+        let fleet = run(policy(), &lines.join("\n"));
+        let storm = newest(&fleet, "fleet/restart_storm/spl");
+        assert_eq!(storm.severity, Severity::Sev1, "{}", fleet.log());
+    }
+}
+
+mod locks {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_lasts_is_worse_on_one_host_and_on_many() {
+        check(
+            "0 connect a b c d
+             0 open a spl /a.db sqlite_lock_held
+             100 open b spl /b.db sqlite_lock_held
+             100 open c spl /b.db lock_contention
+             100 open d spl /b.db lock_contention
+             1799 end
+             1900 end
+             2000 clear a spl /a.db sqlite_lock_held
+             2001 clear b spl /b.db sqlite_lock_held
+             3000 end",
+            "0 opened sev3 sqlite_lock_held host/a/lock/spl//a.db#1
+             60 page trigger sev3 sqlite_lock_held host/a/lock/spl//a.db
+             100 opened sev3 sqlite_lock_held host/b/lock/spl//b.db#1
+             100 opened sev3 lock_contention host/c/lock/spl//b.db#1
+             100 opened sev3 lock_contention_fleet fleet/lock/spl/b.db#1
+             100 folded host/b/lock/spl//b.db into fleet/lock/spl/b.db
+             100 folded host/c/lock/spl//b.db into fleet/lock/spl/b.db
+             160 page trigger sev3 lock_contention_fleet fleet/lock/spl/b.db
+             1800 changed sev2 sqlite_lock_held host/a/lock/spl//a.db
+             1800 page trigger sev2 sqlite_lock_held host/a/lock/spl//a.db
+             1900 changed sev2 lock_contention_fleet fleet/lock/spl/b.db
+             1900 page trigger sev2 lock_contention_fleet fleet/lock/spl/b.db
+             2000 recovering host/a/lock/spl//a.db
+             2001 recovering fleet/lock/spl/b.db
+             2900 resolved host/a/lock/spl//a.db
+             2900 page resolve sev2 sqlite_lock_held host/a/lock/spl//a.db
+             2901 resolved fleet/lock/spl/b.db
+             2901 page resolve sev2 lock_contention_fleet fleet/lock/spl/b.db
+             2901 opened sev2 lock_contention host/c/lock/spl//b.db#2
+             2901 opened sev2 lock_contention host/d/lock/spl//b.db#1
+             2911 page trigger sev2 lock_contention host/c/lock/spl//b.db
+             2911 page trigger sev2 lock_contention host/d/lock/spl//b.db",
+        );
+    }
+
+    #[test]
+    fn a_lock_that_is_free_in_time_stays_what_it_was_and_leaves_no_timer() {
+        let fleet = run(
+            policy(),
+            "0 connect a
+             0 open a spl /a.db sqlite_lock_held
+             1799 clear a spl /a.db sqlite_lock_held
+             4000 end",
+        );
+        assert!(!fleet.log().contains("sev2"), "{}", fleet.log());
+        assert_eq!(fleet.machine.state().timers().count(), 0);
+    }
+
+    #[test]
+    fn a_lock_on_one_host_is_worse_while_its_service_restarts_again_and_again() {
+        let mut script = "0 connect a\n0 open a spl /a.db sqlite_lock_held\n".to_owned();
+        (1..=5).for_each(|n| script += &format!("{n} occur a spl process_restarted 0\n"));
+        let fleet = run(policy(), &script);
+        let lock = newest(&fleet, "host/a/lock/spl//a.db");
+        assert_eq!(lock.severity, Severity::Sev2, "{}", fleet.log());
+    }
+}
+
+mod kills {
+    use super::*;
+
+    #[test]
+    fn kills_of_one_service_on_three_hosts_are_one_page_that_names_it() {
+        let fleet = check(
+            "0 connect a b c d
+             10 occur a spl oom_kill 0
+             12 occur b spl oom_kill 0
+             15 occur c spl oom_kill 0
+             16 open d spl x process_down
+             17 occur d spl oom_kill 0
+             1000 end",
+            "10 opened sev2 oom_kill host/a/service/spl#1
+             10 recovering host/a/service/spl
+             12 opened sev2 oom_kill host/b/service/spl#1
+             12 recovering host/b/service/spl
+             15 opened sev2 oom_storm fleet/oom_storm/spl#1
+             15 folded host/a/service/spl into fleet/oom_storm/spl
+             15 folded host/b/service/spl into fleet/oom_storm/spl
+             16 opened sev2 process_down host/d/service/spl#1
+             17 folded host/d/service/spl into fleet/oom_storm/spl
+             25 page trigger sev2 oom_storm fleet/oom_storm/spl
+             617 recovering fleet/oom_storm/spl
+             617 opened sev2 process_down host/d/service/spl#2
+             627 page trigger sev2 process_down host/d/service/spl",
+        );
+        let page = &newest(&fleet, "fleet/oom_storm/spl");
+        assert!(page.title.starts_with("spl was OOM-killed 3 times on 3 hosts"), "{}", page.title);
+    }
+
+    #[test]
+    fn different_services_on_three_hosts_are_one_storm_and_two_hosts_are_none() {
+        let fleet = run(
+            policy(),
+            "0 connect a b c
+             10 occur a spl oom_kill 0
+             11 occur b dba oom_kill 0
+             12 occur c host oom_kill 0
+             30 end",
+        );
+        let storm = newest(&fleet, "fleet/oom_storm");
+        assert!(storm.title.contains("3 OOM kills on 3 hosts within 2 s (dba, spl, unwatched processes)"), "{storm:?}");
+        let fleet = run(
+            policy(),
+            "0 connect a b c
+             10 occur a spl oom_kill 0
+             11 occur b dba oom_kill 0
+             12 occur b spl oom_kill 0
+             30 end",
+        );
+        assert!(!fleet.log().contains("oom_storm"), "{}", fleet.log());
+    }
+
+    #[test]
+    fn ten_kills_of_one_service_on_one_host_are_a_storm_and_nine_are_not() {
+        let kills = |n: u64| (0..n).map(|n| format!("{} occur a spl oom_kill 0\n", n * 10)).collect::<String>();
+        let fleet = run(policy(), &("0 connect a\n".to_owned() + &kills(9)));
+        assert!(!fleet.log().contains("oom_storm"), "{}", fleet.log());
+        let looks = detect::explain(fleet.machine.state(), fleet.now, &agent("a"));
+        let look = looks.iter().find(|look| look.about == "fleet/oom_storm/spl").unwrap();
+        assert_eq!(look.held_back_by, "below by 2 hosts or 1 occurrences within 10 min", "{look:?}");
+        let fleet = run(policy(), &("0 connect a\n".to_owned() + &kills(10)));
+        assert!(fleet.log().contains("90 opened sev2 oom_storm fleet/oom_storm/spl#1"), "{}", fleet.log());
+    }
+
+    #[test]
+    fn an_old_backlog_of_kills_is_no_storm_and_one_of_old_is_dated() {
+        let fleet = run(
+            policy(),
+            "0 connect a b c
+             10 occur a spl oom_kill 36000
+             10 occur b spl oom_kill 20000
+             10 occur c spl oom_kill 4000
+             2000 end",
+        );
+        assert!(!fleet.log().contains("oom_storm"), "{}", fleet.log());
+        let fleet = run(
+            policy(),
+            "0 connect a b c
+             10 occur a spl oom_kill 7200
+             10 occur b spl oom_kill 7190
+             10 occur c spl oom_kill 7180
+             30 end",
+        );
+        let log = fleet.log();
+        assert!(log.contains("20 page trigger sev2 oom_storm fleet/oom_storm/spl late 7180"), "{log}");
+    }
+
+    #[test]
+    fn restarts_after_kills_are_the_kills_symptom() {
+        let mut script = "0 connect a b c\n".to_owned();
+        for (n, host) in ["a", "b", "c"].iter().enumerate() {
+            script += &format!("{} occur {host} spl process_restarted 0 sha256=aaaa\n", 10 + n);
+        }
+        for (n, host) in ["a", "b", "c"].iter().enumerate() {
+            script += &format!("{} occur {host} spl oom_kill 0\n", 14 + n);
+        }
+        script += "60 end\n";
+        let fleet = run(policy(), &script);
+        let log = fleet.log();
+        assert!(log.contains("folded fleet/restart_storm/spl/aaaa into fleet/oom_storm/spl"), "{log}");
+        assert_eq!(log.matches("page trigger").count(), 1, "{log}");
+    }
+}
+
+mod conditions {
+    use super::*;
+
+    fn open_on(n: u32, second: u64, what: &str) -> String {
+        (0..n).map(|n| format!("{second} open h{n} {what}\n")).collect()
+    }
+
+    fn hosts(n: u32) -> String {
+        (0..n).map(|n| format!("0 connect h{n}\n")).collect()
+    }
+
+    #[test]
+    fn a_group_short_of_memory_is_one_page_that_names_it() {
+        let script = with_label("zone=a", &["f1", "f2", "f3", "f4", "f5", "f6"])
+            + &with_label("zone=b", &["b1", "b2", "b3", "b4"])
+            + "10 open b1 host memory memory_critical
+               11 open b2 host stalls memory_pressure
+               12 open b3 host memory memory_critical
+               100 clear b1 host memory memory_critical
+               100 clear b2 host stalls memory_pressure
+               100 clear b3 host memory memory_critical
+               1200 end";
+        let fleet = check(
+            &script,
+            "10 opened sev3 memory_critical host/b1/memory#1
+             11 opened sev3 memory_pressure host/b2/memory#1
+             12 opened sev2 reason_widespread fleet/reason/memory/zone=b#1
+             12 folded host/b1/memory into fleet/reason/memory/zone=b
+             12 folded host/b2/memory into fleet/reason/memory/zone=b
+             22 page trigger sev2 reason_widespread fleet/reason/memory/zone=b
+             100 recovering fleet/reason/memory/zone=b
+             1000 resolved fleet/reason/memory/zone=b
+             1000 page resolve sev2 reason_widespread fleet/reason/memory/zone=b",
+        );
+        let incident = newest(&fleet, "fleet/reason/memory/zone=b");
+        let told = "3 of 4 hosts of zone=b are short of memory (memory_critical on 2, memory_pressure on 1): b1, b2, b3";
+        assert_eq!(incident.title, told);
+    }
+
+    #[test]
+    fn below_the_share_of_a_group_or_the_count_of_the_fleet_each_host_is_its_own() {
+        let script = with_label("zone=b", &["b1", "b2", "b3", "b4", "b5", "b6", "b7"])
+            + "10 open b1 host memory memory_critical
+               11 open b2 host memory memory_critical
+               12 open b3 host memory memory_critical
+               13 open b4 spl cgroup memory_pressure
+               30 end";
+        let fleet = run(policy(), &script);
+        assert!(!fleet.log().contains("reason_widespread"), "{}", fleet.log());
+    }
+
+    #[test]
+    fn ten_hosts_short_of_memory_are_the_fleets_matter() {
+        // In ten subnets, so that nothing narrower fits.
+        let apart = (0..10).map(|n| format!("0 address h{n} 10.{n}.0.1\n")).collect::<String>();
+        let script = apart + &hosts(40) + &open_on(10, 10, "host memory memory_critical") + "30 end\n";
+        let fleet = run(policy(), &script);
+        let incident = newest(&fleet, "fleet/reason/memory");
+        assert!(incident.title.starts_with("10 of 40 hosts are short of memory"), "{}", incident.title);
+    }
+
+    #[test]
+    fn overlapping_groups_tell_it_once() {
+        let mut script = String::new();
+        for n in 0..4 {
+            script += &format!("0 label b{n} zone=b\n0 label b{n} role=db\n0 label b{n} tier=1\n0 connect b{n}\n");
+        }
+        script += "0 label c1 role=db\n0 connect c1\n";
+        script += &with_label("tier=1", &["d1", "d2", "d3"]);
+        for n in 0..4 {
+            script += &format!("{} open b{n} host memory memory_critical\n", 10 + n);
+        }
+        script += "60 end\n";
+        let fleet = run(policy(), &script);
+        let log = fleet.log();
+        assert_eq!(log.matches("opened sev2 reason_widespread").count(), 1, "{log}");
+        assert!(log.contains("fleet/reason/memory/zone=b#1"), "{log}");
+    }
+
+    #[test]
+    fn the_same_database_damaged_on_two_hosts_is_one_page() {
+        let fleet = check(
+            "0 connect a b c
+             0 open a spl /v1/hub.db sqlite_corrupt
+             20 open b spl /v2/hub.db sqlite_not_a_database
+             30 open c spl /v3/other.db sqlite_corrupt
+             40 clear b spl /v2/hub.db sqlite_not_a_database
+             50 end",
+            "0 opened sev1 sqlite_corrupt host/a/sqlite/spl//v1/hub.db#1
+             0 page trigger sev1 sqlite_corrupt host/a/sqlite/spl//v1/hub.db
+             20 opened sev1 corruption_spread fleet/corruption/spl/hub.db#1
+             20 page trigger sev1 corruption_spread fleet/corruption/spl/hub.db
+             20 merged host/a/sqlite/spl//v1/hub.db into fleet/corruption/spl/hub.db
+             20 page trigger sev1 corruption_spread fleet/corruption/spl/hub.db
+             20 page resolve sev1 corruption_spread fleet/corruption/spl/hub.db
+             30 opened sev1 sqlite_corrupt host/c/sqlite/spl//v3/other.db#1
+             30 page trigger sev1 sqlite_corrupt host/c/sqlite/spl//v3/other.db
+             40 recovering fleet/corruption/spl/hub.db
+             40 opened sev1 sqlite_corrupt host/a/sqlite/spl//v1/hub.db#2
+             40 page trigger sev1 sqlite_corrupt host/a/sqlite/spl//v1/hub.db",
+        );
+        let why = &newest(&fleet, "fleet/corruption/spl/hub.db").why;
+        assert!(why.contains("at least 2 hosts"), "{why}");
+    }
+
+    #[test]
+    fn the_same_probe_blind_on_five_hosts_is_sev3_and_on_four_nothing() {
+        let fleet = run(policy(), &(hosts(20) + &open_on(4, 10, "spl /run/spl.pid probe_blind") + "90 end\n"));
+        assert_eq!(fleet.log(), "");
+        let fleet = run(policy(), &(hosts(20) + &open_on(5, 10, "spl /run/spl.pid probe_blind") + "90 end\n"));
+        let log = fleet.log();
+        assert!(log.contains("10 opened sev3 probe_blind fleet/probe_blind/pid_file/spl#1"), "{log}");
+        assert!(log.contains("70 page trigger sev3 probe_blind fleet/probe_blind/pid_file/spl"), "{log}");
+    }
+}
+
+mod reasons {
+    use super::*;
+
+    fn told_by(n: u32, second: u64, service: &str, reason: &str) -> String {
+        (0..n).map(|n| format!("{second} occur h{n} {service} {reason} 0\n")).collect()
+    }
+
+    fn hosts(n: u32) -> String {
+        (0..n).map(|n| format!("0 connect h{n}\n")).collect()
+    }
+
+    #[test]
+    fn each_widespread_reason_is_sev2_and_one_page() {
+        for reason in ["provider_rate_limited", "network_error", "timeout", "install_failed", "repo_locked"] {
+            let fleet = run(policy(), &(hosts(40) + &told_by(5, 10, "spl", reason) + "60 end\n"));
+            let log = fleet.log();
+            let key = format!("fleet/reason/{reason}");
+            assert!(log.contains(&format!("10 opened sev2 reason_widespread {key}#1")), "{reason}: {log}");
+            assert_eq!(log.matches("page trigger").count(), 1, "{reason}: {log}");
+            assert_eq!(log.matches(&format!("into {key}")).count(), 4, "{reason}: {log}");
+        }
+    }
+
+    #[test]
+    fn four_hosts_are_not_many_and_eight_sources_are() {
+        let fleet = run(policy(), &(hosts(40) + &told_by(4, 10, "spl", "timeout") + "60 end\n"));
+        assert!(!fleet.log().contains("reason_widespread"), "{}", fleet.log());
+        let sources = (0..8).map(|n| format!("10 occur h0 job{n} timeout 0\n")).collect::<String>();
+        let fleet = run(policy(), &(hosts(40) + &sources + "60 end\n"));
+        assert!(fleet.log().contains("10 opened sev2 reason_widespread fleet/reason/timeout#1"), "{}", fleet.log());
+    }
+
+    #[test]
+    fn a_backlog_is_counted_by_when_it_happened() {
+        let script = (0..8).map(|n| format!("10 occur h{n} spl timeout {}\n", 700 * (n + 1))).collect::<String>();
+        let fleet = run(policy(), &(hosts(8) + &script + "60 end\n"));
+        assert!(!fleet.log().contains("reason_widespread"), "{}", fleet.log());
+    }
+
+    #[test]
+    fn errors_that_stay_are_sev1_when_global_and_prolonged() {
+        for reason in ["permanent_error", "retry_budget_exceeded"] {
+            let mut script = hosts(10);
+            for round in 0..5 {
+                script += &told_by(6, 10 + round * 450, "spl", reason);
+            }
+            let fleet = run(policy(), &script);
+            let (log, key) = (fleet.log(), format!("fleet/reason/{reason}"));
+            assert!(log.contains(&format!("1810 changed sev1 reason_widespread {key}")), "{reason}: {log}");
+            // As long, on the same number of hosts, of a fleet many times as large: not global.
+            let fleet = run(policy(), &script.replacen("0 connect h0\n", &hosts(100), 1));
+            assert!(!fleet.log().contains("sev1"), "{reason}: {}", fleet.log());
+        }
+    }
+
+    #[test]
+    fn a_policy_decides_over_the_matrix() {
+        let mut quiet = policy();
+        quiet.severities.insert(Reason::Timeout, Severity::Sev4);
+        let fleet = run(quiet, &(hosts(40) + &told_by(9, 10, "spl", "timeout") + "60 end\n"));
+        assert_eq!(fleet.log(), "");
+        let mut loud = policy();
+        loud.severities.insert(Reason::ReasonWidespread, Severity::Sev3);
+        let fleet = run(loud, &(hosts(40) + &told_by(5, 10, "spl", "timeout") + "60 end\n"));
+        assert!(fleet.log().contains("opened sev3 reason_widespread"), "{}", fleet.log());
+    }
+}
+
+/// Why it paged names the line of the matrix that made it so bad.
+#[test]
+fn why_quotes_the_line_of_the_matrix() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run_line("0 connect a");
+    let finding = Finding::new(key("spl", "oom", Reason::OomKill), "killed").evidence(Evidence::new());
+    fleet.event(&agent("a"), FindingEvent::Occurred(finding), Duration::ZERO);
+    let why = &newest(&fleet, "host/a/service/spl").why;
+    assert!(why.ends_with("sev2, since the victim belongs to a watched service"), "{why}");
+}
+
+/// Thresholds come from the policy, each of them.
+#[test]
+fn another_policy_has_other_thresholds() {
+    let mut strict = policy();
+    strict.detect.probe_blind.hosts = 2;
+    check_under(
+        strict,
+        "0 connect a b
+         0 open a spl /run/spl.pid probe_blind
+         0 open b spl /run/spl.pid probe_blind
+         5 end",
+        "0 opened sev3 probe_blind fleet/probe_blind/pid_file/spl#1",
+    );
+}
