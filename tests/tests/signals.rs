@@ -1,0 +1,439 @@
+//! What the fleet is compared by: changes in pages, updates that fail, singletons, versions, refused callers.
+
+use muster_common::evidence::{Evidence, Value};
+use muster_common::finding::{Finding, FindingEvent};
+use muster_common::ids::BootId;
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_coordinator_core::entry::{AgentHello, Conclusion, EntryBody, Fact};
+use muster_coordinator_core::page::Page;
+use muster_coordinator_core::policy::Policy;
+use muster_tests::scenario::{Fleet, START_UNIX_MS, agent, check, hello, key, policy};
+use std::time::Duration;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Lets time pass to a second of the script, as its lines do.
+fn at(fleet: &mut Fleet, second: u64) {
+    fleet.advance(muster_common::time::Timestamp::from_unix_ms(START_UNIX_MS) + Duration::from_secs(second));
+}
+
+fn occurs(fleet: &mut Fleet, host: &str, service: &str, reason: Reason, pairs: &[(&str, &str)], ago: Duration) {
+    let evidence = pairs.iter().fold(Evidence::new(), |evidence, (key, text)| match *text {
+        "yes" => evidence.with(key, Value::Flag(true)),
+        text => evidence.text(key, text),
+    });
+    let finding = Finding::new(key(service, "it", reason), &format!("{reason} of {service}")).evidence(evidence);
+    fleet.event(&agent(host), FindingEvent::Occurred(finding), ago);
+}
+
+fn deploys(fleet: &mut Fleet, host: &str, service: &str, new: &str, ago: Duration) {
+    let (new, old) = (new.repeat(32), "aa".repeat(32));
+    let pairs = [("what", "deploy"), ("old", &old), ("new", &new), ("executable_sha256", &new)];
+    occurs(fleet, host, service, Reason::Change, &pairs, ago);
+}
+
+/// The last page that calls somebody.
+fn page(fleet: &Fleet) -> &Page {
+    let pages = fleet.journal.iter().rev().filter_map(|entry| match &entry.body {
+        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) => Some(&**page),
+        _ => None,
+    });
+    pages.into_iter().next().unwrap_or_else(|| panic!("no page:\n{}", fleet.log()))
+}
+
+fn what_changed(page: &Page) -> Vec<&str> {
+    page.details.iter().filter_map(|line| line.strip_prefix("what changed: ")).collect()
+}
+
+fn run(fleet: &mut Fleet, script: &str) {
+    for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        fleet.run_line(line);
+    }
+}
+
+fn expect(fleet: &Fleet, expected: &str) {
+    let expected: Vec<&str> = expected.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    assert_eq!(fleet.log().lines().collect::<Vec<_>>(), expected, "\nfound:\n{}", fleet.log());
+    fleet.check_journal();
+}
+
+fn incident_changes<'a>(fleet: &'a Fleet, cause: &str) -> &'a [String] {
+    let incident = fleet.machine.state().newest_incident(cause);
+    &incident.unwrap_or_else(|| panic!("no incident of {cause}:\n{}", fleet.log())).changes
+}
+
+#[test]
+fn a_page_about_many_hosts_says_what_was_deployed_before_it_in_one_line() {
+    let mut fleet = Fleet::new(policy());
+    let hosts: Vec<String> = (0..14).map(|n| format!("h{n:02}")).collect();
+    for host in &hosts {
+        fleet.feed(Fact::AgentConnected { agent: agent(host), hello: hello(host) });
+    }
+    at(&mut fleet, 100);
+    for host in &hosts {
+        deploys(&mut fleet, host, "spl", "3f", Duration::ZERO);
+    }
+    deploys(&mut fleet, "h00", "other", "77", Duration::ZERO);
+    at(&mut fleet, 280);
+    for host in &hosts {
+        fleet.run_line(&format!("280 occur {host} spl process_restarted 0"));
+    }
+    at(&mut fleet, 300);
+    let told = page(&fleet);
+    assert_eq!(told.reason, Reason::RestartStorm);
+    let expected = "3 min before: spl runs a new build 3f3f3f3f3f3f, it was aaaaaaaaaaaa, on 14 hosts";
+    assert_eq!(what_changed(told), [expected], "{:#?}", told.details);
+    assert_eq!(incident_changes(&fleet, &told.cause_key), [expected]);
+    fleet.check_journal();
+}
+
+#[test]
+fn changes_count_within_the_hour_before_and_the_closest_come_first() {
+    let mut fleet = Fleet::new(policy());
+    run(&mut fleet, "0 connect web");
+    let config = |fleet: &mut Fleet, path: &str| {
+        let pairs = [("what", "config"), ("path", path)];
+        let finding = Finding::new(key("spl", path, Reason::Change), &format!("{path} was edited"));
+        let evidence = pairs.iter().fold(Evidence::new(), |evidence, (key, text)| evidence.text(key, *text));
+        fleet.event(&agent("web"), FindingEvent::Occurred(finding.evidence(evidence)), Duration::ZERO);
+    };
+    at(&mut fleet, 399);
+    config(&mut fleet, "/etc/too-old");
+    at(&mut fleet, 400);
+    config(&mut fleet, "/etc/just-within");
+    at(&mut fleet, 3940);
+    config(&mut fleet, "/etc/newest");
+    occurs(&mut fleet, "web", "spl", Reason::Change, &[("what", "deploy"), ("first_seen", "yes")], Duration::ZERO);
+    run(&mut fleet, "4000 open web spl /run/spl.pid process_down\n4010 end");
+    let expected = ["60 s before: /etc/newest was edited, on web", "60 min before: /etc/just-within was edited, on web"];
+    assert_eq!(what_changed(page(&fleet)), expected);
+}
+
+#[test]
+fn a_change_that_arrives_late_is_dated_when_it_was() {
+    let mut fleet = Fleet::new(policy());
+    run(&mut fleet, "0 connect web\n7000 open web spl /run/spl.pid process_down");
+    assert!(incident_changes(&fleet, "host/web/service/spl").is_empty());
+    // A backlog: one from two hours ago, one from two minutes before it began.
+    at(&mut fleet, 7200);
+    deploys(&mut fleet, "web", "spl", "11", 2 * 60 * MINUTE);
+    deploys(&mut fleet, "web", "spl", "22", Duration::from_secs(320));
+    let expected = ["2 min before: spl runs a new build 222222222222, it was aaaaaaaaaaaa, on web"];
+    assert_eq!(incident_changes(&fleet, "host/web/service/spl"), expected);
+    // What came long after the beginning explains nothing.
+    deploys(&mut fleet, "web", "spl", "33", Duration::ZERO);
+    assert_eq!(incident_changes(&fleet, "host/web/service/spl"), expected);
+    fleet.check_journal();
+}
+
+#[test]
+fn a_reboot_and_an_upgrade_are_seen_when_the_agent_connects_again() {
+    let mut fleet = Fleet::new(policy());
+    let boot = |byte: u8| Some(BootId(uuid::Uuid::from_bytes([byte; 16])));
+    let connect = |fleet: &mut Fleet, boot_id, version: &str| {
+        let hello = AgentHello { boot_id, agent_version: version.to_owned(), ..hello("web") };
+        fleet.feed(Fact::AgentConnected { agent: agent("web"), hello });
+    };
+    connect(&mut fleet, boot(1), "0.1.0");
+    connect(&mut fleet, boot(1), "0.1.0");
+    at(&mut fleet, 60);
+    connect(&mut fleet, boot(2), "0.2.0");
+    run(&mut fleet, "120 open web spl /run/spl.pid process_down\n130 end");
+    let expected = [
+        "60 s before: the agent was upgraded from 0.1.0 to 0.2.0, on web",
+        "60 s before: the host was rebooted, on web",
+    ];
+    assert_eq!(what_changed(page(&fleet)), expected);
+    fleet.check_journal();
+}
+
+#[test]
+fn what_changed_stays_bounded_whatever_a_host_tells() {
+    let mut fleet = Fleet::new(policy());
+    run(&mut fleet, "0 connect web db");
+    deploys(&mut fleet, "db", "spl", "55", Duration::ZERO);
+    for n in 0..200u32 {
+        occurs(&mut fleet, "web", &format!("s{n}"), Reason::Change, &[("what", "deploy")], Duration::ZERO);
+    }
+    let changes = &fleet.machine.state().signals().changes;
+    assert_eq!(changes.of_agent(&agent("web")).count(), muster_coordinator_core::changes::CHANGES_PER_AGENT_MAX);
+    assert_eq!(changes.of_agent(&agent("db")).count(), 1, "one that tells much pushes out nobody else's");
+}
+
+const SPL: &str = "host/web/service/spl";
+
+#[test]
+fn an_update_that_failed_and_was_taken_back_is_one_incident() {
+    check(
+        "0 connect web
+         100 occur web spl update_failed 0
+         105 occur web spl update_rollback 0
+         1100 end",
+        "100 opened sev2 update_failed host/web/service/spl#1
+         100 recovering host/web/service/spl
+         105 changed sev2 update_rollback host/web/service/spl
+         110 page trigger sev2 update_rollback host/web/service/spl
+         1005 resolved host/web/service/spl
+         1005 page resolve sev2 update_rollback host/web/service/spl",
+    );
+}
+
+#[test]
+fn a_service_that_is_unwell_after_a_rollback_is_worse_and_before_it_is_not() {
+    let after = check(
+        "0 connect web
+         100 occur web spl update_failed 0
+         105 occur web spl update_rollback 0
+         200 open web spl /run/spl.pid process_down
+         210 end",
+        "100 opened sev2 update_failed host/web/service/spl#1
+         100 recovering host/web/service/spl
+         105 changed sev2 update_rollback host/web/service/spl
+         110 page trigger sev2 update_rollback host/web/service/spl
+         200 changed sev1 update_rollback host/web/service/spl
+         200 relapsed host/web/service/spl
+         200 page trigger sev1 update_rollback host/web/service/spl
+         200 page resolve sev1 update_rollback host/web/service/spl",
+    );
+    let incident = after.machine.state().newest_incident(SPL).map(|incident| incident.why.clone());
+    assert!(incident.is_some_and(|why| why.contains("sev1")));
+    // It was down during the update, and came up within two minutes: that is what a rollback is for.
+    check(
+        "0 connect web
+         90 open web spl /run/spl.pid process_down
+         100 occur web spl update_failed 0
+         105 occur web spl update_rollback 0
+         224 clear web spl /run/spl.pid process_down
+         230 end",
+        "90 opened sev2 process_down host/web/service/spl#1
+         100 changed sev2 update_failed host/web/service/spl
+         105 changed sev2 update_rollback host/web/service/spl
+         105 page trigger sev2 update_rollback host/web/service/spl
+         224 recovering host/web/service/spl",
+    );
+    // It did not.
+    check(
+        "0 connect web
+         90 open web spl /run/spl.pid process_down
+         100 occur web spl update_failed 0
+         105 occur web spl update_rollback 0
+         230 end",
+        "90 opened sev2 process_down host/web/service/spl#1
+         100 changed sev2 update_failed host/web/service/spl
+         105 changed sev2 update_rollback host/web/service/spl
+         105 page trigger sev2 update_rollback host/web/service/spl
+         225 changed sev1 update_rollback host/web/service/spl
+         225 page trigger sev1 update_rollback host/web/service/spl
+         225 page resolve sev1 update_rollback host/web/service/spl",
+    );
+}
+
+#[test]
+fn a_rollback_that_failed_is_worse() {
+    for (reason, pairs, expected) in [
+        (Reason::UpdateRollback, ("outcome", "failed"), Severity::Sev1),
+        (Reason::UpdateRollback, ("success", "false"), Severity::Sev1),
+        (Reason::UpdateRollback, ("outcome", "done"), Severity::Sev2),
+        (Reason::UpdateFailed, ("phase", "rollback"), Severity::Sev1),
+        (Reason::UpdateFailed, ("phase", "install"), Severity::Sev2),
+    ] {
+        let mut fleet = Fleet::new(policy());
+        run(&mut fleet, "0 connect web\n100 occur web spl update_failed 0");
+        occurs(&mut fleet, "web", "spl", reason, &[pairs], Duration::ZERO);
+        let incident = fleet.machine.state().newest_incident(SPL).map(|incident| incident.severity);
+        assert_eq!(incident, Some(expected), "{reason} {pairs:?}");
+        fleet.check_journal();
+    }
+}
+
+#[test]
+fn a_backlog_of_an_update_is_told_late_and_no_worse_than_it_was() {
+    let mut fleet = Fleet::new(policy());
+    run(&mut fleet, "0 connect web");
+    at(&mut fleet, 7200);
+    fleet.run_line("7200 occur web spl update_failed 3600");
+    fleet.run_line("7200 occur web spl update_rollback 3590");
+    run(&mut fleet, "7230 end");
+    expect(
+        &fleet,
+        "7200 opened sev2 update_failed host/web/service/spl#1
+         7200 recovering host/web/service/spl
+         7200 changed sev2 update_rollback host/web/service/spl
+         7210 page trigger sev2 update_rollback host/web/service/spl late 3590",
+    );
+}
+
+fn singleton(fleet: &mut Fleet, host: &str, state: &str, ago: Duration) {
+    occurs(fleet, host, "spl", Reason::Change, &[("what", "singleton"), ("new", state)], ago);
+}
+
+#[test]
+fn a_singleton_on_two_hosts_is_told_after_the_time_of_a_move() {
+    let mut fleet = Fleet::new(policy());
+    run(&mut fleet, "0 connect a b c");
+    at(&mut fleet, 100);
+    singleton(&mut fleet, "a", "running", Duration::ZERO);
+    at(&mut fleet, 200);
+    singleton(&mut fleet, "b", "running", Duration::ZERO);
+    at(&mut fleet, 400);
+    singleton(&mut fleet, "c", "running", Duration::ZERO);
+    singleton(&mut fleet, "c", "stopped", Duration::ZERO);
+    at(&mut fleet, 500);
+    singleton(&mut fleet, "a", "stopped", Duration::ZERO);
+    run(&mut fleet, "1500 end");
+    expect(
+        &fleet,
+        "320 opened sev2 duplicate_instance fleet/singleton/spl#1
+         330 page trigger sev2 duplicate_instance fleet/singleton/spl
+         500 recovering fleet/singleton/spl
+         1400 resolved fleet/singleton/spl
+         1400 page resolve sev2 duplicate_instance fleet/singleton/spl",
+    );
+}
+
+#[test]
+fn a_planned_move_is_no_duplicate() {
+    let mut fleet = Fleet::new(policy());
+    run(&mut fleet, "0 connect a b");
+    singleton(&mut fleet, "a", "running", Duration::ZERO);
+    at(&mut fleet, 1000);
+    singleton(&mut fleet, "b", "running", Duration::ZERO);
+    at(&mut fleet, 1119);
+    singleton(&mut fleet, "a", "stopped", Duration::from_secs(110));
+    run(&mut fleet, "5000 end");
+    expect(&fleet, "");
+}
+
+#[test]
+fn a_silent_host_may_run_it_or_not() {
+    let mut fleet = Fleet::new(policy());
+    run(&mut fleet, "0 connect a b");
+    singleton(&mut fleet, "a", "running", Duration::ZERO);
+    run(&mut fleet, "100 silent a nothing");
+    at(&mut fleet, 200);
+    singleton(&mut fleet, "b", "running", Duration::ZERO);
+    run(&mut fleet, "1000 end");
+    let log = fleet.log();
+    assert!(!log.contains("duplicate_instance"), "a takeover after a death:\n{log}");
+    // The dead one comes back and runs it still.
+    run(&mut fleet, "1000 heard a\n1119 end");
+    assert!(!fleet.log().contains("duplicate_instance"), "{}", fleet.log());
+    run(&mut fleet, "1121 end");
+    assert!(fleet.log().contains("1120 opened sev2 duplicate_instance fleet/singleton/spl#1"), "{}", fleet.log());
+    // It falls silent again: nobody knows that it stopped.
+    run(&mut fleet, "1200 silent a nothing\n9000 end");
+    assert!(!fleet.log().contains("recovering fleet/singleton/spl"), "{}", fleet.log());
+    fleet.check_journal();
+}
+
+#[test]
+fn a_backlog_about_a_move_is_no_duplicate() {
+    let mut fleet = Fleet::new(policy());
+    run(&mut fleet, "0 connect a b");
+    at(&mut fleet, 7200);
+    // Both tell at once what happened an hour ago: a had it, b took it over.
+    singleton(&mut fleet, "b", "running", 60 * MINUTE);
+    singleton(&mut fleet, "a", "running", 120 * MINUTE);
+    singleton(&mut fleet, "a", "stopped", 61 * MINUTE);
+    run(&mut fleet, "9000 end");
+    expect(&fleet, "");
+}
+
+fn connect_version(fleet: &mut Fleet, host: &str, version: &str) {
+    let hello = AgentHello { agent_version: version.to_owned(), ..hello(host) };
+    fleet.feed(Fact::AgentConnected { agent: agent(host), hello });
+}
+
+#[test]
+fn versions_that_differ_for_a_day_are_one_matter_that_calls_nobody() {
+    let mut fleet = Fleet::new(policy());
+    for (host, version) in [("a", "0.1.0"), ("b", "0.2.0"), ("c", "0.3.0")] {
+        connect_version(&mut fleet, host, version);
+    }
+    run(&mut fleet, "90000 end");
+    assert_eq!(fleet.log(), "", "three versions are what an upgrade of two steps has");
+    connect_version(&mut fleet, "d", "0.4.0");
+    run(&mut fleet, "176399 end");
+    assert_eq!(fleet.log(), "", "just below a day");
+    at(&mut fleet, 176_400);
+    for (host, build) in [("a", "11"), ("b", "11"), ("c", "22")] {
+        deploys(&mut fleet, host, "spl", build, Duration::ZERO);
+    }
+    run(&mut fleet, "176461 end");
+    expect(
+        &fleet,
+        "176400 opened sev4 version_skew fleet/version_skew#1
+         176460 quiet fleet/version_skew: sev4 is less bad than sev3, from which on pages go out",
+    );
+    connect_version(&mut fleet, "d", "0.3.0");
+    assert!(fleet.log().ends_with("176461 recovering fleet/version_skew"), "{}", fleet.log());
+    // The builds have differed for a day as well: the same matter.
+    run(&mut fleet, "262900 end");
+    let newest = fleet.machine.state().newest_incident("fleet/version_skew").map(|incident| incident.title.clone());
+    let title = newest.unwrap_or_default();
+    assert_eq!(title, "builds of spl differ, most hosts run 111111111111: 222222222222 on c", "{}", fleet.log());
+    fleet.check_journal();
+}
+
+#[test]
+fn an_agent_too_old_for_this_coordinator_is_told_of() {
+    let mut policy: Policy = policy();
+    policy.signals.version_skew.oldest = "0.2.0".to_owned();
+    let mut fleet = Fleet::new(policy);
+    connect_version(&mut fleet, "a", "0.1.9");
+    connect_version(&mut fleet, "b", "0.2.0");
+    run(&mut fleet, "86400 end");
+    let incident = fleet.machine.state().newest_incident("fleet/version_skew").map(|incident| incident.title.clone());
+    assert_eq!(incident.as_deref(), Some("agents run 2 versions: 0.1.9 on a, too old; 0.2.0 on b"), "{}", fleet.log());
+}
+
+fn refused(fleet: &mut Fleet, caller: &str, route: &str, count: u64) {
+    fleet.feed(Fact::CallsRefused {
+        caller: caller.to_owned(),
+        address: "10.0.0.9:4711".to_owned(),
+        route: route.to_owned(),
+        why: "its certificate has run out".to_owned(),
+        count,
+    });
+}
+
+#[test]
+fn a_caller_that_is_refused_again_and_again_is_told_by_route() {
+    let mut fleet = Fleet::new(policy());
+    for minute in 0..5u64 {
+        at(&mut fleet, 60 + minute * 60);
+        refused(&mut fleet, "10.0.0.9", "handshake", if minute == 4 { 11 } else { 12 });
+        refused(&mut fleet, "muster://f/viewer/eve", "FleetService.ArchiveAgent", 3);
+    }
+    assert_eq!(fleet.log(), "", "59 of one and 15 of another are below 60");
+    refused(&mut fleet, "10.0.0.9", "handshake", 1);
+    run(&mut fleet, "2000 end");
+    expect(
+        &fleet,
+        "300 opened sev3 auth_abuse fleet/auth_abuse/handshake#1
+         360 page trigger sev3 auth_abuse fleet/auth_abuse/handshake
+         900 recovering fleet/auth_abuse/handshake
+         1800 resolved fleet/auth_abuse/handshake
+         1800 page resolve sev3 auth_abuse fleet/auth_abuse/handshake",
+    );
+    let title = fleet.machine.state().newest_incident("fleet/auth_abuse/handshake").map(|i| i.title.clone());
+    let title = title.unwrap_or_default();
+    assert!(title.contains("10.0.0.9 from 10.0.0.9:4711 60 times (its certificate has run out)"), "{title}");
+}
+
+#[test]
+fn many_made_up_callers_stay_bounded() {
+    let mut fleet = Fleet::new(policy());
+    for n in 0..400 {
+        refused(&mut fleet, &format!("10.0.{}.{}", n / 200, n % 200), "handshake", 1);
+        refused(&mut fleet, "10.9.9.9", &format!("Made.Up{n}"), 1);
+    }
+    let refusals = &fleet.machine.state().signals().refusals;
+    assert!(refusals.callers("handshake").count() <= muster_coordinator_core::refusals::CALLERS_MAX);
+    let routes = (0..400).filter(|n| refusals.callers(&format!("Made.Up{n}")).count() > 0).count();
+    assert!(routes <= muster_coordinator_core::refusals::ROUTES_MAX, "{routes}");
+    run(&mut fleet, "1000 end");
+    let causes = fleet.machine.state().cause("fleet/auth_abuse/handshake").is_some();
+    assert!(!causes && fleet.log().is_empty(), "what is old is forgotten: {}", fleet.log());
+}
