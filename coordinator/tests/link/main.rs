@@ -4,7 +4,9 @@
 
 mod freezes;
 mod hostile;
+mod questions;
 mod resync;
+mod silences;
 
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::identity::Role;
