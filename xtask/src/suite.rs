@@ -14,7 +14,13 @@ pub(crate) struct Options {
     /// Leave the demo out (it is the longest step)
     #[arg(long)]
     no_demo: bool,
+    /// Insist on a real Alertmanager (Debian's package, or MUSTER_ALERTMANAGER=PATH); installs nothing
+    #[arg(long)]
+    with_alertmanager: bool,
 }
+
+/// Where Debian's package, or somebody's hands, put it.
+const ALERTMANAGERS: [&str; 2] = ["/usr/bin/prometheus-alertmanager", "/usr/bin/alertmanager"];
 
 /// Crash rounds that the quick suite runs; all hundred by `cargo xtask drill crash`.
 const CRASH_ROUNDS_QUICK: u32 = 8;
@@ -27,6 +33,9 @@ pub(crate) fn workspace() -> PathBuf {
 /// Everything that must pass.
 pub(crate) fn test(options: &Options) -> Result<()> {
     let mut skipped = Vec::new();
+    if options.with_alertmanager {
+        step("a real Alertmanager", real_alertmanager)?;
+    }
     step("house rules (tidy)", tidy::run)?;
     step("unit, integration and simulation tests", || {
         skipped.extend(cargo_test()?);
@@ -44,6 +53,16 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     }
     report_skipped(&skipped);
     Ok(())
+}
+
+/// The pager's tests against it are skipped where it is missing; here that is an error.
+fn real_alertmanager() -> Result<()> {
+    let named = std::env::var_os("MUSTER_ALERTMANAGER").map(PathBuf::from);
+    let found = named.into_iter().chain(ALERTMANAGERS.map(PathBuf::from)).find(|path| path.exists());
+    let missing = "no Alertmanager here: apt-get install prometheus-alertmanager, or unpack that package and name its \
+                   binary by MUSTER_ALERTMANAGER=PATH";
+    say!("found {}", found.context(missing)?.display());
+    cargo(&["test", "--quiet", "--package", "muster-coordinator", "--test", "pager", "--", "alertmanager"])
 }
 
 /// What CI runs.

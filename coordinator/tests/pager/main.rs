@@ -9,6 +9,7 @@ mod http;
 mod mail;
 mod scripted;
 mod secrets;
+mod service;
 mod strict;
 
 use muster_common::evidence::Grade;

@@ -3,8 +3,8 @@
 
 use crate::{Journal, page, primary};
 use hyper::Uri;
-use muster_coordinator::pager::http_client::{Request, Response, Transport, TransportError};
 use muster_coordinator::pager::config::WebhookUrl;
+use muster_coordinator::pager::http_client::{Request, Response, Transport, TransportError};
 use muster_coordinator::pager::{
     Lane, Of, Outbox, OutboxError, Outcome, Pending, Receiver, ReceiverConfig, ReceiverKind, Standing, Stats, run,
 };

@@ -57,7 +57,10 @@ fn violations(body: &[u8]) -> Vec<String> {
     unless(chars(&event["dedup_key"]).is_some_and(|n| (1..=255).contains(&n)), "the key has 1 to 255 characters");
     if action == "trigger" {
         let payload = &event["payload"];
-        unless(chars(&payload["summary"]).is_some_and(|n| (1..=1024).contains(&n)), "a summary of 1 to 1024 characters");
+        unless(
+            chars(&payload["summary"]).is_some_and(|n| (1..=1024).contains(&n)),
+            "a summary of 1 to 1024 characters",
+        );
         unless(chars(&payload["source"]).is_some_and(|n| n > 0), "a source");
         let severity = payload["severity"].as_str().unwrap_or_default();
         unless(["critical", "error", "warning", "info"].contains(&severity), "one of four severities");
