@@ -5,7 +5,7 @@
 pub(crate) mod assess;
 mod paging;
 
-use crate::apply::incidents::FLAPS_MAX;
+use crate::signals;
 use crate::cause::{self, CauseKind};
 use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution};
@@ -124,7 +124,7 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
         .or_else(|| turned(state, incident, key, found.as_ref()))
         .or_else(|| second_opinion::wanted(state, now, incident))
         .or_else(|| paging::page(state, now, key, cause, incident, found.as_ref()))
-        .or_else(|| over(state, incident))
+        .or_else(|| over(state, now, incident))
 }
 
 fn joins(state: &State, key: &str, cause: &Cause, member: &str) -> String {
@@ -224,7 +224,7 @@ fn gone_for_good<'a>(state: &'a State, incident: &'a Incident) -> Option<(&'a Ag
     Some((first, state.archived(first)?))
 }
 
-fn over(state: &State, incident: &Incident) -> Option<Conclusion> {
+fn over(state: &State, now: Timestamp, incident: &Incident) -> Option<Conclusion> {
     if incident.status == IncidentStatus::Recovering
         && let Some((agent, archived)) = gone_for_good(state, incident)
     {
@@ -237,7 +237,9 @@ fn over(state: &State, incident: &Incident) -> Option<Conclusion> {
             why,
         });
     }
-    if incident.status != IncidentStatus::Recovering || !incident.stability_over {
+    // While it flaps its recovery waits until it is calm: else each round would be an incident of its own.
+    let flaps = signals::flaps(state, now, &incident.key.cause);
+    if incident.status != IncidentStatus::Recovering || !incident.stability_over || flaps {
         return None;
     }
     let window = human_duration(*state.policy().stability.get(incident.severity));
@@ -246,11 +248,6 @@ fn over(state: &State, incident: &Incident) -> Option<Conclusion> {
         why = words;
     }
     Some(Conclusion::IncidentResolved { incident: incident.key.clone(), resolution: Resolution::Evidence, why })
-}
-
-/// True when the incident has relapsed too often for its recoveries to count.
-fn flaps(incident: &Incident) -> bool {
-    incident.relapses >= FLAPS_MAX
 }
 
 /// A length of time for people.

@@ -14,6 +14,7 @@ pub mod entry;
 pub mod explain;
 pub mod export;
 pub mod failover;
+pub mod flapping;
 pub mod freeze;
 pub mod invariants;
 pub mod liveness;

@@ -7,6 +7,7 @@ use crate::apply::Step;
 use crate::builds::{self, Builds, VersionSkewPolicy};
 use crate::changes::{self, Changes, ChangesPolicy};
 use crate::entry::{AgentHello, TimerKey};
+use crate::flapping::FlapPolicy;
 use crate::refusals::{self, AuthAbusePolicy, Refusals};
 use crate::singletons::{self, SingletonPolicy, Singletons};
 use crate::state::State;
@@ -31,6 +32,8 @@ pub struct SignalPolicy {
     pub version_skew: VersionSkewPolicy,
     /// Callers that are refused again and again.
     pub auth_abuse: AuthAbusePolicy,
+    /// What changes between wrong and well too often.
+    pub flapping: FlapPolicy,
 }
 
 /// See the head of the file.
@@ -73,6 +76,29 @@ pub(crate) fn forget(state: &mut State, step: Step, agent: &AgentName) {
     changes::forget(state, agent);
     builds::forget(state, step, agent);
     singletons::forget(state, step, agent);
+}
+
+/// A cause changed between wrong and well.
+pub(crate) fn flapped(state: &mut State, step: Step, cause: &str) {
+    let policy = &state.policy.signals.flapping;
+    if let Some(cause) = state.causes.get_mut(cause) {
+        cause.flaps.changed(step.at, policy);
+    }
+}
+
+/// Whether the recoveries of a cause are not believed now.
+pub(crate) fn flaps(state: &State, now: Timestamp, cause: &str) -> bool {
+    let policy = &state.policy.signals.flapping;
+    state.causes.get(cause).is_some_and(|cause| cause.flaps.is_flapping(now, policy))
+}
+
+/// What is well but flaps is looked at again when it is calm.
+pub(crate) fn await_calm(state: &mut State, step: Step, cause: &str) {
+    let policy = &state.policy.signals.flapping;
+    let calm_at = state.causes.get(cause).and_then(|cause| cause.flaps.calm_at(step.at, policy));
+    if calm_at.is_some() {
+        set_due(state, cause, calm_at);
+    }
 }
 
 /// The cause is looked at again at this time, and at no other that was set before.

@@ -7,6 +7,7 @@ mod pairs;
 use crate::cause;
 use crate::correlation::Burst;
 use crate::entry::{AgentHello, Disconnect, IncidentKey, Resolution, Silence, TimerKey};
+use crate::flapping::Flaps;
 use crate::freeze::Freeze;
 use crate::page::{Page, PageAction, PageId};
 use crate::response::Response;
@@ -252,6 +253,9 @@ pub struct Cause {
     /// When its conditions are looked at again for having lasted: a timer.
     #[serde(default)]
     pub look_at: Option<Timestamp>,
+    /// How often it changed between wrong and well lately.
+    #[serde(default)]
+    pub flaps: Flaps,
     /// Conditions up to this entry were dismissed by hand.
     pub dismissed_index: u64,
     /// Generation of the newest incident; 0 before the first.

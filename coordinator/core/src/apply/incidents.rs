@@ -26,9 +26,6 @@ use std::time::Duration;
 /// Lines of a timeline that tell of facts, at most.
 const FACT_LINES_MAX: usize = TIMELINE_MAX / 2;
 
-/// Relapses after which an incident pages without waiting for another hold: flapping is no recovery.
-pub(crate) const FLAPS_MAX: u64 = 3;
-
 pub(crate) fn get_mut<'a>(state: &'a mut State, key: &IncidentKey) -> Option<&'a mut Incident> {
     state.incidents.get_mut(&key.cause)?.get_mut(&key.generation)
 }
@@ -207,6 +204,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     state.incidents.entry(key.cause.clone()).or_default().insert(key.generation, incident);
     agents_joined(state, &key.cause, &agents);
     changes::note(state, &key.cause);
+    signals::flapped(state, step, &key.cause);
     set_hold(state, step, &key.cause, step.at);
     second_opinion::opened(state, step, key);
     correlation::opened(state, step.at, &key.cause);
@@ -454,6 +452,7 @@ fn recovering(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
     let Some(incident) = get_mut(state, key) else { return };
     incident.status = IncidentStatus::Recovering;
     note(incident, step, LineKind::Decision, format!("recovering: {why}"));
+    signals::flapped(state, step, &key.cause);
     if cause::kind_of(&key.cause) == CauseKind::MassStale {
         // Who fell silent until now is told: a relapse is a new mass.
         detect::forget_silences(state, &key.cause);
@@ -468,7 +467,10 @@ fn relapsed(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
     incident.relapses = incident.relapses.saturating_add(1);
     incident.stability_over = false;
     note(incident, step, LineKind::Decision, format!("relapsed: {why}"));
-    let hold_anew = !incident.has_paged() && incident.relapses < FLAPS_MAX && incident.acknowledged.is_none();
+    signals::flapped(state, step, &key.cause);
+    let flaps = signals::flaps(state, step.at, &key.cause);
+    let Some(incident) = get_mut(state, key) else { return };
+    let hold_anew = !incident.has_paged() && !flaps && incident.acknowledged.is_none();
     incident.explained = incident.explained && !hold_anew;
     stop_clock(state, step, &key.cause);
     if hold_anew {
@@ -529,6 +531,7 @@ pub(super) fn stability_over(state: &mut State, step: Step, cause: &str, generat
         && from + Duration::from_millis(incident.stability_left_ms) <= step.at
     {
         incident.stability_over = true;
+        signals::await_calm(state, step, cause);
     }
     state.touched.insert(cause.to_owned());
 }

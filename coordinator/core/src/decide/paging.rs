@@ -1,9 +1,10 @@
 //! Whether to page, and with what: once per incident and receiver, again only when it got worse or better explained.
 
 use super::assess::{Assessment, assess};
-use super::{flaps, human};
+use super::human;
 use crate::apply::incidents::hold_of;
 use crate::cause;
+use crate::signals;
 use crate::changes;
 use crate::entry::{Conclusion, Resolution};
 use crate::page::{Page, PageAction};
@@ -30,7 +31,7 @@ pub(super) fn page(
         return None;
     }
     if !incident.has_paged()
-        && let Some(why) = why_not(state, incident, found)
+        && let Some(why) = why_not(state, now, incident, found)
     {
         let incident_key = incident.key.clone();
         return (!incident.explained).then_some(Conclusion::NotPaged { incident: incident_key, why });
@@ -159,7 +160,7 @@ fn resend(
     Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
 
-fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Option<String> {
+fn why_not(state: &State, now: Timestamp, incident: &Incident, found: Option<&Assessment>) -> Option<String> {
     let policy = state.policy();
     if incident.severity < policy.page_from {
         return Some(format!(
@@ -180,7 +181,7 @@ fn why_not(state: &State, incident: &Incident, found: Option<&Assessment>) -> Op
         return Some(format!("it was over when {silence}"));
     }
     let happened = found.is_some_and(|found| found.happened);
-    if incident.status == IncidentStatus::Recovering && !happened && !flaps(incident) {
+    if incident.status == IncidentStatus::Recovering && !happened && !signals::flaps(state, now, &incident.key.cause) {
         let hold = hold_of(state, incident.reason, incident.severity);
         return Some(match hold.is_zero() {
             true => "it cleared before it was paged".to_owned(),
@@ -207,7 +208,8 @@ fn why_page(incident: &Incident, found: Option<&Assessment>) -> String {
 }
 
 fn why_now(incident: &Incident, found: Option<&Assessment>) -> String {
-    if flaps(incident) && incident.status == IncidentStatus::Recovering {
+    // Nothing but flapping pages what recovers and did not happen at one moment.
+    if incident.status == IncidentStatus::Recovering && incident.relapses > 0 && !found.is_some_and(|found| found.happened) {
         return format!("it came back {} times: {}", incident.relapses, incident.why);
     }
     match found.filter(|found| found.happened && !found.open) {
@@ -299,7 +301,7 @@ fn build(
         details.extend(changes::lines(state, incident).into_iter().map(|line| format!("what changed: {line}")));
     }
     if action == PageAction::Trigger
-        && let Some(asks) = asks(state.policy(), incident, escalates_itself(state, receiver))
+        && let Some(asks) = asks(state.policy(), incident, escalates_itself(state, receiver), now)
     {
         next_steps.insert(0, asks);
     }
