@@ -260,10 +260,10 @@ mod tests {
         let is_alive = move || std::future::ready(asked.load(Ordering::SeqCst));
         let names = ("prod".to_owned(), "coord-a".to_owned());
         let beating = tokio::spawn(beat(watchdog, names, is_alive, Arc::clone(&stats), stop.clone()));
-        tokio::time::sleep(Duration::from_secs(600)).await;
+        tokio::time::sleep(Duration::from_secs(590)).await;
         assert_eq!(wire.bodies.lock().unwrap().len(), 0, "a standby is silent");
         alive.store(true, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_secs(630)).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
         let beats = wire.bodies.lock().unwrap().len();
         assert_eq!(beats, 10);
         assert_eq!(

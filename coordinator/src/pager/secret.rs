@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 const SECRET_BYTES_MAX: u64 = 4096;
 /// What names a systemd credential in place of a path.
 const CREDENTIAL: &str = "credential:";
+/// Around strings of several lines.
+const BLOCKS: [&str; 2] = ["\"\"\"", "'''"];
 /// Where systemd puts them.
 const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
@@ -110,8 +112,28 @@ fn read(path: &Path) -> io::Result<Secret> {
 /// A config's text with everything covered that may be a secret, byte for byte, so that positions stay: values of keys
 /// that sound like one and name no file, users and passwords of URLs, paths of Slack's hooks.
 pub fn masked(text: &str) -> String {
+    let text = masked_blocks(text);
     let covered: Vec<String> = text.split('\n').map(masked_line).collect();
     covered.join("\n")
+}
+
+/// Strings over several lines are covered whole: none of our keys takes one.
+fn masked_blocks(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = [rest.find(BLOCKS[0]), rest.find(BLOCKS[1])].into_iter().flatten().min() {
+        let (before, block) = rest.split_at(at);
+        let (opening, inside) = block.split_at(BLOCKS[0].len());
+        let (inside, after) = inside.split_at(inside.find(opening).unwrap_or(inside.len()));
+        out.push_str(before);
+        out.push_str(opening);
+        out.push_str(&inside.split('\n').map(cover).collect::<Vec<_>>().join("\n"));
+        let closing = if after.is_empty() { "" } else { opening };
+        out.push_str(closing);
+        rest = after.get(closing.len()..).unwrap_or_default();
+    }
+    out.push_str(rest);
+    out
 }
 
 fn masked_line(line: &str) -> String {
@@ -196,6 +218,7 @@ mod tests {
             ("url = \"https://hooks.slack.com/services/T0\"", "url = \"https://hooks.slack.com/***********\""),
             ("password = \"unfinished", "password = \"**********"),
             ("name = \"ops\"", "name = \"ops\""),
+            ("token = \"\"\"\nab\nc\"\"\"\nx = 1", "token = \"\"\"\n**\n*\"\"\"\nx = 1"),
         ] {
             assert_eq!(masked(line), shown);
         }
