@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use muster_common::severity::Severity;
 use muster_common::units::parse_duration;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,13 +51,19 @@ pub(crate) enum Format {
     Table,
     /// The API's fields in `snake_case`.
     Json,
+    /// For `incidents export` alone.
+    Markdown,
 }
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// The one-screen answer: who reigns, how many agents, what is open
-    Status,
+    Status {
+        /// Go on, redrawn at every change; q ends it. Line by line where the output is no terminal
+        #[arg(long)]
+        live: bool,
+    },
     /// Agents of the fleet
     #[command(subcommand)]
     Agents(Agents),
@@ -74,6 +81,33 @@ pub(crate) enum Command {
     /// Incidents: what was concluded from findings
     #[command(subcommand)]
     Incidents(Incidents),
+    /// Silences and maintenance windows: what pages nobody for a while
+    #[command(subcommand)]
+    Silence(Silence),
+    /// Receivers of pages, and what did not get through
+    #[command(subcommand)]
+    Receivers(Receivers),
+    /// Why was this page sent, this incident opened?
+    Why {
+        /// INC-YYYYMMDD-NNNN, or the id of a page
+        id: String,
+    },
+    /// Why was nobody paged about a host?
+    WhyNot {
+        /// Name of the agent
+        host: String,
+        /// When: 2026-11-21T03:04:05Z, "2026-11-21 03:04" or 03:04 (UTC), or 15m ago [default: now]
+        #[arg(long, value_name = "TIME")]
+        at: Option<String>,
+        /// Only what is about this service
+        #[arg(long)]
+        service: Option<String>,
+    },
+    /// What a reason code means and what to do; needs no coordinator
+    Runbook {
+        /// Reason code, such as oom_kill; none: all that there are
+        reason: Option<String>,
+    },
     /// Freezes: "do not dispatch new work", which `muster-agent preflight` obeys
     #[command(subcommand)]
     Freeze(Freeze),
@@ -131,6 +165,22 @@ pub(crate) enum Agents {
         /// Its name
         name: String,
     },
+    /// Ask an agent what it holds to be wrong right now
+    Diagnose {
+        /// Its name
+        name: String,
+        /// Only this service
+        #[arg(long)]
+        service: Option<String>,
+    },
+    /// Forget an agent that is gone for good; what is open about it ends
+    Archive {
+        /// Its name
+        name: String,
+        /// Why; written into the incidents that end
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 /// States of an agent.
@@ -163,6 +213,21 @@ pub(crate) enum Findings {
         /// Also recent occurrences (OOM kills, restarts), not only open conditions
         #[arg(long)]
         occurrences: bool,
+    },
+    /// Print findings as they come, one per line, until interrupted
+    Watch {
+        /// Only of this agent
+        #[arg(long)]
+        agent: Option<String>,
+        /// Only of this service
+        #[arg(long)]
+        service: Option<String>,
+        /// Only with this reason code
+        #[arg(long)]
+        reason: Option<String>,
+        /// Only this bad or worse
+        #[arg(long, value_parser = parse_severity, value_name = "SEV")]
+        min_severity: Option<Severity>,
     },
 }
 
@@ -226,6 +291,113 @@ pub(crate) enum Incidents {
         /// What
         text: String,
     },
+    /// Say how bad it is; rules may make it worse afterwards, not better
+    Severity {
+        /// INC-YYYYMMDD-NNNN
+        id: String,
+        /// sev0 (complete outage) to sev4
+        #[arg(value_parser = parse_severity)]
+        severity: Severity,
+        /// Why
+        #[arg(long)]
+        note: String,
+    },
+    /// Name who leads the response
+    Commander {
+        /// INC-YYYYMMDD-NNNN
+        id: String,
+        /// Who
+        #[arg(required_unless_present = "none", conflicts_with = "none")]
+        name: Option<String>,
+        /// Nobody any more
+        #[arg(long)]
+        none: bool,
+    },
+    /// Print the post-incident note, as Markdown or with --format json
+    Export {
+        /// INC-YYYYMMDD-NNNN
+        id: String,
+        /// The part of the journal it rests on, for muster-coordinator replay
+        #[arg(long, requires = "output")]
+        bundle: bool,
+        /// Write here instead of printing
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+/// `silence …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Silence {
+    /// Add one: each kind of matcher that is given must fit; * at the end of a name stands for anything
+    Add(NewSilence),
+    /// List those that hold or are to come
+    List {
+        /// Also those that are over
+        #[arg(long)]
+        all: bool,
+    },
+    /// End one now; what is open pages then
+    Expire {
+        /// SIL-N, as `silence list` shows it
+        id: String,
+    },
+}
+
+/// `silence add`
+#[derive(Debug, Args)]
+#[group(id = "matchers", multiple = true)]
+pub(crate) struct NewSilence {
+    /// Only about this agent (repeat for more: any fits)
+    #[arg(long = "agent", value_name = "NAME")]
+    pub agents: Vec<String>,
+    /// Only about agents with this label (repeat for more: all must fit)
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+    /// Only about this service (repeat for more: any fits)
+    #[arg(long = "service", value_name = "NAME")]
+    pub services: Vec<String>,
+    /// Only with this reason code, such as `port_closed` (repeat for more: any fits)
+    #[arg(long = "code", value_name = "CODE")]
+    pub codes: Vec<String>,
+    /// Only this cause key, as `incidents show` has it (repeat for more: any fits)
+    #[arg(long = "cause", value_name = "KEY")]
+    pub causes: Vec<String>,
+    /// Why; told to everybody who wonders
+    #[arg(long)]
+    pub reason: String,
+    /// How long, such as 2h
+    #[arg(long, value_name = "LENGTH", value_parser = parse_duration, visible_alias = "for")]
+    pub ttl: Duration,
+    /// When it begins: 2026-11-21T03:04:05Z, "2026-11-21 03:04" or 03:04 (UTC), or "in 30m" [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub start: Option<String>,
+    /// Planned work: agents that stop within it are expected to
+    #[arg(long)]
+    pub maintenance: bool,
+}
+
+/// `receivers …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Receivers {
+    /// List receivers and how they do
+    List,
+    /// Send a message that says it is a test, and wait for the outcome
+    Test {
+        /// Its name
+        name: String,
+    },
+    /// List pages that were given up, newest first
+    DeadLetters {
+        /// Only of this receiver
+        #[arg(long)]
+        receiver: Option<String>,
+    },
+    /// Send a page that was given up again
+    Resend {
+        /// Its id, as `receivers dead-letters` shows it
+        page: String,
+    },
 }
 
 /// `failover …`
@@ -256,6 +428,10 @@ pub(crate) enum Failover {
 fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+fn parse_severity(text: &str) -> Result<Severity, String> {
+    text.parse::<Severity>().map_err(|error| error.to_string())
 }
 
 fn parse_wait(text: &str) -> Result<Duration, String> {

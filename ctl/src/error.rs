@@ -52,9 +52,21 @@ pub(crate) enum CtlError {
     /// A list that does not end.
     #[error("the coordinator's list does not end; narrow it with a filter")]
     EndlessList,
+    /// A stream that only its reader should end.
+    #[error("the coordinator ended the stream")]
+    Ended,
     /// Nothing was changed.
     #[error("{0}")]
     NotPromoted(String),
+    /// A file cannot be written.
+    #[error("cannot write {path}", path = .path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Cannot print.
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),
@@ -97,6 +109,8 @@ impl CtlError {
             Self::Connect { source, .. } => Some(connect_advice(source)),
             Self::Transport { .. } => Some("is this the coordinator's gRPC port (7420), not its HTTP port (7421)?"),
             Self::Status(status) => status_advice(status),
+            Self::Ended => Some("it may be stopping: start again; musterctl failover status shows who reigns"),
+            Self::Write { .. } => Some("name a file in a folder that exists and is yours with -o"),
             _ => None,
         }
     }

@@ -171,6 +171,12 @@ pub(crate) fn ping(id: &str, answer: &v1::PingAgentResponse) -> Value {
     json!({ "id": id, "round_trip_seconds": seconds(&answer.round_trip) })
 }
 
+/// `WatchFindingsResponse`.
+pub(crate) fn finding_change(change: &v1::WatchFindingsResponse) -> Value {
+    let finding = change.finding.as_ref().map_or(Value::Null, finding);
+    json!({ "change": change.change, "by_resync": change.by_resync, "finding": finding })
+}
+
 /// `Finding`.
 pub(crate) fn finding(finding: &v1::Finding) -> Value {
     let mut object = Map::new();
@@ -179,16 +185,9 @@ pub(crate) fn finding(finding: &v1::Finding) -> Value {
     set("agent", json!(finding.agent));
     set("kind", json!(finding.kind));
     if let Some(detail) = &finding.detail {
-        let subject = detail.subject.clone().unwrap_or_default();
-        set("service", json!(subject.service));
-        set("probe", json!(subject.probe));
-        set("subject", json!(subject.subject));
-        set("reason", json!(detail.reason));
-        set("severity", json!(severity(detail.severity)));
-        set("grade", json!(grade(detail.grade)));
-        set("summary", json!(detail.summary));
-        set("evidence", evidence(&detail.evidence));
-        set("next_steps", json!(detail.next_steps));
+        for (key, value) in detail_fields(detail) {
+            set(key, value);
+        }
     }
     set("observed", time(&finding.observed));
     set("received", time(&finding.received));
@@ -196,6 +195,165 @@ pub(crate) fn finding(finding: &v1::Finding) -> Value {
     set("incident", json!(finding.incident));
     set("trace_id", json!(finding.trace_id));
     Value::Object(object)
+}
+
+fn detail_fields(detail: &v1::FindingDetail) -> [(&'static str, Value); 9] {
+    let subject = detail.subject.clone().unwrap_or_default();
+    [
+        ("service", json!(subject.service)),
+        ("probe", json!(subject.probe)),
+        ("subject", json!(subject.subject)),
+        ("reason", json!(detail.reason)),
+        ("severity", json!(severity(detail.severity))),
+        ("grade", json!(grade(detail.grade))),
+        ("summary", json!(detail.summary)),
+        ("evidence", evidence(&detail.evidence)),
+        ("next_steps", json!(detail.next_steps)),
+    ]
+}
+
+/// `DiagnoseAgentResponse`.
+pub(crate) fn diagnosis(id: &str, answer: &v1::DiagnoseAgentResponse) -> Value {
+    let diagnosis = answer.diagnosis.clone().unwrap_or_default();
+    let finding = |detail: &v1::FindingDetail| {
+        Value::Object(detail_fields(detail).into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    };
+    let unknown = diagnosis.unknown.iter().map(|unknown| {
+        let subject = unknown.subject.clone().unwrap_or_default();
+        json!({ "service": subject.service, "probe": subject.probe, "subject": subject.subject, "why": unknown.why })
+    });
+    json!({
+        "id": id,
+        "judged": time(&diagnosis.judged),
+        "round_trip_seconds": seconds(&answer.round_trip),
+        "stories": diagnosis.stories,
+        "findings": diagnosis.findings.iter().map(finding).collect::<Vec<_>>(),
+        "findings_left_out": diagnosis.findings_left_out,
+        "unknown": unknown.collect::<Vec<_>>(),
+        "subjects_ok": diagnosis.subjects_ok,
+    })
+}
+
+/// A silence's kind, as a word.
+pub(crate) fn silence_kind(value: i32) -> &'static str {
+    match v1::SilenceKind::try_from(value) {
+        Ok(v1::SilenceKind::Maintenance) => "maintenance",
+        Ok(v1::SilenceKind::Silence) => "silence",
+        Ok(v1::SilenceKind::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// Where a silence stands, as a word.
+pub(crate) fn silence_state(value: i32) -> &'static str {
+    match v1::SilenceState::try_from(value) {
+        Ok(v1::SilenceState::Pending) => "pending",
+        Ok(v1::SilenceState::Active) => "active",
+        Ok(v1::SilenceState::Expired) => "expired",
+        Ok(v1::SilenceState::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// `Silence`.
+pub(crate) fn silence(silence: &v1::Silence) -> Value {
+    let matchers = silence.matchers.clone().unwrap_or_default();
+    json!({
+        "id": silence.id,
+        "kind": silence_kind(silence.kind),
+        "state": silence_state(silence.state),
+        "matchers": {
+            "agents": matchers.agents,
+            "labels": labels(&matchers.labels),
+            "services": matchers.services,
+            "reasons": matchers.reasons,
+            "causes": matchers.causes,
+        },
+        "reason": silence.reason,
+        "created_by": silence.created_by,
+        "create_time": time(&silence.create_time),
+        "start_time": time(&silence.start_time),
+        "end_time": time(&silence.end_time),
+        "expired_by": silence.expired_by,
+        "incidents": silence.incidents,
+    })
+}
+
+/// `Receiver`.
+pub(crate) fn receiver(receiver: &v1::Receiver) -> Value {
+    json!({
+        "name": receiver.name,
+        "kind": receiver.kind,
+        "target": receiver.target,
+        "routes": receiver.routes,
+        "fallback": receiver.fallback,
+        "pages_pending": receiver.pages_pending,
+        "pages_delivered": receiver.pages_delivered,
+        "pages_failed": receiver.pages_failed,
+        "last_delivered": time(&receiver.last_delivered),
+        "last_error": receiver.last_error,
+        "next_try": time(&receiver.next_try),
+        "escalates_itself": receiver.escalates_itself,
+    })
+}
+
+/// `TestReceiverResponse`.
+pub(crate) fn receiver_test(name: &str, answer: &v1::TestReceiverResponse) -> Value {
+    json!({
+        "name": name,
+        "delivered": answer.delivered,
+        "answer": answer.answer,
+        "took_seconds": seconds(&answer.took),
+    })
+}
+
+/// `DeadLetter`.
+pub(crate) fn dead_letter(letter: &v1::DeadLetter) -> Value {
+    json!({
+        "page_id": letter.page_id,
+        "receiver": letter.receiver,
+        "incident": letter.incident,
+        "action": letter.action,
+        "severity": severity(letter.severity),
+        "title": letter.title,
+        "error": letter.error,
+        "requested": time(&letter.requested),
+        "failed": time(&letter.failed),
+    })
+}
+
+/// What became of what a rule looked at, as a word.
+pub(crate) fn rule_outcome(value: i32) -> &'static str {
+    match v1::RuleOutcome::try_from(value) {
+        Ok(v1::RuleOutcome::Paged) => "paged",
+        Ok(v1::RuleOutcome::HeldBack) => "held_back",
+        Ok(v1::RuleOutcome::BelowThreshold) => "below_threshold",
+        Ok(v1::RuleOutcome::NothingSeen) => "nothing_seen",
+        Ok(v1::RuleOutcome::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// `ExplainResponse`.
+pub(crate) fn explanation(answer: &v1::ExplainResponse) -> Value {
+    let figure =
+        |figure: &v1::Figure| json!({ "name": figure.name, "value": figure.value, "threshold": figure.threshold });
+    let rule = |rule: &v1::RuleExplanation| {
+        json!({
+            "rule": rule.rule,
+            "about": rule.about,
+            "outcome": rule_outcome(rule.outcome),
+            "held_back_by": rule.held_back_by,
+            "why": rule.why,
+            "figures": rule.figures.iter().map(figure).collect::<Vec<_>>(),
+            "grade": grade(rule.grade),
+            "at": time(&rule.at),
+            "journal_index": rule.journal_index,
+            "incident": rule.incident,
+        })
+    };
+    json!({
+        "answer": answer.answer,
+        "rules": answer.rules.iter().map(rule).collect::<Vec<_>>(),
+        "unknown": answer.unknown,
+    })
 }
 
 /// `JournalEvent`; its body as an object where it parses.
@@ -246,6 +404,11 @@ pub(crate) fn incident(incident: &v1::Incident) -> Value {
         "pages_failed": incident.pages_failed,
         "folded_into": incident.folded_into,
         "not_paged_because": incident.not_paged_because,
+        "commander": incident.commander,
+        "silenced_by": incident.silenced_by,
+        "escalate_time": time(&incident.escalate_time),
+        "escalations": incident.escalations,
+        "changes": incident.changes,
         "timeline": timeline.collect::<Vec<_>>(),
     })
 }

@@ -13,6 +13,7 @@ mod error;
 mod json;
 mod render;
 mod settings;
+mod times;
 
 use args::Arguments;
 use clap::Parser;

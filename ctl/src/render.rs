@@ -21,7 +21,7 @@ pub(crate) struct Out {
     width: Option<u16>,
     colour: bool,
     /// The moment that "3 min ago" counts from.
-    pub now: Timestamp,
+    now: Timestamp,
 }
 
 impl Out {
@@ -46,10 +46,54 @@ impl Out {
         self.format == Format::Json
     }
 
+    /// What was asked for.
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Tells people that something was done; programs see it by the exit status.
+    pub(crate) fn told(&mut self, text: &str) -> std::io::Result<()> {
+        if self.is_json() { Ok(()) } else { self.line(&clean(text)) }
+    }
+
     /// Prints JSON.
     pub(crate) fn json(&mut self, value: &Value) -> std::io::Result<()> {
         let text = escape_json(&format!("{value:#}"));
         writeln!(self.writer, "{text}")
+    }
+
+    /// Prints JSON as one line: an element of a stream.
+    pub(crate) fn json_line(&mut self, value: &Value) -> std::io::Result<()> {
+        let text = escape_json(&value.to_string());
+        writeln!(self.writer, "{text}")?;
+        self.writer.flush()
+    }
+
+    /// Prints a text of our own as it is, to its last line break.
+    pub(crate) fn text(&mut self, text: &str) -> std::io::Result<()> {
+        let end = if text.ends_with('\n') { "" } else { "\n" };
+        write!(self.writer, "{text}{end}")
+    }
+
+    /// Takes a new look at the clock, for what runs longer than a moment.
+    pub(crate) fn now(&mut self) {
+        self.now = Timestamp::now();
+    }
+
+    /// True where lines may be drawn over each other.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.width.is_some()
+    }
+
+    /// Writes bytes that are laid out already, and shows them.
+    pub(crate) fn draw(&mut self, bytes: &str) -> std::io::Result<()> {
+        write!(self.writer, "{bytes}")?;
+        self.writer.flush()
+    }
+
+    /// In colour where that is wanted.
+    pub(crate) fn coloured(&self, text: &str) -> String {
+        if self.colour { colour_words(text) } else { text.to_owned() }
     }
 
     /// Prints one line. `text` must be clean already.
@@ -71,6 +115,11 @@ impl Out {
             self.line(&format!("{name:widest$}  {value}"))?;
         }
         Ok(())
+    }
+
+    /// `2026-11-21 03:04:05Z`; empty when unset.
+    pub(crate) fn moment(&self, at: Option<&prost_types::Timestamp>) -> String {
+        at.and_then(to_jiff).map(|at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()).unwrap_or_default()
     }
 
     /// `2026-11-21 03:04:05Z (3 min ago)`; empty when unset.
@@ -108,6 +157,11 @@ impl EscapeShort for char {
     }
 }
 
+/// Rows under headers as lines, for who lays out a whole screen.
+pub(crate) fn table_lines(headers: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
+    table(headers, rows, None).lines().map(str::to_owned).collect()
+}
+
 /// Rows under headers, two spaces between columns, no trailing blanks.
 fn table(headers: &[&str], rows: Vec<Vec<String>>, width: Option<u16>) -> String {
     let mut table = Table::new();
@@ -126,6 +180,11 @@ fn table(headers: &[&str], rows: Vec<Vec<String>>, width: Option<u16>) -> String
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n")
+}
+
+/// Text of a stranger that has lines of its own, such as a document: each of them safe for a terminal.
+pub(crate) fn clean_lines(text: &str) -> String {
+    text.lines().map(|line| clean(line) + "\n").collect()
 }
 
 fn time(at: Option<&prost_types::Timestamp>, now: Timestamp) -> String {

@@ -4,8 +4,13 @@ use super::{PAGE_SIZE, all_pages, counted};
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
+use muster_common::severity::Severity;
+use muster_proto::convert::severity_to_wire;
 use muster_proto::v1::finding_service_client::FindingServiceClient;
-use muster_proto::v1::{Finding, GetTraceRequest, JournalEvent, ListEventsRequest, ListFindingsRequest};
+use muster_proto::v1::{
+    Finding, GetTraceRequest, JournalEvent, ListEventsRequest, ListFindingsRequest, WatchFindingsRequest,
+    WatchFindingsResponse,
+};
 use tonic::transport::Channel;
 
 /// What `findings list` was asked for.
@@ -46,6 +51,53 @@ pub(super) async fn list(channel: Channel, out: &mut Out, filter: Filter) -> Res
     let rows = findings.iter().map(|finding| row(finding, out)).collect();
     out.table(&["sev", "agent", "service", "reason", "subject", "observed", "incident", "summary"], rows)?;
     Ok(out.line(&format!("\n{}", counted(findings.len(), "finding")))?)
+}
+
+/// One line for each change, until the coordinator or the reader ends it.
+pub(super) async fn watch(
+    channel: Channel,
+    out: &mut Out,
+    filter: Filter,
+    min_severity: Option<Severity>,
+) -> Result<(), CtlError> {
+    let request = WatchFindingsRequest {
+        agent: filter.agent.unwrap_or_default(),
+        service: filter.service.unwrap_or_default(),
+        reason: filter.reason.unwrap_or_default(),
+        min_severity: min_severity.map(severity_to_wire).unwrap_or_default(),
+    };
+    let mut changes = FindingServiceClient::new(channel).watch_findings(request).await?.into_inner();
+    while let Some(change) = changes.message().await? {
+        if out.is_json() {
+            out.json_line(&json::finding_change(&change))?;
+        } else {
+            out.now();
+            let line = change_line(&change, out);
+            out.line(&line)?;
+        }
+    }
+    Err(CtlError::Ended)
+}
+
+/// `2026-11-21 03:04:05Z opened sev2 web-1 spl port_closed: nothing listens`.
+pub(super) fn change_line(change: &WatchFindingsResponse, out: &Out) -> String {
+    let finding = change.finding.clone().unwrap_or_default();
+    let detail = finding.detail.unwrap_or_default();
+    let subject = detail.subject.unwrap_or_default();
+    let by_resync = if change.by_resync { " (by comparison)" } else { "" };
+    let severity = match json::severity(detail.severity) {
+        "" => "-",
+        severity => severity,
+    };
+    format!(
+        "{} {:7} {severity} {} {} {}: {}{by_resync}",
+        out.moment(finding.received.as_ref()),
+        clean(&change.change),
+        clean(&finding.agent),
+        clean(&subject.service),
+        clean(&detail.reason),
+        clean(&detail.summary),
+    )
 }
 
 fn row(finding: &Finding, out: &Out) -> Vec<String> {

@@ -4,10 +4,12 @@ use super::{PAGE_SIZE, all_pages, counted};
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
+use muster_common::severity::Severity;
+use muster_proto::convert::severity_to_wire;
 use muster_proto::v1::incident_service_client::IncidentServiceClient;
 use muster_proto::v1::{
     AcknowledgeIncidentRequest, AddNoteRequest, GetIncidentRequest, Incident, IncidentState, ListIncidentsRequest,
-    ResolveIncidentRequest,
+    ResolveIncidentRequest, SetCommanderRequest, SetSeverityRequest,
 };
 use tonic::transport::Channel;
 
@@ -103,8 +105,14 @@ pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<
         ("folded into", clean(&incident.folded_into)),
         ("agents", clean(&incident.agents.join(", "))),
         ("services", clean(&incident.services.join(", "))),
-        ("runbook", format!("docs/runbooks/{}.md", clean(&incident.reason))),
+        ("commander", clean(&incident.commander)),
+        ("silenced by", clean(&incident.silenced_by)),
+        ("escalates", escalates(&incident, out)),
+        ("cause", clean(&incident.cause_key)),
+        ("runbook", format!("musterctl runbook {}", clean(&incident.reason))),
+        ("more", format!("musterctl why {}", clean(&incident.id))),
     ])?;
+    bullets(out, "What changed shortly before", &incident.changes)?;
     bullets(out, "What to do", &incident.next_steps)?;
     bullets(out, "Findings", &incident.findings)?;
     if !incident.timeline.is_empty() {
@@ -114,6 +122,20 @@ pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<
         out.table(&["at", "kind", "what"], rows)?;
     }
     Ok(())
+}
+
+/// When somebody else is told, and how often that has happened.
+fn escalates(incident: &Incident, out: &Out) -> String {
+    let before = match incident.escalations {
+        0 => String::new(),
+        1 => "once already".to_owned(),
+        n => format!("{n} times already"),
+    };
+    match (out.time(incident.escalate_time.as_ref()), before) {
+        (at, before) if before.is_empty() => at,
+        (at, before) if at.is_empty() => before,
+        (at, before) => format!("{at}, {before}"),
+    }
 }
 
 fn bullets(out: &mut Out, heading: &str, lines: &[String]) -> std::io::Result<()> {
@@ -143,6 +165,28 @@ pub(super) async fn resolve(channel: Channel, out: &mut Out, id: String, summary
 pub(super) async fn note(channel: Channel, out: &mut Out, id: String, text: String) -> Result<(), CtlError> {
     let incident = IncidentServiceClient::new(channel).add_note(AddNoteRequest { id, text }).await?.into_inner();
     done(out, &incident, "noted")
+}
+
+pub(super) async fn severity(
+    channel: Channel,
+    out: &mut Out,
+    id: String,
+    severity: Severity,
+    note: String,
+) -> Result<(), CtlError> {
+    let request = SetSeverityRequest { id, severity: severity_to_wire(severity), note };
+    let incident = IncidentServiceClient::new(channel).set_severity(request).await?.into_inner();
+    done(out, &incident, &format!("is {} now", json::severity(incident.severity)))
+}
+
+pub(super) async fn commander(channel: Channel, out: &mut Out, id: String, commander: String) -> Result<(), CtlError> {
+    let request = SetCommanderRequest { id, commander };
+    let incident = IncidentServiceClient::new(channel).set_commander(request).await?.into_inner();
+    let words = match clean(&incident.commander) {
+        name if name.is_empty() => "has no commander any more".to_owned(),
+        name => format!("is led by {name}"),
+    };
+    done(out, &incident, &words)
 }
 
 fn done(out: &mut Out, incident: &Incident, what: &str) -> Result<(), CtlError> {

@@ -1,15 +1,25 @@
 //! One function per command: ask, then print.
 
+mod agents;
+mod explain;
+mod export;
 mod failover;
 mod findings;
 mod fleet;
 mod freeze;
 mod incidents;
+mod live;
+mod receivers;
+mod runbook;
+mod silences;
 
-use crate::args::{Agents, Arguments, Command, Events, Failover, Findings, Freeze, Incidents};
+use crate::args::{
+    Agents, Arguments, Command, Events, Failover, Findings, Format, Freeze, Incidents, Receivers, Silence,
+};
 use crate::error::CtlError;
 use crate::render::Out;
 use crate::{connect, settings};
+use tonic::transport::Channel;
 
 /// Nothing was changed: refused, declined or not reachable.
 pub(crate) const NOT_PROMOTED: u8 = 18;
@@ -22,6 +32,14 @@ const PAGES_MAX: usize = 10_000;
 
 /// Runs the command; the result is the exit status.
 pub(crate) async fn run(arguments: Arguments, out: &mut Out) -> Result<u8, CtlError> {
+    let is_export = matches!(arguments.command, Command::Incidents(Incidents::Export { .. }));
+    if arguments.format == Format::Markdown && !is_export {
+        return Err(CtlError::Usage("--format markdown is for incidents export: use table or json here".to_owned()));
+    }
+    if let Command::Runbook { reason } = &arguments.command {
+        runbook::show(out, reason.as_deref())?;
+        return Ok(0);
+    }
     let target = settings::resolve(&arguments.target)?;
     let is_promotion = matches!(arguments.command, Command::Failover(Failover::Promote { .. }));
     let channel = match connect::connect(&target).await {
@@ -32,27 +50,28 @@ pub(crate) async fn run(arguments: Arguments, out: &mut Out) -> Result<u8, CtlEr
         connected => connected?,
     };
     match arguments.command {
-        Command::Status => fleet::status(channel, out).await?,
-        Command::Agents(Agents::List { state, labels }) => fleet::list(channel, out, state, labels).await?,
-        Command::Agents(Agents::Show { name }) => fleet::show(channel, out, name).await?,
-        Command::Agents(Agents::Ping { name }) => fleet::ping(channel, out, name).await?,
-        Command::Findings(Findings::List { agent, service, reason, occurrences }) => {
-            let filter = findings::Filter { agent, service, reason, occurrences };
-            findings::list(channel, out, filter).await?;
-        }
+        Command::Status { live: false } => fleet::status(channel, out).await?,
+        Command::Status { live: true } => live::status(channel, &target, out).await?,
+        Command::Agents(command) => run_agents(channel, out, command).await?,
+        Command::Findings(command) => run_findings(channel, out, command).await?,
         Command::Events(Events::List { limit, agent, incident }) => {
             findings::events(channel, out, limit, agent, incident).await?;
         }
         Command::Trace { id } => findings::trace(channel, out, id).await?,
-        Command::Incidents(Incidents::List { all, agent, service }) => {
-            incidents::list(channel, out, all, agent, service).await?;
+        Command::Incidents(command) => run_incidents(channel, out, command).await?,
+        Command::Silence(Silence::Add(new)) => silences::add(channel, out, new).await?,
+        Command::Silence(Silence::List { all }) => silences::list(channel, out, all).await?,
+        Command::Silence(Silence::Expire { id }) => silences::expire(channel, out, id).await?,
+        Command::Receivers(Receivers::List) => receivers::list(channel, out).await?,
+        Command::Receivers(Receivers::Test { name }) => return receivers::test(channel, out, name).await,
+        Command::Receivers(Receivers::DeadLetters { receiver }) => {
+            receivers::dead_letters(channel, out, receiver).await?;
         }
-        Command::Incidents(Incidents::Show { id }) => incidents::show(channel, out, id).await?,
-        Command::Incidents(Incidents::Ack { id, note }) => incidents::acknowledge(channel, out, id, note).await?,
-        Command::Incidents(Incidents::Resolve { id, summary }) => {
-            incidents::resolve(channel, out, id, summary).await?;
-        }
-        Command::Incidents(Incidents::Note { id, text }) => incidents::note(channel, out, id, text).await?,
+        Command::Receivers(Receivers::Resend { page }) => receivers::resend(channel, out, page).await?,
+        Command::Why { id } => explain::why(channel, out, id).await?,
+        Command::WhyNot { host, at, service } => explain::why_not(channel, out, host, at, service).await?,
+        // Answered above, without a connection.
+        Command::Runbook { .. } => {}
         Command::Freeze(Freeze::On { reason, agents, labels, ttl }) => {
             freeze::on(channel, out, freeze::Order { agents, labels, ttl, reason }).await?;
         }
@@ -65,6 +84,43 @@ pub(crate) async fn run(arguments: Arguments, out: &mut Out) -> Result<u8, CtlEr
         }
     }
     Ok(0)
+}
+
+async fn run_agents(channel: Channel, out: &mut Out, command: Agents) -> Result<(), CtlError> {
+    match command {
+        Agents::List { state, labels } => fleet::list(channel, out, state, labels).await,
+        Agents::Show { name } => fleet::show(channel, out, name).await,
+        Agents::Ping { name } => fleet::ping(channel, out, name).await,
+        Agents::Diagnose { name, service } => agents::diagnose(channel, out, name, service).await,
+        Agents::Archive { name, reason } => agents::archive(channel, out, name, reason).await,
+    }
+}
+
+async fn run_findings(channel: Channel, out: &mut Out, command: Findings) -> Result<(), CtlError> {
+    match command {
+        Findings::List { agent, service, reason, occurrences } => {
+            let filter = findings::Filter { agent, service, reason, occurrences };
+            findings::list(channel, out, filter).await
+        }
+        Findings::Watch { agent, service, reason, min_severity } => {
+            let filter = findings::Filter { agent, service, reason, occurrences: true };
+            findings::watch(channel, out, filter, min_severity).await
+        }
+    }
+}
+
+async fn run_incidents(channel: Channel, out: &mut Out, command: Incidents) -> Result<(), CtlError> {
+    match command {
+        Incidents::List { all, agent, service } => incidents::list(channel, out, all, agent, service).await,
+        Incidents::Show { id } => incidents::show(channel, out, id).await,
+        Incidents::Ack { id, note } => incidents::acknowledge(channel, out, id, note).await,
+        Incidents::Resolve { id, summary } => incidents::resolve(channel, out, id, summary).await,
+        Incidents::Note { id, text } => incidents::note(channel, out, id, text).await,
+        Incidents::Severity { id, severity, note } => incidents::severity(channel, out, id, severity, note).await,
+        Incidents::Commander { id, name, .. } => incidents::commander(channel, out, id, name.unwrap_or_default()).await,
+        Incidents::Export { id, bundle: false, output } => export::note(channel, out, id, output).await,
+        Incidents::Export { id, bundle: true, output } => export::bundle(channel, out, id, output).await,
+    }
 }
 
 /// Fetches page after page until there is no next one or `limit` items are there.

@@ -1,0 +1,199 @@
+//! `status --live`: the one screen that stays, fed by the coordinator's watches. On a terminal it is redrawn; elsewhere
+//! every change is one line.
+//!
+//! Must never leave a terminal as it had to make it: whatever ends this, the guard gives it back.
+
+mod board;
+mod terminal;
+
+use super::findings::change_line;
+use crate::connect;
+use crate::error::CtlError;
+use crate::json;
+use crate::render::{Out, clean};
+use crate::settings::Settings;
+use board::Board;
+use muster_proto::v1::finding_service_client::FindingServiceClient;
+use muster_proto::v1::fleet_service_client::FleetServiceClient;
+use muster_proto::v1::incident_service_client::IncidentServiceClient;
+use muster_proto::v1::{
+    Agent, GetFleetStatusRequest, GetFleetStatusResponse, Incident, WatchAgentsRequest, WatchAgentsResponse,
+    WatchFindingsRequest, WatchFindingsResponse, WatchIncidentsRequest, WatchIncidentsResponse,
+};
+use serde_json::json;
+use std::time::Duration;
+use terminal::{Key, Keys, Screen};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+/// Drawn this often while things change: no eye follows faster, and a terminal far away has to.
+const DRAW_INTERVAL: Duration = Duration::from_millis(500);
+/// Counts of the whole fleet are asked for this often.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// A coordinator that went away is tried again after this.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The watches of one connection.
+struct Watches {
+    fleet: FleetServiceClient<Channel>,
+    agents: Streaming<WatchAgentsResponse>,
+    incidents: Streaming<WatchIncidentsResponse>,
+    findings: Streaming<WatchFindingsResponse>,
+}
+
+/// What came.
+enum News {
+    Agent(Box<Agent>),
+    Incident(Box<Incident>),
+    Finding(Box<WatchFindingsResponse>),
+}
+
+impl Watches {
+    async fn open(channel: Channel) -> Result<(Self, GetFleetStatusResponse), CtlError> {
+        let mut fleet = FleetServiceClient::new(channel.clone());
+        let status = fleet.get_fleet_status(GetFleetStatusRequest {}).await?.into_inner();
+        let agents = fleet.watch_agents(WatchAgentsRequest::default()).await?.into_inner();
+        let incidents = IncidentServiceClient::new(channel.clone());
+        let incidents = { incidents }.watch_incidents(WatchIncidentsRequest::default()).await?.into_inner();
+        let findings = FindingServiceClient::new(channel);
+        let findings = { findings }.watch_findings(WatchFindingsRequest::default()).await?.into_inner();
+        Ok((Self { fleet, agents, incidents, findings }, status))
+    }
+
+    /// The next change on any of them.
+    async fn next(&mut self) -> Result<News, CtlError> {
+        tokio::select! {
+            agent = self.agents.message() => {
+                Ok(News::Agent(Box::new(agent?.ok_or(CtlError::Ended)?.agent.unwrap_or_default())))
+            }
+            incident = self.incidents.message() => {
+                Ok(News::Incident(Box::new(incident?.ok_or(CtlError::Ended)?.incident.unwrap_or_default())))
+            }
+            finding = self.findings.message() => Ok(News::Finding(Box::new(finding?.ok_or(CtlError::Ended)?))),
+        }
+    }
+
+    async fn status(&mut self) -> Result<GetFleetStatusResponse, CtlError> {
+        Ok(self.fleet.get_fleet_status(GetFleetStatusRequest {}).await?.into_inner())
+    }
+}
+
+pub(super) async fn status(channel: Channel, target: &Settings, out: &mut Out) -> Result<(), CtlError> {
+    if out.is_json() || !out.is_terminal() {
+        return lines(channel, out).await;
+    }
+    let (watches, status) = Watches::open(channel).await?;
+    let mut board = Board::default();
+    board.fleet(status);
+    let mut screen = Screen::open()?;
+    let mut keys = Keys::open()?;
+    let mut watches = Some(watches);
+    loop {
+        let ended = match watches.take() {
+            Some(watches) => watch(watches, &mut board, &mut screen, &mut keys, out).await?,
+            None => match again(target, &mut board).await {
+                Ok(opened) => {
+                    watches = Some(opened);
+                    continue;
+                }
+                Err(error) => Some(error),
+            },
+        };
+        // None: somebody has seen enough.
+        let Some(error) = ended else { return Ok(()) };
+        board.trouble(&error.report());
+        draw(&board, &mut screen, out)?;
+        tokio::select! {
+            key = keys.next() => if key == Key::Quit { return Ok(()) },
+            () = tokio::time::sleep(RETRY_INTERVAL) => {}
+        }
+    }
+}
+
+/// Connects anew and begins anew: what was missed meanwhile is in what the watches send first.
+async fn again(target: &Settings, board: &mut Board) -> Result<Watches, CtlError> {
+    let (watches, status) = Watches::open(connect::connect(target).await?).await?;
+    board.begin_again();
+    board.fleet(status);
+    Ok(watches)
+}
+
+/// Draws what comes, until the connection ends (with what was said) or somebody quits.
+async fn watch(
+    mut watches: Watches,
+    board: &mut Board,
+    screen: &mut Screen,
+    keys: &mut Keys,
+    out: &mut Out,
+) -> Result<Option<CtlError>, CtlError> {
+    let (mut drawing, mut asking) = (every(DRAW_INTERVAL), every(STATUS_INTERVAL));
+    loop {
+        tokio::select! {
+            key = keys.next() => match key {
+                Key::Quit => return Ok(None),
+                Key::Other => draw(board, screen, out)?,
+            },
+            _ = drawing.tick() => draw(board, screen, out)?,
+            _ = asking.tick() => match watches.status().await {
+                Ok(status) => board.fleet(status),
+                Err(error) => return Ok(Some(error)),
+            },
+            news = watches.next() => match news {
+                Ok(News::Agent(agent)) => board.agent(*agent),
+                Ok(News::Incident(incident)) => board.incident(*incident),
+                Ok(News::Finding(change)) => board.change(change_line(&change, out)),
+                Err(error) => return Ok(Some(error)),
+            },
+        }
+    }
+}
+
+fn every(length: Duration) -> Interval {
+    let mut every = interval(length);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    every
+}
+
+fn draw(board: &Board, screen: &mut Screen, out: &mut Out) -> Result<(), CtlError> {
+    out.now();
+    let (columns, rows) = screen.size();
+    let lines = board.lines(out, columns, rows);
+    let drawn: String = lines.iter().map(|line| format!("{}\u{1b}[K\r\n", out.coloured(line))).collect();
+    Ok(out.draw(&format!("\u{1b}[H{drawn}\u{1b}[J"))?)
+}
+
+/// Where nothing can be redrawn: the screen once, then a line for each change.
+async fn lines(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
+    let (mut watches, status) = Watches::open(channel).await?;
+    if out.is_json() {
+        out.json_line(&json!({ "fleet_status": json::fleet_status(&status) }))?;
+    } else {
+        let mut board = Board::default();
+        board.fleet(status);
+        for line in board.lines(out, usize::MAX, usize::MAX) {
+            out.line(&line)?;
+        }
+    }
+    loop {
+        let news = watches.next().await?;
+        out.now();
+        match (news, out.is_json()) {
+            (News::Agent(agent), true) => out.json_line(&json!({ "agent": json::agent(&agent) }))?,
+            (News::Incident(incident), true) => out.json_line(&json!({ "incident": json::incident(&incident) }))?,
+            (News::Finding(change), true) => out.json_line(&json!({ "finding": json::finding_change(&change) }))?,
+            (News::Agent(agent), false) => {
+                let (state, why) = (json::agent_state(agent.state), clean(&agent.state_reason));
+                out.line(format!("agent {} {state} {why}", clean(&agent.id)).trim_end())?;
+            }
+            (News::Incident(incident), false) => {
+                let words = [json::severity(incident.severity), json::incident_state(incident.state)].join(" ");
+                out.line(&format!("incident {} {words} {}", clean(&incident.id), clean(&incident.title)))?;
+            }
+            (News::Finding(change), false) => {
+                let line = change_line(&change, out);
+                out.line(&format!("finding {line}"))?;
+            }
+        }
+    }
+}
