@@ -9,6 +9,7 @@ mod drill;
 mod fleet_sim;
 mod foreign;
 mod lab;
+mod layout;
 mod suite;
 mod tidy;
 
@@ -41,6 +42,11 @@ enum Task {
     },
     /// The coordinator under a large fleet, with the figures of this machine
     FleetSim(fleet_sim::Options),
+    /// Writes agent/layout/used.ld: which functions of the agent are used, for the linker to put together
+    Layout,
+    /// Runs a program and tells which of its functions are called, for `layout`
+    #[command(hide = true)]
+    TraceCalls(layout::trace::Options),
     /// A service that does nothing, for the bench to watch
     #[command(hide = true)]
     BenchService(bench::service::Options),
@@ -58,6 +64,8 @@ fn main() -> ExitCode {
         Task::Drill { drill } => drill::run(&drill),
         Task::Bench { bench } => bench::run(&bench),
         Task::FleetSim(options) => fleet_sim::run(&options),
+        Task::Layout => layout::run(),
+        Task::TraceCalls(options) => layout::trace::run(&options),
         Task::BenchService(options) => bench::service::run(&options),
         Task::DemoService(options) => lab::service::run(&options),
     };

@@ -7,7 +7,7 @@ mod latency;
 pub(crate) mod measure;
 mod peers;
 pub(crate) mod service;
-mod stage;
+pub(crate) mod stage;
 pub(crate) mod table;
 
 use anyhow::Result;

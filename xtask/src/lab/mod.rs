@@ -380,7 +380,7 @@ pub(crate) fn free_port() -> Result<u16> {
 }
 
 /// Builds the three binaries and returns their folder.
-fn build() -> Result<PathBuf> {
+pub(crate) fn build() -> Result<PathBuf> {
     say!("building muster-agent, muster-coordinator and musterctl …");
     let packages = ["muster-agent", "muster-coordinator", "musterctl"];
     let mut command = Command::new(env!("CARGO"));

@@ -1,0 +1,221 @@
+//! `cargo xtask layout`: which functions of the agent a start and ordinary work use, as a script for the linker that
+//! puts them together (`agent/layout/used.ld`; `agent/build.rs` hands it over).
+//!
+//! The kernel maps a program's text in large pieces round what is used. What is used lies everywhere in it by itself, so
+//! that nearly all is mapped. Names are written without what changes with each compiler: a list that is old still fits
+//! nearly all, and costs memory only, never correctness.
+
+pub(crate) mod trace;
+
+use crate::bench::stage::{AgentPlan, Stage};
+use crate::lab;
+use crate::say;
+use crate::suite::workspace;
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How long it works before services are killed, and between kills.
+const CALM: Duration = Duration::from_secs(90);
+const KILL_PAUSE: Duration = Duration::from_secs(3);
+/// Unused bytes beside so many used ones that are put up with for a shorter list.
+const UNUSED_PERCENT: u64 = 5;
+/// The same, for the least of functions.
+const UNUSED_BYTES: u64 = 64;
+
+const HEAD: &str = "\
+/* Where functions lie in the agent's program: those that a start and ordinary work use stand together, before all others,
+   so that the rest of the text is not mapped. Written by `cargo xtask layout`; do not edit. A name that is not found
+   does no harm, and a function that is missing here is mapped with its neighbours when it is first used. */
+";
+/// Assembly has no sections of its own per function.
+const ALWAYS: [&str; 2] = ["*crt1.o(.text)", "*libring-*:*(.text .text.*)"];
+
+/// Runs the agent as it is shipped, but for its symbols, and writes the script.
+pub(crate) fn run() -> Result<()> {
+    let agent = build()?;
+    let folder = tempfile::tempdir()?;
+    let called = folder.path().join("called");
+    let programs = programs(folder.path(), &agent, &called)?;
+    let stage = Stage::set("5s", false, Some(programs))?;
+    say!("the agent is traced …");
+    stage.start_agent(&AgentPlan { name: "layout", interval: "5s", more: "", filter: None })?;
+    let logs = stage.write_logs()?;
+    std::thread::sleep(CALM);
+    for index in [0, 9] {
+        stage.kill_service(index)?;
+        std::thread::sleep(KILL_PAUSE);
+        stage.start_service(index)?;
+        std::thread::sleep(KILL_PAUSE);
+    }
+    drop(logs);
+    let called = fs::read_to_string(&called).context("what was called")?;
+    stage.lab.kill("layout", Signal::SIGTERM).ok();
+    let script = script(&sizes(&agent)?, &called.lines().collect::<Vec<_>>());
+    let path = workspace().join("agent/layout/used.ld");
+    fs::write(&path, &script)?;
+    say!("{} functions called; {} lines in {}", called.lines().count(), script.lines().count(), path.display());
+    Ok(())
+}
+
+fn build() -> Result<PathBuf> {
+    say!("building muster-agent as it is shipped, with its symbols …");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(workspace()).args(["build", "--quiet", "--profile", "agent", "--package", "muster-agent"]);
+    cargo.env("CARGO_PROFILE_AGENT_STRIP", "none");
+    ensure!(cargo.status()?.success(), "the build failed");
+    let debug = std::env::current_exe()?;
+    let target = debug.parent().and_then(Path::parent).context("the running program has no target folder")?;
+    Ok(target.join("agent/muster-agent"))
+}
+
+/// A folder with the coordinator, and a script in the place of the agent that has its daemon traced.
+fn programs(folder: &Path, agent: &Path, called: &Path) -> Result<PathBuf> {
+    let built = lab::build()?;
+    let programs = folder.join("programs");
+    fs::create_dir(&programs)?;
+    symlink(built.join("muster-coordinator"), programs.join("muster-coordinator"))?;
+    let (xtask, agent, called) = (std::env::current_exe()?, agent.display(), called.display());
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = run ] || exec '{agent}' \"$@\"\n\
+         exec '{}' trace-calls --out '{called}' '{agent}' -- \"$@\"\n",
+        xtask.display()
+    );
+    let script = programs.join("muster-agent");
+    fs::write(&script, text)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    Ok(programs)
+}
+
+/// Sizes of functions by name.
+fn sizes(program: &Path) -> Result<BTreeMap<String, u64>> {
+    let output = Command::new("nm").args(["--defined-only", "--print-size"]).arg(program).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let one = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, size, "t" | "T" | "w" | "W", name] = words.as_slice() else { return None };
+        Some(((*name).to_owned(), u64::from_str_radix(size, 16).ok()?))
+    };
+    Ok(text.lines().filter_map(one).collect())
+}
+
+/// Used and unused bytes.
+type Bytes = (u64, u64);
+
+fn script(sizes: &BTreeMap<String, u64>, called: &[&str]) -> String {
+    let mut patterns: BTreeMap<String, Bytes> = BTreeMap::new();
+    for (name, size) in sizes {
+        patterns.entry(pattern(name)).or_default().1 += size;
+    }
+    for name in called {
+        let size = sizes.get(*name).copied().unwrap_or(0);
+        let bytes = patterns.entry(pattern(name)).or_default();
+        *bytes = (bytes.0 + size.max(1), bytes.1.saturating_sub(size));
+    }
+    let mut chosen = Vec::new();
+    let all: Vec<(&str, Bytes)> = patterns.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+    choose(&all, &mut chosen);
+    let mut script = format!("{HEAD}SECTIONS\n{{\n  .text.used :\n  {{\n");
+    script.extend(ALWAYS.iter().map(|line| format!("    {line}\n")));
+    script += "    *(\n";
+    for prefix in [".text.", ".text.unlikely."] {
+        script.extend(chosen.iter().map(|name| format!("      {prefix}{name}\n")));
+    }
+    script + "    )\n  }\n}\nINSERT BEFORE .text;\n"
+}
+
+/// The shortest beginnings under which next to nothing is unused. `names` are in order.
+fn choose(names: &[(&str, Bytes)], chosen: &mut Vec<String>) {
+    let (used, unused) = names.iter().fold((0, 0), |sum, (_, bytes)| (sum.0 + bytes.0, sum.1 + bytes.1));
+    let (Some((first, bytes)), Some((last, _))) = (names.first(), names.last()) else { return };
+    if used == 0 {
+        return;
+    }
+    if names.len() == 1 {
+        chosen.push((*first).to_owned());
+        return;
+    }
+    let common = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
+    let shared = first.get(..common).unwrap_or_default();
+    if common > 3 && unused <= (used * UNUSED_PERCENT / 100).max(UNUSED_BYTES) {
+        chosen.push(format!("{}*", shared.trim_end_matches('*')));
+        return;
+    }
+    let mut rest = names;
+    if first.len() == common {
+        if bytes.0 > 0 {
+            chosen.push((*first).to_owned());
+        }
+        rest = rest.get(1..).unwrap_or_default();
+    }
+    while let Some((name, _)) = rest.first() {
+        let next = name.as_bytes().get(common);
+        let count = rest.iter().take_while(|(name, _)| name.as_bytes().get(common) == next).count();
+        let (group, others) = rest.split_at(count);
+        choose(group, chosen);
+        rest = others;
+    }
+}
+
+/// A function's name, with a star for what another compiler, or another build, makes otherwise.
+fn pattern(name: &str) -> String {
+    // `…17h0123456789abcdefE`, and what the linker's optimizer puts behind it.
+    if name.starts_with("_ZN")
+        && let Some((path, _)) = name.rsplit_once("17h")
+    {
+        return format!("{path}17h*");
+    }
+    if !name.starts_with("_R") {
+        return name.to_owned();
+    }
+    // One of several copies.
+    let (name, star) = match name.rsplit_once('.') {
+        Some((name, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => (name, "*"),
+        _ => (name, ""),
+    };
+    // `Cs4Qf1_5alloc`: the middle is a hash of the crate.
+    let mut parts = name.split("Cs");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let hash = part.bytes().take_while(u8::is_ascii_alphanumeric).count();
+        let is_hash = hash > 4 && part.as_bytes().get(hash) == Some(&b'_');
+        out += if is_hash { "C*" } else { "Cs" };
+        out += if is_hash { part.get(hash..).unwrap_or_default() } else { part };
+    }
+    out + star
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_told_without_its_hashes() {
+        for (name, expected) in [
+            ("_ZN5tokio4task4poll17h0123456789abcdefE", "_ZN5tokio4task4poll17h*"),
+            ("_ZN5tokio4task4poll17h0123456789abcdefE.955", "_ZN5tokio4task4poll17h*"),
+            ("_RNvMs3_NtCslNYArtu3iFV_5alloc7raw_vec", "_RNvMs3_NtC*_5alloc7raw_vec"),
+            ("_RNvNtCsgEmfK2I1SDS_4core4char3raw.1080", "_RNvNtC*_4core4char3raw*"),
+            ("sqlite3VdbeExec", "sqlite3VdbeExec"),
+        ] {
+            assert_eq!(pattern(name), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_used_as_a_whole_is_one_beginning_and_what_is_not_is_named() {
+        let sizes = [("hyper_a", 500), ("hyper_b", 500), ("clap_a", 500), ("clap_b", 500), ("clap_b_unused", 500)];
+        let sizes = sizes.map(|(name, size)| (name.to_owned(), size)).into();
+        let script = script(&sizes, &["hyper_a", "hyper_b", "clap_b"]);
+        let lines: Vec<&str> = script.lines().map(str::trim).filter(|line| line.starts_with(".text.")).collect();
+        assert_eq!(
+            lines,
+            [".text.used :", ".text.clap_b", ".text.hyper_*", ".text.unlikely.clap_b", ".text.unlikely.hyper_*"]
+        );
+    }
+}

@@ -1,0 +1,129 @@
+//! Which functions of a program are called at all: a breakpoint at the start of each, taken away when it is first hit.
+//!
+//! For x86-64, where a breakpoint is one byte.
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use nix::sys::ptrace::{self, Options as Traced};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// `int3`.
+const BREAKPOINT: u8 = 0xcc;
+
+/// What to run, and where to tell.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Options {
+    /// Names of called functions go there, one a line
+    #[arg(long)]
+    out: PathBuf,
+    /// The program, with its symbols
+    program: PathBuf,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Runs the program to its end.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let functions = functions(&options.program)?;
+    let mut out = File::create(&options.out)?;
+    // It waits for us before it becomes the program.
+    let mut command = Command::new("sh");
+    command.args(["-c", "kill -STOP $$; exec \"$0\" \"$@\""]).arg(&options.program).args(&options.arguments);
+    let child = command.spawn()?;
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
+    ensure!(
+        matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED))?, WaitStatus::Stopped(..)),
+        "the program does not wait to be traced"
+    );
+    ptrace::seize(pid, Traced::PTRACE_O_TRACEEXEC | Traced::PTRACE_O_TRACECLONE | Traced::PTRACE_O_EXITKILL)?;
+    nix::sys::signal::kill(pid, Signal::SIGCONT)?;
+    let mut armed: Option<Armed> = None;
+    loop {
+        let status = waitpid(None, Some(WaitPidFlag::__WALL))?;
+        match status {
+            WaitStatus::Exited(ended, _) | WaitStatus::Signaled(ended, ..) if ended == pid => return Ok(()),
+            WaitStatus::PtraceEvent(thread, _, event) => {
+                if event == nix::libc::PTRACE_EVENT_EXEC {
+                    armed = Some(Armed::new(thread, &options.program, &functions)?);
+                }
+                ptrace::cont(thread, None).ok();
+            }
+            WaitStatus::Stopped(thread, Signal::SIGTRAP) => {
+                if let Some(name) = armed.as_mut().map(|armed| armed.hit(thread)).transpose()?.flatten() {
+                    writeln!(out, "{name}")?;
+                }
+                ptrace::cont(thread, None).ok();
+            }
+            WaitStatus::Stopped(thread, signal) => drop(ptrace::cont(thread, signal)),
+            _ => {}
+        }
+    }
+}
+
+/// Functions by their address in the file. Of several names of one place the first is told.
+fn functions(program: &Path) -> Result<BTreeMap<u64, String>> {
+    let output = Command::new("nm").args(["--defined-only"]).arg(program).output().context("nm (binutils)")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let one = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (address, kind, name) = (words.next()?, words.next()?, words.next()?);
+        matches!(kind, "t" | "T" | "w" | "W").then_some(())?;
+        Some((u64::from_str_radix(address, 16).ok()?, name.to_owned()))
+    };
+    let functions: BTreeMap<u64, String> = text.lines().filter_map(one).collect();
+    if functions.is_empty() {
+        bail!("{} has no symbols", program.display());
+    }
+    Ok(functions)
+}
+
+/// The program with its breakpoints.
+struct Armed {
+    memory: File,
+    base: u64,
+    /// What stood there, and the name. `None` once it was hit.
+    points: BTreeMap<u64, (u8, Option<String>)>,
+}
+
+impl Armed {
+    fn new(pid: Pid, program: &Path, functions: &BTreeMap<u64, String>) -> Result<Self> {
+        let program = program.canonicalize()?;
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let first = maps.lines().find(|line| line.ends_with(&*program.to_string_lossy()));
+        let base = first.and_then(|line| line.split('-').next()).context("the program is not where it was started")?;
+        let base = u64::from_str_radix(base, 16)?;
+        let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+        let mut points = BTreeMap::new();
+        for (address, name) in functions {
+            let mut byte = [0];
+            memory.read_exact_at(&mut byte, base + address)?;
+            memory.write_all_at(&[BREAKPOINT], base + address)?;
+            points.insert(*address, (byte[0], Some(name.clone())));
+        }
+        Ok(Self { memory, base, points })
+    }
+
+    /// Takes the breakpoint away at which `thread` stands. No name where another thread was quicker.
+    fn hit(&mut self, thread: Pid) -> Result<Option<String>> {
+        let mut registers = ptrace::getregs(thread)?;
+        let at = registers.rip.wrapping_sub(1);
+        let Some((byte, name)) = self.points.get_mut(&at.wrapping_sub(self.base)) else { return Ok(None) };
+        let name = name.take();
+        if name.is_some() {
+            self.memory.write_all_at(&[*byte], at)?;
+        }
+        registers.rip = at;
+        ptrace::setregs(thread, registers)?;
+        Ok(name)
+    }
+}
