@@ -528,6 +528,35 @@ mod conditions {
         assert!(why.contains("at least 2 hosts"), "{why}");
     }
 
+    /// A deploy of a service on a host, `ago` before now.
+    fn deploy(fleet: &mut Fleet, host: &str, service: &str, ago: u64) {
+        let evidence = Evidence::new().text("what", "deploy").text("old", "1.0").text("new", "1.1");
+        let finding = Finding::new(key(service, "/usr/bin/it", Reason::Change), "another build runs").evidence(evidence);
+        fleet.event(&agent(host), FindingEvent::Occurred(finding), Duration::from_secs(ago));
+    }
+
+    #[test]
+    fn damage_soon_after_an_upgrade_of_its_service_is_told_as_spreading_on_the_first_host() {
+        let damaged = |service: &str, ago: u64| {
+            let mut fleet = Fleet::new(policy());
+            fleet.run_line("0 connect a b c");
+            deploy(&mut fleet, "a", service, ago);
+            fleet.run_line("10 open a spl /v1/hub.db sqlite_corrupt");
+            fleet.run_line("20 end");
+            fleet
+        };
+        let fleet = damaged("spl", 600);
+        let spread = newest(&fleet, "fleet/corruption/spl/hub.db");
+        let told = "hub.db of spl is damaged on 1 host, 10 min 10 s after a change on a: spl runs a new build 1.1, it was 1.0: a";
+        assert_eq!(spread.title, told);
+        assert!(fleet.log().contains("folded host/a/sqlite/spl//v1/hub.db into fleet/corruption/spl/hub.db")
+            || !fleet.log().contains("opened sev1 sqlite_corrupt"), "{}", fleet.log());
+        // Of another service, or too long ago, it explains nothing.
+        for fleet in [damaged("dba", 600), damaged("spl", 3600)] {
+            assert!(!fleet.log().contains("corruption_spread"), "{}", fleet.log());
+        }
+    }
+
     #[test]
     fn the_same_probe_blind_on_five_hosts_is_sev3_and_on_four_nothing() {
         let fleet = run(policy(), &(hosts(20) + &open_on(4, 10, "spl /run/spl.pid probe_blind") + "90 end\n"));

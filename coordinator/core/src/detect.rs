@@ -242,13 +242,15 @@ pub(crate) fn window_of(policy: &Policy, key: &str) -> Duration {
 
 /// The last change of a service on a host within `limit` before `at`, and what it was.
 fn change_of(
-    _state: &State,
-    _agent: &AgentName,
-    _service: &ServiceName,
-    _at: Timestamp,
-    _limit: Duration,
+    state: &State,
+    agent: &AgentName,
+    service: &ServiceName,
+    at: Timestamp,
+    limit: Duration,
 ) -> Option<(Timestamp, String)> {
-    None
+    let of_service = state.signals.changes.of_agent(agent).filter(|change| change.service.as_ref() == Some(service));
+    let before = of_service.filter(|change| change.observed <= at && change.observed + limit >= at);
+    before.max_by_key(|change| change.observed).map(|change| (change.observed, change.words.clone()))
 }
 
 /// What a group counts as for a person: `group` without the detector's `prefix`.

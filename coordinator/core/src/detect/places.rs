@@ -17,7 +17,7 @@ const LABELS_COUNTED_MAX: usize = 16;
 /// Bytes of a place's name: what a person can read in a title.
 const PLACE_BYTES_MAX: usize = 128;
 /// Members compared where one group of hosts is said to be part of another: of thousands these tell.
-const COMPARED_MAX: usize = 64;
+const COMPARED_MAX: usize = 32;
 
 /// The agents of one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
