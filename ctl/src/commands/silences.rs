@@ -20,7 +20,7 @@ pub(super) async fn add(channel: Channel, out: &mut Out, new: NewSilence) -> Res
         causes: new.causes,
     };
     if matchers == SilenceMatchers::default() {
-        let text = "say what is to be silent: give --agent, --label, --service, --code or --cause (--agent '*' is all)";
+        let text = "say what is to be silent: give --agent, --label, --service, --code or --cause";
         return Err(CtlError::Usage(text.to_owned()));
     }
     let start = new.start.as_deref().map(|text| times::future(text, jiff::Timestamp::now()));
