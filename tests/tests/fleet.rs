@@ -244,6 +244,7 @@ fn a_crash_loop_without_recovery_is_worse() {
          570 page trigger sev2 restart_storm host/a/service/spl
          700 changed sev1 restart_storm host/a/service/spl
          700 page trigger sev1 restart_storm host/a/service/spl
+         700 page resolve sev1 restart_storm host/a/service/spl
          1300 recovering host/a/service/spl",
     );
 }
@@ -360,8 +361,7 @@ fn the_same_service_restarting_on_many_hosts_is_one_storm() {
          10 page trigger sev2 process_down host/a/service/spl
          22 opened sev2 process_down host/c/service/spl#1
          23 opened sev2 restart_storm fleet/restart_storm/spl#1
-         23 folded host/a/service/spl into fleet/restart_storm/spl
-         23 page resolve sev2 process_down host/a/service/spl
+         23 merged host/a/service/spl into fleet/restart_storm/spl
          23 folded host/c/service/spl into fleet/restart_storm/spl
          24 opened sev2 process_down host/d/service/spl#1
          25 folded host/d/service/spl into fleet/restart_storm/spl

@@ -119,10 +119,11 @@ fn burst_of(key: &str) -> Option<String> {
     }
 }
 
-/// Still gathers: it is open and something joined it within the window.
+/// Still gathers: it goes on, or is about what only happened, and something joined it within the window.
 fn is_hot(state: &State, burst: &str, oldest: Timestamp) -> bool {
-    let open = state.unresolved(burst).is_some_and(|incident| incident.status == IncidentStatus::Open);
-    open && state.cause(burst).and_then(|cause| cause.burst.as_ref()).is_some_and(|burst| burst.last >= oldest)
+    let Some(incident) = state.unresolved(burst) else { return false };
+    let Some(burst) = state.cause(burst).and_then(|cause| cause.burst.as_ref()) else { return false };
+    burst.last >= oldest && (incident.status == IncidentStatus::Open || burst.happened)
 }
 
 fn gather(state: &mut State, now: Timestamp, burst_key: &str, key: String) {

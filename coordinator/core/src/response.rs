@@ -140,13 +140,17 @@ pub fn escalates_at(
 }
 
 /// What a page asks for: by when to acknowledge, and what happens otherwise.
-pub fn asks(policy: &Policy, incident: &Incident, escalates_itself: bool) -> Option<String> {
+pub fn asks(policy: &Policy, incident: &Incident, escalates_itself: bool, now: Timestamp) -> Option<String> {
     if incident.acknowledged.is_some() {
         return None;
     }
     let within = *policy.response.get(incident.severity);
     let when = if within.is_zero() { "at once".to_owned() } else { format!("within {}", human_duration(within)) };
-    let otherwise = match (escalates_itself, incident.response.escalate_at) {
+    let response = &incident.response;
+    let paged_at = response.paged_at.unwrap_or(now);
+    // The first of a round of pages begins the time; it is told what will be.
+    let first = || escalates_at(policy, incident.severity, paged_at, response.escalations, now);
+    let otherwise = match (escalates_itself, response.escalate_at.or_else(first)) {
         (true, _) => "; whoever calls you escalates by their own rules".to_owned(),
         (false, Some(at)) => format!("; otherwise it is told again at {}", at.to_utc_minute()),
         (false, None) => String::new(),

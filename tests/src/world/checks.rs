@@ -1,15 +1,19 @@
 //! What must hold: after every event, and when all is well again.
 
 use super::{AGENTS, World};
-use crate::scenario::json;
+use crate::scenario::{check_what_if, json};
 use muster_agent_core::session::Message;
 use muster_common::finding::FindingKey;
 use muster_common::ids::{AgentName, SpoolId};
+use muster_common::severity::Severity;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
 use muster_coordinator_core::page::PageAction;
+use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::replay::WhatIfRun;
 use muster_coordinator_core::state::PageRecord;
 use muster_coordinator_core::{State, apply, invariants, replay};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 impl World {
     /// Nothing but a goodbye goes to a coordinator of a lower epoch than the durable one.
@@ -51,7 +55,10 @@ impl World {
                 // A page that was tried before is tried again: its receiver may know of it already.
                 let silence = page.page.cause_key.ends_with("/agent") && !page.attempted;
                 assert!(!(silence && state.rehear_until().is_some()), "paged about a silence while re-hearing");
-                let repages = state.incident(&page.incident).map_or(0, |incident| incident.repages);
+                let keys_of = |incident: &muster_coordinator_core::state::Incident| {
+                    incident.repages + incident.response.adoptions
+                };
+                let repages = state.incident(&page.incident).map_or(0, keys_of);
                 let key = (page.incident.cause.clone(), page.incident.generation);
                 let (keys, most) = self.told.entry(key.clone()).or_default();
                 *most = repages.max(*most);
@@ -81,6 +88,38 @@ impl World {
             if let Err(divergence) = replay::verify(State::genesis(), &all) {
                 panic!("{}: the replay diverges: {divergence:#?}", coordinator.name);
             }
+        }
+    }
+
+    /// What another policy makes of the journal is no surprise: nothing under the same one, and under others nothing
+    /// breaks and every page is told once.
+    pub(super) fn check_what_if(&self) {
+        let journal = &self.coordinators[self.primary()].committed;
+        check_what_if(journal);
+        let own = self.coordinators[self.primary()].machine.state().policy();
+        let mut patient = own.clone();
+        patient.liveness.stale_after += 3;
+        patient.liveness.goodbye_grace *= 2;
+        patient.hold.sev2 = Duration::from_secs(120);
+        patient.hold.sev3 = Duration::ZERO;
+        patient.restart_storm.host_restarts = 2;
+        patient.page_from = Severity::Sev2;
+        let strict = Policy { page_from: Severity::Sev4, ..own.clone() };
+        for other in [patient, strict] {
+            let mut run = WhatIfRun::new(State::genesis(), other).unwrap_or_else(|error| panic!("{error}"));
+            for entry in journal {
+                run.next(entry.clone()).unwrap_or_else(|error| panic!("{error}"));
+            }
+            let found = invariants::check(run.state());
+            assert!(found.is_empty(), "under another policy: {found:#?}");
+            let what_if = run.finish();
+            let told = what_if.added.iter().chain(&what_if.removed).chain(what_if.moved.iter().map(|(told, _)| told));
+            let mut names: Vec<_> = told.map(|told| (&told.receiver, &told.dedup_key)).collect();
+            let all = names.len();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), all, "a page is told twice: {what_if:#?}");
+            assert!(what_if.moved.iter().all(|(told, at)| told.at != *at), "it did not move: {what_if:#?}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{AGENTS, Event, World, agent};
 use muster_agent_core::session::{End, Input};
-use muster_coordinator_core::entry::IncidentKey;
+use muster_coordinator_core::entry::{Fact, IncidentKey};
 use std::time::Duration;
 
 /// How long a coordinator may stand still.
@@ -32,8 +32,37 @@ impl World {
             51..=53 => self.operate(),
             54 => self.pause(),
             55 => self.peers_meet(),
+            56 => self.archive(who),
+            57 => self.receiver_fails(),
+            58 => self.resend(),
+            59..=61 => self.people(),
             _ => {}
         }
+    }
+
+    /// A receiver takes nothing for a while, until it takes a page.
+    fn receiver_fails(&mut self) {
+        let receiver = if self.rng.chance(50) { "ops" } else { "chat" }.to_owned();
+        self.note(format!("the receiver {receiver} fails"));
+        let (now, index, error) = (self.now, self.primary(), "answered 503".to_owned());
+        if !self.works(index) {
+            return;
+        }
+        self.coordinators[index].hear_fact(now, Fact::ReceiverFailing { receiver, for_ms: 300_000, error });
+    }
+
+    /// Somebody sends a page again, whether that makes sense or not.
+    fn resend(&mut self) {
+        let (now, index) = (self.now, self.primary());
+        let letters = self.coordinators[index].machine.state().dead_letters();
+        let letters: Vec<_> = letters.map(|letter| letter.record.id).collect();
+        let Some(page) = self.rng.pick(&letters).copied().filter(|_| self.works(index)) else { return };
+        self.note(format!("the page {} is to be sent again", page.0));
+        self.coordinators[index].hear_fact(now, Fact::ResendAsked { by: "ann".to_owned(), page });
+    }
+
+    pub(super) fn works(&self, index: usize) -> bool {
+        self.coordinators[index].up && self.coordinators[index].frozen_until.is_none()
     }
 
     fn change_condition(&mut self, who: usize) {

@@ -11,6 +11,8 @@ mod agent;
 mod checks;
 mod coordinator;
 mod faults;
+mod people;
+mod neighbours;
 mod shell;
 mod spool;
 
@@ -20,8 +22,10 @@ use agent::Agent;
 use coordinator::Coordinator;
 use muster_agent_core::session::{Age, End, Entry, Message};
 use muster_common::ids::{AgentName, Epoch, SpoolId};
+use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
-use muster_coordinator_core::entry::{Disconnect, SubjectState};
+use muster_coordinator_core::entry::{Disconnect, Fact, SubjectState};
+use muster_coordinator_core::policy::{Policy, Route};
 use shell::Work;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -155,6 +159,10 @@ pub struct World {
     /// Events that an agent was told are safe for ever.
     safe: BTreeSet<(usize, u64)>,
     takeovers: u64,
+    /// Entries of each coordinator's journal in which questions to neighbours were looked for.
+    asked: BTreeMap<usize, usize>,
+    /// Answers to them on their way: when, to which coordinator.
+    opinions: Vec<(Timestamp, usize, Fact)>,
     /// What was seen at least once over the run, for those who ask whether a seed tries anything.
     pub seen: BTreeMap<&'static str, u64>,
     /// What happened, in words.
@@ -178,11 +186,13 @@ impl World {
             ringing: BTreeSet::new(),
             safe: BTreeSet::new(),
             takeovers: 0,
+            asked: BTreeMap::new(),
+            opinions: Vec::new(),
             seen: BTreeMap::new(),
             trace: Vec::new(),
         };
         if let Some(first) = world.coordinators.first_mut() {
-            first.start(now, 1, policy());
+            first.start(now, 1, world_policy());
         }
         world
     }
@@ -207,7 +217,9 @@ impl World {
         }
         self.check_journal();
         self.check_open_sets();
+        self.check_what_if();
         self.check_everything_is_over();
+        self.count_conclusions();
         self.check_every_event_once();
     }
 
@@ -289,6 +301,7 @@ impl World {
             return;
         }
         self.coordinators[index].commit();
+        self.answer_questions(index);
         if !self.faults || self.rng.chance(60) {
             self.replicate(index);
         }
@@ -317,7 +330,9 @@ impl World {
         let now = self.now;
         for page in self.coordinators[index].begin_pages(now) {
             self.check_page(index, &page);
-            if !self.faults || self.rng.chance(80) {
+            if self.faults && self.rng.chance(5) {
+                self.coordinators[index].page_refused(now, page.id);
+            } else if !self.faults || self.rng.chance(80) {
                 self.coordinators[index].page_delivered(now, page.id);
             }
         }
@@ -327,6 +342,37 @@ impl World {
 /// The address of a coordinator.
 fn endpoint(name: &str) -> String {
     format!("https://{name}:7420")
+}
+
+/// The policy of the scenarios, with thresholds over many hosts that a fleet of five reaches.
+fn world_policy() -> Policy {
+    let mut policy = policy();
+    // Small enough for five hosts and some minutes.
+    policy.correlation.incidents = 6;
+    policy.escalation.sev2 = Duration::from_secs(90);
+    policy.escalation.sev3 = Duration::from_secs(120);
+    policy.detect.oom_storm.hosts = 2;
+    policy.detect.reason_widespread.hosts = 3;
+    policy.detect.memory_group.hosts = 3;
+    policy.detect.memory_group.place_hosts_min = 2;
+    policy.detect.probe_blind.hosts = 2;
+    policy.detect.mass_place.agents_min = 2;
+    // Everything to one receiver, what is bad or in the east to all; each stands in for the other.
+    let route = |receivers: &[&str]| Route {
+        receivers: receivers.iter().map(ToString::to_string).collect(),
+        ..Route::default()
+    };
+    let bad = Route { severities: [Severity::Sev0, Severity::Sev1].into(), ..route(&["ops", "chat"]) };
+    let east = Route { labels: [("zone".to_owned(), "east".to_owned())].into(), goes_on: true, ..route(&["chat"]) };
+    policy.routes = vec![bad, east, route(&["ops"])];
+    policy.fallbacks = [("ops", "chat"), ("chat", "ops")].map(|(a, b)| (a.to_owned(), b.to_owned())).into();
+    policy
+}
+
+/// What an agent says of where it is: two zones.
+fn labels(agent: &AgentName) -> BTreeMap<String, String> {
+    let zone = if agent.as_str() < "a3" { "east" } else { "west" };
+    BTreeMap::from([("zone".to_owned(), zone.to_owned())])
 }
 
 /// The `n`th id of an agent.

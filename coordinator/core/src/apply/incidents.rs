@@ -632,6 +632,8 @@ fn fold(
         let owned = owner.map(|owner| format!(", owned by {owner}")).unwrap_or_default();
         note(incident, step, LineKind::Decision, format!("{number} ({member}{owned}) is a symptom of this"));
         agents_joined(state, &target.cause, agents);
+        // More hosts: a silence may not fit any more. Another page: its key may be another one.
+        state.touched.insert(target.cause.clone());
     }
 }
 

@@ -17,6 +17,9 @@ const REPAGE_FROM: Severity = Severity::Sev1;
 /// A severity that just rose from `before`: an acknowledgement does not hold for what is so much worse, and who was told
 /// of something milder is told anew.
 pub(super) fn risen(incident: &mut Incident, step: Step, before: Severity) {
+    if incident.has_paged() {
+        incident.response.unsilenced = None;
+    }
     let much_worse = before < REPAGE_FROM && incident.severity >= REPAGE_FROM;
     if much_worse && incident.acknowledged.take().is_some() {
         let words = "so much worse that the acknowledgement does not hold any more".to_owned();
@@ -105,15 +108,15 @@ pub(super) fn escalation_due(state: &mut State, step: Step, cause: &str, generat
 pub(super) fn escalated(state: &mut State, step: Step, key: &IncidentKey, count: u64, why: &str) {
     if let Some(incident) = get_mut(state, key) {
         incident.response.escalations = count;
+        incident.response.unsilenced = None;
         note(incident, step, LineKind::Decision, format!("escalation {count}: {why}"));
     }
     set_escalation(state, step, key);
 }
 
-/// The first page under a key begins the time in which somebody is to answer; each tells of the silence that was.
+/// The first page under a key begins the time in which somebody is to answer.
 pub(super) fn triggered(state: &mut State, step: Step, key: &IncidentKey) {
     let Some(incident) = get_mut(state, key) else { return };
-    incident.response.unsilenced = None;
     if incident.response.paged_at.is_none() {
         incident.response.paged_at = Some(step.at);
         set_escalation(state, step, key);
@@ -124,6 +127,7 @@ pub(super) fn triggered(state: &mut State, step: Step, key: &IncidentKey) {
 pub(super) fn silenced(state: &mut State, step: Step, key: &IncidentKey, index: u64, why: &str) {
     let Some(incident) = get_mut(state, key) else { return };
     let before = incident.response.silenced_by.replace(index);
+    incident.response.unsilenced = None;
     incident.explained = true;
     note(incident, step, LineKind::Decision, format!("pages held back: {why}"));
     if let Some(before) = before.filter(|before| *before != index) {

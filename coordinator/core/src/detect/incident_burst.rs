@@ -57,8 +57,15 @@ impl Detector for IncidentBurst {
         state.gathered_in.get(cause).cloned().into_iter().collect()
     }
 
-    fn takes(&self, _state: &State, _group: &str, cause: &Cause, symptom: &str) -> bool {
-        cause.burst.as_ref().is_some_and(|burst| burst.gathered.contains_key(symptom))
+    /// What is still wrong when few of them are comes back; what only happened is told with the others.
+    fn takes(&self, state: &State, group: &str, cause: &Cause, symptom: &str) -> bool {
+        let open = state.unresolved(group).is_some_and(|incident| incident.status == IncidentStatus::Open);
+        let wrong = cause.burst.as_ref().and_then(|burst| burst.gathered.get(symptom));
+        wrong.is_some_and(|wrong| open || !wrong)
+    }
+
+    fn lasting(&self) -> bool {
+        true
     }
 
     fn symptoms(&self, _state: &State, _group: &str, cause: &Cause) -> Vec<String> {

@@ -1,0 +1,148 @@
+//! Many new incidents that nothing explains are one.
+
+use muster_coordinator_core::cause::FLEET_BURST;
+use muster_tests::scenario::{Fleet, policy};
+
+/// Hosts in one zone.
+fn hosts(fleet: &mut Fleet, n: usize) {
+    for n in 0..n {
+        fleet.run_line(&format!("0 label h{n} zone=north"));
+        fleet.run_line(&format!("0 connect h{n}"));
+    }
+}
+
+/// So many hosts, each with another trouble, a second apart.
+fn troubles(fleet: &mut Fleet, n: usize) {
+    hosts(fleet, n);
+    for n in 0..n {
+        fleet.run_line(&format!("{n} open h{n} s{n} a port_closed"));
+    }
+}
+
+fn count(fleet: &Fleet, part: &str) -> usize {
+    fleet.log().lines().filter(|line| line.contains(part)).count()
+}
+
+#[test]
+fn ten_new_incidents_are_one_page_with_its_blast_radius() {
+    let mut fleet = Fleet::new(policy());
+    troubles(&mut fleet, 10);
+    fleet.run_line("100 end");
+    let log = fleet.log();
+    assert_eq!(count(&fleet, " opened sev2 incident_burst fleet/incident_burst#1"), 1, "{log}");
+    assert_eq!(count(&fleet, " page trigger "), 1, "{log}");
+    let incident = fleet.machine.state().unresolved(FLEET_BURST).unwrap();
+    assert_eq!((incident.agents.len(), incident.services.len()), (10, 10));
+    for part in ["10 new incidents within 9 s on 10 hosts: h0, h1", "services: s0", "all have zone=north", "first INC-"]
+    {
+        assert!(incident.title.contains(part), "{}", incident.title);
+    }
+    fleet.check_journal();
+}
+
+#[test]
+fn nine_are_nine() {
+    let mut fleet = Fleet::new(policy());
+    troubles(&mut fleet, 9);
+    fleet.run_line("100 end");
+    assert_eq!((count(&fleet, "incident_burst"), count(&fleet, " page trigger ")), (0, 9));
+}
+
+#[test]
+fn ten_that_come_slowly_are_ten() {
+    let mut fleet = Fleet::new(policy());
+    hosts(&mut fleet, 10);
+    for n in 0..10 {
+        fleet.run_line(&format!("{} open h{n} s{n} a port_closed", n * 20));
+    }
+    fleet.run_line("300 end");
+    assert_eq!((count(&fleet, "incident_burst"), count(&fleet, " page trigger ")), (0, 10));
+}
+
+#[test]
+fn those_of_one_host_are_that_hosts() {
+    let mut fleet = Fleet::new(policy());
+    hosts(&mut fleet, 2);
+    fleet.run_line("0 open h1 s0 a port_closed");
+    for n in 0..10 {
+        fleet.run_line(&format!("{} open h0 s{n} a port_closed", n / 2));
+    }
+    fleet.run_line("100 end");
+    let log = fleet.log();
+    assert_eq!(count(&fleet, " opened sev2 incident_burst "), 1, "{log}");
+    assert!(fleet.machine.state().unresolved("host/h0/burst").is_some() || count(&fleet, FLEET_BURST) > 0, "{log}");
+}
+
+#[test]
+fn what_is_paged_already_goes_on_under_the_oldest_page() {
+    let mut fleet = Fleet::new(policy());
+    hosts(&mut fleet, 10);
+    for n in 0..10 {
+        fleet.run_line(&format!("{} open h{n} s{n} a port_closed", n * 5));
+        if n == 3 {
+            fleet.run_line("15 ack host/h0/service/s0");
+        }
+    }
+    fleet.run_line("100 end");
+    let log = fleet.log();
+    let (merged, resolved) = (count(&fleet, " merged "), count(&fleet, " page resolve "));
+    assert_eq!((merged, resolved), (8, 7), "{log}");
+    let incident = fleet.machine.state().unresolved(FLEET_BURST).unwrap();
+    assert_eq!(incident.owner.as_deref(), Some("ann"));
+    let keys: std::collections::BTreeSet<_> = incident.page_keys.iter().map(|key| &key.dedup_key).collect();
+    assert_eq!(keys.len(), 1, "the page of the oldest goes on");
+    fleet.check_journal();
+}
+
+#[test]
+fn what_outlives_it_comes_back_by_itself_and_late_ones_join_while_it_is_hot() {
+    let mut fleet = Fleet::new(policy());
+    troubles(&mut fleet, 10);
+    hosts(&mut fleet, 12);
+    fleet.run_line("60 open h10 s10 a port_closed");
+    fleet.run_line("1000 open h11 s11 a port_closed");
+    for n in 0..8 {
+        fleet.run_line(&format!("2000 clear h{n} s{n} a port_closed"));
+    }
+    fleet.run_line("4000 end");
+    let log = fleet.log();
+    let told: Vec<&str> = log.lines().filter(|line| !line.contains(" folded ") && !line.starts_with("9 ")).collect();
+    let told = told.join("\n");
+    assert!(log.contains("60 folded host/h10/service/s10 into fleet/incident_burst"), "{log}");
+    assert!(log.contains("1010 page trigger sev2 port_closed host/h11/service/s11"), "it had cooled down: {log}");
+    assert!(told.contains("2000 recovering fleet/incident_burst"), "{log}");
+    for n in [8, 9, 10] {
+        assert!(log.contains(&format!("2010 page trigger sev2 port_closed host/h{n}/service/s{n}")), "{log}");
+    }
+    assert!(log.contains("2900 resolved fleet/incident_burst"), "{log}");
+    fleet.check_journal();
+}
+
+#[test]
+fn what_only_happened_is_gathered_as_well() {
+    let mut fleet = Fleet::new(policy());
+    hosts(&mut fleet, 10);
+    for n in 0..10 {
+        fleet.run_line(&format!("{} occur h{n} s{n} update_failed 0", n / 2));
+    }
+    fleet.run_line("2000 end");
+    let log = fleet.log();
+    assert_eq!(count(&fleet, " opened sev2 incident_burst "), 1, "{log}");
+    assert_eq!(count(&fleet, " page trigger "), 1, "{log}");
+    assert_eq!(count(&fleet, " page resolve "), 1, "{log}");
+    assert_eq!(count(&fleet, " merged ") + count(&fleet, " folded "), 10, "{log}");
+    fleet.check_journal();
+}
+
+#[test]
+fn closing_it_by_hand_closes_what_it_gathered() {
+    let mut fleet = Fleet::new(policy());
+    troubles(&mut fleet, 10);
+    fleet.run_line("100 resolve fleet/incident_burst");
+    fleet.run_line("2000 end");
+    assert_eq!(count(&fleet, " page trigger "), 1);
+    assert!(fleet.machine.state().incidents().all(|incident| !incident.is_unresolved()), "{}", fleet.log());
+    fleet.run_line("2001 open h0 s0 b port_closed");
+    assert!(fleet.machine.state().unresolved("host/h0/service/s0").is_some());
+    fleet.check_journal();
+}

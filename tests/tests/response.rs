@@ -1,0 +1,314 @@
+//! What people do about incidents and by when: escalation, severity by hand, commander, and pages that merge.
+
+use muster_common::severity::Severity;
+use muster_coordinator_core::entry::{Conclusion, EntryBody};
+use muster_coordinator_core::page::{Page, PageAction};
+use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::response::ESCALATIONS_MAX;
+use muster_tests::scenario::{Fleet, check, check_under, policy};
+use std::time::Duration;
+
+fn triggers<'a>(fleet: &'a Fleet, receiver: &'a str) -> impl Iterator<Item = &'a Page> {
+    fleet.journal.iter().filter_map(move |entry| match &entry.body {
+        EntryBody::Conclusion(Conclusion::PageRequested { page, .. })
+            if page.receiver == receiver && page.action == PageAction::Trigger =>
+        {
+            Some(page.as_ref())
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn what_nobody_acknowledges_is_told_again_until_somebody_does() {
+    let fleet = check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         7300 ack host/web-1/service/spl
+         20000 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         10 page trigger sev2 port_closed host/web-1/service/spl
+         3610 escalated host/web-1/service/spl 1
+         3610 page trigger sev2 port_closed host/web-1/service/spl
+         7210 escalated host/web-1/service/spl 2
+         7210 page trigger sev2 port_closed host/web-1/service/spl
+         7300 page acknowledge sev2 port_closed host/web-1/service/spl",
+    );
+    let told: Vec<_> = triggers(&fleet, "ops").collect();
+    let asks = &told[0].next_steps[0];
+    assert!(asks.starts_with("acknowledge within 30 min: musterctl incidents ack INC-"), "{asks}");
+    assert!(asks.contains("; otherwise it is told again at 20"), "{asks}");
+    let why = &told[2].why;
+    assert!(why.starts_with("escalation 2: nobody acknowledged it for 2 h, expected within 30 min; "), "{why}");
+    let keys: std::collections::BTreeSet<_> = told.iter().map(|page| &page.dedup_key).collect();
+    assert_eq!(keys.len(), 1, "an escalation is told under the same key");
+}
+
+#[test]
+fn each_severity_has_its_own_time_and_sev4_has_none() {
+    let at = |severity: Severity| *Policy::default().escalation.get(severity);
+    let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+    let expected = [minutes(5), minutes(30), minutes(60), minutes(24 * 60), Duration::ZERO];
+    let all = [Severity::Sev0, Severity::Sev1, Severity::Sev2, Severity::Sev3, Severity::Sev4];
+    assert_eq!(all.map(at), expected);
+    check(
+        "0 connect web-1
+         0 open web-1 spl a sqlite_corrupt
+         2000 end",
+        "0 opened sev1 sqlite_corrupt host/web-1/sqlite/spl/a#1
+         0 page trigger sev1 sqlite_corrupt host/web-1/sqlite/spl/a
+         1800 escalated host/web-1/sqlite/spl/a 1
+         1800 page trigger sev1 sqlite_corrupt host/web-1/sqlite/spl/a",
+    );
+}
+
+#[test]
+fn receivers_that_escalate_by_themselves_are_not_told_again() {
+    let mut policy = policy();
+    policy.self_escalating.insert("chat".to_owned());
+    let mut fleet = Fleet::new(policy.clone());
+    for line in ["0 connect web-1", "0 open web-1 spl a port_closed", "4000 end"] {
+        fleet.run_line(line);
+    }
+    assert_eq!((triggers(&fleet, "ops").count(), triggers(&fleet, "chat").count()), (2, 1));
+    let asks = &triggers(&fleet, "chat").next().unwrap().next_steps[0];
+    assert!(asks.ends_with("; whoever calls you escalates by their own rules"), "{asks}");
+    fleet.check_journal();
+    // Where all of them do, there is nothing to escalate.
+    policy.self_escalating.insert("ops".to_owned());
+    check_under(
+        policy,
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         9000 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         10 page trigger sev2 port_closed host/web-1/service/spl",
+    );
+}
+
+#[test]
+fn escalation_ends_after_a_bounded_number_of_times() {
+    let mut policy = policy();
+    policy.escalation.sev2 = Duration::from_secs(60);
+    let mut fleet = Fleet::new(policy);
+    for line in ["0 connect web-1", "0 open web-1 spl a port_closed", "5000 end"] {
+        fleet.run_line(line);
+    }
+    let told = u64::try_from(triggers(&fleet, "ops").count()).unwrap();
+    assert_eq!(told, 1 + ESCALATIONS_MAX);
+    let incident = fleet.machine.state().newest_incident("host/web-1/service/spl").unwrap();
+    assert_eq!((incident.response.escalations, incident.response.escalate_at), (ESCALATIONS_MAX, None));
+}
+
+#[test]
+fn nobody_is_called_again_about_what_recovers_and_again_when_it_relapses() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         3000 clear web-1 spl a port_closed
+         3700 open web-1 spl a port_closed
+         3800 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         10 page trigger sev2 port_closed host/web-1/service/spl
+         3000 recovering host/web-1/service/spl
+         3700 relapsed host/web-1/service/spl
+         3700 escalated host/web-1/service/spl 1
+         3700 page trigger sev2 port_closed host/web-1/service/spl",
+    );
+}
+
+#[test]
+fn an_acknowledgement_survives_a_takeover_and_stops_the_clock() {
+    let fleet = check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         100 ack host/web-1/service/spl
+         200 takeover
+         201 connect web-1
+         9000 clear web-1 spl a port_closed
+         9100 open web-1 spl a port_closed
+         9200 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         10 page trigger sev2 port_closed host/web-1/service/spl
+         100 page acknowledge sev2 port_closed host/web-1/service/spl
+         9000 recovering host/web-1/service/spl
+         9100 relapsed host/web-1/service/spl",
+    );
+    let incident = fleet.machine.state().newest_incident("host/web-1/service/spl").unwrap();
+    assert_eq!(incident.owner.as_deref(), Some("ann"));
+}
+
+#[test]
+fn escalation_waits_for_a_silence() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         3000 silence 3000 agent=web-1
+         6100 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         10 page trigger sev2 port_closed host/web-1/service/spl
+         3610 silenced host/web-1/service/spl
+         6000 escalated host/web-1/service/spl 1
+         6000 page trigger sev2 port_closed host/web-1/service/spl",
+    );
+}
+
+#[test]
+fn a_severity_raised_by_hand_pages_again_and_is_not_lowered_by_rules() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a disk_space_low
+         70 ack host/web-1/disk_space_low/spl/a
+         80 severity host/web-1/disk_space_low/spl/a sev1
+         90 open web-1 spl a disk_space_low sev2
+         2000 end",
+        "0 opened sev3 disk_space_low host/web-1/disk_space_low/spl/a#1
+         60 page trigger sev3 disk_space_low host/web-1/disk_space_low/spl/a
+         70 page acknowledge sev3 disk_space_low host/web-1/disk_space_low/spl/a
+         80 by hand sev1, by the rules sev3 host/web-1/disk_space_low/spl/a
+         80 page trigger sev1 disk_space_low host/web-1/disk_space_low/spl/a
+         80 page resolve sev1 disk_space_low host/web-1/disk_space_low/spl/a
+         1880 escalated host/web-1/disk_space_low/spl/a 1
+         1880 page trigger sev1 disk_space_low host/web-1/disk_space_low/spl/a",
+    );
+}
+
+#[test]
+fn a_severity_lowered_by_hand_holds_until_it_is_worse_than_then() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         5 severity host/web-1/service/spl sev4
+         20 open web-1 spl b port_closed
+         30 open web-1 spl c port_conflict sev1
+         40 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         5 by hand sev4, by the rules sev2 host/web-1/service/spl
+         30 changed sev1 port_conflict host/web-1/service/spl
+         30 page trigger sev1 port_conflict host/web-1/service/spl",
+    );
+}
+
+#[test]
+fn a_commander_is_named_and_takes_the_command_back() {
+    let mut fleet = Fleet::new(policy());
+    let cause = "host/web-1/service/spl";
+    for line in ["0 connect web-1", "0 open web-1 spl a port_closed", "5 commander host/web-1/service/spl eve"] {
+        fleet.run_line(line);
+    }
+    let commander = |fleet: &Fleet| fleet.machine.state().newest_incident(cause).unwrap().response.commander.clone();
+    assert_eq!(commander(&fleet).as_deref(), Some("eve"));
+    fleet.run_line("6 ack host/web-1/service/spl");
+    assert_eq!(commander(&fleet).as_deref(), Some("eve"), "the owner may be another one");
+    fleet.check_journal();
+}
+
+/// The page of the oldest goes on as that of the storm; the others end.
+#[test]
+fn the_oldest_page_goes_on_when_its_host_is_one_of_many() {
+    let fleet = check(
+        "0 connect a b c
+         0 open a spl x process_down
+         1 occur a spl process_restarted 0
+         15 ack host/a/service/spl
+         20 open b spl x process_down
+         21 occur b spl process_restarted 0
+         40 open c spl x process_down
+         41 occur c spl process_restarted 0
+         60 end",
+        "0 opened sev2 process_down host/a/service/spl#1
+         10 page trigger sev2 process_down host/a/service/spl
+         15 page acknowledge sev2 process_down host/a/service/spl
+         20 opened sev2 process_down host/b/service/spl#1
+         30 page trigger sev2 process_down host/b/service/spl
+         40 opened sev2 process_down host/c/service/spl#1
+         41 opened sev2 restart_storm fleet/restart_storm/spl#1
+         41 merged host/a/service/spl into fleet/restart_storm/spl
+         41 merged host/b/service/spl into fleet/restart_storm/spl
+         41 page resolve sev2 process_down host/b/service/spl
+         41 folded host/c/service/spl into fleet/restart_storm/spl
+         51 page trigger sev2 restart_storm fleet/restart_storm/spl",
+    );
+    let incident = fleet.machine.state().newest_incident("fleet/restart_storm/spl").unwrap();
+    assert_eq!(incident.owner.as_deref(), Some("ann"), "the owner comes with the page");
+    let dedup = |cause: &str| {
+        let pages = triggers(&fleet, "ops").filter(|page| page.cause_key == cause);
+        pages.map(|page| page.dedup_key.clone()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(dedup("fleet/restart_storm/spl"), dedup("host/a/service/spl"));
+    let ended = fleet.journal.iter().find_map(|entry| match &entry.body {
+        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) if page.action == PageAction::Resolve => Some(page),
+        _ => None,
+    });
+    let why = &ended.unwrap().why;
+    assert!(why.contains(&format!("merged into {}: ", incident.number)), "{why}");
+}
+
+/// An older one that joins after the fleet's was paged: its page goes on nevertheless.
+#[test]
+fn an_older_page_goes_on_although_the_fleets_was_told_first() {
+    for ack in [None, Some("host/a/service/spl"), Some("fleet/restart_storm/spl")] {
+        let mut fleet = Fleet::new(policy());
+        let script = "0 connect a b c d
+             0 open a spl x process_down
+             100 occur b spl process_restarted 0
+             101 occur c spl process_restarted 0
+             102 occur d spl process_restarted 0";
+        script.lines().for_each(|line| fleet.run_line(line));
+        if let Some(cause) = ack {
+            fleet.run_line(&format!("115 ack {cause}"));
+        }
+        fleet.run_line("120 occur a spl process_restarted 0");
+        fleet.run_line("130 end");
+        let mut expected = vec![
+            "0 opened sev2 process_down host/a/service/spl#1",
+            "10 page trigger sev2 process_down host/a/service/spl",
+            "102 opened sev2 restart_storm fleet/restart_storm/spl#1",
+            "112 page trigger sev2 restart_storm fleet/restart_storm/spl",
+        ];
+        let acked = match ack {
+            Some("host/a/service/spl") => Some("115 page acknowledge sev2 process_down host/a/service/spl"),
+            Some(_) => Some("115 page acknowledge sev2 restart_storm fleet/restart_storm/spl"),
+            None => None,
+        };
+        expected.extend(acked);
+        expected.push("120 merged host/a/service/spl into fleet/restart_storm/spl");
+        expected.push("120 page trigger sev2 restart_storm fleet/restart_storm/spl");
+        if ack == Some("fleet/restart_storm/spl") {
+            expected.push("120 page acknowledge sev2 restart_storm fleet/restart_storm/spl");
+        }
+        expected.push("120 page resolve sev2 restart_storm fleet/restart_storm/spl");
+        assert_eq!(fleet.log(), expected.join("\n"), "{ack:?}");
+        let incident = fleet.machine.state().newest_incident("fleet/restart_storm/spl").unwrap();
+        assert_eq!(incident.owner.as_deref(), ack.map(|_| "ann"), "{ack:?}");
+        assert_eq!(incident.acknowledged.is_some(), ack.is_some());
+        fleet.check_journal();
+    }
+}
+
+/// A page that had been acknowledged as something milder does not keep quiet about an outage.
+#[test]
+fn a_merge_that_makes_it_sev1_pages_under_a_new_key() {
+    let mut policy = policy();
+    policy.hold.sev3 = Duration::from_secs(5);
+    let fleet = check_under(
+        policy,
+        "0 connect a b c d
+         100 silent a nothing
+         110 ack host/a/agent
+         120 silent b nothing
+         121 silent c nothing
+         200 end",
+        "100 opened sev3 agent_stale host/a/agent#1
+         105 page trigger sev3 agent_stale host/a/agent
+         110 page acknowledge sev3 agent_stale host/a/agent
+         120 opened sev3 agent_stale host/b/agent#1
+         121 opened sev1 mass_stale fleet/mass_stale#1
+         121 merged host/a/agent into fleet/mass_stale
+         121 folded host/b/agent into fleet/mass_stale
+         126 page trigger sev1 mass_stale fleet/mass_stale
+         126 page resolve sev1 mass_stale fleet/mass_stale",
+    );
+    let incident = fleet.machine.state().newest_incident("fleet/mass_stale").unwrap();
+    assert_eq!(incident.acknowledged, None);
+}
