@@ -4,8 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 
 use muster_proto::v1::failover_service_server::{FailoverService, FailoverServiceServer};
+use muster_proto::v1::finding_service_server::{FindingService, FindingServiceServer};
 use muster_proto::v1::fleet_service_server::{FleetService, FleetServiceServer};
 use muster_proto::v1::incident_service_server::{IncidentService, IncidentServiceServer};
+use muster_proto::v1::paging_service_server::{PagingService, PagingServiceServer};
 use muster_proto::v1::set_freeze_request::Change;
 use muster_proto::v1::silence_service_server::{SilenceService, SilenceServiceServer};
 use muster_proto::v1::*;
@@ -33,6 +35,93 @@ fn agent(number: usize) -> Agent {
         state_reason: state_reason.to_owned(),
         agent_version: "0.1.0".to_owned(),
         ..Agent::default()
+    }
+}
+
+/// Sends these, and then nothing for as long as anybody listens.
+fn held<T: Send + 'static>(items: impl IntoIterator<Item = T>) -> Stream<T> {
+    use tokio_stream::StreamExt;
+    let items: Vec<Result<T, Status>> = items.into_iter().map(Ok).collect();
+    Box::pin(tokio_stream::iter(items).chain(tokio_stream::pending()))
+}
+
+#[tonic::async_trait]
+impl FindingService for Played {
+    async fn list_findings(&self, _: Request<ListFindingsRequest>) -> Answer<ListFindingsResponse> {
+        Ok(Response::new(ListFindingsResponse::default()))
+    }
+
+    /// One change, and the end.
+    type WatchFindingsStream = Stream<WatchFindingsResponse>;
+    async fn watch_findings(&self, request: Request<WatchFindingsRequest>) -> Answer<Self::WatchFindingsStream> {
+        let WatchFindingsRequest { agent, min_severity, .. } = request.into_inner();
+        let detail = FindingDetail {
+            reason: "port_closed".to_owned(),
+            severity: if min_severity == 0 { Severity::Sev2.into() } else { min_severity },
+            summary: "nothing\u{1b}[2J listens".to_owned(),
+            ..FindingDetail::default()
+        };
+        let agent = if agent.is_empty() { "web-1".to_owned() } else { agent };
+        let received = Some(prost_types::Timestamp { seconds: 1_795_312_305, nanos: 0 });
+        let finding = Some(Finding { agent, detail: Some(detail), received, ..Finding::default() });
+        let change = WatchFindingsResponse { change: "opened".to_owned(), finding, by_resync: false };
+        Ok(Response::new(Box::pin(tokio_stream::iter([Ok(change)]))))
+    }
+
+    async fn list_events(&self, _: Request<ListEventsRequest>) -> Answer<ListEventsResponse> {
+        Ok(Response::new(ListEventsResponse::default()))
+    }
+
+    async fn get_trace(&self, _: Request<GetTraceRequest>) -> Answer<GetTraceResponse> {
+        Ok(Response::new(GetTraceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl PagingService for Played {
+    async fn list_receivers(&self, _: Request<ListReceiversRequest>) -> Answer<ListReceiversResponse> {
+        let receiver = Receiver {
+            name: "oncall".to_owned(),
+            kind: "pagerduty".to_owned(),
+            target: "events.pagerduty.com".to_owned(),
+            routes: vec!["everything".to_owned()],
+            pages_delivered: 3,
+            pages_failed: 1,
+            last_error: "429 Too\u{1b}[2J Many Requests".to_owned(),
+            ..Receiver::default()
+        };
+        let receivers = if self.role == "primary" { vec![receiver] } else { vec![] };
+        Ok(Response::new(ListReceiversResponse { receivers }))
+    }
+
+    async fn test_receiver(&self, request: Request<TestReceiverRequest>) -> Answer<TestReceiverResponse> {
+        let took = Some(prost_types::Duration { seconds: 0, nanos: 120_000_000 });
+        match request.get_ref().name.as_str() {
+            "oncall" => Ok(Response::new(TestReceiverResponse { delivered: true, answer: "202".to_owned(), took })),
+            "chat" => Ok(Response::new(TestReceiverResponse { delivered: false, answer: "403 no".to_owned(), took })),
+            other => Err(Status::not_found(format!("no receiver is named {other:?}: see musterctl receivers list"))),
+        }
+    }
+
+    async fn list_dead_letters(&self, request: Request<ListDeadLettersRequest>) -> Answer<ListDeadLettersResponse> {
+        let letter = DeadLetter {
+            page_id: "41".to_owned(),
+            receiver: "chat".to_owned(),
+            incident: "INC-1".to_owned(),
+            action: "trigger".to_owned(),
+            error: "403".to_owned(),
+            ..DeadLetter::default()
+        };
+        let wanted = request.get_ref().receiver.is_empty() || request.get_ref().receiver == letter.receiver;
+        let dead_letters = if wanted { vec![letter] } else { vec![] };
+        Ok(Response::new(ListDeadLettersResponse { dead_letters, ..ListDeadLettersResponse::default() }))
+    }
+
+    async fn resend_page(&self, request: Request<ResendPageRequest>) -> Answer<ResendPageResponse> {
+        match request.get_ref().page_id.as_str() {
+            "41" => Ok(Response::new(ResendPageResponse { page_id: "99".to_owned() })),
+            other => Err(Status::failed_precondition(format!("the incident of page {other} is resolved"))),
+        }
     }
 }
 
@@ -72,7 +161,7 @@ impl FleetService for Played {
 
     type WatchAgentsStream = Stream<WatchAgentsResponse>;
     async fn watch_agents(&self, _: Request<WatchAgentsRequest>) -> Answer<Self::WatchAgentsStream> {
-        Err(Status::unimplemented("not played"))
+        Ok(Response::new(held([7, 8].map(|number| WatchAgentsResponse { agent: Some(agent(number)) }))))
     }
 
     async fn ping_agent(&self, _: Request<PingAgentRequest>) -> Answer<PingAgentResponse> {
@@ -150,7 +239,14 @@ impl IncidentService for Played {
 
     type WatchIncidentsStream = Stream<WatchIncidentsResponse>;
     async fn watch_incidents(&self, _: Request<WatchIncidentsRequest>) -> Answer<Self::WatchIncidentsStream> {
-        Err(Status::unimplemented("not played"))
+        let incident = Incident {
+            id: "INC-20261121-0001".to_owned(),
+            severity: Severity::Sev2.into(),
+            state: IncidentState::Open.into(),
+            title: "spl on web-1\u{1b}[2J is down".to_owned(),
+            ..Incident::default()
+        };
+        Ok(Response::new(held([WatchIncidentsResponse { incident: Some(incident) }])))
     }
 
     async fn acknowledge_incident(&self, request: Request<AcknowledgeIncidentRequest>) -> Answer<Incident> {
@@ -357,6 +453,8 @@ impl Bench {
                     .add_service(FleetServiceServer::new(played.clone()))
                     .add_service(IncidentServiceServer::new(played.clone()))
                     .add_service(SilenceServiceServer::new(played.clone()))
+                    .add_service(FindingServiceServer::new(played.clone()))
+                    .add_service(PagingServiceServer::new(played.clone()))
                     .add_service(FailoverServiceServer::new(played));
                 server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
             });
@@ -506,4 +604,164 @@ fn a_promotion_tells_how_it_went_by_its_exit_status() {
     assert!(refused(&unreachable, 18).contains("nothing was changed"));
     let text = stdout(&bench.run(&["failover", "status"]));
     assert!(text.contains("attached: 2 entries behind"), "{text}");
+}
+
+#[test]
+fn an_agent_is_diagnosed_and_archived() {
+    let bench = Bench::start();
+    let text = stdout(&bench.run(&["agents", "diagnose", "web-1"]));
+    for expected in [
+        "web-1 answered after 34 ms: 1 finding open, 4 subjects well, 1 unknown",
+        "spl: the OOM killer took it",
+        "process_down",
+        "spl is\\u{1b}[2J not running",
+        "  - systemctl status spl",
+        "spl sqlite /run/spl.pid: permission denied",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(!text.contains('\u{1b}'), "{text}");
+    let json = stdout(&bench.run(&["--format", "json", "agents", "diagnose", "web-1", "--service", "spl"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["findings"][0]["reason"], "process_down");
+    assert_eq!((&json["unknown"][0]["why"], &json["subjects_ok"]), (&"permission denied".into(), &4.into()));
+    assert!(refused(&bench.run(&["agents", "diagnose", "web-7"]), 1).contains("not connected"));
+    let archive = |name: &str| bench.run(&["agents", "archive", name, "--reason", "sold"]);
+    assert_eq!(stdout(&archive("web-7")), "web-7 is archived; 2 open findings ended with it\n");
+    assert!(refused(&archive("web-1"), 1).contains("is heard: stop its agent first"));
+    refused(&bench.run(&["agents", "archive", "web-7"]), 2);
+}
+
+#[test]
+fn silences_are_added_listed_and_expired() {
+    let bench = Bench::start();
+    let add = ["silence", "add", "--reason", "new kernel", "--ttl", "2h"];
+    let text =
+        stdout(&bench.run(&[&add[..], &["--agent", "web-*", "--label", "zone=a", "--code", "port_closed"]].concat()));
+    assert!(text.starts_with("SIL-3: agent web-*, label zone=a, reason port_closed pages nobody until"), "{text}");
+    let window = ["--service", "spl", "--maintenance", "--start", "2026-11-30 01:00", "--format", "json"];
+    let json: serde_json::Value = serde_json::from_str(&stdout(&bench.run(&[&add[..], &window].concat()))).unwrap();
+    assert_eq!((&json["kind"], &json["start_time"]), (&"maintenance".into(), &"2026-11-30T01:00:00Z".into()));
+    assert_eq!((&json["end_time"], &json["matchers"]["services"][0]), (&"2026-11-30T03:00:00Z".into(), &"spl".into()));
+    let text = refused(&bench.run(&add), 2);
+    assert!(text.contains("say what is to be silent"), "{text}");
+    let text = refused(&bench.run(&[&add[..], &["--agent", "x", "--start", "soon"]].concat()), 2);
+    assert!(text.contains("in 30m"), "{text}");
+    let list = stdout(&bench.run(&["silence", "list"]));
+    for expected in ["SIL-3", "maintenance", "active", "agent web-*", "INC-1", "new kernel"] {
+        assert!(list.contains(expected), "{expected}: {list}");
+    }
+    assert!(!list.contains("SIL-2") && stdout(&bench.run(&["silence", "list", "--all"])).contains("SIL-2"));
+    assert!(stdout(&bench.run(&["silence", "expire", "SIL-3"])).starts_with("SIL-3 is over"));
+    assert!(refused(&bench.run(&["silence", "expire", "SIL-9"]), 1).contains("see musterctl silence list"));
+}
+
+#[test]
+fn receivers_are_listed_tested_and_what_they_did_not_take_is_sent_again() {
+    let bench = Bench::start();
+    let list = stdout(&bench.run(&["receivers", "list"]));
+    for expected in ["oncall", "pagerduty", "everything", "3 sent, 0 pending, 1 given up", "429 Too\\u{1b}[2J Many"] {
+        assert!(list.contains(expected), "{expected}: {list}");
+    }
+    assert!(stdout(&Bench::start_as("standby").run(&["receivers", "list"])).contains("nobody is paged"));
+    assert_eq!(stdout(&bench.run(&["receivers", "test", "oncall"])), "oncall took the test page after 120 ms: 202\n");
+    let failed = bench.run(&["receivers", "test", "chat"]);
+    assert_eq!(failed.status.code(), Some(1), "for scripts");
+    assert!(String::from_utf8(failed.stdout).unwrap().contains("chat did not take the test page after 120 ms: 403 no"));
+    assert!(refused(&bench.run(&["receivers", "test", "nobody"]), 1).contains("NOT_FOUND"));
+    let letters = stdout(&bench.run(&["receivers", "dead-letters"]));
+    assert!(letters.contains("41") && letters.contains("musterctl receivers resend"), "{letters}");
+    let none = stdout(&bench.run(&["receivers", "dead-letters", "--receiver", "oncall"]));
+    assert_eq!(none, "no page was given up\n");
+    assert_eq!(stdout(&bench.run(&["receivers", "resend", "41"])), "41 is sent again as 99\n");
+    assert!(refused(&bench.run(&["receivers", "resend", "42"]), 1).contains("is resolved"));
+}
+
+#[test]
+fn why_and_why_not_are_answered() {
+    let bench = Bench::start();
+    let text = stdout(&bench.run(&["why", "INC-1"]));
+    for expected in [
+        "INC-1 paged because spl was down for 15 s",
+        "process_down, host/web-1/service/spl: held back by silence",
+        "  SIL-3 holds until 12:00",
+        "  down for: 15 s (threshold 10 s)",
+        "journal entry 41, INC-1",
+        "Not known\n  - what changed before",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let text = stdout(&bench.run(&["why-not", "web-1", "--at", "2026-11-21 03:04", "--service", "spl"]));
+    assert!(text.contains("nobody was paged about web-1 (\"spl\", Some(1795230240))"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&bench.run(&["--format", "json", "why-not", "web-1"]))).unwrap();
+    assert_eq!(
+        (&json["rules"][0]["outcome"], &json["rules"][0]["figures"][0]["threshold"]),
+        (&"held_back".into(), &"10 s".into())
+    );
+    let text = refused(&bench.run(&["why-not", "web-1", "--at", "yesterday"]), 2);
+    assert!(text.contains("15m ago"), "{text}");
+}
+
+#[test]
+fn incidents_are_led_weighed_and_exported() {
+    let bench = Bench::start();
+    let severity = ["incidents", "severity", "INC-1", "sev1", "--note", "customers notice"];
+    assert_eq!(stdout(&bench.run(&severity)), "INC-1 is sev1 now: spl is down\n");
+    assert!(refused(&bench.run(&["incidents", "severity", "INC-1", "bad", "--note", "x"]), 2).contains("bad"));
+    assert_eq!(stdout(&bench.run(&["incidents", "commander", "INC-1", "ada"])), "INC-1 is led by ada: spl is down\n");
+    let nobody = stdout(&bench.run(&["incidents", "commander", "INC-1", "--none"]));
+    assert_eq!(nobody, "INC-1 has no commander any more: spl is down\n");
+    refused(&bench.run(&["incidents", "commander", "INC-1"]), 2);
+    assert_eq!(stdout(&bench.run(&["incidents", "export", "INC-1"])), "# INC-1\n");
+    assert_eq!(stdout(&bench.run(&["incidents", "export", "INC-1", "--format", "markdown"])), "# INC-1\n");
+    let json = stdout(&bench.run(&["incidents", "export", "INC-1", "--format", "json"]));
+    assert_eq!(json, "{\"id\": \"INC-1\"}\n");
+    let text = refused(&bench.run(&["agents", "list", "--format", "markdown"]), 2);
+    assert!(text.contains("incidents export"), "{text}");
+    let file = bench.dir.path().join("it.bundle");
+    let path = file.display().to_string();
+    let text = stdout(&bench.run(&["incidents", "export", "INC-1", "--bundle", "-o", &path]));
+    assert!(text.contains("7 B") && text.contains("muster-coordinator replay"), "{text}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"one two");
+    // What breaks off leaves what was there, and nothing beside it.
+    let text = refused(&bench.run(&["incidents", "export", "INC-BROKEN", "--bundle", "-o", &path]), 1);
+    assert!(text.contains("the coordinator is stopping"), "{text}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"one two");
+    assert!(!bench.dir.path().join("it.bundle.part").exists());
+    let text = refused(&bench.run(&["incidents", "export", "INC-1", "-o", "/nonexistent/it.md"]), 1);
+    assert!(text.contains("cannot write /nonexistent/it.md.part"), "{text}");
+    refused(&bench.run(&["incidents", "export", "INC-1", "--bundle"]), 2);
+}
+
+#[test]
+fn runbooks_are_there_without_a_coordinator() {
+    let nowhere = Path::new("/nonexistent/coordinator.sock");
+    let text = stdout(&musterctl(nowhere, &["runbook", "oom_kill"]));
+    assert!(text.starts_with("# oom_kill\n") && text.contains("## First three steps"), "{text}");
+    let text = refused(&musterctl(nowhere, &["runbook", "oom_kil"]), 2);
+    assert!(text.contains("did you mean \"oom_kill\"?"), "{text}");
+    let list = stdout(&musterctl(nowhere, &["runbook"]));
+    assert!(list.contains("agent_stale") && list.contains("oom_kill"), "{list}");
+    let json = stdout(&musterctl(nowhere, &["runbook", "oom_kill", "--format", "json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["reason"], "oom_kill");
+}
+
+#[test]
+fn what_is_watched_comes_line_by_line_and_its_end_is_told() {
+    let bench = Bench::start();
+    let watched = bench.run(&["findings", "watch", "--min-severity", "sev1"]);
+    let text = String::from_utf8(watched.stdout.clone()).unwrap();
+    assert_eq!(text, "2026-11-22 01:51:45Z opened  sev1 web-1  port_closed: nothing\\u{1b}[2J listens\n");
+    assert!(refused(&watched, 1).contains("the coordinator ended the stream"));
+    let watched = bench.run(&["--format", "json", "findings", "watch", "--agent", "web-9"]);
+    let line: serde_json::Value = serde_json::from_slice(&watched.stdout).unwrap();
+    assert_eq!((&line["change"], &line["finding"]["agent"]), (&"opened".into(), &"web-9".into()));
+    // No terminal: the screen once, then lines, until the first watch ends.
+    let live = bench.run(&["status", "--live"]);
+    let text = String::from_utf8(live.stdout.clone()).unwrap();
+    assert!(text.starts_with("prod  coord-a (primary, epoch 3)") && !text.contains('\u{1b}'), "{text}");
+    assert!(text.contains("agents 11 live, 1 stale"), "{text}");
+    assert!(refused(&live, 1).contains("ended the stream"));
 }
