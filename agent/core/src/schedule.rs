@@ -82,18 +82,26 @@ impl Schedule {
     /// The probe of a free lane that goes next, now counted as running: what happened goes before what is merely due,
     /// then the most overdue.
     pub fn start_next(&mut self, now_ms: u64, lane: usize) -> Option<SubjectKey> {
+        self.start_due(now_ms, lane, 1).pop()
+    }
+
+    /// As [`Schedule::start_next`], up to `at_most` of them at once, in their order.
+    pub fn start_due(&mut self, now_ms: u64, lane: usize, at_most: usize) -> Vec<SubjectKey> {
         let hanging = self.hanging_places();
         let due = |slot: &&mut Slot| {
             let is_due = slot.plan.lane == lane && slot.started_ms.is_none() && slot.due_ms <= now_ms;
             is_due && slot.plan.place.is_none_or(|place| !hanging.contains(&place))
         };
-        let waiting = self.slots.iter_mut().filter(|(_, slot)| due(slot));
-        let (subject, slot) = waiting.min_by_key(|(_, slot)| (!slot.woken, slot.due_ms))?;
-        slot.started_ms = Some(now_ms);
-        slot.woken = false;
-        slot.tell_late_ms = now_ms.saturating_add(ms(slot.plan.deadline));
-        slot.late_told = false;
-        Some(subject.clone())
+        let mut waiting: Vec<_> = self.slots.iter_mut().filter(|(_, slot)| due(slot)).collect();
+        waiting.sort_by_key(|(_, slot)| (!slot.woken, slot.due_ms));
+        let start = |(subject, slot): (&SubjectKey, &mut Slot)| {
+            slot.started_ms = Some(now_ms);
+            slot.woken = false;
+            slot.tell_late_ms = now_ms.saturating_add(ms(slot.plan.deadline));
+            slot.late_told = false;
+            subject.clone()
+        };
+        waiting.into_iter().take(at_most).map(start).collect()
     }
 
     /// A run is over, in time or not; the next is due at the subject's place in its interval.

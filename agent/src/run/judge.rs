@@ -282,9 +282,7 @@ impl<O: StateOutlet> Judge<O> {
                 continue;
             }
             let mut jobs = Vec::new();
-            while jobs.len() < BATCH_JOBS_MAX
-                && let Some(subject) = self.schedule.start_next(now.boottime_ms, index)
-            {
+            for subject in self.schedule.start_due(now.boottime_ms, index, BATCH_JOBS_MAX) {
                 match self.slots.get_mut(&subject).and_then(|slot| slot.probe.take()) {
                     Some(probe) => {
                         let context = Context { now, services: Arc::clone(&self.services), one_shot: false };

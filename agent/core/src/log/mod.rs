@@ -2,6 +2,7 @@
 
 mod entry;
 mod lines;
+mod matcher;
 mod redact;
 mod report;
 mod rules;

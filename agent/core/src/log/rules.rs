@@ -1,19 +1,18 @@
 //! What lines mean: rules as data, matched all at once in time linear in the line, however hostile it is.
 
 use super::entry::Entry;
+use super::matcher::Matcher;
 use super::redact::redact;
 use super::window::Sample;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
-use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
+use regex::bytes::{Regex, RegexBuilder};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 /// Bytes of one compiled pattern: `\w{1000}{1000}` is refused, what a person writes is a hundredth of it.
 const PATTERN_BYTES_MAX: usize = 256 * 1024;
-/// Bytes of all patterns together.
-const SET_BYTES_MAX: usize = 4 << 20;
-/// Bytes of the matching machine's cache; it is built as lines need it.
+/// Bytes of one pattern's cache; it is built as lines need it.
 const CACHE_BYTES_MAX: usize = 512 * 1024;
 /// Bytes of one line that a finding shows.
 const SAMPLE_BYTES_MAX: usize = 600;
@@ -99,7 +98,7 @@ fn compile(pattern: &str) -> Result<Regex, regex::Error> {
 }
 
 /// The library draws the pattern and a caret over several lines; the last one says what is wrong.
-fn one_line(error: &regex::Error) -> String {
+pub(super) fn one_line(error: &regex::Error) -> String {
     match error {
         regex::Error::CompiledTooBig(_) => "the pattern is too large when compiled; repeat less of it".to_owned(),
         other => {
@@ -122,7 +121,7 @@ fn one_line(error: &regex::Error) -> String {
 /// Rules that are matched together.
 #[derive(Debug)]
 pub struct RuleSet {
-    set: RegexSet,
+    set: Matcher,
     rules: Vec<Compiled>,
 }
 
@@ -143,12 +142,7 @@ pub struct Hit<'a> {
 impl RuleSet {
     /// Compiles rules; the first in the list that matches a line takes it.
     pub fn new(rules: Vec<Rule>) -> Result<Self, String> {
-        let set = RegexSetBuilder::new(rules.iter().map(|rule| &rule.pattern))
-            .unicode(false)
-            .size_limit(SET_BYTES_MAX)
-            .dfa_size_limit(CACHE_BYTES_MAX)
-            .build()
-            .map_err(|error| one_line(&error))?;
+        let set = Matcher::new(rules.iter().map(|rule| rule.pattern.clone()).collect())?;
         let compiled = |rule| Compiled { rule, pattern: OnceLock::new(), exclude: OnceLock::new() };
         Ok(Self { set, rules: rules.into_iter().map(compiled).collect() })
     }
@@ -166,12 +160,8 @@ impl RuleSet {
     /// The rule that takes a line of `service`; `program` is the unit or program that wrote it, where known.
     pub fn hit(&self, entry: &Entry<'_>, service: &str, program: Option<&str>) -> Option<Hit<'_>> {
         let text = entry.text.as_bytes();
-        // Nearly every line ends here.
-        if !self.set.is_match(text) {
-            return None;
-        }
         let matching = self.set.matches(text);
-        let mut compiled = matching.iter().filter_map(|index| self.rules.get(index));
+        let mut compiled = matching.into_iter().filter_map(|index| self.rules.get(index));
         let found = compiled.find(|compiled| {
             let rule = &compiled.rule;
             rule.is_about(service)
