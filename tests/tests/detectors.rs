@@ -517,7 +517,7 @@ mod conditions {
              20 page trigger sev1 corruption_spread fleet/corruption/spl/hub.db
              20 merged host/a/sqlite/spl//v1/hub.db into fleet/corruption/spl/hub.db
              20 page trigger sev1 corruption_spread fleet/corruption/spl/hub.db
-             20 page resolve sev1 corruption_spread fleet/corruption/spl/hub.db
+             20 cancelled
              30 opened sev1 sqlite_corrupt host/c/sqlite/spl//v3/other.db#1
              30 page trigger sev1 sqlite_corrupt host/c/sqlite/spl//v3/other.db
              40 recovering fleet/corruption/spl/hub.db
@@ -547,7 +547,7 @@ mod conditions {
         };
         let fleet = damaged("spl", 600);
         let spread = newest(&fleet, "fleet/corruption/spl/hub.db");
-        let told = "hub.db of spl is damaged on 1 host, 10 min 10 s after a change on a: spl runs a new build 1.1, it was 1.0: a";
+        let told = "hub.db of spl is damaged on 1 host, 10 min after a change on a: spl runs a new build 1.1, it was 1.0: a";
         assert_eq!(spread.title, told);
         assert!(fleet.log().contains("folded host/a/sqlite/spl//v1/hub.db into fleet/corruption/spl/hub.db")
             || !fleet.log().contains("opened sev1 sqlite_corrupt"), "{}", fleet.log());
