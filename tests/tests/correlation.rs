@@ -146,3 +146,24 @@ fn closing_it_by_hand_closes_what_it_gathered() {
     assert!(fleet.machine.state().unresolved("host/h0/service/s0").is_some());
     fleet.check_journal();
 }
+
+/// Of many hosts ten fall silent, which is no mass yet; then it becomes one.
+#[test]
+fn a_cause_found_later_takes_the_gathering_in() {
+    let mut policy = policy();
+    // Masses of a subnet or a label come sooner.
+    policy.detect.mass_place.agents_min = u32::MAX;
+    let mut fleet = Fleet::new(policy);
+    for n in 0..100 {
+        fleet.run_line(&format!("0 connect h{n}"));
+    }
+    for n in 0..60 {
+        fleet.run_line(&format!("{} silent h{n} nothing", 100 + n / 2));
+    }
+    fleet.run_line("300 end");
+    let log = fleet.log();
+    assert_eq!((count(&fleet, " opened sev3 incident_burst "), count(&fleet, " opened sev1 mass_stale ")), (1, 1), "{log}");
+    assert_eq!(count(&fleet, "ed fleet/incident_burst into fleet/mass_stale"), 1, "{log}");
+    assert_eq!(count(&fleet, " page trigger "), 1, "{log}");
+    fleet.check_journal();
+}

@@ -46,6 +46,8 @@ pub struct Burst {
     pub happened: bool,
     /// The fleet-wide cause that was found to explain some of them later.
     pub explained_by: Option<String>,
+    /// Which of them.
+    pub explained: BTreeSet<String>,
 }
 
 impl Burst {
@@ -63,7 +65,23 @@ impl Burst {
             last: now,
             happened: false,
             explained_by: None,
+            explained: BTreeSet::new(),
         }
+    }
+
+    /// One of them is a symptom of that, or of nothing; whether that is news.
+    fn is_explained(&mut self, key: String, by: Option<String>) -> bool {
+        let Some(by) = by else { return self.explained.remove(&key) };
+        if self.explained_by.as_ref() != Some(&by) {
+            self.explained.clear();
+            self.explained_by = Some(by);
+        }
+        self.explained.insert(key)
+    }
+
+    /// The fleet-wide cause that explains most of them.
+    pub(crate) fn explanation(&self) -> Option<&String> {
+        self.explained_by.as_ref().filter(|_| self.explained.len() * 2 > self.gathered.len())
     }
 
     /// Enough of them are wrong for it to go on: half as many as make one.
@@ -202,12 +220,10 @@ pub(crate) fn update(state: &mut State) {
         let wrong = is_wrong(state, &key);
         let explained = symptom::of_detector(state, &key).map(|incident| incident.key.cause.clone());
         let Some(burst) = state.causes.get_mut(&burst_key).and_then(|cause| cause.burst.as_mut()) else { continue };
-        let Some(was) = burst.gathered.insert(key, wrong) else { continue };
+        let Some(was) = burst.gathered.insert(key.clone(), wrong) else { continue };
         burst.n_wrong = burst.n_wrong + u64::from(wrong) - u64::from(was);
-        if explained.is_some() {
-            burst.explained_by = explained;
-        }
-        if was != wrong {
+        let news = burst.is_explained(key, explained);
+        if was != wrong || news {
             state.touched.insert(burst_key);
         }
     }

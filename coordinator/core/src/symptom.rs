@@ -17,7 +17,6 @@ pub(crate) fn of_detector<'a>(state: &'a State, key: &str) -> Option<&'a Inciden
 /// What was gathered as unexplained is explained: most of it is a symptom of one fleet-wide incident.
 fn burst_explained<'a>(state: &'a State, key: &str) -> Option<&'a Incident> {
     let burst = state.cause(key)?.burst.as_ref()?;
-    let target = state.unresolved(burst.explained_by.as_ref()?)?;
-    let unexplained = burst.goes_on(state.policy.correlation.incidents);
-    (target.status == IncidentStatus::Open && !unexplained).then_some(target)
+    let target = state.unresolved(burst.explanation()?)?;
+    (target.status == IncidentStatus::Open).then_some(target)
 }

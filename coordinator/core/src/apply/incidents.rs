@@ -217,8 +217,12 @@ fn services_of(key: &str, cause: &Cause) -> BTreeSet<String> {
     let of_members = of_members.map(|key| key.subject.service.as_str());
     let happened = cause.occurrences.iter().filter_map(|occurrence| occurrence.service.as_ref());
     let gathered = cause.burst.iter().flat_map(|burst| burst.services.iter().map(String::as_str));
-    let all = of_members.chain(happened.map(ServiceName::as_str)).chain(service_of_cause(key)).chain(gathered);
-    all.take(MEMBERS_MAX).map(str::to_owned).collect::<BTreeSet<_>>().into_iter().take(INCIDENT_SERVICES_MAX).collect()
+    let of_key = match detect::of(key) {
+        Some(detector) => detector.services(key),
+        None => service_of_cause(key).map(str::to_owned).into_iter().collect(),
+    };
+    let all = of_members.chain(happened.map(ServiceName::as_str)).chain(gathered);
+    all.take(MEMBERS_MAX).map(str::to_owned).chain(of_key).collect::<BTreeSet<_>>().into_iter().take(INCIDENT_SERVICES_MAX).collect()
 }
 
 fn count_number(state: &mut State, step: Step) {

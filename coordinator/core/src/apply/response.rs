@@ -181,8 +181,10 @@ pub(super) fn merge(state: &mut State, step: Step, from: &IncidentKey, into: &In
     let (moved, left): (Vec<_>, Vec<_>) =
         std::mem::take(&mut old.page_keys).into_iter().partition(|page| page.dedup_key == current);
     old.page_keys = left;
+    // Who was told is told by the other one from here on.
+    let receivers = std::mem::take(&mut old.receivers);
     let (owner, acknowledged, severity) = (old.owner.clone(), old.acknowledged, old.severity);
-    let (repages, receivers, first) = (old.repages, old.receivers.clone(), old.first_delivered);
+    let (repages, first) = (old.repages, old.first_delivered);
     let (number, response) = (old.number.clone(), old.response.clone());
     for id in moved.iter().flat_map(|page| &page.pending) {
         if let Some(record) = state.pages.get_mut(id) {
