@@ -354,6 +354,18 @@ impl Coordinator {
         }
     }
 
+    /// What others found out.
+    pub(super) fn hear_fact(&mut self, now: Timestamp, fact: Fact) {
+        self.feed(now, fact);
+    }
+
+    /// An agent is forgotten.
+    pub(super) fn archive(&mut self, now: Timestamp, agent: &AgentName) {
+        let (by, reason) = ("ann".to_owned(), "gone".to_owned());
+        self.feed(now, Fact::AgentArchived { agent: agent.clone(), by, reason });
+        self.liveness.forget(agent);
+    }
+
     pub(super) fn operate(&mut self, now: Timestamp, key: &IncidentKey, resolve: bool) {
         let action = if resolve {
             OperatorAction::Resolve { summary: "done".to_owned() }
