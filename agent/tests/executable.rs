@@ -3,7 +3,7 @@
 
 use muster_agent::clock;
 use muster_agent::probe::{Context, Probe};
-use muster_agent::senses::executable::ExecutableProbe;
+use muster_agent::senses::executable::{ExecutableProbe, glance};
 use muster_agent::senses::{HostRoot, process};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::services::{Instance, Services};
@@ -114,6 +114,10 @@ fn a_new_build_is_told_and_a_restart_of_the_same_is_not() {
     drop(first);
     let second = Sleeper::start(&program);
     stage.note(second.id());
+    // Whoever sees the restart first knows which program came back, before the probe has looked.
+    glance(&HostRoot::default(), &stage.services, &spl(), second.id());
+    let known = stage.services.lock().unwrap().executable(&spl(), second.id()).cloned();
+    assert_eq!(known.map(|known| known.sha256), Some(Ok(old.clone())));
     assert!(stage.run().occurrences.is_empty());
     let known = stage.services.lock().unwrap().executable(&spl(), second.id()).cloned();
     assert_eq!(known.unwrap().sha256.as_deref(), Ok(old.as_str()), "the restart's hash is known all the same");
@@ -124,6 +128,8 @@ fn a_new_build_is_told_and_a_restart_of_the_same_is_not() {
     drop(second);
     let third = Sleeper::start(&program);
     stage.note(third.id());
+    glance(&HostRoot::default(), &stage.services, &spl(), third.id());
+    assert!(stage.services.lock().unwrap().executable(&spl(), third.id()).is_none(), "another program");
     let saved = stage.probe.save().unwrap();
     let mut restarted = ExecutableProbe::new(spl(), HostRoot::default());
     restarted.restore(saved);

@@ -1,7 +1,7 @@
 //! Which processes are, and lately were, the instances of a service. The pid-file probe notes them; the port probe asks
 //! whose listener it sees; the OOM probe asks whose victim it was, when the process is long gone.
 
-use crate::executable::Executable;
+use crate::executable::{Executable, FileVersion};
 use muster_common::evidence::Grade;
 use muster_common::ids::{ProcessId, ServiceName};
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,12 @@ impl Services {
     /// The program behind one process of a service.
     pub fn executable(&self, service: &ServiceName, process: ProcessId) -> Option<&Executable> {
         self.executables.get(service)?.iter().find(|(known, _)| *known == process).map(|(_, executable)| executable)
+    }
+
+    /// The hash of a file that one of the service's processes ran lately.
+    pub fn sha256_of(&self, service: &ServiceName, version: &FileVersion) -> Option<&str> {
+        let mut known = self.executables.get(service)?.iter().filter(|(_, known)| known.version.as_ref() == Some(version));
+        known.find_map(|(_, known)| known.sha256.as_deref().ok())
     }
 
     /// The services with a process that was not known the last time this was asked.

@@ -9,18 +9,18 @@ use crate::bell::Bell;
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::executable::{Executable, ExecutableJudge, FileVersion, SUBJECT};
 use muster_agent_core::judgement::Judgement;
-use muster_agent_core::services::Instance;
+use muster_agent_core::services::{Instance, Services};
 use muster_common::evidence::Evidence;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{ProcessId, ServiceName};
 use muster_common::units::human_bytes;
-use rustix::fs::{OFlags, Stat, fstat, stat};
+use rustix::fs::{AtFlags, CWD, OFlags, Stat, StatxFlags, StatxTimestamp, fstat, stat, statx};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A larger program is not read: an image that brings everything with it would cost seconds of a core.
 const FILE_BYTES_MAX: u64 = 512 << 20;
@@ -208,6 +208,32 @@ impl Probe for ExecutableProbe {
         if let Ok(judge) = serde_json::from_value::<ExecutableJudge>(saved) {
             self.judge = judge;
         }
+    }
+}
+
+/// A new process of a service, as soon as it is seen: where it runs the file that was read before, its hash is known
+/// without another look. Asks no file server, so that it may be called on any lane.
+pub fn glance(root: &HostRoot, services: &Mutex<Services>, service: &ServiceName, process: ProcessId) {
+    let path = root.path(format!("/proc/{}/exe", process.pid));
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let Ok(found) = statx(CWD, &path, flags, StatxFlags::BASIC_STATS) else { return };
+    let nanos =
+        |time: StatxTimestamp| time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec));
+    let version = FileVersion {
+        device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+        inode: found.stx_ino,
+        size_bytes: found.stx_size,
+        modified_ns: nanos(found.stx_mtime),
+        changed_ns: nanos(found.stx_ctime),
+    };
+    if process::id(root, process.pid) != Some(process) {
+        return;
+    }
+    let mut services = services.lock().unwrap_or_else(PoisonError::into_inner);
+    if services.executable(service, process).is_none()
+        && let Some(sha256) = services.sha256_of(service, &version).map(str::to_owned)
+    {
+        services.note_executable(service, process, Executable { version: Some(version), sha256: Ok(sha256) });
     }
 }
 

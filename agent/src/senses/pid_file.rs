@@ -2,6 +2,7 @@
 //!
 //! Must never block on what is at the path and never disturb it.
 
+use super::executable;
 use super::exit::ExitWatch;
 use super::regular::{Found, open_regular};
 use super::{HostRoot, process};
@@ -115,11 +116,15 @@ impl Probe for PidFileProbe {
         let judgement = self.judge.judge(&self.path, reading, context.now, context.one_shot);
         self.rewatch();
         let brief = self.judge.take_brief();
+        let after = self.judge.instance();
+        let fresh = after.as_ref().filter(|new| before.as_ref().is_none_or(|old| old.process != new.process));
+        if let Some(new) = fresh {
+            executable::glance(&self.root, &context.services, &self.subject.service, new.process);
+        }
         let mut services = context.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(brief) = brief {
             services.note_brief(&self.subject.service, brief);
         }
-        let after = self.judge.instance();
         // The old instance's end is noted too, for the victims of a kill that is read later.
         if let Some(mut old) = before.filter(|old| after.as_ref().is_none_or(|new| new.process != old.process)) {
             old.ended_boottime_ms.get_or_insert(context.now.boottime_ms);

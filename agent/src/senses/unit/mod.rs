@@ -9,7 +9,7 @@ mod units;
 
 pub use units::{Told, Units, UnitsError};
 
-use super::{HostRoot, process};
+use super::{HostRoot, executable, process};
 use crate::clock::{boot_id, suspended_ms};
 use crate::net::Mailbox;
 use crate::probe::{Context, Probe};
@@ -85,6 +85,10 @@ impl UnitProbe {
                 _ => None,
             },
         };
+        let fresh = facts.as_ref().filter(|facts| self.noted != Some(facts.process));
+        if let Some(new) = fresh {
+            executable::glance(&self.root, &context.services, &self.subject.service, new.process);
+        }
         self.note(context, state, facts.as_ref());
         let main = facts.map(|Facts { process, comm, .. }| MainProcess { process, comm });
         let clocks = (context.now, suspended_ms());
