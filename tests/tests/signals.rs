@@ -106,7 +106,8 @@ fn changes_count_within_the_hour_before_and_the_closest_come_first() {
     config(&mut fleet, "/etc/newest");
     occurs(&mut fleet, "web", "spl", Reason::Change, &[("what", "deploy"), ("first_seen", "yes")], Duration::ZERO);
     run(&mut fleet, "4000 open web spl /run/spl.pid process_down\n4010 end");
-    let expected = ["60 s before: /etc/newest was edited, on web", "60 min before: /etc/just-within was edited, on web"];
+    let expected =
+        ["60 s before: /etc/newest was edited, on web", "60 min before: /etc/just-within was edited, on web"];
     assert_eq!(what_changed(page(&fleet)), expected);
 }
 
@@ -436,4 +437,43 @@ fn many_made_up_callers_stay_bounded() {
     run(&mut fleet, "1000 end");
     let causes = fleet.machine.state().cause("fleet/auth_abuse/handshake").is_some();
     assert!(!causes && fleet.log().is_empty(), "what is old is forgotten: {}", fleet.log());
+}
+
+/// A condition that is there for 20 s of every `period_s`, so many times.
+fn comes_and_goes(fleet: &mut Fleet, times: u64, period_s: u64) {
+    for round in 0..times {
+        let start = 1000 + round * period_s;
+        fleet.run_line(&format!("{start} open web spl /run/spl.pid process_down"));
+        fleet.run_line(&format!("{} clear web spl /run/spl.pid process_down", start + 20));
+    }
+}
+
+fn count(fleet: &Fleet, word: &str) -> usize {
+    fleet.log().lines().filter(|line| line.contains(word)).count()
+}
+
+#[test]
+fn what_flaps_is_one_incident_until_it_is_calm_and_its_recovery_is_told() {
+    let mut policy: Policy = policy();
+    policy.stability.sev2 = MINUTE;
+    let mut fleet = Fleet::new(policy.clone());
+    run(&mut fleet, "0 connect web");
+    // Without damping each of the ten rounds would be an incident, a page and a resolve.
+    comes_and_goes(&mut fleet, 10, 100);
+    assert_eq!(count(&fleet, "opened sev2 process_down"), 3, "{}", fleet.log());
+    assert_eq!(count(&fleet, "page trigger"), 3, "{}", fleet.log());
+    let newest = |fleet: &Fleet| fleet.machine.state().newest_incident(SPL).map(|incident| incident.is_unresolved());
+    // The last change came at 1920; at 2400 there are three left of the last ten minutes, at 2420 two.
+    run(&mut fleet, "2419 end");
+    assert_eq!(newest(&fleet), Some(true), "{}", fleet.log());
+    run(&mut fleet, "2421 end");
+    assert_eq!(newest(&fleet), Some(false), "{}", fleet.log());
+    assert_eq!(count(&fleet, "page resolve"), 3, "{}", fleet.log());
+    fleet.check_journal();
+    // Five changes of the last twenty looks are just below.
+    let mut fleet = Fleet::new(policy);
+    run(&mut fleet, "0 connect web");
+    comes_and_goes(&mut fleet, 10, 300);
+    assert_eq!(count(&fleet, "opened sev2 process_down"), 10, "{}", fleet.log());
+    assert_eq!(count(&fleet, "resolved host/web"), 9, "{}", fleet.log());
 }
