@@ -93,7 +93,8 @@ impl Changes {
             self.remove(id);
         }
         let own = self.by_agent.get(&change.agent);
-        if let Some(oldest) = own.filter(|own| own.len() >= CHANGES_PER_AGENT_MAX).and_then(|own| own.first().copied()) {
+        if let Some(oldest) = own.filter(|own| own.len() >= CHANGES_PER_AGENT_MAX).and_then(|own| own.first().copied())
+        {
             self.remove(oldest);
         }
         let id = self.next;
@@ -224,9 +225,10 @@ pub fn lines(state: &State, incident: &Incident) -> Vec<String> {
     let (began, window) = (incident.began, state.policy.signals.changes.window);
     let concerns = |change: &&Change| {
         let inside = change.observed + window >= began && change.observed <= began + AFTER;
-        let own = change.service.as_ref().is_none_or(|service| {
-            incident.services.is_empty() || incident.services.contains(service.as_str())
-        });
+        let own = change
+            .service
+            .as_ref()
+            .is_none_or(|service| incident.services.is_empty() || incident.services.contains(service.as_str()));
         inside && own
     };
     let changes = &state.signals.changes;

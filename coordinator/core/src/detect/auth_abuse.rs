@@ -48,8 +48,10 @@ impl Detector for AuthAbuse {
         };
         let next_steps = vec![
             "is the address one of yours? If not, close the port to it".to_owned(),
-            "on that host: openssl x509 -in /etc/muster/agent/cert.pem -noout -subject -enddate -ext subjectAltName".to_owned(),
-            "what it tries, and with which certificate: journalctl -u muster-coordinator --since -1h | grep refused".to_owned(),
+            "on that host: openssl x509 -in /etc/muster/agent/cert.pem -noout -subject -enddate -ext subjectAltName"
+                .to_owned(),
+            "what it tries, and with which certificate: journalctl -u muster-coordinator --since -1h | grep refused"
+                .to_owned(),
         ];
         let began = first.unwrap_or(state.last_at());
         Some(of_fleet(state, Reason::AuthAbuse, began, !abusive.is_empty(), summary, next_steps))

@@ -42,18 +42,19 @@ impl Detector for Singleton {
         let heard = singletons::heard(state, service).len();
         let since = |(agent, running): &(&AgentName, &singletons::Running)| format!("{agent} since {}", running.since);
         let each: Vec<String> = running.iter().take(4).map(since).collect();
-        let mut summary = format!(
-            "{service} may run once and runs on {} hosts at once: {}",
-            running.len(),
-            each.join(", ")
-        );
+        let mut summary =
+            format!("{service} may run once and runs on {} hosts at once: {}", running.len(), each.join(", "));
         if heard < running.len() {
             summary = format!("{summary}; {} of them not heard now", running.len() - heard);
         }
         let next_steps = vec![
-            format!("before anything is stopped: which of {} do its clients reach, and which one writes?", names(cause.agents.keys())),
+            format!(
+                "before anything is stopped: which of {} do its clients reach, and which one writes?",
+                names(cause.agents.keys())
+            ),
             format!("on each: muster-agent doctor --service {service}; who started it, and when?"),
-            "where it must not run: systemctl disable --now its unit; if both wrote, keep copies of both stores".to_owned(),
+            "where it must not run: systemctl disable --now its unit; if both wrote, keep copies of both stores"
+                .to_owned(),
         ];
         Some(of_fleet(state, Reason::DuplicateInstance, began, news && (lasts || goes_on), summary, next_steps))
     }
@@ -73,7 +74,8 @@ impl Detector for Singleton {
 
     fn details(&self, state: &State, key: &str, _cause: &Cause) -> Option<Vec<String>> {
         let hosts = state.signals.singletons.hosts(super::rest(key, PREFIX)?);
-        let line = |(agent, running): (&AgentName, &singletons::Running)| format!("runs on {agent} since {}", running.since);
+        let line =
+            |(agent, running): (&AgentName, &singletons::Running)| format!("runs on {agent} since {}", running.since);
         Some(hosts.map(line).take(crate::decide::assess::DETAILS_MAX).collect())
     }
 
@@ -84,23 +86,27 @@ impl Detector for Singleton {
     fn looks(&self, state: &State, now: Timestamp, agent: &AgentName) -> Vec<Look> {
         let hold = state.policy().signals.singleton.hold;
         let services = state.signals.singletons.of_agent(agent);
-        services.map(|service| {
-            let heard = singletons::heard(state, service).len();
-            let since = state.signals.singletons.beside(service);
-            let reached = since.is_some_and(|since| now >= since + hold);
-            let held_back_by = match since {
-                None => format!("it runs on {heard} heard host"),
-                Some(since) if !reached => format!("a planned move may take {}; it has been {}", human(hold), human(now.since(since))),
-                Some(_) => String::new(),
-            };
-            Look {
-                rule: self.name(),
-                about: cause_key(service),
-                seen: format!("{service} runs on {heard} heard hosts"),
-                threshold: format!("2 heard hosts for {}", human(hold)),
-                reached,
-                held_back_by,
-            }
-        }).collect()
+        services
+            .map(|service| {
+                let heard = singletons::heard(state, service).len();
+                let since = state.signals.singletons.beside(service);
+                let reached = since.is_some_and(|since| now >= since + hold);
+                let held_back_by = match since {
+                    None => format!("it runs on {heard} heard host"),
+                    Some(since) if !reached => {
+                        format!("a planned move may take {}; it has been {}", human(hold), human(now.since(since)))
+                    }
+                    Some(_) => String::new(),
+                };
+                Look {
+                    rule: self.name(),
+                    about: cause_key(service),
+                    seen: format!("{service} runs on {heard} heard hosts"),
+                    threshold: format!("2 heard hosts for {}", human(hold)),
+                    reached,
+                    held_back_by,
+                }
+            })
+            .collect()
     }
 }

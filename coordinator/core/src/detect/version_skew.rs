@@ -73,7 +73,9 @@ impl Detector for VersionSkew {
         let n = versions.iter().count();
         let reached = versions.skewed().is_some_and(|since| now >= since + policy.after);
         let held_back_by = match versions.skewed() {
-            None => format!("{n} versions are not more than {}, and none is older than {}", policy.versions, policy.oldest),
+            None => {
+                format!("{n} versions are not more than {}, and none is older than {}", policy.versions, policy.oldest)
+            }
             Some(since) if !reached => format!("it has lasted for {}", human(now.since(since))),
             Some(_) => String::new(),
         };
@@ -81,7 +83,12 @@ impl Detector for VersionSkew {
             rule: self.name(),
             about: VERSION_SKEW.to_owned(),
             seen: format!("this agent is {own}, one of {n} versions"),
-            threshold: format!("more than {} versions, or older than {}, for {}", policy.versions, policy.oldest, human(policy.after)),
+            threshold: format!(
+                "more than {} versions, or older than {}, for {}",
+                policy.versions,
+                policy.oldest,
+                human(policy.after)
+            ),
             reached,
             held_back_by,
         }]
