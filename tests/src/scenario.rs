@@ -423,7 +423,43 @@ impl Fleet {
         let replayed = replay::verify(State::genesis(), &self.journal);
         let replayed = replayed.unwrap_or_else(|divergence| panic!("the replay diverges: {divergence:#?}"));
         assert_eq!(json(&replayed), json(self.machine.state()), "the replay gives another state");
+        check_what_if(&self.journal);
     }
+}
+
+/// Under its own policy a journal pages and opens the same, from its beginning and from its middle; under a policy
+/// without receivers it pages nobody. Of a journal with several policies, or with panics of rules that are not broken
+/// here, nothing is known.
+pub fn check_what_if(journal: &[Entry]) {
+    let facts = |entry: &Entry| match &entry.body {
+        EntryBody::Fact(fact) => Some(fact.clone()),
+        _ => None,
+    };
+    let mut policies: Vec<Policy> = Vec::new();
+    for fact in journal.iter().filter_map(facts) {
+        match fact {
+            Fact::PolicyLoaded { policy } if !policies.contains(&policy) => policies.push(*policy),
+            Fact::DecidePanicked { .. } => return,
+            _ => {}
+        }
+    }
+    let [own] = policies.as_slice() else { return };
+    let mut middle = State::genesis();
+    // Between two thoughts: a fact is stored together with what followed from it.
+    let begins = |entry: &Entry| entry.trace == entry.index && entry.index as usize > journal.len() / 2;
+    let end = journal.iter().position(begins).unwrap_or(journal.len());
+    journal.iter().take(end).for_each(|entry| apply(&mut middle, entry));
+    let same = replay::what_if(&State::genesis(), journal, own);
+    let same = same.unwrap_or_else(|error| panic!("no comparison with itself: {error}"));
+    assert!(same.is_same(), "the same policy concludes otherwise: {same:#?}");
+    if middle.policy() == own {
+        let rest = journal.get(end..).unwrap_or_default();
+        let same = replay::what_if(&middle, rest, own).unwrap_or_else(|error| panic!("{error}"));
+        assert!(same.is_same(), "from entry {end} on the same policy concludes otherwise: {same:#?}");
+    }
+    let nobody = Policy { receivers: Vec::new(), ..own.clone() };
+    let quiet = replay::what_if(&State::genesis(), journal, &nobody).unwrap_or_else(|error| panic!("{error}"));
+    assert!(quiet.added.is_empty() && quiet.moved.is_empty(), "nobody was paged: {quiet:#?}");
 }
 
 /// A state as its snapshot.

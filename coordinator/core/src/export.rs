@@ -425,6 +425,3 @@ fn unknown(state: &State, incident: &Incident, policy_known: bool) -> Vec<String
     unknown.push("what it meant for customers, and what it cost: only people know".to_owned());
     unknown
 }
-
-#[cfg(test)]
-mod tests;

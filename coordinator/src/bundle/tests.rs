@@ -222,7 +222,7 @@ fn what_claims_to_be_large_costs_nothing_and_is_refused() {
         let mut plain = pack([(MANIFEST, manifest.as_slice())], 0);
         plain.truncate(plain.len() - 2 * BLOCK_BYTES);
         plain.extend_from_slice(&muster_common::archive::header(STATE, size, 0));
-        read(&zip(&plain)).unwrap_err().to_string()
+        muster_common::chain::Chain(&read(&zip(&plain)).unwrap_err()).to_string()
     };
     assert!(with(1 << 32).contains("larger than Muster writes it"));
     assert!(with(1 << 20).contains("cut short"));

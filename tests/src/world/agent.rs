@@ -32,13 +32,20 @@ pub(super) fn conditions() -> Vec<FindingKey> {
         key("dba", "/dba.db", Reason::SqliteLockHeld),
         key("host", "memory", Reason::MemoryCritical),
         key("host", "memory", Reason::MemoryApproaching),
+        key("host", "memory stalls", Reason::MemoryPressure),
+        key("dba", "/run/dba.pid", Reason::ProbeBlind),
     ]
 }
 
 /// Occurrences that hosts of the world may have.
 pub(super) fn occurrences() -> Vec<FindingKey> {
     let restart = key("spl", "/run/spl.pid", Reason::ProcessRestarted);
-    vec![restart.clone(), restart, key("spl", "oom", Reason::OomKill), key("host", "oom", Reason::OomKill)]
+    let kill = key("spl", "oom", Reason::OomKill);
+    let timeout = key("dba", "provider", Reason::Timeout);
+    let (program, singleton) = (key("spl", "executable", Reason::Change), key("spl", "singleton", Reason::Change));
+    let (failed, taken_back) = (key("spl", "it", Reason::UpdateFailed), key("spl", "it", Reason::UpdateRollback));
+    let host = key("host", "oom", Reason::OomKill);
+    vec![restart.clone(), restart, kill, host, timeout, program, singleton, failed, taken_back]
 }
 
 /// What survives a crash, and what a reverted disk brings back.
@@ -223,7 +230,7 @@ impl Agent {
             }
             let happened = self.happened.extract_if(.., |(key, _)| key.subject == subject).collect::<Vec<_>>();
             for (key, at) in happened {
-                let mut occurrence = Problem::new(key.reason, "happened");
+                let mut occurrence = Problem::new(key.reason, "happened").evidence(told(&key, at));
                 occurrence.observed_boottime_ms = Some(self.clocks(at).boottime_ms);
                 judgement = judgement.occurred(occurrence);
             }
@@ -285,5 +292,22 @@ impl Agent {
             open: state.open.into_iter().cloned().collect(),
         };
         self.disk.ledger.subjects().map(state).collect()
+    }
+}
+
+/// What an occurrence proves: which of a host's callers it was.
+fn told(key: &FindingKey, at: Timestamp) -> Evidence {
+    let evidence = Evidence::new().text("source", format!("{}-{}", key.subject.service, at.unix_ms() % 3));
+    match (key.reason, key.subject.subject.as_str()) {
+        (Reason::Change, "executable") => {
+            let hash = if at.unix_ms() % 3 == 0 { "aa" } else { "bb" }.repeat(32);
+            evidence.text("what", "deploy").text("executable_sha256", &hash).text("new", hash)
+        }
+        (Reason::Change, _) => {
+            let state = if at.unix_ms() % 2 == 0 { "running" } else { "stopped" };
+            evidence.text("what", "singleton").text("new", state)
+        }
+        (Reason::UpdateRollback, _) if at.unix_ms() % 2 == 0 => evidence.text("outcome", "failed"),
+        _ => evidence,
     }
 }

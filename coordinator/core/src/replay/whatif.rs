@@ -295,8 +295,9 @@ impl WhatIfRun {
         self.must_be_patient(recorded)?;
         for record in self.machine.state().pending_pages() {
             let page = &record.page;
-            // Which turn it was is not in the snapshot; one page per kind is all that is told apart from before.
-            let name = (page.receiver.clone(), page.dedup_key.clone(), page.action.as_str(), 0);
+            // Which turn it was is not in the snapshot: numbers that no later page gets tell them apart.
+            let turn = u32::MAX.saturating_sub(u32::try_from(self.recorded_pages.len()).unwrap_or(u32::MAX));
+            let name = (page.receiver.clone(), page.dedup_key.clone(), page.action.as_str(), turn);
             self.recorded_pages.insert(record.id, name.clone());
             self.replayed_pages.insert(name, record.id);
         }

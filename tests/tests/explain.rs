@@ -1,0 +1,186 @@
+//! Why and why not: one situation, one answer.
+
+use muster_common::ids::{AgentName, ServiceName};
+use muster_common::time::Timestamp;
+use muster_coordinator_core::State;
+use muster_coordinator_core::explain::{Asked, Explanation, Outcome, RuleLook, why, why_finding, why_not, why_page};
+use muster_coordinator_core::page::PageId;
+use muster_coordinator_core::policy::{Policy, Route};
+use muster_tests::scenario::{Fleet, agent, policy};
+
+fn ran_under(policy: Policy, script: &str) -> Fleet {
+    let mut fleet = Fleet::new(policy);
+    script.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(|line| fleet.run_line(line));
+    fleet
+}
+
+fn ran(script: &str) -> Fleet {
+    ran_under(policy(), script)
+}
+
+fn ask(state: &State, now: Timestamp, name: &str) -> Explanation {
+    let name: AgentName = agent(name);
+    let asked = Asked { agent: &name, at: now, service: None, last_heard: None, is_past: false };
+    why_not(state, &asked).unwrap_or_else(|| panic!("{name} is not known"))
+}
+
+/// The look of a rule at something, or a panic that shows all of them.
+fn look<'a>(explanation: &'a Explanation, rule: &str, about: &str) -> &'a RuleLook {
+    let found = explanation.rules.iter().find(|look| look.rule == rule && look.about.contains(about));
+    found.unwrap_or_else(|| panic!("no {rule} about {about}: {explanation:#?}"))
+}
+
+/// Why nobody was paged about `a`: what held it back, and words of the answer.
+fn check(script: &str, outcome: Outcome, held: &str, answer: &str) {
+    let fleet = ran(script);
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    assert!(found.answer.contains(answer), "{answer:?} is not in {:?}\n{found:#?}", found.answer);
+    let first = found.rules.iter().find(|look| look.outcome == outcome && look.held_back_by == held);
+    assert!(first.is_some(), "nothing is {outcome:?} by {held:?}: {found:#?}");
+    for look in &found.rules {
+        assert!(look.index <= fleet.machine.state().head_index() && !look.why.is_empty(), "{look:#?}");
+    }
+}
+
+#[test]
+fn each_reason_for_silence_has_its_word() {
+    check("0 connect a", Outcome::NothingSeen, "", "nothing was wrong");
+    check("0 connect a\n1 open a spl x port_closed", Outcome::HeldBack, "hold", "it waits until");
+    check("0 connect a\n1 open a spl x port_closed\n20 end", Outcome::Paged, "", "somebody was paged about a");
+    check(
+        "0 connect a\n1 silence 600 agent=a\n2 open a spl x port_closed\n20 end",
+        Outcome::HeldBack,
+        "silence",
+        "holds its pages back",
+    );
+    check(
+        "0 connect a\n1 open a spl x port_closed\n3 clear a spl x port_closed\n20 end",
+        Outcome::HeldBack,
+        "recovering",
+        "cleared within the hold",
+    );
+    check(
+        "0 connect a\n1 open a spl x port_closed\n3 ack host/a/service/spl\n20 end",
+        Outcome::HeldBack,
+        "acknowledged",
+        "ann acknowledged it",
+    );
+    check(
+        "0 connect a\n1 open a spl x port_closed sev4\n20 end",
+        Outcome::BelowThreshold,
+        "severity",
+        "nothing reached its threshold",
+    );
+    check("0 connect a\n5 goodbye a\n20 end", Outcome::HeldBack, "planned_stop", "it said goodbye");
+    check("0 connect a\n5 restart\n6 end", Outcome::HeldBack, "rehear_window", "it had not been heard since");
+    check(
+        "0 connect a\n1 open a spl x port_closed\n5 resolve host/a/service/spl\n20 end",
+        Outcome::HeldBack,
+        "by_hand",
+        "ann",
+    );
+}
+
+#[test]
+fn below_a_threshold_says_by_how_much() {
+    let mut script = "0 connect a\n".to_owned();
+    (0..4).for_each(|n| script.push_str(&format!("{} occur a spl process_restarted 0\n", 10 + n * 20)));
+    let fleet = ran(&script);
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    let storm = found.rules.iter().find(|look| look.rule == "restart_storm" && look.outcome == Outcome::BelowThreshold);
+    let storm = storm.unwrap_or_else(|| panic!("{found:#?}"));
+    assert!(storm.figures[0].value.contains('4') || storm.figures[0].value.contains('1'), "{storm:#?}");
+    assert!(found.answer.starts_with("nobody was paged about a: nothing reached its threshold"), "{}", found.answer);
+}
+
+#[test]
+fn what_folded_into_the_fleets_incident_is_said_so() {
+    let mut script = String::new();
+    for n in 0..8 {
+        script.push_str(&format!("0 connect h{n}\n"));
+    }
+    for n in 0..6 {
+        script.push_str(&format!("100 silent h{n} nothing\n"));
+    }
+    script.push_str("200 end");
+    let fleet = ran(&script);
+    let found = ask(fleet.machine.state(), fleet.now, "h1");
+    assert!(found.answer.contains("fell silent together"), "{}", found.answer);
+    assert_eq!(look(&found, "mass_stale", "fleet/mass_stale").outcome, Outcome::Paged);
+    assert!(found.unknown.iter().any(|words| words.contains("since it was last heard")), "{:?}", found.unknown);
+    let heard = ask(fleet.machine.state(), fleet.now, "h7");
+    assert!(heard.rules.iter().all(|look| look.outcome != Outcome::Paged), "{heard:#?}");
+}
+
+#[test]
+fn a_freeze_never_holds_a_page_back_and_hysteresis_is_the_agents() {
+    let mut fleet = ran("0 connect a\n1 open a spl x port_closed\n20 end");
+    let scope = muster_coordinator_core::freeze::FreezeScope::default();
+    let by = "ann".to_owned();
+    fleet.feed(muster_coordinator_core::entry::Fact::FreezeSet {
+        by,
+        scope,
+        reason: "drill".to_owned(),
+        expires: None,
+    });
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    assert!(look(&found, "freeze", "a").why.contains("never holds a page back"));
+    assert!(look(&found, "hysteresis", "a").why.contains("its own probes"));
+    assert_eq!(found.rules[0].outcome, Outcome::Paged, "the most telling first");
+}
+
+#[test]
+fn a_service_can_be_asked_about_alone() {
+    let fleet = ran("0 connect a\n1 open a spl x port_closed\n1 open a web y sqlite_corrupt\n20 end");
+    let (name, service) = (agent("a"), ServiceName::new("web").unwrap());
+    let asked = Asked { agent: &name, at: fleet.now, service: Some(&service), last_heard: None, is_past: false };
+    let found = why_not(fleet.machine.state(), &asked).unwrap();
+    assert!(found.rules.iter().any(|look| look.about.contains("sqlite/web")), "{found:#?}");
+    assert!(!found.rules.iter().any(|look| look.about.contains("service/spl")), "{found:#?}");
+    assert!(why_not(fleet.machine.state(), &Asked { agent: &agent("nobody"), ..asked }).is_none());
+}
+
+#[test]
+fn why_tells_rule_values_thresholds_grades_and_who_by_which_route() {
+    let route = Route { receivers: vec!["ops".to_owned()], ..Route::default() };
+    let fleet = ran_under(
+        Policy { routes: vec![route], ..policy() },
+        "0 connect a\n1 open a spl x port_closed\n2 open a spl /run/spl.pid process_down\n20 ack host/a/service/spl",
+    );
+    let state = fleet.machine.state();
+    let incident = state.newest_incident("host/a/service/spl").unwrap();
+    let found = why(state, incident, fleet.now);
+    assert!(found.answer.contains("paged ops 10 s after it was opened"), "{}", found.answer);
+    let hold = look(&found, "hold", "host/a/service/spl");
+    assert_eq!((hold.figures[0].value.as_str(), hold.figures[0].threshold.as_str()), ("10 s", "10 s"));
+    assert!(look(&found, "routing", "").why.contains("route 1 of 1 matches: ops"), "{found:#?}");
+    assert_eq!(look(&found, "severity", "").figures[0].threshold, "sev3");
+    let down = look(&found, "process_down", "a/spl/pid_file//run/spl.pid/process_down");
+    assert_eq!(down.grade.map(|grade| grade.as_str()), Some("confirmed"));
+    assert!(look(&found, "response", "").why.contains("ann"));
+    let indexes: Vec<u64> = found.rules.iter().map(|look| look.index).filter(|index| *index > 0).collect();
+    assert!(!indexes.is_empty() && indexes.iter().all(|index| *index <= state.head_index()));
+    let page = state.past_pages().find(|record| record.page.receiver == "ops").unwrap();
+    let of_page = why_page(state, page.id, fleet.now).unwrap();
+    assert!(of_page.answer.contains("ops accepted it"), "{}", of_page.answer);
+    assert_eq!(of_page.rules[0].index, page.id.0);
+    let of_finding = why_finding(state, "a/spl/port/x/port_closed", fleet.now).unwrap();
+    assert!(of_finding.answer.contains(&incident.number), "{}", of_finding.answer);
+    assert!(why_finding(state, "a/spl/port/x/nothing", fleet.now).is_none());
+    assert!(why_page(state, PageId(1), fleet.now).is_none());
+}
+
+#[test]
+fn why_of_what_paged_nobody_says_what_held_it() {
+    let fleet = ran("0 connect a\n1 open a spl x port_closed");
+    let state = fleet.machine.state();
+    let found = why(state, state.newest_incident("host/a/service/spl").unwrap(), fleet.now);
+    assert!(found.answer.contains("paged nobody: it waits until"), "{}", found.answer);
+    assert_eq!(look(&found, "hold", "").held_back_by, "hold");
+    let low = why_finding(
+        ran("0 connect a\n1 open a spl x port_closed sev4").machine.state(),
+        "a/spl/port/x/port_closed",
+        fleet.now,
+    );
+    assert!(low.unwrap().answer.contains("no incident is open for it"));
+}
