@@ -3,6 +3,7 @@
 //! Never holds a secret: only the names of the files that do.
 
 mod detectors;
+mod signals;
 
 use crate::pager::heartbeat::{HeartbeatConfig, read_heartbeat};
 use crate::pager::inbound::read_inbound;

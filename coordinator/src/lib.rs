@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod outbox;
 pub mod pager;
 pub mod paging;
+pub mod refused;
 pub mod replay;
 pub mod runtime;
 pub mod second_opinion;

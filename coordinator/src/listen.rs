@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use muster_common::chain::Chain;
 use muster_common::tls::{Credentials, TlsError, peer_identity, server_config};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -30,6 +31,13 @@ const CONNECTIONS_MAX: usize = 20_000;
 /// Handshakes at once, so that strangers who never finish theirs take no room from those who did. Overflow rule: a
 /// connection beyond it is closed before its handshake.
 const HANDSHAKES_MAX: usize = 4_096;
+/// Handshakes at once that have just begun. More are not accepted before one of these is over or [`FRESH`]: when a whole
+/// fleet comes back, thousands that advance side by side would all be late, and tried again. They wait in the kernel.
+const FRESH_MAX: usize = 256;
+/// After so long a handshake counts as a stranger's, whom nobody waits for.
+const FRESH: Duration = Duration::from_secs(1);
+/// Connections that the kernel keeps for us until they are accepted; those beyond knock again a second later.
+const BACKLOG: u32 = 4_096;
 /// Connections on the Unix socket; people, not fleets.
 const LOCAL_CONNECTIONS_MAX: usize = 64;
 /// Accepted connections on their way to the server.
@@ -167,14 +175,15 @@ impl Door {
     pub async fn accept_tls(self, listener: TcpListener, certificate: Arc<Certificate>) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let fresh = Arc::new(Semaphore::new(FRESH_MAX));
         let free = Arc::clone(&slots);
         tokio::spawn(crate::heap::watch(move || CONNECTIONS_MAX - free.available_permits(), self.stop.clone()));
         loop {
             let accepted = tokio::select! {
                 () = self.stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                accepted = accept(&listener, &fresh) => accepted,
             };
-            let (stream, address) = match accepted {
+            let (stream, address, fresh) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection; trying again");
@@ -189,7 +198,7 @@ impl Door {
             };
             let (door, serving) = (self.clone(), certificate.serving.load_full());
             tokio::spawn(async move {
-                let outcome = handshake(&serving, stream).await;
+                let outcome = handshake(&serving, stream, fresh).await;
                 drop(handshaking);
                 match outcome {
                     Ok((stream, who)) => {
@@ -197,8 +206,11 @@ impl Door {
                         let stream = Stream::Tls(Box::new(stream));
                         door.enter(Connection { stream, caller, _permit: permit }).await;
                     }
-                    Err(why) => {
+                    Err(Failed { why, presented }) => {
                         door.metrics.handshakes_failed.inc();
+                        if presented {
+                            door.metrics.refused.handshake(&address.to_string(), &why);
+                        }
                         door.complain(&address.to_string(), &why);
                     }
                 }
@@ -252,16 +264,54 @@ impl Door {
     }
 }
 
-async fn handshake(serving: &Serving, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Who), String> {
-    stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, serving.acceptor.accept(stream))
-        .await
-        .map_err(|_| "the handshake took too long".to_owned())?
-        .map_err(|error| Chain(&error).to_string())?;
+/// A handshake that did not succeed.
+struct Failed {
+    why: String,
+    /// Over what the peer presented, not because it was slow or gone.
+    presented: bool,
+}
+
+/// A socket for agents that come all at once.
+pub fn bind_tls(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// The next connection, once there is room for another fresh handshake.
+async fn accept(
+    listener: &TcpListener,
+    fresh: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(fresh).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address, permit))
+}
+
+async fn handshake(
+    serving: &Serving,
+    stream: TcpStream,
+    fresh: OwnedSemaphorePermit,
+) -> Result<(TlsStream<TcpStream>, Who), Failed> {
+    let gone = |why: String| Failed { why, presented: false };
+    let presented = |why: String| Failed { why, presented: true };
+    stream.set_nodelay(true).map_err(|error| gone(error.to_string()))?;
+    let mut accepting = serving.acceptor.accept(stream);
+    let begun = tokio::time::timeout(FRESH, &mut accepting).await;
+    drop(fresh);
+    let accepted = match begun {
+        Ok(accepted) => Ok(accepted),
+        Err(_) => tokio::time::timeout(HANDSHAKE_TIMEOUT - FRESH, accepting).await,
+    };
+    let stream = accepted.map_err(|_| gone("the handshake took too long".to_owned()))?.map_err(|error| Failed {
+        why: Chain(&error).to_string(),
+        presented: error.kind() == io::ErrorKind::InvalidData,
+    })?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let identity = peer_identity(chain).map_err(|error| Chain(&error).to_string())?;
+    let identity = peer_identity(chain).map_err(|error| presented(Chain(&error).to_string()))?;
     if &identity.fleet != serving.credentials.fleet() {
-        return Err(format!("{identity} is of another fleet"));
+        return Err(presented(format!("{identity} is of another fleet")));
     }
     Ok((stream, Who::Certificate(identity)))
 }

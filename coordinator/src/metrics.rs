@@ -55,6 +55,8 @@ pub struct Metrics {
     pub duplicates: Counter,
     /// Agent streams ended with an error, by code.
     pub streams_refused: Family<CodeLabel, Counter>,
+    /// Who was refused lately: journaled, not scraped.
+    pub refused: crate::refused::Refused,
     /// Connections whose TLS handshake failed or was too slow.
     pub handshakes_failed: Counter,
     /// Watchers ended because they were too slow.
@@ -80,6 +82,7 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
+            refused: crate::refused::Refused::default(),
             registry: Registry::with_prefix("muster_coordinator"),
             entries: Counter::default(),
             commits: Counter::default(),

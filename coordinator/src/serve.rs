@@ -3,9 +3,10 @@
 use crate::config::Config;
 use crate::failover::{Failover, stand_up};
 use crate::keepalive::Keepalive;
-use crate::listen::{Accepted, Certificate, Door, bind_unix};
+use crate::listen::{Accepted, Certificate, Door, bind_tls, bind_unix};
 use crate::metrics::Metrics;
 use crate::paging::Paging;
+use crate::refused::{self, Watch};
 use crate::runtime::{CoordinatorRole, Handle, Runtime, RuntimeError, Start, start};
 use crate::service::agent_link::AgentLink;
 use crate::service::failover::FailoverApi;
@@ -67,8 +68,7 @@ impl Coordinator {
     pub async fn start(config: Config, credentials: Credentials) -> anyhow::Result<Self> {
         let certificate = Arc::new(Certificate::new(credentials.clone()).context("the certificate cannot serve")?);
         let paging = Paging::open(&config, &credentials)?;
-        let grpc_listener = TcpListener::bind(config.listen.grpc)
-            .await
+        let grpc_listener = bind_tls(config.listen.grpc)
             .with_context(|| format!("cannot listen on {}", config.listen.grpc))?;
         let http_listener = match config.listen.http {
             Some(address) => {
@@ -120,6 +120,11 @@ impl Coordinator {
         paging.spawn(&handle, &config, &mut tasks)?;
         tasks.spawn(async move {
             failover.run().await;
+            Ok(())
+        });
+        let refusals = refused::run(handle.clone());
+        tasks.spawn(async move {
+            refusals.await;
             Ok(())
         });
         let asking = crate::second_opinion::run(handle.clone());
@@ -196,6 +201,7 @@ async fn serve_grpc(
     let reporting = tokio::spawn(report_health(reporter, handle.clone()));
     let bounded = REQUEST_BYTES_MAX;
     let served = Server::builder()
+        .layer(Watch(handle.metrics().refused.clone()))
         .http2_keepalive_interval(Some(keepalive.interval))
         .http2_keepalive_timeout(Some(keepalive.timeout))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)

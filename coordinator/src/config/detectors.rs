@@ -1,6 +1,6 @@
 //! `[detectors.*]`: when many hosts, or many occurrences, are one matter. One table for each detector.
 
-use super::{DAY, SECOND, count, set};
+use super::{DAY, SECOND, count, set, signals};
 use muster_common::config::Reader;
 use muster_coordinator_core::policy::Policy;
 use std::ops::RangeInclusive;
@@ -26,6 +26,7 @@ pub(super) fn read(root: &Reader<'_>, policy: &mut Policy) {
         set(&mut policy.correlation.window, burst.duration("window", SECOND..=DAY));
     }
     read_places(&table, policy);
+    signals::read(&table, &mut policy.signals);
     let detect = &mut policy.detect;
     if let Some(kills) = table.table("oom_storm") {
         set(&mut detect.oom_storm.window, kills.duration("window", SECOND..=DAY));
