@@ -16,8 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A mass silence goes on while more than one in this many of its agents is silent.
 const MASS_BACK_ONE_IN: usize = 10;
-/// Agents of a mass whose places are looked at for narrower masses.
-const NARROWER_MAX: usize = 64;
 /// Recent silences looked at for those of a place. Where more fall silent at once it is the fleet's matter long before.
 const LOOKED_AT_MAX: usize = 1024;
 
@@ -116,10 +114,7 @@ impl Detector for MassStale {
 
     fn symptoms(&self, state: &State, group: &str, cause: &Cause) -> Vec<String> {
         let silences = cause.members.values().map(|member| cause::agent_stale(&member.agent));
-        // Places whose masses are narrower: any that raised one has its agents among the first, or is told by itself.
-        let of_places: BTreeSet<String> =
-            cause.agents.keys().take(NARROWER_MAX).flat_map(|agent| mass_of_places(state, agent)).collect();
-        silences.chain(of_places.into_iter().filter(|place| place != group)).collect()
+        silences.chain(places::other_groups(state, MASS_STALE, group)).collect()
     }
 
     fn joins_by_name(&self) -> bool {

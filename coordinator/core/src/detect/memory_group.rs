@@ -10,7 +10,6 @@ use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
-use std::collections::BTreeSet;
 use std::collections::BTreeMap;
 
 /// Cause key of the whole fleet, and before the place in those of one.
@@ -132,10 +131,8 @@ impl Detector for MemoryGroup {
         }
     }
 
-    fn symptoms(&self, state: &State, _group: &str, cause: &Cause) -> Vec<String> {
-        let places: BTreeSet<_> = cause.agents.keys().flat_map(|agent| places::of(state, agent)).collect();
-        let of_places = places.into_iter().map(|place| format!("{PREFIX}/{place}"));
-        at_once::host_causes(cause).into_iter().chain(of_places).collect()
+    fn symptoms(&self, state: &State, group: &str, cause: &Cause) -> Vec<String> {
+        at_once::host_causes(cause).into_iter().chain(places::other_groups(state, PREFIX, group)).collect()
     }
 
     fn lasting(&self) -> bool {

@@ -141,6 +141,14 @@ pub(super) fn yields<'a>(
     fit(outer.1, outer_place) < fit(inner.1, inner_place)
 }
 
+/// The groups of other places under `prefix` that have an incident: each of them may be part of `group`. Asked when an
+/// incident opens, turns or ends, and not for each member.
+pub(super) fn other_groups(state: &State, prefix: &str, group: &str) -> Vec<String> {
+    let places = format!("{prefix}/");
+    let known = state.causes.range(places.clone()..).take_while(|(key, _)| key.starts_with(&places));
+    known.filter(|(key, cause)| cause.active && *key != group).map(|(key, _)| key.clone()).collect()
+}
+
 /// The narrowest place that all hosts of a group are in, if it is narrower than the fleet; of large groups some hosts are
 /// asked.
 pub(super) fn narrowest(state: &State, cause: &Cause) -> Option<(String, Place)> {
