@@ -266,6 +266,7 @@ struct Asked {
 fn run(config: &Path, restricted: Result<(), seccomp::SeccompError>) -> u8 {
     crate::heap::keep_small();
     log_to_stderr();
+    crate::heap::keep_sqlite_small();
     if let Err(error) = restricted {
         tracing::warn!("not held by seccomp: {}", Chain(&error));
     }
