@@ -42,6 +42,9 @@ use watcher::Watcher;
 /// The spool's file below the state folder.
 const SPOOL_FILE: &str = "spool.db";
 
+/// `/proc/meminfo` has some sixty short lines.
+const MEMINFO_BYTES_MAX: u64 = 16 * 1024;
+
 /// Made in the runtime folder when the host goes down; see `systemd/muster-agent.service`.
 const HOST_STOPPING_FILE: &str = "host-stopping";
 
@@ -343,6 +346,6 @@ impl StateOutlet for Outlet {
 
 /// For heartbeats; 0 where it cannot be read.
 fn memory_available() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let text = crate::senses::small::read_small_text("/proc/meminfo", MEMINFO_BYTES_MAX).unwrap_or_default();
     muster_agent_core::memory::parse(&text).map_or(0, |reading| reading.available_bytes)
 }

@@ -3,12 +3,11 @@
 //! Reads only. A path that leads out of the agent's own view (a cgroup namespace shows `/../…`) is not followed.
 
 use super::HostRoot;
+use super::small::read_small_text;
 use muster_agent_core::pressure::cgroup::{Counters, Limit, Version, counters, limit_bytes, reclaimable_bytes};
 use muster_agent_core::pressure::psi::{Absent, Psi, parse};
 use muster_agent_core::pressure::service::Level;
 use rustix::io::Errno;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Where controllers are mounted: version 1, version 2, and version 2 beside 1.
@@ -168,9 +167,7 @@ fn read_counters(version: Version, folder: &Path) -> Counters {
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
+    read_small_text(path, FILE_BYTES_MAX)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! Must never touch a file on a file system of another machine to find out where it is, and asks each file system once.
 
 use super::HostRoot;
+use super::small::read_small_text;
 use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::disk::{DiskJudge, Reading, Space, Thresholds, Use};
@@ -15,7 +16,6 @@ use rustix::fs::statvfs;
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -252,7 +252,5 @@ impl Probe for DiskProbe {
 }
 
 fn read_text(path: &Path) -> std::io::Result<String> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(TABLE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    read_small_text(path, TABLE_BYTES_MAX)
 }

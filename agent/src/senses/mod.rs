@@ -22,6 +22,7 @@ pub(crate) mod regular;
 pub mod restarts;
 pub mod saved_log;
 pub mod singleton;
+pub(crate) mod small;
 pub mod sockets;
 pub mod sqlite;
 pub mod unit;

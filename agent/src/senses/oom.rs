@@ -2,6 +2,7 @@
 //!
 //! Must never believe a line of user space, and never join a pid of the log to a process of another pid namespace.
 
+use super::small::read_small_text;
 use super::{HostRoot, process};
 use crate::clock;
 use crate::probe::{Context, Probe};
@@ -27,6 +28,8 @@ const KMSG_DEVICE: (u32, u32) = (1, 11);
 const RECORD_BYTES_MAX: usize = 16 * 1024;
 /// Records read in one run: more than any ring holds in practice; the rest follows in the next run.
 const RECORDS_PER_RUN_MAX: u32 = 500_000;
+/// `/proc/vmstat` has some two hundred short lines.
+const VMSTAT_BYTES_MAX: u64 = 64 * 1024;
 /// What the very first run of an agent still reports: older kills are history, not news.
 const LOOK_BACK_FIRST: Duration = Duration::from_secs(10 * 60);
 /// What a one-shot diagnosis reports.
@@ -81,7 +84,7 @@ impl OomProbe {
     }
 
     fn counted(&self) -> Option<u64> {
-        let text = std::fs::read_to_string(self.root.path("/proc/vmstat")).ok()?;
+        let text = read_small_text(self.root.path("/proc/vmstat"), VMSTAT_BYTES_MAX).ok()?;
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
     }
 

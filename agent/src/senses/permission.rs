@@ -2,6 +2,7 @@
 //!
 //! Must never open a file: `stat` and `readlink` tell all that is asked, and disturb nobody.
 
+use super::small::read_small_text;
 use super::{HostRoot, process};
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::accounts::Accounts;
@@ -12,7 +13,6 @@ use muster_common::ids::{ProcessId, ServiceName};
 use rustix::fs::{Stat, lstat, stat};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
@@ -134,11 +134,6 @@ fn runs_as(root: &HostRoot, process: ProcessId) -> Option<RunsAs> {
 
 /// The host's users and groups, as far as its files tell.
 pub(super) fn accounts(root: &HostRoot) -> Accounts {
-    let text = |path: &str| {
-        let mut bytes = Vec::new();
-        let read =
-            std::fs::File::open(root.path(path)).and_then(|file| file.take(ACCOUNTS_BYTES_MAX).read_to_end(&mut bytes));
-        read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-    };
+    let text = |path: &str| read_small_text(root.path(path), ACCOUNTS_BYTES_MAX).unwrap_or_default();
     Accounts::parse(&text("/etc/passwd"), &text("/etc/group"))
 }

@@ -5,6 +5,7 @@
 
 use super::cgroup::MemoryCgroup;
 use super::exit::ExitWatch;
+use super::small::read_small_text;
 use super::unit::Units;
 use super::{HostRoot, process};
 use crate::clock::{boot_id, suspended_ms};
@@ -19,8 +20,7 @@ use muster_agent_core::services::Instance;
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ProcessId, ServiceName};
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -301,8 +301,5 @@ fn kernel_version(release: &str) -> Option<(u32, u32)> {
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
-    // Names of processes may be any bytes.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    read_small_text(path, TEXT_BYTES_MAX)
 }

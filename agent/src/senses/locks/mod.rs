@@ -17,7 +17,7 @@ use muster_agent_core::locks::party::Party;
 use muster_agent_core::locks::table::{Collector, FileId, Table, inode, mount_device, mount_id};
 use muster_agent_core::services::Instance;
 use muster_common::ids::ServiceName;
-use rustix::fs::{Mode, OFlags, fstat, open};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, fstat, makedev, open, statx};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -142,6 +142,9 @@ pub struct Located {
 impl Located {
     /// Looks at what is at `path`; a symbolic link is followed, nothing is opened.
     pub fn find(path: &Path, before: Option<&Self>) -> rustix::io::Result<Self> {
+        if let Some(before) = before.filter(|before| Some(before.of) == identity(path)) {
+            return Ok(before.clone());
+        }
         let handle = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         Self::of(&handle, before)
     }
@@ -174,6 +177,15 @@ impl Located {
     pub fn is(&self, file: &FileId) -> bool {
         self.inode == file.inode && self.devices.contains(&(file.major, file.minor))
     }
+}
+
+/// What [`Located::of`] depends on, in one question; `None` where the kernel does not tell the mount (before Linux 5.8)
+/// or nothing is there.
+fn identity(path: &Path) -> Option<(u64, u64, Option<u64>)> {
+    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+    let told = statx(CWD, path, AtFlags::NO_AUTOMOUNT, wanted).ok()?;
+    let mount = StatxFlags::from_bits_retain(told.stx_mask).contains(StatxFlags::MNT_ID).then_some(told.stx_mnt_id)?;
+    Some((makedev(told.stx_dev_major, told.stx_dev_minor), told.stx_ino, Some(mount)))
 }
 
 #[cfg(test)]

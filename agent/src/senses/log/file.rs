@@ -402,7 +402,7 @@ impl Follower {
             tail.offset = size - LOOK_BACK_BYTES;
             tail.splitter = Splitter::inside_a_line();
         }
-        buffer.resize(TURN_BYTES, 0);
+        buffer.resize(usize::try_from(behind).unwrap_or(TURN_BYTES).min(TURN_BYTES), 0);
         let Ok(read) = opened.file.read_at(buffer, tail.offset) else { return false };
         let chunk = buffer.get(..read).unwrap_or_default();
         let done = tail.splitter.split(chunk, false, line);
