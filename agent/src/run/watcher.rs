@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 /// The pause after the first of several wakes: the kernel writes an OOM report line by line within milliseconds, and
 /// the line that counts is the last.
 const PAUSE_MIN: Duration = Duration::from_millis(4);
-/// The longest pause; each is twice the one before.
-const PAUSE_MAX: Duration = Duration::from_millis(256);
+/// The longest pause; each is twice the one before. Kills that follow each other are told no later than this, and a
+/// log that is flooded costs thirty looks a second.
+const PAUSE_MAX: Duration = Duration::from_millis(32);
 /// Quiet for so long, a descriptor is answered at once again.
 const QUIET: Duration = Duration::from_millis(600);
 /// Events taken from the kernel at once; what is left is taken in the next turn.
