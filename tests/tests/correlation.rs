@@ -162,7 +162,11 @@ fn a_cause_found_later_takes_the_gathering_in() {
     }
     fleet.run_line("300 end");
     let log = fleet.log();
-    assert_eq!((count(&fleet, " opened sev3 incident_burst "), count(&fleet, " opened sev1 mass_stale ")), (1, 1), "{log}");
+    assert_eq!(
+        (count(&fleet, " opened sev3 incident_burst "), count(&fleet, " opened sev1 mass_stale ")),
+        (1, 1),
+        "{log}"
+    );
     assert_eq!(count(&fleet, "ed fleet/incident_burst into fleet/mass_stale"), 1, "{log}");
     assert_eq!(count(&fleet, " page trigger "), 1, "{log}");
     fleet.check_journal();

@@ -237,7 +237,9 @@ fn the_oldest_page_goes_on_when_its_host_is_one_of_many() {
     };
     assert_eq!(dedup("fleet/restart_storm/spl"), dedup("host/a/service/spl"));
     let ended = fleet.journal.iter().find_map(|entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) if page.action == PageAction::Resolve => Some(page),
+        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) if page.action == PageAction::Resolve => {
+            Some(page)
+        }
         _ => None,
     });
     let why = &ended.unwrap().why;

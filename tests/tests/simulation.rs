@@ -1,6 +1,7 @@
 //! Many seeded worlds. `MUSTER_SEEDS=n` runs more of them, `MUSTER_SEED=n` one; a failing one leaves its trace.
 
 use muster_tests::world::World;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -17,6 +18,8 @@ fn seeded_worlds_keep_their_promises_and_heal() {
         Some(seed) => seed..seed + 1,
         None => 0..number("MUSTER_SEEDS").unwrap_or(SEEDS),
     };
+    let enough = seeds.end.saturating_sub(seeds.start) >= SEEDS;
+    let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
     for seed in seeds {
         let mut world = World::new(seed);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run())) {
@@ -26,6 +29,13 @@ fn seeded_worlds_keep_their_promises_and_heal() {
             println!("seed {seed} failed; its trace is in {}; again with MUSTER_SEED={seed}", path.display());
             resume_unwind(panic);
         }
+        for (what, count) in world.seen {
+            *seen.entry(what).or_default() += count;
+        }
+    }
+    // A promise about what never happens in any world is worth nothing.
+    for what in ["an incident is silenced", "an escalation", "a severity by hand", "a gathering", "pages that merge"] {
+        assert!(!enough || seen.contains_key(what), "no world had {what}: {seen:?}");
     }
 }
 

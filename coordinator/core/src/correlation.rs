@@ -146,12 +146,14 @@ fn is_hot(state: &State, burst: &str, oldest: Timestamp) -> bool {
 
 fn gather(state: &mut State, now: Timestamp, burst_key: &str, key: String) {
     let Some(incident) = state.unresolved(&key) else { return };
-    let told = clip(&format!("{} {} at {}: {}", incident.number, incident.reason, incident.began, incident.title), SUMMARY_BYTES_MAX);
+    let told = clip(
+        &format!("{} {} at {}: {}", incident.number, incident.reason, incident.began, incident.title),
+        SUMMARY_BYTES_MAX,
+    );
     let (severity, began, opened) = (incident.severity, incident.began, incident.opened);
     let (agents, services) = (incident.agents.clone(), incident.services.clone());
     let wrong = is_wrong(state, &key);
-    let only_happened =
-        state.cause(&key).is_some_and(|cause| !cause.occurrences.is_empty() || cause.storm.is_some());
+    let only_happened = state.cause(&key).is_some_and(|cause| !cause.occurrences.is_empty() || cause.storm.is_some());
     let labels: Vec<BTreeMap<String, String>> = agents
         .iter()
         .map(|agent| state.agent(agent).and_then(|agent| agent.hello.as_ref()).map(|hello| hello.labels.clone()))

@@ -162,9 +162,5 @@ pub fn asks(policy: &Policy, incident: &Incident, escalates_itself: bool, now: T
 pub fn unanswered(policy: &Policy, incident: &Incident, now: Timestamp) -> String {
     let waited: Duration = now.since(incident.response.paged_at.unwrap_or(incident.opened));
     let expected = *policy.response.get(incident.severity);
-    format!(
-        "nobody acknowledged it for {}, expected within {}",
-        human_duration(waited),
-        human_duration(expected)
-    )
+    format!("nobody acknowledged it for {}, expected within {}", human_duration(waited), human_duration(expected))
 }

@@ -113,10 +113,12 @@ async fn wrong_silences_and_wrong_people_are_refused() {
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(status.message().contains(text), "{text}: {status}");
     }
-    for name in ["a viewer", "an agent"] {
-        let role = if name == "a viewer" { Role::Viewer } else { Role::Agent };
-        let channel = world.channel(role, "someone").await;
+    for (role, name) in [(Role::Viewer, "val"), (Role::Agent, "web-1")] {
+        let channel = world.channel(role, name).await;
         let refused = create(&channel, wanted(matchers(&["web-1"]), "x", 60)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{name}");
+        let expire = ExpireSilenceRequest { id: "SIL-1".to_owned() };
+        let refused = SilenceServiceClient::new(channel).expire_silence(expire).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{name}");
     }
     world.coordinator.stop().await.unwrap();
@@ -136,7 +138,8 @@ async fn severity_and_commander_are_set_by_operators() {
     assert_eq!(raised.severity(), Severity::Sev1);
     let told = raised.timeline.iter().any(|line| line.text.contains("ada") && line.text.contains("customers notice"));
     assert!(told, "{:#?}", raised.timeline);
-    for (request, text) in [(severity(0, "x"), "severity"), (severity(9, "x"), "severity"), (severity(2, " "), "note")] {
+    for (request, text) in [(severity(0, "x"), "severity"), (severity(9, "x"), "severity"), (severity(2, " "), "note")]
+    {
         let status = client.set_severity(request).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(status.message().contains(text), "{status}");

@@ -35,15 +35,13 @@ impl World {
         let ends = starts + Duration::from_secs(1 + self.rng.below(200));
         self.note(format!("{} of {matchers:?} from {starts} until {ends}", kind.as_str()));
         self.count("a silence");
-        let fact =
-            Fact::SilenceSet { by: "bob".to_owned(), kind, matchers, reason: "work".to_owned(), starts, ends };
+        let fact = Fact::SilenceSet { by: "bob".to_owned(), kind, matchers, reason: "work".to_owned(), starts, ends };
         let now = self.now;
         self.coordinators[index].hear_fact(now, fact);
     }
 
     fn end_silence(&mut self, index: usize) {
-        let known: Vec<u64> =
-            self.coordinators[index].machine.state().silences().map(|(silence, _)| silence).collect();
+        let known: Vec<u64> = self.coordinators[index].machine.state().silences().map(|(silence, _)| silence).collect();
         let Some(silence) = self.rng.pick(&known).copied() else { return };
         self.note(format!("SIL-{silence} is ended"));
         let now = self.now;

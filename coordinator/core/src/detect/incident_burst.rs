@@ -45,7 +45,11 @@ impl Detector for IncidentBurst {
 
     fn ended(&self, state: &State, incident: &Incident) -> Option<String> {
         let burst = state.cause(&incident.key.cause)?.burst.as_ref()?;
-        Some(format!("{} incidents were gathered; {} of their causes are still wrong", burst.gathered.len(), burst.n_wrong))
+        Some(format!(
+            "{} incidents were gathered; {} of their causes are still wrong",
+            burst.gathered.len(),
+            burst.n_wrong
+        ))
     }
 
     /// What came first, in the order it came.
