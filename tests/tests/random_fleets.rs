@@ -51,7 +51,7 @@ fn small() -> Policy {
     detect.oom_storm.kills = 4;
     detect.reason_widespread.hosts = 3;
     detect.mass_place.agents_min = 2;
-    policy.correlation.incidents = 1000;
+    policy.correlation.incidents = 6;
     policy
 }
 
