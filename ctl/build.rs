@@ -1,15 +1,15 @@
 //! Embeds the runbooks, so that `musterctl runbook` works where there is neither a coordinator nor a network.
 
-#![expect(clippy::expect_used, reason = "a build that cannot read its sources ends")]
-
+use std::error::Error;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-fn main() {
+fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
     println!("cargo:rerun-if-changed={}", folder.display());
-    let entries = std::fs::read_dir(&folder).expect("docs/runbooks is there");
-    let mut files: Vec<_> = entries.map(|entry| entry.expect("docs/runbooks can be listed").path()).collect();
+    let files: Result<Vec<PathBuf>, _> =
+        std::fs::read_dir(&folder)?.map(|entry| entry.map(|file| file.path())).collect();
+    let mut files = files?;
     files.sort();
     let mut text =
         String::from("/// Reason code and text, by reason code.\npub(super) const RUNBOOKS: &[(&str, &str)] = &[\n");
@@ -19,10 +19,10 @@ fn main() {
             continue;
         }
         println!("cargo:rerun-if-changed={}", file.display());
-        let words = std::fs::read_to_string(&file).expect("a runbook can be read");
-        writeln!(text, "    ({name:?}, {words:?}),").expect("a string takes what is written");
+        let words = std::fs::read_to_string(&file)?;
+        writeln!(text, "    ({name:?}, {words:?}),")?;
     }
     text.push_str("];\n");
-    let out = std::env::var_os("OUT_DIR").expect("cargo names the folder");
-    std::fs::write(Path::new(&out).join("runbooks.rs"), text).expect("the folder can be written");
+    std::fs::write(PathBuf::from(std::env::var("OUT_DIR")?).join("runbooks.rs"), text)?;
+    Ok(())
 }

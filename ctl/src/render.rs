@@ -122,6 +122,14 @@ impl Out {
         at.and_then(to_jiff).map(|at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()).unwrap_or_default()
     }
 
+    /// `3 min ago`, where there is no room for more; empty when unset.
+    pub(crate) fn ago(&self, at: Option<&prost_types::Timestamp>) -> String {
+        let Some(at) = at.and_then(to_jiff) else { return String::new() };
+        let ago = self.now.duration_since(at);
+        let length = human_duration(Duration::from_secs(ago.unsigned_abs().as_secs()));
+        if ago.is_negative() { format!("in {length}") } else { format!("{length} ago") }
+    }
+
     /// `2026-11-21 03:04:05Z (3 min ago)`; empty when unset.
     pub(crate) fn time(&self, at: Option<&prost_types::Timestamp>) -> String {
         time(at, self.now)

@@ -1,7 +1,5 @@
 //! An agent that is gone for good: what was open about it ends with it, by an operator's word and with their words.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::state::IncidentStatus;
 use muster_tests::scenario::{Fleet, agent, hello, policy};

@@ -35,7 +35,15 @@ pub(crate) fn check() -> Result<Option<String>> {
     let client = Client { lab: &lab, script };
     for version in ["v1", "v1alpha"] {
         let services = client.ok("alice", &["-reflect", version], &["list"])?;
-        for service in ["FleetService", "FindingService", "IncidentService", "FailoverService", "AgentLinkService"] {
+        for service in [
+            "FleetService",
+            "FindingService",
+            "IncidentService",
+            "SilenceService",
+            "PagingService",
+            "FailoverService",
+            "AgentLinkService",
+        ] {
             ensure!(
                 services.contains(&format!("muster.v1.{service}")),
                 "{version} does not list {service}: {services}"
@@ -52,11 +60,17 @@ pub(crate) fn check() -> Result<Option<String>> {
         "FindingService/ListEvents",
         "IncidentService/ListIncidents",
         "FailoverService/GetFailoverStatus",
+        "SilenceService/ListFreezes",
+        "SilenceService/ListSilences",
+        "PagingService/ListReceivers",
+        "PagingService/ListDeadLetters",
     ] {
         client.ok("victor", &["-d", "{}"], &[&format!("muster.v1.{method}")])?;
     }
     let agent = client.ok("alice", &["-d", r#"{"id": "web-1"}"#], &["muster.v1.FleetService/GetAgent"])?;
     ensure!(agent.contains("AGENT_STATE_LIVE"), "{agent}");
+    let diagnosis = client.ok("victor", &["-d", r#"{"id": "web-1"}"#], &["muster.v1.FleetService/DiagnoseAgent"])?;
+    ensure!(diagnosis.contains("pid_file_missing"), "{diagnosis}");
     let denied = client.run("victor", &["-d", r#"{"id": "x"}"#], &["muster.v1.IncidentService/ResolveIncident"])?;
     ensure!(denied.0 == Some(EXIT_PERMISSION_DENIED), "a viewer could act: {denied:?}");
     say!("an independent gRPC client lists, describes and calls everything");

@@ -257,7 +257,7 @@ fn agent_name(id: &str) -> Result<AgentName, Status> {
 }
 
 fn not_connected(name: &AgentName) -> Status {
-    Status::unavailable(format!("{name} is not connected: see GetAgent for its last_heard"))
+    Status::unavailable(format!("{name} is not connected: see when it was last heard (musterctl agents show {name})"))
 }
 
 fn unknown(name: &AgentName) -> Status {

@@ -17,6 +17,8 @@ async fn world() -> World {
     );
     let config = config::parse("coordinator.toml", &text).unwrap_or_else(|errors| panic!("{errors}"));
     let coordinator = Coordinator::start(config, credentials).await.unwrap();
+    // The window of the start is that of the policy before this one: another begins, of three seconds.
+    coordinator.handle().submit(Fact::Paused { gap_ms: 1 }).await.unwrap();
     World { dir, coordinator }
 }
 

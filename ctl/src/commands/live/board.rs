@@ -127,7 +127,7 @@ impl Board {
                 clean(&incident.id),
                 json::incident_state(incident.state).to_owned(),
                 clean(owner),
-                out.time(incident.opened.as_ref()),
+                out.ago(incident.opened.as_ref()),
                 clean(&incident.title),
             ]
         };
@@ -144,7 +144,7 @@ impl Board {
             vec![
                 clean(&agent.id),
                 json::agent_state(agent.state).to_owned(),
-                out.time(agent.last_heard.as_ref()),
+                out.ago(agent.last_heard.as_ref()),
                 clean(&agent.state_reason),
             ]
         };
