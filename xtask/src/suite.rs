@@ -1,6 +1,6 @@
 //! `cargo xtask test` and `cargo xtask ci`: named steps, one line each, with what was skipped told at the end.
 
-use crate::{demo, drill, foreign, say, tidy};
+use crate::{demo, drill, fleet_sim, foreign, lab, say, tidy};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use std::io::{BufRead, BufReader};
@@ -46,6 +46,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         Ok(())
     })?;
     step("crash drill (quick)", || drill::crash(CRASH_ROUNDS_QUICK))?;
+    step("fleet-sim (50 agents)", || fleet_sim::smoke(lab::build()?))?;
     if options.no_demo {
         skipped.push("the demo, by --no-demo".to_owned());
     } else {

@@ -20,13 +20,16 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// A ping on the connection this often, also when nothing else goes on …
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// … and this long for the answer. Together well inside half of the 15 s after which an agent is stale: the transport
-/// must notice before the coordinator's detector does.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Bytes on the way that nobody acknowledges for this long end the connection, by the kernel.
-const TCP_USER_TIMEOUT_MS: u32 = 5_000;
+/// A ping on the connection after so long without a word from the coordinator. To a coordinator the ping of an agent costs
+/// as much as its heartbeat, so they are rare: a network that is cut is noticed by [`TCP_USER_TIMEOUT_MS`], and pings are
+/// for a coordinator that hangs while its kernel still answers …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// … and this long for the answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bytes on the way that nobody acknowledges for this long end the connection, by the kernel. With heartbeats every 5 s a
+/// cut is noticed within 9 s, which leaves time for a new connection before the 15 s are over after which an agent is
+/// stale (`tests/src/loss.rs` tells how sure that is).
+const TCP_USER_TIMEOUT_MS: u32 = 4_000;
 /// Port of an endpoint that names none.
 const PORT_DEFAULT: u16 = 7420;
 

@@ -244,6 +244,11 @@ impl Acks {
         self.replicated != before
     }
 
+    /// Whether there is something that the standby may be about to have.
+    pub fn waits(&self) -> bool {
+        !self.unreplicated.is_empty()
+    }
+
     /// (stored, replicated), as they may be told.
     pub fn told(&self) -> (u64, u64) {
         (self.stored, self.replicated.min(self.stored))

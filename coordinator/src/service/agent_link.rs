@@ -7,7 +7,9 @@ use super::admission::Admission;
 use super::caller::{Caller, allow};
 use super::spool_reader::SpoolReader;
 use crate::failover::{Failover, HearError, not_primary};
-use crate::runtime::{Answer, CoordinatorRole, Handle, Link, Messages, Newest, Outbox, Resume, Waiting, wall_clock};
+use crate::runtime::{
+    Answer, CoordinatorRole, Handle, Link, Messages, Newest, Outbox, Resume, View, Waiting, wall_clock,
+};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use muster_common::identity::Role;
@@ -101,11 +103,14 @@ impl AgentLink {
         let hello = first_hello(requests).await?;
         self.hear_epoch(&hello, &agent).await?;
         let said = hello_of(&hello, &caller.address)?;
-        let labels = said.labels.clone();
+        let freezes = self.handle.freezes();
+        let concerned = concerned(&freezes.borrow(), &agent, &said.labels);
         self.settle_conflict(&agent, &said).await?;
         let links = self.handle.links();
         let number = links.next_number();
-        let link = Link::new(caller.address.clone(), number, self.handle.now().unix_ms(), outbox.clone());
+        let mut link = Link::new(caller.address.clone(), number, self.handle.now().unix_ms(), outbox.clone());
+        // One token to wait for: it ends with the coordinator, or when another stream takes over.
+        link.replaced = self.handle.stopping().child_token();
         let link = Arc::new(link);
         if let Some(before) = links.insert(&agent, Arc::clone(&link)) {
             before.replaced.cancel();
@@ -124,7 +129,8 @@ impl AgentLink {
             return Err(Status::cancelled("the agent is gone"));
         }
         let mut session = Session::new(self.handle.clone(), agent, link, resume, outbox.clone());
-        session.labels = labels;
+        // Told at the start in any case: the agent may know some that were lifted meanwhile.
+        session.owes_freezes = Some(concerned);
         session.reader.tells_head(hello.head_sequence);
         Ok(session)
     }
@@ -196,6 +202,8 @@ impl AgentLinkService for AgentLink {
         tokio::spawn(async move {
             if let Some(status) = service.serve(&caller, &mut requests, &outbox).await.status() {
                 service.handle.metrics().stream_refused(status.code());
+                let refused = &service.handle.metrics().refused;
+                refused.call(&caller, "AgentLinkService.Connect", status.code(), status.message());
                 tracing::info!(agent = caller.name(), code = ?status.code(), why = status.message(), "stream ended");
                 // An agent that does not read its last message learns nothing; its stream ends with the channel.
                 drop(outbox.try_send(Err(status)));
@@ -322,6 +330,27 @@ fn lost(status: &Status) -> Disconnect {
     }
 }
 
+/// The freezes that concern an agent, all of them.
+fn concerned(freezes: &[Freeze], agent: &AgentName, labels: &BTreeMap<String, String>) -> v1::Freezes {
+    let concerned = freezes.iter().filter(|freeze| freeze.scope.concerns(agent, labels));
+    v1::Freezes { freezes: concerned.map(super::silence::wire).collect() }
+}
+
+/// After a change of freezes: labels are not kept beside State for that.
+async fn concerned_now(handle: Handle, agent: AgentName, freezes: Arc<[Freeze]>) -> Result<v1::Freezes, Status> {
+    let look = move |view: &View<'_>| {
+        let hello = view.state.agent(&agent).and_then(|record| record.hello.as_ref());
+        concerned(&freezes, &agent, hello.map_or(&BTreeMap::new(), |hello| &hello.labels))
+    };
+    handle.query(look).await.map_err(status)
+}
+
+/// What a message comes to.
+enum Taken {
+    Facts(Vec<Fact>),
+    End(Ended),
+}
+
 /// One stream after its welcome.
 struct Session {
     handle: Handle,
@@ -333,8 +362,6 @@ struct Session {
     acks: Acks,
     /// An acknowledgement is due.
     owes_ack: bool,
-    /// What the agent says of itself, for the scope of freezes.
-    labels: BTreeMap<String, String>,
     /// The freezes that concern it, to be told; `None` when it knows them.
     owes_freezes: Option<v1::Freezes>,
 }
@@ -351,7 +378,6 @@ impl Session {
             in_flight: FuturesOrdered::new(),
             acks: Acks::new(resume.index, sequence),
             owes_ack: sequence > 0,
-            labels: BTreeMap::new(),
             owes_freezes: None,
         }
     }
@@ -363,13 +389,12 @@ impl Session {
         let mut standing = self.handle.standing();
         let outbox = self.outbox.clone();
         let mut freezes = self.handle.freezes();
-        // Told at the start in any case: the agent may know some that were lifted meanwhile.
-        self.owes_freezes = Some(self.concerned(&freezes.borrow_and_update()));
         self.note_replicated(*replicated.borrow_and_update());
         loop {
             tokio::select! {
-                () = stop.cancelled() => return Ended::Draining,
-                () = replaced.cancelled() => return Ended::Replaced,
+                () = replaced.cancelled() => {
+                    return if stop.is_cancelled() { Ended::Draining } else { Ended::Replaced };
+                }
                 changed = standing.changed() => {
                     let role = standing.borrow_and_update().role;
                     if changed.is_err() || role != CoordinatorRole::Primary {
@@ -377,7 +402,8 @@ impl Session {
                         return Ended::Refused(Status::failed_precondition(text));
                     }
                 }
-                changed = replicated.changed() => {
+                // Only who waits for it is woken: it changes with every commit.
+                changed = replicated.changed(), if self.acks.waits() => {
                     if changed.is_err() {
                         return Ended::Draining;
                     }
@@ -394,7 +420,11 @@ impl Session {
                     if changed.is_err() {
                         return Ended::Draining;
                     }
-                    self.owes_freezes = Some(self.concerned(&freezes.borrow_and_update()));
+                    let known = Arc::clone(&freezes.borrow_and_update());
+                    match Box::pin(concerned_now(self.handle.clone(), self.agent.clone(), known)).await {
+                        Ok(concerned) => self.owes_freezes = Some(concerned),
+                        Err(status) => return Ended::Refused(status),
+                    }
                 }
                 permit = outbox.reserve(), if self.owes_freezes.is_some() => {
                     let Ok(permit) = permit else { return Ended::Lost(Disconnect::Reset) };
@@ -417,18 +447,23 @@ impl Session {
                         },
                     };
                     self.link.heard(self.handle.now().unix_ms());
-                    match self.take(message).await {
-                        Ok(None) => {}
-                        Ok(Some(ended)) => return ended,
+                    let facts = match self.take(message) {
+                        Ok(Taken::Facts(facts)) => facts,
+                        Ok(Taken::End(ended)) => return ended,
                         Err(status) => return Ended::Refused(status),
+                    };
+                    if let Err(status) = self.enqueue(facts).await {
+                        return Ended::Refused(status);
                     }
                 }
             }
         }
     }
 
-    async fn take(&mut self, message: Option<connect_request::Message>) -> Result<Option<Ended>, Status> {
+    /// Waits for nothing, so that no message stays in the stream's task.
+    fn take(&mut self, message: Option<connect_request::Message>) -> Result<Taken, Status> {
         use connect_request::Message;
+        let mut facts = Vec::new();
         match message {
             Some(Message::Heartbeat(heartbeat)) => self.heartbeat(&heartbeat),
             Some(Message::Entries(batch)) => {
@@ -437,20 +472,17 @@ impl Session {
                 if read.duplicates > 0 {
                     self.owes_ack = true;
                 }
-                self.enqueue(read.facts).await?;
+                facts = read.facts;
             }
             Some(Message::Gap(gap)) => {
-                let facts = self.reader.gap(&gap)?;
-                self.enqueue(facts).await?;
+                facts = self.reader.gap(&gap)?;
             }
             Some(Message::OpenSet(set)) => {
                 let asked = self.link.resync_asked.load(Ordering::Relaxed);
-                if let Some(fact) = self.reader.open_set(&set, asked)? {
-                    self.enqueue(vec![fact]).await?;
-                }
+                facts.extend(self.reader.open_set(&set, asked)?);
             }
             Some(Message::Pong(pong)) => self.link.ponged(pong.id),
-            Some(Message::Goodbye(goodbye)) => return Ok(Some(Ended::Goodbye(goodbye_of(&goodbye)?))),
+            Some(Message::Goodbye(goodbye)) => return Ok(Taken::End(Ended::Goodbye(goodbye_of(&goodbye)?))),
             Some(Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a second hello: open a new stream for it"));
             }
@@ -458,12 +490,7 @@ impl Session {
             Some(Message::Neighbour(answer)) => self.link.questions.answered(answer.id, Answer::Neighbour(answer)),
             None => return Err(Status::invalid_argument("an empty or unknown message: upgrade the older side")),
         }
-        Ok(None)
-    }
-
-    fn concerned(&self, freezes: &[Freeze]) -> v1::Freezes {
-        let concerned = freezes.iter().filter(|freeze| freeze.scope.concerns(&self.agent, &self.labels));
-        v1::Freezes { freezes: concerned.map(super::silence::wire).collect() }
+        Ok(Taken::Facts(facts))
     }
 
     fn heartbeat(&mut self, heartbeat: &v1::Heartbeat) {

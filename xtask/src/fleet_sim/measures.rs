@@ -21,10 +21,9 @@ const RECONNECT_BEAT_MS: f64 = 1_000.0;
 
 /// The small fleet beside the whole one.
 const FEW: usize = 1_000;
-/// From the last welcome to a figure: first heartbeats, queues that empty, memory that is given back.
-const SETTLE: Duration = Duration::from_secs(12);
 /// Heartbeats that are followed into the registry.
 const FOLLOWED: usize = 300;
+const FOLLOWED_BRISK: usize = 20;
 /// Between two of them.
 const FOLLOWED_EVERY: Duration = Duration::from_millis(20);
 /// A heartbeat that has not arrived by then never will.
@@ -35,7 +34,7 @@ const REHEAR_LIMIT: Duration = Duration::from_secs(300);
 /// RSS for each agent, and what is left when they have gone.
 pub(crate) fn memory(stage: &Stage, results: &mut Results) -> Result<()> {
     let all = stage.swarm.agents.len();
-    std::thread::sleep(SETTLE / 6);
+    std::thread::sleep(stage.settle / 6);
     let empty = stage.look()?;
     let mut full = empty;
     let counts = if all > FEW { vec![FEW, all] } else { vec![all] };
@@ -43,7 +42,7 @@ pub(crate) fn memory(stage: &Stage, results: &mut Results) -> Result<()> {
         say!("memory of {count} agents …");
         stage.swarm.wake(count);
         stage.swarm.until_connected(count, CONNECT_LIMIT)?;
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(stage.settle);
         full = stage.look()?;
         let each = kib(full.rss_kib.saturating_sub(empty.rss_kib)) / number(count);
         let conditions = format!("VmRSS less {:.1} MiB when nobody was there", kib(empty.rss_kib) / 1024.0);
@@ -58,7 +57,7 @@ pub(crate) fn memory(stage: &Stage, results: &mut Results) -> Result<()> {
     say!("all leave at once …");
     stage.swarm.wake(0);
     stage.swarm.until_connected(0, CONNECT_LIMIT)?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(stage.settle);
     let gone = stage.look()?;
     let taken = full.rss_kib.saturating_sub(empty.rss_kib).max(1);
     let back = full.rss_kib.saturating_sub(gone.rss_kib);
@@ -71,7 +70,7 @@ pub(crate) fn memory(stage: &Stage, results: &mut Results) -> Result<()> {
 /// Processor time and latency of heartbeats.
 pub(crate) fn heartbeats(stage: &Stage, length: Duration, results: &mut Results) -> Result<()> {
     say!("heartbeats of {} agents for {:.0} s …", stage.swarm.agents.len(), length.as_secs_f64());
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(stage.settle);
     let (start, beats_before, begun) = (stage.look()?, stage.swarm.beats(), Instant::now());
     let pings_before = stage.swarm.common.pings.load(Ordering::Relaxed);
     std::thread::sleep(length);
@@ -96,7 +95,7 @@ pub(crate) fn heartbeats(stage: &Stage, length: Duration, results: &mut Results)
     let times = runtime()?.block_on(async {
         let mut operator = stage.operator().await?;
         let mut times = Vec::new();
-        for index in 0..FOLLOWED {
+        for index in 0..if stage.brisk { FOLLOWED_BRISK } else { FOLLOWED } {
             times.extend(follow(stage, &mut operator, index * 31).await?);
             tokio::time::sleep(FOLLOWED_EVERY).await;
         }
@@ -110,6 +109,7 @@ pub(crate) fn heartbeats(stage: &Stage, length: Duration, results: &mut Results)
 pub(crate) fn reconnect(stage: &Stage, results: &mut Results) -> Result<()> {
     let all = stage.swarm.agents.len();
     say!("the coordinator is killed, {all} agents come back at once …");
+    let known = runtime()?.block_on(async { silences(&mut stage.operator().await?).await })?;
     stage.restart()?;
     let failed_before = stage.swarm.common.failed.load(Ordering::Relaxed);
     let before = stage.look()?;
@@ -145,11 +145,11 @@ pub(crate) fn reconnect(stage: &Stage, results: &mut Results) -> Result<()> {
     );
     results.add(&format!("all {all} agents are back"), took.as_secs_f64(), "s", Some(RECONNECT_S), &conditions);
     latency(results, "heartbeat to registry meanwhile, p99", times, RECONNECT_BEAT_MS);
-    false_stale(stage, results)
+    false_stale(stage, known, results)
 }
 
-/// Waits until the re-hear window is over and counts who is not live.
-fn false_stale(stage: &Stage, results: &mut Results) -> Result<()> {
+/// Waits until the re-hear window is over and counts who is not live, and incidents about silence that are new.
+fn false_stale(stage: &Stage, known: usize, results: &mut Results) -> Result<()> {
     say!("waiting for the end of the re-hear window …");
     let (stale, incidents, waited) = runtime()?.block_on(async {
         let mut operator = stage.operator().await?;
@@ -157,25 +157,35 @@ fn false_stale(stage: &Stage, results: &mut Results) -> Result<()> {
         loop {
             let status: v1::GetFleetStatusResponse =
                 operator.ask("FleetService/GetFleetStatus", &v1::GetFleetStatusRequest {}).await?;
-            most = most
-                .max(status.agents_stale + status.agents_not_yet_reheard * u32::from(status.rehear_until.is_none()));
-            if status.rehear_until.is_none() {
-                let question =
-                    v1::ListIncidentsRequest { page_size: 1000, include_resolved: true, ..Default::default() };
-                let listed: v1::ListIncidentsResponse =
-                    operator.ask("IncidentService/ListIncidents", &question).await?;
-                let silent =
-                    |incident: &&v1::Incident| ["agent_stale", "mass_stale"].contains(&incident.reason.as_str());
-                return anyhow::Ok((most, listed.incidents.iter().filter(silent).count(), begun.elapsed()));
+            let is_over = status.rehear_until.is_none();
+            most = most.max(status.agents_stale + status.agents_not_yet_reheard * u32::from(is_over));
+            if is_over {
+                let incidents = silences(&mut operator).await?.saturating_sub(known);
+                return anyhow::Ok((most, incidents, begun.elapsed()));
             }
             ensure!(begun.elapsed() < REHEAR_LIMIT, "the re-hear window does not end");
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     })?;
     let conditions =
-        format!("{incidents} incidents about silence, {:.0} s after the last welcome", waited.as_secs_f64());
+        format!("{incidents} new incidents about silence; {:.0} s after the last welcome", waited.as_secs_f64());
     results.add("false stale after it", f64::from(stale), "", None, &conditions);
     Ok(())
+}
+
+/// Incidents about silence, resolved ones included.
+async fn silences(operator: &mut Operator) -> Result<usize> {
+    let mut question = v1::ListIncidentsRequest { page_size: 1000, include_resolved: true, ..Default::default() };
+    let mut count = 0;
+    loop {
+        let listed: v1::ListIncidentsResponse = operator.ask("IncidentService/ListIncidents", &question).await?;
+        let silent = |incident: &&v1::Incident| ["agent_stale", "mass_stale"].contains(&incident.reason.as_str());
+        count += listed.incidents.iter().filter(silent).count();
+        if listed.next_page_token.is_empty() {
+            return Ok(count);
+        }
+        question.page_token = listed.next_page_token;
+    }
 }
 
 /// Lets an agent beat and asks for it until the registry knows; none when no such agent is connected.

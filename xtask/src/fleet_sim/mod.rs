@@ -8,6 +8,7 @@ mod measures;
 mod pages;
 mod papers;
 mod silence;
+mod simulated;
 mod stage;
 mod swarm;
 
@@ -32,7 +33,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "5s", value_parser = length)]
     heartbeat: Duration,
     /// Between two pings of an agent's transport, while it hears nothing
-    #[arg(long, default_value = "5s", value_parser = length)]
+    #[arg(long, default_value = "10s", value_parser = length)]
     ping: Duration,
     /// Minutes over which the cost of heartbeats is measured
     #[arg(long, default_value_t = 2.0)]
@@ -40,6 +41,12 @@ pub(crate) struct Options {
     /// Threads that run the agents
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// The fleet has no sockets: what the rules cost, and false alarms under losses
+    #[arg(long)]
+    simulated: bool,
+    /// Hours that simulated agents live under losses, all together
+    #[arg(long, default_value_t = 1_000_000)]
+    agent_hours: u64,
     /// Measures only this
     #[arg(long, value_enum)]
     only: Vec<Part>,
@@ -52,6 +59,37 @@ pub(crate) struct Options {
     /// Leaves the temporary folder behind
     #[arg(long)]
     keep: bool,
+    /// Waits little and measures few: to see that it works, not for figures
+    #[arg(long)]
+    brisk: bool,
+}
+
+/// Agents of [`smoke`], connected and in State alone.
+const SMOKE_AGENTS: usize = 50;
+/// What [`smoke`] must have measured at least.
+const SMOKE_ROWS: usize = 20;
+
+/// A small fleet with debug builds, so that the command does not rot. Its figures say nothing.
+pub(crate) fn smoke(programs: PathBuf) -> Result<()> {
+    let mut options = Options {
+        agents: SMOKE_AGENTS,
+        heartbeat: Duration::from_millis(500),
+        ping: Duration::from_secs(1),
+        minutes: 0.05,
+        threads: 1,
+        simulated: true,
+        agent_hours: 2_000,
+        only: Vec::new(),
+        programs: Some(programs),
+        format: Format::Text,
+        keep: false,
+        brisk: true,
+    };
+    let without = measure(&options)?;
+    options.simulated = false;
+    let rows = without.rows + measure(&options)?.rows;
+    ensure!(rows >= SMOKE_ROWS, "only {rows} figures were measured");
+    Ok(())
 }
 
 /// The measures.
@@ -67,16 +105,46 @@ enum Part {
     Stale,
     /// Everyone at once after the coordinator was killed
     Reconnect,
+    /// Without sockets: processor time of a fact, memory of an agent in State
+    Decide,
+    /// Without sockets: false alarms under losses, cuts and standstills
+    Loss,
+}
+
+impl Part {
+    fn has_sockets(self) -> bool {
+        !matches!(self, Self::Decide | Self::Loss)
+    }
 }
 
 /// Runs the measures.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let Some(programs) = options.programs.clone() else { return in_release() };
+    if options.programs.is_none() {
+        return in_release();
+    }
+    measure(options)?.print(options.format);
+    Ok(())
+}
+
+fn measure(options: &Options) -> Result<Results> {
+    let programs = options.programs.clone().context("no programs to measure")?;
     let manner =
         Manner { agents: options.agents, heartbeat: options.heartbeat, ping: options.ping, threads: options.threads };
-    let wants = |part| options.only.is_empty() || options.only.contains(&part);
+    let wants = |part: Part| match options.only.is_empty() {
+        true => part.has_sockets() != options.simulated,
+        false => options.only.contains(&part),
+    };
     let mut results = Results::new();
-    let stage = Stage::set(programs, manner, pages::CONFIG, options.keep)?;
+    if wants(Part::Decide) {
+        simulated::decide(options.agents, &mut results)?;
+    }
+    if wants(Part::Loss) {
+        simulated::loss(options.agent_hours, &mut results)?;
+    }
+    if !Part::value_variants().iter().any(|part| part.has_sockets() && wants(*part)) {
+        return Ok(results);
+    }
+    let stage = Stage::set(programs, manner, options.brisk, options.keep)?;
     say!("coordinator: pid {}, {} agents sleep", stage.pid()?, options.agents);
     if wants(Part::Memory) {
         measures::memory(&stage, &mut results)?;
@@ -95,8 +163,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if wants(Part::Reconnect) {
         measures::reconnect(&stage, &mut results)?;
     }
-    results.print(options.format);
-    Ok(())
+    Ok(results)
 }
 
 /// However slow the machine: a fleet that is not there by then does not come.
@@ -105,12 +172,13 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(300);
 /// What was measured.
 pub(crate) struct Results {
     table: Table,
+    rows: usize,
 }
 
 impl Results {
     fn new() -> Self {
         let head = ["what", "measured", "bar", "of the bar", "conditions"];
-        Self { table: Table::new("The coordinator at scale", &head) }
+        Self { table: Table::new("The coordinator at scale", &head), rows: 0 }
     }
 
     /// One figure in `unit` against its bar (of which it should stay below), or without one.
@@ -127,6 +195,7 @@ impl Results {
             number(measured),
             if ratio.is_empty() { String::new() } else { format!("({ratio} of the bar)") }
         );
+        self.rows += 1;
         self.table.row([what, &number(measured), &bar, &ratio, &conditions]);
     }
 

@@ -15,11 +15,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Added to the coordinator's config: no hold before the page that is measured.
-pub(crate) const CONFIG: &str = "[incidents.hold]\nsev2 = \"0s\"\n";
+pub(crate) const HOLDS: &str = "[incidents.hold]\nsev2 = \"0s\"\n";
 /// Findings a second that page nobody.
 const LOAD_PER_S: u64 = 1_000;
 /// Pages that are measured, and how far apart: fewer than would be told as one.
 const PAGES: usize = 40;
+const PAGES_BRISK: usize = 4;
 const APART: Duration = Duration::from_millis(1_500);
 /// For the last ones to arrive.
 const LATE: Duration = Duration::from_secs(10);
@@ -29,10 +30,11 @@ const STEP: Duration = Duration::from_millis(10);
 
 /// Measures.
 pub(crate) fn measure(stage: &Stage, results: &mut Results) -> Result<()> {
-    say!("{PAGES} findings that page, among {LOAD_PER_S} a second that do not …");
+    let pages = if stage.brisk { PAGES_BRISK } else { PAGES };
+    say!("{pages} findings that page, among {LOAD_PER_S} a second that do not …");
     let agents = &stage.swarm.agents;
     let (begun, mut sent, mut load) = (Instant::now(), BTreeMap::new(), 0u64);
-    let length = APART * u32::try_from(PAGES)?;
+    let length = APART * u32::try_from(pages)?;
     let before = stage.look()?;
     while begun.elapsed() < length {
         let due = u64::try_from(begun.elapsed().as_micros())? * LOAD_PER_S / 1_000_000;
@@ -45,7 +47,7 @@ pub(crate) fn measure(stage: &Stage, results: &mut Results) -> Result<()> {
             load += 1;
         }
         let page = sent.len();
-        if begun.elapsed() > APART * u32::try_from(page)? && page < PAGES {
+        if begun.elapsed() > APART * u32::try_from(page)? && page < pages {
             let service = format!("paged-{page}");
             let key = FindingKey { subject: subject(&service, ProbeKind::Port)?, reason: Reason::PortClosed };
             let event = FindingEvent::Opened(Finding::new(key, "nobody listens"));
@@ -57,7 +59,10 @@ pub(crate) fn measure(stage: &Stage, results: &mut Results) -> Result<()> {
         std::thread::sleep(STEP);
     }
     let cpu = stage.look()?.cpu.saturating_sub(before.cpu);
-    std::thread::sleep(LATE);
+    let late = Instant::now();
+    while late.elapsed() < LATE && stage.lab.receiver.calls(WEBHOOK_PATH).len() < pages {
+        std::thread::sleep(STEP);
+    }
     let calls = stage.lab.receiver.calls(WEBHOOK_PATH);
     let times: Vec<Duration> = sent
         .iter()

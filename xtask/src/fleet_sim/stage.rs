@@ -1,6 +1,7 @@
 //! The coordinator under measurement: a release build, alone in its process, with a config for a large fleet.
 
 use super::http2::Operator;
+use super::pages::HOLDS;
 use super::papers::{Papers, credentials};
 use super::swarm::{Manner, Swarm, allow_descriptors};
 use crate::lab::{Lab, WEBHOOK_PATH};
@@ -21,8 +22,18 @@ const PATTERN: &str = "pattern";
 pub(crate) struct Stage {
     pub(crate) lab: Lab,
     pub(crate) swarm: Swarm,
+    /// From the last welcome to a figure: first heartbeats, queues that empty, memory that is given back.
+    pub(crate) settle: Duration,
+    /// Waits little and measures few.
+    pub(crate) brisk: bool,
     target: SocketAddr,
 }
+
+/// Of [`Stage::settle`].
+const SETTLE: Duration = Duration::from_secs(12);
+const SETTLE_BRISK: Duration = Duration::from_secs(3);
+/// Longest back-off that the coordinator counts with where figures say nothing: a short re-hear window.
+const RECONNECT_MAX_BRISK: &str = "reconnect_max = \"3s\"\n";
 
 /// One look at the coordinator's process.
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +45,8 @@ pub(crate) struct Look {
 }
 
 impl Stage {
-    /// Starts a coordinator and makes a fleet that sleeps. `extra` is added to its config.
-    pub(crate) fn set(programs: PathBuf, manner: Manner, extra: &str, keep: bool) -> Result<Self> {
+    /// Starts a coordinator and makes a fleet that sleeps.
+    pub(crate) fn set(programs: PathBuf, manner: Manner, brisk: bool, keep: bool) -> Result<Self> {
         allow_descriptors(manner.agents)?;
         let mut lab = Lab::with(programs, "fleet-sim", keep)?;
         lab.prepare_coordinators(&[COORDINATOR])?;
@@ -46,10 +57,11 @@ impl Stage {
         let config = format!(
             "[listen]\ngrpc = \"127.0.0.1:{grpc}\"\nhttp = \"127.0.0.1:{http}\"\n\n{tls}\n\
              [store]\nurl = \"sqlite:{dir}/journal.db\"\n\n\
-             [liveness]\nheartbeat = \"{heartbeat}ms\"\n\n\
-             [[receiver.webhook]]\nname = \"hook\"\nurl = \"http://{receiver}{WEBHOOK_PATH}\"\n\n{extra}",
+             [liveness]\nheartbeat = \"{heartbeat}ms\"\n{reconnect_max}\n\
+             [[receiver.webhook]]\nname = \"hook\"\nurl = \"http://{receiver}{WEBHOOK_PATH}\"\n\n{HOLDS}",
             tls = lab.tls_table(COORDINATOR),
             heartbeat = manner.heartbeat.as_millis(),
+            reconnect_max = if brisk { RECONNECT_MAX_BRISK } else { "" },
             receiver = lab.receiver.address,
         );
         let path = format!("{dir}/coordinator.toml");
@@ -59,7 +71,8 @@ impl Stage {
         let target = SocketAddr::from(([127, 0, 0, 1], grpc));
         let papers = Papers::new(&lab.root.join("ca"), &lab.root.join(format!("tls/{PATTERN}")))?;
         let swarm = Swarm::new(&papers, target, manner)?;
-        Ok(Self { lab, swarm, target })
+        let settle = if brisk { SETTLE_BRISK } else { SETTLE };
+        Ok(Self { lab, swarm, settle, brisk, target })
     }
 
     /// Looks at the coordinator.
