@@ -4,6 +4,7 @@
 //! Facts feed agents and causes here and in [`findings`] and [`storms`]; conclusions shape incidents in [`incidents`].
 
 mod archive;
+mod facts;
 mod findings;
 pub(crate) mod incidents;
 pub(crate) mod links;

@@ -1,6 +1,6 @@
 //! What agents report: the open set per agent, its digest, its position.
 
-use super::{Step, add_occurrence, incidents, links, storms};
+use super::{Step, add_occurrence, facts, incidents, links, storms};
 use crate::cause;
 use crate::detect;
 use crate::entry::{SubjectState, TimerKey};
@@ -81,7 +81,7 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
 fn tell(state: &mut State, step: Step, agent: &AgentName, key: &FindingKey, words: &str) {
     let words = format!("{agent}: {} of {} {words}", key.reason, key.subject.subject);
     for group in causes(state, agent, key) {
-        incidents::fact(state, step, &group, &words);
+        facts::fact(state, step, &group, &words);
     }
 }
 

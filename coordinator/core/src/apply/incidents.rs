@@ -1,30 +1,24 @@
 //! What conclusions, timers and outcomes of pages do to incidents.
 
-use super::{Step, links, pages, response};
+use super::{Step, facts, links, pages, response};
 use crate::cause::{self, CauseKind};
 use crate::changes;
 use crate::correlation;
 use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
-use crate::routing::service_of_cause;
 use crate::second_opinion;
 use crate::signals;
 use crate::state::{
-    AgentRecord, INCIDENT_SERVICES_MAX, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, PageOutcome, RESOLVED_INCIDENTS_MAX, State,
-    TIMELINE_MAX, Cause,
+    AgentRecord, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, PageOutcome, RESOLVED_INCIDENTS_MAX, State,
+    TIMELINE_MAX,
 };
-use crate::symptom;
 use crate::timeline::{LineKind, TimelineLine};
-use muster_common::ids::{AgentName, ServiceName};
-use muster_common::limits::{SUMMARY_BYTES_MAX, clip};
+use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-
-/// Lines of a timeline that tell of facts, at most.
-const FACT_LINES_MAX: usize = TIMELINE_MAX / 2;
 
 pub(crate) fn get_mut<'a>(state: &'a mut State, key: &IncidentKey) -> Option<&'a mut Incident> {
     state.incidents.get_mut(&key.cause)?.get_mut(&key.generation)
@@ -40,40 +34,6 @@ pub(crate) fn note(incident: &mut Incident, step: Step, kind: LineKind, text: St
         incident.timeline.remove(TIMELINE_MAX / 2);
     }
     incident.timeline.push(TimelineLine { at: step.at, index: step.index, kind, text });
-}
-
-/// Something was observed that concerns the unresolved incident of a cause, or the one that it is a symptom of. Of very
-/// many the first and the newest stay, so that a chatty host does not push out what was decided.
-pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: &str) {
-    let key = match state.unresolved(cause) {
-        Some(_) => cause.to_owned(),
-        None => match symptom::of(state, cause) {
-            Some(incident) => incident.key.cause.clone(),
-            None => return,
-        },
-    };
-    let Some(incident) = unresolved_mut(state, &key) else { return };
-    let facts = incident.timeline.iter().enumerate().filter(|(_, line)| line.kind == LineKind::Fact);
-    let facts: Vec<usize> = facts.map(|(place, _)| place).collect();
-    if facts.len() >= FACT_LINES_MAX
-        && let Some(place) = facts.get(FACT_LINES_MAX / 2)
-    {
-        incident.timeline.remove(*place);
-        if incident.response.facts_dropped == 0 {
-            let words = "more is observed than is kept here: musterctl events list has it all".to_owned();
-            note(incident, step, LineKind::Decision, words);
-        }
-        incident.response.facts_dropped = incident.response.facts_dropped.saturating_add(1);
-    }
-    note(incident, step, LineKind::Fact, clip(text, SUMMARY_BYTES_MAX));
-}
-
-/// Something was observed of an agent: all its unresolved incidents tell it.
-pub(super) fn fact_of_agent(state: &mut State, step: Step, agent: &AgentName, text: &str) {
-    let causes = state.agents.get(agent).map(|record| record.incidents.clone()).unwrap_or_default();
-    for cause in causes {
-        fact(state, step, &cause, text);
-    }
 }
 
 pub(super) fn apply_conclusion(state: &mut State, step: Step, conclusion: &Conclusion) {
@@ -156,7 +116,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     agents.extend(cause.occurrences.iter().filter_map(|occurrence| occurrence.agent.clone()));
     agents.extend(cause.storm.iter().flat_map(|storm| storm.agents.iter().cloned()));
     agents.extend(cause.burst.iter().flat_map(|burst| burst.agents.iter().cloned()));
-    let services = services_of(&key.cause, cause);
+    let services = facts::services_of(&key.cause, cause);
     let mut incident = Incident {
         key: key.clone(),
         number: number.clone(),
@@ -209,20 +169,6 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     second_opinion::opened(state, step, key);
     correlation::opened(state, step.at, &key.cause);
     touch_symptoms(state, &key.cause);
-}
-
-/// Services that feed a cause, bounded.
-fn services_of(key: &str, cause: &Cause) -> BTreeSet<String> {
-    let of_members = cause.members.values().filter_map(|member| member.key.as_ref());
-    let of_members = of_members.map(|key| key.subject.service.as_str());
-    let happened = cause.occurrences.iter().filter_map(|occurrence| occurrence.service.as_ref());
-    let gathered = cause.burst.iter().flat_map(|burst| burst.services.iter().map(String::as_str));
-    let of_key = match detect::of(key) {
-        Some(detector) => detector.services(key),
-        None => service_of_cause(key).map(str::to_owned).into_iter().collect(),
-    };
-    let all = of_members.chain(happened.map(ServiceName::as_str)).chain(gathered);
-    all.take(MEMBERS_MAX).map(str::to_owned).chain(of_key).collect::<BTreeSet<_>>().into_iter().take(INCIDENT_SERVICES_MAX).collect()
 }
 
 fn count_number(state: &mut State, step: Step) {
@@ -391,7 +337,7 @@ fn joined(state: &mut State, step: Step, key: &IncidentKey, member: &str, why: &
         } else {
             incident.members_dropped = incident.members_dropped.saturating_add(1);
         }
-        add_services(incident, service);
+        facts::add_services(incident, service);
         note(incident, step, LineKind::Decision, format!("{member} joined: {why}"));
     }
     agents_joined(state, &key.cause, &agents);
@@ -400,14 +346,6 @@ fn joined(state: &mut State, step: Step, key: &IncidentKey, member: &str, why: &
         state.touched.extend(symptoms.map(cause::agent_stale).collect::<Vec<_>>());
     }
     restart_clock(state, step, &key.cause);
-}
-
-fn add_services(incident: &mut Incident, services: impl IntoIterator<Item = String>) {
-    for service in services {
-        if incident.services.len() < INCIDENT_SERVICES_MAX {
-            incident.services.insert(service);
-        }
-    }
 }
 
 fn forget_occurrences(state: &mut State, key: &str) {
@@ -626,13 +564,12 @@ fn fold(
     owner: Option<&str>,
     number: &str,
 ) {
-    let services =
-        state.newest_incident(member).map(|incident| incident.services.iter().cloned().collect::<Vec<_>>());
+    let services = state.newest_incident(member).map(|incident| incident.services.iter().cloned().collect::<Vec<_>>());
     if let Some(incident) = get_mut(state, target) {
         if incident.members.len() < MEMBERS_MAX {
             incident.members.insert(member.to_owned());
         }
-        add_services(incident, services.into_iter().flatten());
+        facts::add_services(incident, services.into_iter().flatten());
         let owned = owner.map(|owner| format!(", owned by {owner}")).unwrap_or_default();
         note(incident, step, LineKind::Decision, format!("{number} ({member}{owned}) is a symptom of this"));
         agents_joined(state, &target.cause, agents);

@@ -1,7 +1,7 @@
 //! How agents stand: connects, silences, re-hear windows, digests. Whatever makes an agent unheard, or its open set
 //! doubtful, stops the stability windows of the incidents it takes part in.
 
-use super::{Step, findings, incidents};
+use super::{Step, facts, findings, incidents};
 use crate::cause;
 use crate::detect::{self, places};
 use crate::entry::{AgentHello, Disconnect, Silence, TimerKey};
@@ -96,7 +96,7 @@ pub(super) fn heard(state: &mut State, step: Step, agent: &AgentName) {
     record.link = Link::Heard;
     if was_silent {
         end_silence(state, agent);
-        incidents::fact_of_agent(state, step, agent, &format!("{agent} is heard again"));
+        facts::fact_of_agent(state, step, agent, &format!("{agent} is heard again"));
     }
     incidents::sureness_changed(state, step, agent);
 }
@@ -141,7 +141,7 @@ pub(super) fn silent(state: &mut State, step: Step, agent: &AgentName, last_hear
     record.link = Link::Silent { since: step.at, last_heard, silence, index: step.index };
     record.watch.rebooted_while_silent = false;
     state.n_silent = state.n_silent.saturating_add(1);
-    incidents::fact_of_agent(state, step, agent, &format!("{agent} is not heard any more, last {last_heard}"));
+    facts::fact_of_agent(state, step, agent, &format!("{agent} is not heard any more, last {last_heard}"));
     places::silence(state, agent, true);
     let member = MemberRef { agent: agent.clone(), key: None };
     add_silence(state, &cause::agent_stale(agent), member.clone());

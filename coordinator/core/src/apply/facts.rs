@@ -1,0 +1,78 @@
+//! What an incident remembers of what was observed: lines of its timeline, and the services that it concerns.
+
+use super::Step;
+use super::incidents::{note, unresolved_mut};
+use crate::detect;
+use crate::routing::service_of_cause;
+use crate::state::{Cause, INCIDENT_SERVICES_MAX, Incident, MEMBERS_MAX, State, TIMELINE_MAX};
+use crate::symptom;
+use crate::timeline::LineKind;
+use muster_common::ids::{AgentName, ServiceName};
+use muster_common::limits::{SUMMARY_BYTES_MAX, clip};
+use std::collections::BTreeSet;
+
+/// Lines of a timeline that tell of facts, at most.
+const FACT_LINES_MAX: usize = TIMELINE_MAX / 2;
+
+/// Something was observed that concerns the unresolved incident of a cause, or the one that it is a symptom of. Of very
+/// many the first and the newest stay, so that a chatty host does not push out what was decided.
+pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: &str) {
+    let key = match state.unresolved(cause) {
+        Some(_) => cause.to_owned(),
+        None => match symptom::of(state, cause) {
+            Some(incident) => incident.key.cause.clone(),
+            None => return,
+        },
+    };
+    let Some(incident) = unresolved_mut(state, &key) else { return };
+    let facts = incident.timeline.iter().enumerate().filter(|(_, line)| line.kind == LineKind::Fact);
+    let facts: Vec<usize> = facts.map(|(place, _)| place).collect();
+    if facts.len() >= FACT_LINES_MAX
+        && let Some(place) = facts.get(FACT_LINES_MAX / 2)
+    {
+        incident.timeline.remove(*place);
+        if incident.response.facts_dropped == 0 {
+            let words = "more is observed than is kept here: musterctl events list has it all".to_owned();
+            note(incident, step, LineKind::Decision, words);
+        }
+        incident.response.facts_dropped = incident.response.facts_dropped.saturating_add(1);
+    }
+    note(incident, step, LineKind::Fact, clip(text, SUMMARY_BYTES_MAX));
+}
+
+/// Something was observed of an agent: all its unresolved incidents tell it.
+pub(super) fn fact_of_agent(state: &mut State, step: Step, agent: &AgentName, text: &str) {
+    let causes = state.agents.get(agent).map(|record| record.incidents.clone()).unwrap_or_default();
+    for cause in causes {
+        fact(state, step, &cause, text);
+    }
+}
+
+/// Services that feed a cause, bounded.
+pub(super) fn services_of(key: &str, cause: &Cause) -> BTreeSet<String> {
+    let of_members = cause.members.values().filter_map(|member| member.key.as_ref());
+    let of_members = of_members.map(|key| key.subject.service.as_str());
+    let happened = cause.occurrences.iter().filter_map(|occurrence| occurrence.service.as_ref());
+    let gathered = cause.burst.iter().flat_map(|burst| burst.services.iter().map(String::as_str));
+    let of_key = match detect::of(key) {
+        Some(detector) => detector.services(key),
+        None => service_of_cause(key).map(str::to_owned).into_iter().collect(),
+    };
+    let all = of_members.chain(happened.map(ServiceName::as_str)).chain(gathered);
+    all.take(MEMBERS_MAX)
+        .map(str::to_owned)
+        .chain(of_key)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .take(INCIDENT_SERVICES_MAX)
+        .collect()
+}
+
+/// Services that it concerns from now on, too.
+pub(super) fn add_services(incident: &mut Incident, services: impl IntoIterator<Item = String>) {
+    for service in services {
+        if incident.services.len() < INCIDENT_SERVICES_MAX {
+            incident.services.insert(service);
+        }
+    }
+}
