@@ -122,7 +122,10 @@ async fn real(binary: &Path) -> Real {
     let real = Real { process, port, _dir: dir };
     let began = Instant::now();
     while !real.get("/api/v2/status").await.is_some_and(|text| text.contains("versionInfo")) {
-        assert!(began.elapsed() < PATIENCE, "alertmanager is not ready");
+        assert!(
+            began.elapsed() < PATIENCE,
+            "alertmanager is not ready; unpacked by hand it lacks its default template"
+        );
         sleep(Duration::from_millis(50)).await;
     }
     real
