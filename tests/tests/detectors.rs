@@ -295,6 +295,16 @@ mod locks {
     }
 
     #[test]
+    fn a_lock_contended_on_twice_as_many_hosts_is_sev2_and_on_one_less_is_not() {
+        for (n, severity) in [(5, Severity::Sev3), (6, Severity::Sev2)] {
+            let hosts = (0..n).map(|n| format!("0 connect h{n}\n")).collect::<String>();
+            let locks = (0..n).map(|n| format!("1 open h{n} spl /a.db lock_contention\n")).collect::<String>();
+            let fleet = run(policy(), &(hosts + &locks));
+            assert_eq!(newest(&fleet, "fleet/lock/spl/a.db").severity, severity, "{}", fleet.log());
+        }
+    }
+
+    #[test]
     fn a_lock_that_is_free_in_time_stays_what_it_was_and_leaves_no_timer() {
         let fleet = run(
             policy(),

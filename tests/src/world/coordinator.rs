@@ -3,7 +3,7 @@
 //! Invariant: an acknowledgement is made of what is committed, never of what is pending.
 
 use super::{RESYNC_INTERVAL, Up};
-use crate::scenario::{hello, policy};
+use crate::scenario::hello;
 use muster_agent_core::session::{End, Message, Welcome};
 use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName, SpoolId};
 use muster_common::time::Timestamp;
@@ -153,7 +153,7 @@ impl Coordinator {
         let (by, reason) = ("ops".to_owned(), "drill".to_owned());
         self.feed(now, Fact::TookOver { epoch: self.own_epoch(), from: None, by, reason, overridden: Vec::new() });
         if self.machine.state().policy().receivers.is_empty() {
-            self.feed(now, Fact::PolicyLoaded { policy: Box::new(policy()) });
+            self.feed(now, Fact::PolicyLoaded { policy: Box::new(super::world_policy()) });
         }
         self.begin_to_listen(now);
         self.commit();
@@ -294,7 +294,8 @@ impl Coordinator {
 
     /// The first message of a stream, and its answer.
     pub(super) fn welcome(&mut self, now: Timestamp, agent: &AgentName, number: usize, spool: SpoolId) -> Message {
-        let said = muster_coordinator_core::entry::AgentHello { spool, ..hello(agent.as_str()) };
+        let mut said = muster_coordinator_core::entry::AgentHello { spool, ..hello(agent.as_str()) };
+        said.labels = super::labels(agent);
         let heard = self.liveness.connected(agent, now);
         let (facts, position) = greet(self.machine.state().agent(agent), heard, agent, said);
         for fact in facts {
@@ -386,6 +387,11 @@ impl Coordinator {
         }
         self.commit();
         pages
+    }
+
+    /// A receiver refuses a page for good.
+    pub(super) fn page_refused(&mut self, now: Timestamp, page: PageId) {
+        self.feed(now, Fact::PageFailed { page, error: "answered 400".to_owned() });
     }
 
     pub(super) fn page_delivered(&mut self, now: Timestamp, page: PageId) {
