@@ -468,7 +468,8 @@ mod conditions {
              1000 page resolve sev2 reason_widespread fleet/reason/memory/zone=b",
         );
         let incident = newest(&fleet, "fleet/reason/memory/zone=b");
-        let told = "3 of 4 hosts of zone=b are short of memory (memory_critical on 2, memory_pressure on 1): b1, b2, b3";
+        let told =
+            "3 of 4 hosts of zone=b are short of memory (memory_critical on 2, memory_pressure on 1): b1, b2, b3";
         assert_eq!(incident.title, told);
     }
 
@@ -541,7 +542,8 @@ mod conditions {
     /// A deploy of a service on a host, `ago` before now.
     fn deploy(fleet: &mut Fleet, host: &str, service: &str, ago: u64) {
         let evidence = Evidence::new().text("what", "deploy").text("old", "1.0").text("new", "1.1");
-        let finding = Finding::new(key(service, "/usr/bin/it", Reason::Change), "another build runs").evidence(evidence);
+        let finding =
+            Finding::new(key(service, "/usr/bin/it", Reason::Change), "another build runs").evidence(evidence);
         fleet.event(&agent(host), FindingEvent::Occurred(finding), Duration::from_secs(ago));
     }
 
@@ -557,10 +559,15 @@ mod conditions {
         };
         let fleet = damaged("spl", 600);
         let spread = newest(&fleet, "fleet/corruption/spl/hub.db");
-        let told = "hub.db of spl is damaged on 1 host, 10 min after a change on a: spl runs a new build 1.1, it was 1.0: a";
+        let told =
+            "hub.db of spl is damaged on 1 host, 10 min after a change on a: spl runs a new build 1.1, it was 1.0: a";
         assert_eq!(spread.title, told);
-        assert!(fleet.log().contains("folded host/a/sqlite/spl//v1/hub.db into fleet/corruption/spl/hub.db")
-            || !fleet.log().contains("opened sev1 sqlite_corrupt"), "{}", fleet.log());
+        assert!(
+            fleet.log().contains("folded host/a/sqlite/spl//v1/hub.db into fleet/corruption/spl/hub.db")
+                || !fleet.log().contains("opened sev1 sqlite_corrupt"),
+            "{}",
+            fleet.log()
+        );
         // Of another service, or too long ago, it explains nothing.
         for fleet in [damaged("dba", 600), damaged("spl", 3600)] {
             assert!(!fleet.log().contains("corruption_spread"), "{}", fleet.log());

@@ -184,7 +184,9 @@ fn check_folds(run: &Run) {
             }
             Conclusion::IncidentResolved { incident, resolution, .. } => {
                 assert!(open.remove(incident), "{incident:?} ended twice");
-                if let Resolution::FoldedInto { incident: into } | Resolution::MergedInto { incident: into } = resolution {
+                if let Resolution::FoldedInto { incident: into } | Resolution::MergedInto { incident: into } =
+                    resolution
+                {
                     assert!(open.contains(into), "{incident:?} folded into {into:?}, which is over");
                     assert_eq!(ended.insert(incident.clone(), into.clone()), None, "{incident:?} folded twice");
                 }

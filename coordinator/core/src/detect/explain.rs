@@ -1,7 +1,7 @@
 //! What each detector saw of one host, for those who ask why nobody was paged. Looks at State alone.
 
 use super::windows::{Seen, Window};
-use super::{StormRule, Detector, all};
+use super::{Detector, StormRule, all};
 use crate::decide::human;
 use crate::state::{IncidentStatus, State};
 use muster_common::ids::AgentName;
@@ -60,7 +60,8 @@ pub(super) fn windows(detector: &dyn Detector, state: &State, now: Timestamp, ag
     own.filter_map(|(key, window)| {
         let rule = detector.storm_rule(state.policy(), key)?;
         let seen = window.seen(now, &rule);
-        let held_back_by = if seen.is_enough(&rule) { String::new() } else { format!("below by {}", below(&seen, &rule)) };
+        let held_back_by =
+            if seen.is_enough(&rule) { String::new() } else { format!("below by {}", below(&seen, &rule)) };
         Some(Look {
             rule: detector.name(),
             about: key.clone(),
@@ -101,8 +102,7 @@ pub(super) fn conditions(
     threshold: impl Fn(&str) -> (usize, String),
 ) -> Vec<Look> {
     let Some(record) = state.agent(agent) else { return Vec::new() };
-    let groups: BTreeSet<String> =
-        record.open.keys().flat_map(|key| detector.conditions(state, agent, key)).collect();
+    let groups: BTreeSet<String> = record.open.keys().flat_map(|key| detector.conditions(state, agent, key)).collect();
     let look = |group: String| {
         let hosts = state.cause(&group).map_or(0, |cause| cause.agents.len());
         let (needed, words) = threshold(&group);

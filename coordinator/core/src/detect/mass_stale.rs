@@ -97,7 +97,8 @@ impl Detector for MassStale {
             CauseKind::MassStale => state.cause(cause).and_then(|cause| cause.agents.keys().next().cloned()),
             _ => None,
         };
-        let groups = |agent: AgentName| [MASS_STALE.to_owned()].into_iter().chain(mass_of_places(state, &agent)).collect();
+        let groups =
+            |agent: AgentName| [MASS_STALE.to_owned()].into_iter().chain(mass_of_places(state, &agent)).collect();
         agent.map(groups).unwrap_or_default()
     }
 
@@ -231,7 +232,8 @@ pub(crate) fn mass_groups(state: &State, agent: &AgentName) -> Vec<(String, Vec<
     }
     let recent = |place: Option<&str>| -> Vec<AgentName> {
         let silent = state.silences.iter().map(|(_, agent)| agent).filter(|agent| places::is_silent(state, agent));
-        let inside = |agent: &&AgentName| place.is_none_or(|place| places::of(state, agent).iter().any(|own| own == place));
+        let inside =
+            |agent: &&AgentName| place.is_none_or(|place| places::of(state, agent).iter().any(|own| own == place));
         silent.filter(inside).cloned().collect::<BTreeSet<_>>().into_iter().collect()
     };
     if reached(state, None) {

@@ -60,8 +60,7 @@ impl Detector for MemoryGroup {
             Some((place, all)) => places::words(n, "hosts", &place, all),
             None => format!("{n} of {} hosts", state.agents.len()),
         };
-        let summary =
-            format!("{who} are short of memory ({}): {}", reasons(cause), names(cause.agents.keys()));
+        let summary = format!("{who} are short of memory ({}): {}", reasons(cause), names(cause.agents.keys()));
         let next_steps = vec![
             "start no new work there: musterctl freeze on, for these hosts".to_owned(),
             "on one of them: muster-agent doctor --service host: what takes the memory, and since when?".to_owned(),

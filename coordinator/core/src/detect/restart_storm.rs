@@ -2,7 +2,7 @@
 //! build explains is grouped by service alone. A service that restarts on one host is that host's own cause, and folds
 //! in.
 
-use super::{StormRule, Detector, Feed, Look, rest};
+use super::{Detector, Feed, Look, StormRule, rest};
 use crate::cause;
 use crate::decide::assess::{Assessment, names, of_fleet};
 use crate::decide::human;

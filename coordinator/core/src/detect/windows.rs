@@ -1,7 +1,7 @@
 //! Occurrences that count together, as State keeps them: one bounded window per group, and per agent an index from its
 //! own causes to the groups that rage and count them.
 
-use super::{StormRule, Feed};
+use super::{Feed, StormRule};
 use crate::cause;
 use crate::state::State;
 use muster_common::ids::AgentName;
