@@ -85,20 +85,22 @@ fn the_first_entry_that_differs_is_named() {
 fn what_refers_to_an_entry_still_refers_to_it_when_the_entries_are_others() {
     // Under the other policy nothing is opened for the port, so that every later index is smaller.
     let mut fleet = Fleet::new(policy());
-    ["0 connect a b", "1 open a spl x port_closed", "12 open b spl y process_down"].map(|line| fleet.run_line(line));
+    ["0 connect a b", "1 open a spl x port_closed", "12 open b spl y process_down"]
+        .iter()
+        .for_each(|line| fleet.run_line(line));
     let scope = FreezeScope::default();
     fleet.feed(Fact::FreezeSet { by: "ann".to_owned(), scope, reason: "drill".to_owned(), expires: None });
     let index = fleet.machine.state().head_index();
     fleet.run_line("13 silence 600 agent=b");
     fleet.feed(Fact::FreezeLifted { by: "ann".to_owned(), index });
-    ["30 expire 1", "31 pager down", "40 open a spl z sqlite_corrupt"].map(|line| fleet.run_line(line));
+    ["30 expire 1", "31 pager down", "40 open a spl z sqlite_corrupt"].iter().for_each(|line| fleet.run_line(line));
     let failing: Vec<PageId> = fleet.machine.state().pending_pages().map(|record| record.id).collect();
     for page in failing {
         fleet.feed(Fact::PageAttempted { page });
         fleet.feed(Fact::PageFailed { page, error: "answered 400".to_owned() });
         fleet.feed(Fact::ResendAsked { by: "ann".to_owned(), page });
     }
-    ["50 pager up", "2000 end"].map(|line| fleet.run_line(line));
+    ["50 pager up", "2000 end"].iter().for_each(|line| fleet.run_line(line));
     fleet.check_journal();
     let found = under(&fleet, |policy| {
         policy.severities.insert(Reason::PortClosed, Severity::Sev4);
@@ -185,7 +187,7 @@ fn other_thresholds_page_more_or_less() {
 #[test]
 fn what_is_missing_is_said() {
     let mut fleet = Fleet::new(policy());
-    ["0 connect a", "5 restart", "70 pause"].map(|line| fleet.run_line(line));
+    ["0 connect a", "5 restart", "70 pause"].iter().for_each(|line| fleet.run_line(line));
     let spool = muster_tests::scenario::hello("a").spool;
     let name = agent("a");
     fleet.feed(Fact::FindingsLost { agent: name.clone(), spool, first: 1, last: 3 });

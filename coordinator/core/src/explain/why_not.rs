@@ -285,10 +285,14 @@ fn looks(state: &State, asked: &Asked<'_>) -> Vec<RuleLook> {
         !own && asked.service.is_none_or(|service| look.about.split('/').any(|part| part == service.as_str()))
     });
     let told = looks.map(|look| {
-        let incident = state.unresolved(&look.about).or_else(|| detect::explained_by(state, &look.about));
+        let open = state.unresolved(&look.about).or_else(|| detect::explained_by(state, &look.about));
+        let incident = open.filter(|incident| incident.agents.contains(asked.agent));
         let outcome = match incident {
             Some(incident) => outcome_of(incident),
+            // The others' trouble: this host is no part of it.
+            None if open.is_some() => Outcome::NothingSeen,
             None if look.reached => Outcome::HeldBack,
+            None if look.seen.starts_with("0 ") => Outcome::NothingSeen,
             None => Outcome::BelowThreshold,
         };
         let held = if look.held_back_by.is_empty() { String::new() } else { format!("; {}", look.held_back_by) };
@@ -297,7 +301,7 @@ fn looks(state: &State, asked: &Asked<'_>) -> Vec<RuleLook> {
         let told = told.figures([Figure::new("seen", &look.seen, &look.threshold)]);
         match incident {
             Some(incident) => told.of(incident),
-            None if !look.reached => told.held_by("threshold"),
+            None if outcome == Outcome::BelowThreshold => told.held_by("threshold"),
             None => told,
         }
     });
@@ -388,7 +392,12 @@ fn answer(rules: &[RuleLook], record: &AgentRecord, asked: &Asked<'_>) -> String
     if let Some(look) = of(Outcome::HeldBack).max_by_key(|look| (!look.incident.is_empty(), look.at)) {
         return format!("nobody was paged about {agent}{when}: {}{}", number(look), look.why);
     }
-    if let Some(look) = of(Outcome::BelowThreshold).next() {
+    // Rules about the whole fleet look all the time: what they see is no trouble of this host.
+    let of_host = |look: &&RuleLook| {
+        let about = look.about.strip_prefix("host/").unwrap_or(&look.about);
+        about.split('/').next() == Some(agent.as_str())
+    };
+    if let Some(look) = of(Outcome::BelowThreshold).find(of_host) {
         return format!(
             "nobody was paged about {agent}{when}: nothing reached its threshold; {} {}",
             look.rule, look.why
