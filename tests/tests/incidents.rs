@@ -60,9 +60,8 @@ fn flapping_pages_once_although_each_time_is_short() {
          30 quiet host/web-1/service/spl: it cleared within the hold of 10 s
          40 relapsed host/web-1/service/spl
          41 recovering host/web-1/service/spl
-         50 quiet host/web-1/service/spl: it cleared within the hold of 10 s
+         50 page trigger sev2 port_closed host/web-1/service/spl
          60 relapsed host/web-1/service/spl
-         60 page trigger sev2 port_closed host/web-1/service/spl
          61 recovering host/web-1/service/spl",
     );
 }

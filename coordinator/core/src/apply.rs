@@ -14,15 +14,15 @@ mod response;
 mod storms;
 
 use crate::cause;
+use crate::correlation;
 use crate::entry::{Entry, EntryBody, Fact, IncidentKey, OperatorAction, TimerKey};
 use crate::freeze::{self, Freeze};
 use crate::page::{PageAction, PageId};
-use crate::response::SeverityWish;
 use crate::refusals;
+use crate::response::SeverityWish;
+use crate::second_opinion;
 use crate::signals;
 use crate::silence::{self, Silence};
-use crate::correlation;
-use crate::second_opinion;
 use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, Incident, PAST_PAGES_MAX, PageOutcome, State};
 use crate::timeline::LineKind;
 use muster_common::evidence::Grade;
@@ -314,7 +314,10 @@ fn add_occurrence(state: &mut State, step: Step, key: &str, occurrence: CauseOcc
 /// newest incident.
 pub(crate) fn drop_if_empty(state: &mut State, key: &str) {
     let empty = |cause: &Cause| {
-        !cause.active && cause.members.is_empty() && cause.occurrences.is_empty() && cause.storm.is_none()
+        !cause.active
+            && cause.members.is_empty()
+            && cause.occurrences.is_empty()
+            && cause.storm.is_none()
             && cause.burst.is_none()
     };
     let remembered = state.incidents.contains_key(key);

@@ -5,11 +5,11 @@
 pub(crate) mod assess;
 mod paging;
 
-use crate::signals;
 use crate::cause::{self, CauseKind};
 use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution};
 use crate::second_opinion;
+use crate::signals;
 use crate::state::{Archived, Cause, Incident, IncidentStatus, MEMBERS_MAX, State};
 use crate::symptom;
 use assess::{Assessment, assess};
@@ -42,9 +42,7 @@ fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conc
     if let Some(target) = symptom::of(state, key) {
         // Silences and locks are members of the fleet's cause already; a restarting service joins by name.
         let by_name = detect::of(&target.key.cause).is_some_and(|detector| detector.joins_by_name());
-        let is_member = !by_name
-            || target.members.contains(key)
-            || target.members.len() >= MEMBERS_MAX;
+        let is_member = !by_name || target.members.contains(key) || target.members.len() >= MEMBERS_MAX;
         let known = is_member && cause.occurrences.is_empty();
         let here = if key.starts_with("host/") { " on this host" } else { "" };
         let why = format!("{}{here} is a symptom of {}", found.reason, target.number);
@@ -164,8 +162,10 @@ fn changed(
     if !worse && !better_told {
         return None;
     }
-    let (severity, reason) =
-        (if worse { found.severity } else { incident.severity }, if better_told { found.reason } else { incident.reason });
+    let (severity, reason) = (
+        if worse { found.severity } else { incident.severity },
+        if better_told { found.reason } else { incident.reason },
+    );
     let why = match (worse, better_told) {
         (true, false) => format!("{} makes it {severity}{}", found.worst, found.raised_words()),
         (false, _) => format!("{reason} explains what was seen before ({})", incident.reason),

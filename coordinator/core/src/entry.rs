@@ -3,12 +3,15 @@
 //! Serialized as JSON; an entry's form is a compatibility promise to every journal ever written.
 
 mod form;
+mod timer;
+
+pub use timer::TimerKey;
 
 use crate::freeze::FreezeScope;
 use crate::page::{Page, PageId};
 use crate::policy::Policy;
-use crate::silence::{Matchers, SilenceKind};
 use crate::second_opinion::PeerAnswer;
+use crate::silence::{Matchers, SilenceKind};
 use muster_common::evidence::Grade;
 use muster_common::finding::{Finding, FindingEvent, SubjectKey};
 use muster_common::ids::{AgentName, BootId, CoordinatorId, Epoch, FleetName, SpoolId};
@@ -44,62 +47,6 @@ pub enum EntryBody {
     Deadline(TimerKey),
     /// Decided.
     Conclusion(Conclusion),
-}
-
-/// Which timer. Ordered, because deadlines of one moment run in this order.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimerKey {
-    /// The re-hear window after a start, a takeover or a pause is over.
-    RehearOver,
-    /// An incident's hold before its first page is over.
-    HoldOver {
-        /// Cause key.
-        cause: String,
-        /// Generation.
-        generation: u64,
-    },
-    /// An incident's evidence of health has held long enough.
-    StabilityOver {
-        /// Cause key.
-        cause: String,
-        /// Generation.
-        generation: u64,
-    },
-    /// Nobody acknowledged an incident in time.
-    EscalationDue {
-        /// Cause key.
-        cause: String,
-        /// Generation.
-        generation: u64,
-    },
-    /// A silence begins, or is over.
-    SilenceTurn {
-        /// Index of the fact that made it.
-        index: u64,
-    },
-    /// Something in a window grows old.
-    WindowOver {
-        /// Which window.
-        window: String,
-    },
-    /// Its neighbours may be asked about a silent agent.
-    SecondOpinionDue {
-        /// Cause key.
-        cause: String,
-        /// Generation.
-        generation: u64,
-    },
-    /// A cause is looked at again: what it is about may have lasted for long enough, or be over.
-    SignalDue {
-        /// Cause key.
-        cause: String,
-    },
-    /// A freeze ends by itself.
-    FreezeOver {
-        /// Index of the fact that set it.
-        index: u64,
-    },
 }
 
 /// What an agent says of itself when it connects. Evidence, except what the certificate and the socket prove.

@@ -573,6 +573,8 @@ fn fold(
         let owned = owner.map(|owner| format!(", owned by {owner}")).unwrap_or_default();
         note(incident, step, LineKind::Decision, format!("{number} ({member}{owned}) is a symptom of this"));
         agents_joined(state, &target.cause, agents);
+        // One of them may not be heard: a window that runs stands still then.
+        restart_clock(state, step, &target.cause);
         // More hosts: a silence may not fit any more. Another page: its key may be another one.
         state.touched.insert(target.cause.clone());
     }

@@ -4,12 +4,12 @@ use super::assess::{Assessment, assess};
 use super::human;
 use crate::apply::incidents::hold_of;
 use crate::cause;
-use crate::signals;
 use crate::changes;
 use crate::entry::{Conclusion, Resolution};
 use crate::page::{Page, PageAction};
 use crate::response::{ESCALATIONS_MAX, asks, unanswered};
 use crate::routing::told;
+use crate::signals;
 use crate::state::{Cause, Incident, IncidentStatus, PageKey, State};
 use muster_common::time::Timestamp;
 
@@ -42,9 +42,7 @@ pub(super) fn page(
         HeldBack::News(conclusion) => return Some(conclusion),
     };
     let triggers = if is_held_back { None } else { trigger(state, now, key, cause, incident, found) };
-    triggers
-        .or_else(|| acknowledge(state, now, key, cause, incident, found))
-        .or_else(|| replaced(state, now, incident))
+    triggers.or_else(|| acknowledge(state, now, key, cause, incident, found)).or_else(|| replaced(state, now, incident))
 }
 
 /// Whether a silence holds pages back that call somebody. What was told before is acknowledged and resolved all the same.
@@ -209,7 +207,10 @@ fn why_page(incident: &Incident, found: Option<&Assessment>) -> String {
 
 fn why_now(incident: &Incident, found: Option<&Assessment>) -> String {
     // Nothing but flapping pages what recovers and did not happen at one moment.
-    if incident.status == IncidentStatus::Recovering && incident.relapses > 0 && !found.is_some_and(|found| found.happened) {
+    if incident.status == IncidentStatus::Recovering
+        && incident.relapses > 0
+        && !found.is_some_and(|found| found.happened)
+    {
         return format!("it came back {} times: {}", incident.relapses, incident.why);
     }
     match found.filter(|found| found.happened && !found.open) {
