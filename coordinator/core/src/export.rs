@@ -366,7 +366,9 @@ fn reasons(incident: &Incident) -> Vec<Count> {
 }
 
 fn traces(incident: &Incident) -> Vec<u64> {
-    let all: BTreeSet<u64> = incident.timeline.iter().map(|line| line.index).collect();
+    // Facts begin a trace; conclusions and pages are what followed from one.
+    let facts = incident.timeline.iter().filter(|line| matches!(line.kind, LineKind::Fact | LineKind::Operator));
+    let all: BTreeSet<u64> = facts.map(|line| line.index).collect();
     all.into_iter().collect()
 }
 
