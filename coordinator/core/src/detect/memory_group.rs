@@ -33,6 +33,11 @@ fn needed(hosts: u32) -> usize {
     usize::try_from(hosts.max(2)).unwrap_or(usize::MAX)
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a share of a count of agents is no larger than that count")]
+fn share_of(agents: f64, share: f64) -> usize {
+    (agents * share).ceil() as usize
+}
+
 /// `memory_critical on 4, memory_pressure on 2`.
 fn reasons(cause: &Cause) -> String {
     let mut counts: BTreeMap<Reason, usize> = BTreeMap::new();
@@ -147,7 +152,7 @@ impl Detector for MemoryGroup {
         let threshold = |key: &str| match rest(key, PREFIX) {
             Some(place) => {
                 let all = places::count(state, place).agents as f64;
-                let by_share = (all * rule.place_share).ceil() as usize;
+                let by_share = share_of(all, rule.place_share);
                 let (min, percent) = (rule.place_hosts_min, rule.place_share * 100.0);
                 let words = format!("short of memory on {min} hosts and {percent:.0} % of {place} at once");
                 (by_share.max(needed(min)), words)
