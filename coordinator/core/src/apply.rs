@@ -6,6 +6,7 @@
 mod archive;
 mod facts;
 mod findings;
+mod flood;
 pub(crate) mod incidents;
 pub(crate) mod links;
 mod pages;

@@ -1,7 +1,7 @@
 //! Forgetting an agent that is gone for good. What was open about it ends with it: the evidence is an operator's word
 //! that there is no such host any more. It is a new agent when it connects again.
 
-use super::{Step, findings, incidents, links};
+use super::{Step, findings, flood, incidents, links};
 use crate::cause;
 use crate::detect::places;
 use crate::second_opinion;
@@ -29,7 +29,7 @@ pub(super) fn archived(state: &mut State, step: Step, agent: &AgentName, by: &st
     for cause in &causes {
         incidents::forget_agent(state, step, cause, agent, format!("{agent} was archived by {by}: {reason}"));
     }
-    incidents::end_flood(state, agent);
+    flood::end(state, agent);
     second_opinion::over(state, agent);
     second_opinion::moved(state, agent, None);
     places::gone(state, agent);

@@ -1,6 +1,6 @@
 //! What conclusions, timers and outcomes of pages do to incidents.
 
-use super::{Step, facts, links, pages, response};
+use super::{Step, facts, flood, links, pages, response};
 use crate::cause::{self, CauseKind};
 use crate::changes;
 use crate::correlation;
@@ -8,10 +8,7 @@ use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
 use crate::second_opinion;
 use crate::signals;
-use crate::state::{
-    AgentRecord, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, PageOutcome, RESOLVED_INCIDENTS_MAX, State,
-    TIMELINE_MAX,
-};
+use crate::state::{Incident, IncidentStatus, MEMBERS_MAX, PageOutcome, RESOLVED_INCIDENTS_MAX, State, TIMELINE_MAX};
 use crate::timeline::{LineKind, TimelineLine};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
@@ -195,45 +192,8 @@ pub(super) fn agents_joined(state: &mut State, cause: &str, agents: &BTreeSet<Ag
             if let Some(record) = state.agents.get_mut(agent) {
                 record.incidents.insert(cause.to_owned());
             }
-            watch_flood(state, agent);
+            flood::watch(state, agent);
         }
-    }
-}
-
-/// Whether an agent has more unresolved incidents than are opened is a condition of its own, kept here.
-fn watch_flood(state: &mut State, agent: &AgentName) {
-    let Some(floods) = state.agents.get(agent).map(AgentRecord::floods) else { return };
-    let key = cause::agent_flood(agent);
-    let known = state.causes.get(&key).is_some_and(|cause| !cause.members.is_empty());
-    if floods == known {
-        return;
-    }
-    if floods {
-        let cause = state.causes.entry(key.clone()).or_default();
-        cause.members.insert(agent.to_string(), MemberRef { agent: agent.clone(), key: None });
-        cause.agents.insert(agent.clone(), 1);
-    } else {
-        if let Some(cause) = state.causes.get_mut(&key) {
-            cause.members.clear();
-            cause.agents.clear();
-        }
-        // There is room again for what was gathered.
-        let gathered: Vec<String> =
-            state.unresolved(&key).map(|incident| incident.members.iter().cloned().collect()).unwrap_or_default();
-        state.touched.extend(gathered);
-        super::drop_if_empty(state, &key);
-    }
-    state.touched.insert(key);
-}
-
-/// An agent is forgotten, and with it that it told too much.
-pub(super) fn end_flood(state: &mut State, agent: &AgentName) {
-    let key = cause::agent_flood(agent);
-    if let Some(cause) = state.causes.get_mut(&key) {
-        cause.members.clear();
-        cause.agents.clear();
-        state.touched.insert(key.clone());
-        super::drop_if_empty(state, &key);
     }
 }
 
@@ -516,7 +476,7 @@ fn resolved(state: &mut State, step: Step, key: &IncidentKey, resolution: &Resol
         if let Some(record) = state.agents.get_mut(agent) {
             record.incidents.remove(&key.cause);
         }
-        watch_flood(state, agent);
+        flood::watch(state, agent);
     }
     let symptoms = symptoms(state, &key.cause);
     for symptom in &symptoms {
