@@ -160,25 +160,22 @@ impl<'a> Life<'a> {
 
     fn live(mut self, hours: u64) -> Outcome {
         let end = hours.saturating_mul(HOUR_MS);
-        let mut closed = 0;
+        let (mut closed, mut reset) = (0, None);
         loop {
             let (connected, welcomed) = self.connect(closed);
             if connected >= end {
                 break;
             }
+            if let Some(reset) = reset.filter(|reset| *reset < connected) {
+                self.tell(reset, &Sign::End(Disconnect::Reset));
+            }
             self.tell(connected, &Sign::Connect);
-            match self.stream(connected, welcomed, end) {
-                Some(close) => closed = close,
-                None => break,
-            }
+            let Some(close) = self.stream(connected, welcomed, end) else { break };
             self.outcome.reconnects += 1;
-            // The agent's kernel says goodbye for it, as soon as that gets through.
-            let reset = self.transmit(closed);
-            if reset < self.resume(reset) || reset > closed + KEEPALIVE_TIMEOUT_MS {
-                continue;
-            }
-            self.tell(reset, &Sign::End(Disconnect::Reset));
-            closed = closed.max(reset);
+            closed = close;
+            // The agent's kernel says goodbye for it, as soon as that gets through; not to a coordinator that stands still.
+            let arrival = self.transmit(closed);
+            reset = (arrival == self.resume(arrival)).then_some(arrival);
         }
         self.outcome.agent_hours = hours;
         self.outcome
