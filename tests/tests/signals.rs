@@ -202,28 +202,28 @@ fn a_service_that_is_unwell_after_a_rollback_is_worse_and_before_it_is_not() {
     // It was down during the update, and came up within two minutes: that is what a rollback is for.
     check(
         "0 connect web
-         90 open web spl /run/spl.pid process_down
+         98 open web spl /run/spl.pid process_down
          100 occur web spl update_failed 0
          105 occur web spl update_rollback 0
          224 clear web spl /run/spl.pid process_down
          230 end",
-        "90 opened sev2 process_down host/web/service/spl#1
+        "98 opened sev2 process_down host/web/service/spl#1
          100 changed sev2 update_failed host/web/service/spl
          105 changed sev2 update_rollback host/web/service/spl
-         105 page trigger sev2 update_rollback host/web/service/spl
+         108 page trigger sev2 update_rollback host/web/service/spl
          224 recovering host/web/service/spl",
     );
     // It did not.
     check(
         "0 connect web
-         90 open web spl /run/spl.pid process_down
+         98 open web spl /run/spl.pid process_down
          100 occur web spl update_failed 0
          105 occur web spl update_rollback 0
          230 end",
-        "90 opened sev2 process_down host/web/service/spl#1
+        "98 opened sev2 process_down host/web/service/spl#1
          100 changed sev2 update_failed host/web/service/spl
          105 changed sev2 update_rollback host/web/service/spl
-         105 page trigger sev2 update_rollback host/web/service/spl
+         108 page trigger sev2 update_rollback host/web/service/spl
          225 changed sev1 update_rollback host/web/service/spl
          225 page trigger sev1 update_rollback host/web/service/spl
          225 page resolve sev1 update_rollback host/web/service/spl",
