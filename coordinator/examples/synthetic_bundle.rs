@@ -37,12 +37,12 @@ fn main() {
     let (facts, path) = (arguments.next().unwrap().parse().unwrap(), arguments.next().unwrap());
     let mut plain =
         File::options().create(true).truncate(true).read(true).write(true).open(format!("{path}.plain")).unwrap();
-    let mut world = World::new(BufWriter::new(&mut plain));
+    let mut world = World::new(BufWriter::new(plain.try_clone().unwrap()));
     while world.facts < facts {
         world.step();
     }
     let World { out, hash, index, last_at, .. } = world;
-    out.into_inner().unwrap();
+    drop(out.into_inner().unwrap());
     plain.seek(SeekFrom::Start(0)).unwrap();
     let manifest = Manifest {
         kind: KIND.to_owned(),

@@ -6,6 +6,7 @@ mod child;
 mod latency;
 pub(crate) mod measure;
 mod peers;
+mod replay;
 pub(crate) mod service;
 pub(crate) mod stage;
 pub(crate) mod table;
@@ -18,11 +19,14 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// The agent: memory, processor time, wake-ups, and how soon a kill is told
     Agent(agent::Options),
+    /// `muster-coordinator replay`: how quick it goes through a bundle of many facts
+    Replay(replay::Options),
 }
 
 /// Measures.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Agent(options) => agent::run(options),
+        Bench::Replay(options) => replay::run(options),
     }
 }
