@@ -211,7 +211,7 @@ fn conditions(options: &Options) -> Result<Table> {
     let cores = std::thread::available_parallelism()?.get();
     table.row(["processor", &format!("{cores} × {}", model.trim_start_matches([' ', '\t', ':']))]);
     table.row(["load at the end", &load]);
-    table.row(["agent", "profile `agent`: opt-level s, fat LTO; log level info for cost"]);
+    table.row(["agent", "profile `agent`: opt-level z, fat LTO, agent/layout/used.ld; log level info for cost"]);
     table.row(["coordinator", "profile `dev`, in its own process, on loopback; heartbeats every 5 s"]);
     table.row(["cost measured for", &format!("{} min after {} s", options.minutes, SETTLE.as_secs())]);
     let units = if has_systemd() { "5" } else { "not measured: no systemd runs here" };

@@ -11,7 +11,8 @@ use crate::say;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 /// The packages.
 const PACKAGES: [&str; 3] = ["monit", "prometheus-node-exporter", "zabbix-agent2"];
+/// It takes none above, which the kernel gives out by itself.
+const ZABBIX_PORTS: RangeInclusive<u16> = 20_000..=32_767;
 /// How often each looks, as ours does.
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -122,7 +125,8 @@ fn start_node_exporter(stage: &Stage, root: &Path) -> Result<Peer> {
 }
 
 fn start_zabbix(stage: &Stage, root: &Path) -> Result<Peer> {
-    let port = free_port()?;
+    let port = ZABBIX_PORTS.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let port = port.context("no port that zabbix-agent2 takes is free")?;
     let config = format!(
         "LogType=console\nServer=127.0.0.1\nListenIP=127.0.0.1\nListenPort={port}\nHostname=bench\n\
          PluginSocket={socket}\nControlSocket={control}\nPidFile={pid}\n",

@@ -7,7 +7,7 @@
 
 pub(crate) mod trace;
 
-use crate::bench::stage::{AgentPlan, Stage};
+use crate::bench::stage::{AgentPlan, SERVICES, Stage};
 use crate::lab;
 use crate::say;
 use crate::suite::workspace;
@@ -47,12 +47,16 @@ pub(crate) fn run() -> Result<()> {
     stage.start_agent(&AgentPlan { name: "layout", interval: "5s", more: "", filter: None })?;
     let logs = stage.write_logs()?;
     std::thread::sleep(CALM);
-    for index in [0, 9] {
+    for index in 0..SERVICES {
         stage.kill_service(index)?;
         std::thread::sleep(KILL_PAUSE);
         stage.start_service(index)?;
         std::thread::sleep(KILL_PAUSE);
     }
+    for log in stage.logs() {
+        fs::rename(&log, format!("{log}.1"))?;
+    }
+    std::thread::sleep(CALM);
     drop(logs);
     let called = fs::read_to_string(&called).context("what was called")?;
     stage.lab.kill("layout", Signal::SIGTERM).ok();
