@@ -4,15 +4,16 @@
 //! things are broken for real, and each fault must be found and paged exactly once. What is not possible on this machine
 //! (a memory cgroup) is skipped, and told.
 
+mod answers;
 mod faults;
 
 use crate::lab::receiver::Call;
 use crate::lab::{Lab, PAGERDUTY_PATH, WEBHOOK_PATH};
 use crate::say;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How to run it.
 #[derive(Args, Debug, Clone, Default)]
@@ -49,6 +50,18 @@ enum Outcome {
     Done { after: Duration, what: String },
 }
 
+impl Outcome {
+    /// The page came; its fault was made at `start`.
+    fn paged(page: &Call, start: Instant) -> Self {
+        Self::Paged {
+            after: page.at.duration_since(start),
+            incident: page.text("/incident").to_owned(),
+            severity: page.text("/severity").to_owned(),
+            title: page.text("/title").to_owned(),
+        }
+    }
+}
+
 /// Runs it. An error when anything was not found, was paged twice, or did not resolve.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut lab = Lab::new("demo", options.keep)?;
@@ -69,12 +82,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn play(lab: &mut Lab) -> Result<Vec<Row>> {
     start_fleet(lab)?;
-    let mut rows = Vec::new();
+    let mut rows = vec![answers::silence_a_fault(lab)?];
     for fault in faults::ALL {
         let row = Row { fault: fault.name, outcome: make_fault(lab, fault)? };
         progress(&row);
         rows.push(row);
     }
+    rows.push(answers::explain_and_replay(lab, first_incident(&rows)?)?);
     rows.push(freeze_a_host(lab)?);
     rows.extend(lose_the_primary(lab)?);
     check_each_paged_once(lab)?;
@@ -83,7 +97,7 @@ fn play(lab: &mut Lab) -> Result<Vec<Row>> {
 
 fn start_fleet(lab: &mut Lab) -> Result<()> {
     say!("starting two coordinators, three agents and their services …");
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     lab.prepare_coordinators(&["coord-a", "coord-b"])?;
     lab.write_coordinator_config("coord-a", None, COORDINATOR_EXTRA)?;
     lab.write_coordinator_config("coord-b", Some("coord-a"), COORDINATOR_EXTRA)?;
@@ -107,38 +121,45 @@ fn start_fleet(lab: &mut Lab) -> Result<()> {
 /// Makes one fault, waits for its page, mends it, waits for its resolve.
 fn make_fault(lab: &Lab, fault: &faults::Fault) -> Result<Outcome> {
     let before = lab.receiver.calls(WEBHOOK_PATH).len();
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     if let Some(reason) = (fault.inject)(lab)? {
         return Ok(Outcome::Skipped(reason));
     }
     let (page, _) = lab.wait(&format!("a page for: {}", fault.name), PAGE_LIMIT, || {
         Ok(lab.receiver.calls(WEBHOOK_PATH).into_iter().skip(before).find(|call| fault.matches(call)))
     })?;
-    let outcome = Outcome::Paged {
-        after: page.at.duration_since(start),
-        incident: page.text("/incident").to_owned(),
-        severity: page.text("/severity").to_owned(),
-        title: page.text("/title").to_owned(),
-    };
+    let outcome = Outcome::paged(&page, start);
     if let Some(mend) = fault.mend {
         mend(lab)?;
-        let key = page.text("/dedup_key").to_owned();
-        lab.wait(&format!("the resolve of: {}", fault.name), PAGE_LIMIT, || {
-            let calls = lab.receiver.calls(WEBHOOK_PATH);
-            Ok(calls
-                .iter()
-                .any(|call| call.text("/dedup_key") == key && call.text("/action") == "resolve")
-                .then_some(()))
-        })?;
+        resolved(lab, fault, &page)?;
     }
     Ok(outcome)
+}
+
+/// Waits until what a page told of is told to be over.
+fn resolved(lab: &Lab, fault: &faults::Fault, page: &Call) -> Result<()> {
+    let key = page.text("/dedup_key");
+    let is_resolve = |call: &Call| call.text("/dedup_key") == key && call.text("/action") == "resolve";
+    lab.wait(&format!("the resolve of: {}", fault.name), PAGE_LIMIT, || {
+        Ok(lab.receiver.calls(WEBHOOK_PATH).iter().any(is_resolve).then_some(()))
+    })?;
+    Ok(())
+}
+
+/// The incident that was paged first.
+fn first_incident(rows: &[Row]) -> Result<&str> {
+    let incident = rows.iter().find_map(|row| match &row.outcome {
+        Outcome::Paged { incident, .. } => Some(incident.as_str()),
+        _ => None,
+    });
+    incident.context("nothing was paged")
 }
 
 /// Freezes one host: `preflight` there says stop, who and why, and elsewhere it does not; lifted, it says go again. One
 /// more stays for the standby to know.
 fn freeze_a_host(lab: &Lab) -> Result<Row> {
     let [frozen, other, _] = faults::HOSTS;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let on = ["freeze", "on", "--reason", "demo of a freeze", "--agent", frozen];
     let freeze = lab.ctl("coord-a", &on)?;
     let id = freeze["id"].as_str().unwrap_or_default().to_owned();
@@ -180,7 +201,7 @@ fn lose_the_primary(lab: &mut Lab) -> Result<Vec<Row>> {
         Ok((lab.ctl("coord-b", &["incidents", "show", &number])?["owner"].as_str() != Some("")).then_some(()))
     })?;
     lab.kill("coord-a", nix::sys::signal::Signal::SIGKILL)?;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let promote = ["failover", "promote", "--old-primary", "coord-a", "--reason", "demo"];
     lab.ctl("coord-b", &[&promote[..], &["--force", "--yes", "--wait", "0s"]].concat())?;
     let (_, _) = lab.wait("agents to re-home to coord-b", PAGE_LIMIT, || {
@@ -246,7 +267,7 @@ fn check_each_paged_once(lab: &Lab) -> Result<()> {
 }
 
 fn all_faults() -> impl Iterator<Item = &'static faults::Fault> {
-    faults::ALL.iter().chain([&faults::AFTER_TAKEOVER])
+    faults::ALL.iter().chain([&faults::SILENCED, &faults::AFTER_TAKEOVER])
 }
 
 fn progress(row: &Row) {

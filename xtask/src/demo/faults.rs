@@ -132,6 +132,15 @@ pub(crate) const ALL: &[Fault] = &[
     },
 ];
 
+/// Made while a silence holds.
+pub(crate) const SILENCED: Fault = Fault {
+    name: "service killed under a silence",
+    inject: |lab| lab.kill("web-2.spl", Signal::SIGKILL).map(|()| None),
+    mend: Some(|lab| start_spl(lab, "web-2")),
+    reasons: &["process_down"],
+    about: &["web-2", "spl"],
+};
+
 /// Made under the new primary.
 pub(crate) const AFTER_TAKEOVER: Fault = Fault {
     name: "service killed under the new primary",

@@ -274,13 +274,17 @@ impl Lab {
         Ok(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect())
     }
 
-    /// Runs `musterctl … --format json` against a coordinator.
-    pub(crate) fn ctl(&self, coordinator: &str, arguments: &[&str]) -> Result<Value> {
+    /// Runs `musterctl …` against a coordinator; what it prints.
+    pub(crate) fn ctl_text(&self, coordinator: &str, arguments: &[&str]) -> Result<String> {
         let mut all = self.ctl_arguments(coordinator)?;
-        all.extend(["--format", "json"].map(str::to_owned));
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        let text = self.run("musterctl", &all)?;
+        self.run("musterctl", &all)
+    }
+
+    /// Runs `musterctl … --format json` against a coordinator.
+    pub(crate) fn ctl(&self, coordinator: &str, arguments: &[&str]) -> Result<Value> {
+        let text = self.ctl_text(coordinator, &[&["--format", "json"], arguments].concat())?;
         serde_json::from_str(&text).with_context(|| format!("musterctl printed no JSON: {text}"))
     }
 
