@@ -27,7 +27,7 @@ impl Program {
     /// A program that no other test runs.
     fn new(name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::copy("/bin/sleep", folder.path().join(name)).unwrap();
+        copy_program("/bin/sleep", &folder.path().join(name));
         Self { folder, name: name.to_owned() }
     }
 
@@ -124,7 +124,7 @@ fn an_older_main_process_that_lives_on_is_a_second_one_for_certain() {
 fn children_are_part_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("mstr-family");
-    std::fs::copy("/bin/bash", &program).unwrap();
+    copy_program("/bin/bash", &program);
     let script = format!("{0} -c 'sleep 600; true' & {0} -c 'sleep 600; true' & wait", program.display());
     let mut child = Command::new(&program);
     std::os::unix::process::CommandExt::process_group(&mut child, 0);
@@ -146,6 +146,12 @@ fn children_are_part_of_it() {
     }
     let judgement = stage.run();
     assert_eq!(judgement.verdict(), Verdict::Ok, "{judgement:?}");
+}
+
+/// By another process: one that a test beside this one forks meanwhile would have the copy open for writing, and what
+/// somebody writes cannot be executed.
+fn copy_program(from: &str, to: &std::path::Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
 }
 
 struct Family(Child);

@@ -68,8 +68,8 @@ impl Coordinator {
     pub async fn start(config: Config, credentials: Credentials) -> anyhow::Result<Self> {
         let certificate = Arc::new(Certificate::new(credentials.clone()).context("the certificate cannot serve")?);
         let paging = Paging::open(&config, &credentials)?;
-        let grpc_listener = bind_tls(config.listen.grpc)
-            .with_context(|| format!("cannot listen on {}", config.listen.grpc))?;
+        let grpc_listener =
+            bind_tls(config.listen.grpc).with_context(|| format!("cannot listen on {}", config.listen.grpc))?;
         let http_listener = match config.listen.http {
             Some(address) => {
                 Some(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?)
@@ -216,7 +216,10 @@ async fn serve_grpc(
         .add_service(FindingServiceServer::new(FindingApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(IncidentServiceServer::new(IncidentApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(SilenceServiceServer::new(SilenceApi::new(handle.clone())).max_decoding_message_size(bounded))
-        .add_service(PagingServiceServer::new(PagingApi::new(handle.clone(), paging.lanes, paging.fleet)).max_decoding_message_size(bounded))
+        .add_service(
+            PagingServiceServer::new(PagingApi::new(handle.clone(), paging.lanes, paging.fleet))
+                .max_decoding_message_size(bounded),
+        )
         .add_service(FailoverServiceServer::new(FailoverApi::new(failover.clone())).max_decoding_message_size(bounded))
         .add_service(ReplicationServiceServer::new(Replication::new(failover)).max_decoding_message_size(bounded))
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), handle.stopping().cancelled_owned())

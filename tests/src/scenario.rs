@@ -446,7 +446,7 @@ pub fn check_what_if(journal: &[Entry]) {
     let [own] = policies.as_slice() else { return };
     let mut middle = State::genesis();
     // Between two thoughts: a fact is stored together with what followed from it.
-    let begins = |entry: &Entry| entry.trace == entry.index && entry.index as usize > journal.len() / 2;
+    let begins = |entry: &Entry| entry.trace == entry.index && entry.index > journal.len() as u64 / 2;
     let end = journal.iter().position(begins).unwrap_or(journal.len());
     journal.iter().take(end).for_each(|entry| apply(&mut middle, entry));
     let same = replay::what_if(&State::genesis(), journal, own);

@@ -5,7 +5,7 @@ use muster_common::severity::Severity;
 use muster_coordinator_core::State;
 use muster_coordinator_core::entry::{EntryBody, TimerKey};
 use muster_coordinator_core::policy::Policy;
-use muster_coordinator_core::replay::{self, WhatIf, WhatIfError};
+use muster_coordinator_core::replay::{self, WhatIfError};
 use muster_tests::scenario::{Fleet, START_UNIX_MS, check, policy};
 use std::time::Duration;
 
@@ -448,7 +448,7 @@ fn what_if_compares_pages_and_does_not_claim_more_than_it_can() {
         change(&mut other);
         replay::what_if(&State::genesis(), &fleet.journal, &other)
     };
-    assert_eq!(what_if(&|_| {}), Ok(WhatIf::default()));
+    assert!(what_if(&|_| {}).unwrap().is_same());
     let slower = what_if(&|policy| policy.hold.sev2 = Duration::from_secs(11)).unwrap();
     assert_eq!((slower.added.len(), slower.removed.len(), slower.moved.len()), (0, 0, 2));
     let patient = what_if(&|policy| policy.hold.sev2 = Duration::from_secs(60)).unwrap();

@@ -96,7 +96,8 @@ impl Services {
 
     /// The hash of a file that one of the service's processes ran lately.
     pub fn sha256_of(&self, service: &ServiceName, version: &FileVersion) -> Option<&str> {
-        let mut known = self.executables.get(service)?.iter().filter(|(_, known)| known.version.as_ref() == Some(version));
+        let mut known =
+            self.executables.get(service)?.iter().filter(|(_, known)| known.version.as_ref() == Some(version));
         known.find_map(|(_, known)| known.sha256.as_deref().ok())
     }
 

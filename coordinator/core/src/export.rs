@@ -276,7 +276,8 @@ impl PageLine {
 fn pages_of<'a>(state: &'a State, incident: &Incident) -> Vec<&'a PageRecord> {
     let dead = state.dead_letters().map(|letter| &letter.record);
     let all = state.past_pages().chain(state.pending_pages()).chain(dead);
-    let own: BTreeMap<_, _> = all.filter(|record| record.incident == incident.key).map(|record| (record.id, record)).collect();
+    let own: BTreeMap<_, _> =
+        all.filter(|record| record.incident == incident.key).map(|record| (record.id, record)).collect();
     own.into_values().collect()
 }
 
@@ -290,7 +291,13 @@ fn impact(state: &State, incident: &Incident, now: Timestamp) -> Impact {
         Resolution::MergedInto { incident } => format!("merged into {}", number_of(state, incident)),
     });
     let mut services = incident.services.clone();
-    services.extend(incident.members.iter().filter(|m| !m.starts_with("host/")).filter_map(|m| Some(m.split('/').nth(1)?.to_owned())));
+    services.extend(
+        incident
+            .members
+            .iter()
+            .filter(|m| !m.starts_with("host/"))
+            .filter_map(|m| Some(m.split('/').nth(1)?.to_owned())),
+    );
     Impact {
         n_hosts: incident.agents.len(),
         hosts: incident.agents.iter().take(HOSTS_MAX).map(AgentName::to_string).collect(),
@@ -344,7 +351,11 @@ fn causes(state: &State, incident: &Incident, pages: &[&PageRecord]) -> Vec<Link
     if open.is_empty() {
         let told = pages.iter().rev().find(|record| !record.page.details.is_empty());
         let details = told.into_iter().flat_map(|record| &record.page.details);
-        links.extend(details.map(|detail| Link { grade: None, what: "told in its page".to_owned(), words: detail.clone() }));
+        links.extend(details.map(|detail| Link {
+            grade: None,
+            what: "told in its page".to_owned(),
+            words: detail.clone(),
+        }));
     }
     let symptoms = incident.members.iter().filter(|member| member.starts_with("host/") || member.starts_with("fleet/"));
     links.extend(symptoms.map(|symptom| Link { grade: None, what: "symptom".to_owned(), words: symptom.clone() }));
@@ -359,7 +370,8 @@ fn reasons(incident: &Incident) -> Vec<Count> {
     for reason in findings.filter_map(|member| member.rsplit('/').next()) {
         *counts.entry(reason).or_default() += 1;
     }
-    let mut counts: Vec<_> = counts.into_iter().map(|(reason, count)| Count { reason: reason.to_owned(), count }).collect();
+    let mut counts: Vec<_> =
+        counts.into_iter().map(|(reason, count)| Count { reason: reason.to_owned(), count }).collect();
     counts.sort_by(|a, b| (std::cmp::Reverse(a.count), &a.reason).cmp(&(std::cmp::Reverse(b.count), &b.reason)));
     counts.truncate(REASONS_MAX);
     counts
@@ -380,7 +392,9 @@ fn follow_ups(incident: &Incident, policy: &Policy) -> Vec<String> {
     todo.push(format!("compare with docs/runbooks/{}.md, and write down there what it lacked", incident.reason));
     todo.extend(incident.next_steps.iter().cloned());
     if incident.triggers_failed > 0 {
-        todo.push("mend the receivers that did not take their pages (musterctl receivers list, receivers test)".to_owned());
+        todo.push(
+            "mend the receivers that did not take their pages (musterctl receivers list, receivers test)".to_owned(),
+        );
     }
     let expected = *policy.response.get(incident.severity);
     let taken = incident.acknowledged.map(|at| at.since(incident.opened));
@@ -410,7 +424,10 @@ fn unknown(state: &State, incident: &Incident, policy_known: bool) -> Vec<String
         unknown.push(format!("the names of {} more findings that belong to it", incident.members_dropped));
     }
     if !policy_known {
-        unknown.push("the configuration at its opening: the journal does not reach back that far, the present one is shown".to_owned());
+        unknown.push(
+            "the configuration at its opening: the journal does not reach back that far, the present one is shown"
+                .to_owned(),
+        );
     }
     let silent: Vec<&str> = incident.blind.iter().map(AgentName::as_str).take(10).collect();
     if !silent.is_empty() {
@@ -422,7 +439,10 @@ fn unknown(state: &State, incident: &Incident, policy_known: bool) -> Vec<String
         unknown.push(format!("what these hosts had to forget before it was sent, in entries: {}", lost.join(", ")));
     }
     if !incident.is_unresolved() {
-        unknown.push("the evidence of what is over: a bundle of the journal has it (musterctl incidents export --bundle)".to_owned());
+        unknown.push(
+            "the evidence of what is over: a bundle of the journal has it (musterctl incidents export --bundle)"
+                .to_owned(),
+        );
     }
     unknown.push("what it meant for customers, and what it cost: only people know".to_owned());
     unknown

@@ -4,15 +4,17 @@
 //! Keeps nothing of what it has compared, so that a journal of any length fits. Must never claim what the journal
 //! cannot tell.
 
+mod difference;
 pub mod whatif;
 
 use crate::entry::{Entry, EntryBody};
 use crate::machine::Machine;
 use crate::state::State;
+pub use difference::{Course, IncidentDiff, Told, Unmatched, WhatIf};
 use muster_common::time::Timestamp;
 use serde::Serialize;
 use std::collections::VecDeque;
-pub use whatif::{Course, IncidentDiff, Told, Unmatched, WhatIf, WhatIfError, WhatIfRun, what_if};
+pub use whatif::{WhatIfError, WhatIfRun, what_if};
 
 /// Where a replay went another way than the journal.
 #[derive(Debug, Clone, PartialEq, Serialize)]

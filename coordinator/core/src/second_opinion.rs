@@ -189,10 +189,9 @@ impl Opinion {
                 format!("look at the power, console and network port of {agent} ({address}); ask its hypervisor"),
                 "ask whether somebody works on it".to_owned(),
             ],
-            Self::Disagree { missed, .. } => vec![
-                format!("compare the routes to {address} from {} and from the others", list(missed)),
-                log_in,
-            ],
+            Self::Disagree { missed, .. } => {
+                vec![format!("compare the routes to {address} from {} and from the others", list(missed)), log_in]
+            }
             Self::Unanswered { .. } => vec![format!("see whether the host answers: ping {address}"), log_in],
         }
     }

@@ -1,3 +1,5 @@
+//! Bundles written and read again: whole, damaged in every way, and made to harm.
+
 use super::*;
 use crate::store::{JournalHash, StoredEntry};
 use flate2::Compression;

@@ -62,12 +62,7 @@ pub struct Link {
 
 impl Link {
     /// A stream that was just opened at log time `now_ms`.
-    pub fn new(
-        peer: String,
-        number: u64,
-        now_ms: i64,
-        outbox: Outbox,
-    ) -> Self {
+    pub fn new(peer: String, number: u64, now_ms: i64, outbox: Outbox) -> Self {
         Self {
             peer,
             number,

@@ -3,8 +3,8 @@
 use crate::store::StoredEntry;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact, IncidentKey, TimerKey};
-use muster_coordinator_core::{freeze, silence};
 use muster_coordinator_core::state::State;
+use muster_coordinator_core::{freeze, silence};
 use muster_proto::convert::timestamp_to_wire;
 use muster_proto::v1;
 use serde_json::Value;

@@ -3,8 +3,8 @@
 use super::caller::{ACTORS, READERS, allow};
 use super::events::{incident_of, maybe};
 use super::paging::{PageRequest, bad_token};
-use super::{explain, export, status_of};
 use super::watch::{Watched, Watchers};
+use super::{explain, export, status_of};
 use crate::runtime::{Batch, Handle, View};
 use muster_common::limits::{NAME_BYTES_MAX, NOTE_BYTES_MAX, clip};
 use muster_coordinator_core::entry::{Fact, IncidentKey, OperatorAction, Resolution};
@@ -206,10 +206,7 @@ impl IncidentService for IncidentApi {
         self.act(by, &request.id, true, OperatorAction::SetSeverity { severity, note }).await
     }
 
-    async fn set_commander(
-        &self,
-        request: Request<v1::SetCommanderRequest>,
-    ) -> Result<Response<v1::Incident>, Status> {
+    async fn set_commander(&self, request: Request<v1::SetCommanderRequest>) -> Result<Response<v1::Incident>, Status> {
         let by = allow(&request, ACTORS)?.name();
         let request = request.into_inner();
         let commander = bounded("commander", request.commander.trim(), NAME_BYTES_MAX)?;

@@ -127,9 +127,12 @@ impl SilenceService for SilenceApi {
         if reason.trim().is_empty() {
             return Err(Status::invalid_argument("reason is empty: say why, whoever is paged later reads it"));
         }
-        let (now, ttl) = (self.handle.now(), request.ttl.ok_or_else(|| {
-            Status::invalid_argument("ttl is missing: a silence ends by itself, say after how long")
-        })?);
+        let (now, ttl) = (
+            self.handle.now(),
+            request.ttl.ok_or_else(|| {
+                Status::invalid_argument("ttl is missing: a silence ends by itself, say after how long")
+            })?,
+        );
         let ttl = ttl_of(ttl)?;
         let starts = request.start_time.map(|start| start_within_a_year(start, now)).transpose()?.unwrap_or(now);
         let full = |view: &View<'_>| view.state.silences().count() >= SILENCES_MAX;

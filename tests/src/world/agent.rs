@@ -214,6 +214,14 @@ impl Agent {
         }
     }
 
+    /// Nothing is wrong with the host any more, and what may run once runs elsewhere.
+    pub(super) fn get_well(&mut self, now: Timestamp) {
+        self.sick.clear();
+        let is_singleton = |key: &FindingKey| key.subject.subject == "singleton";
+        let stopped = if tells_running(now) { now - Duration::from_millis(1) } else { now };
+        self.happened.extend(occurrences().into_iter().filter(is_singleton).map(|key| (key, stopped)));
+    }
+
     /// One run of all probes; each is blind `blind` times in a hundred. True when something was written.
     pub(super) fn probe(&mut self, now: Timestamp, mut blind: impl FnMut() -> bool) -> bool {
         self.next_probe = now + PROBE_INTERVAL;
@@ -295,6 +303,11 @@ impl Agent {
     }
 }
 
+/// Of the moment depends whether a singleton was seen to start or to stop.
+fn tells_running(at: Timestamp) -> bool {
+    at.unix_ms() % 2 == 0
+}
+
 /// What an occurrence proves: which of a host's callers it was.
 fn told(key: &FindingKey, at: Timestamp) -> Evidence {
     let evidence = Evidence::new().text("source", format!("{}-{}", key.subject.service, at.unix_ms() % 3));
@@ -304,7 +317,7 @@ fn told(key: &FindingKey, at: Timestamp) -> Evidence {
             evidence.text("what", "deploy").text("executable_sha256", &hash).text("new", hash)
         }
         (Reason::Change, _) => {
-            let state = if at.unix_ms() % 2 == 0 { "running" } else { "stopped" };
+            let state = if tells_running(at) { "running" } else { "stopped" };
             evidence.text("what", "singleton").text("new", state)
         }
         (Reason::UpdateRollback, _) if at.unix_ms() % 2 == 0 => evidence.text("outcome", "failed"),

@@ -11,8 +11,8 @@ mod agent;
 mod checks;
 mod coordinator;
 mod faults;
-mod people;
 mod neighbours;
+mod people;
 mod shell;
 mod spool;
 
@@ -211,7 +211,8 @@ impl World {
             self.step(HEALED_TICK);
         }
         self.check_open_sets();
-        self.agents.iter_mut().for_each(|agent| agent.sick.clear());
+        let now = self.now;
+        self.agents.iter_mut().for_each(|agent| agent.get_well(now));
         for _ in 0..HEALED_TICKS {
             self.step(HEALED_TICK);
         }

@@ -71,7 +71,7 @@ impl Keys {
         let (sender, pressed) = unbounded_channel();
         // Ends with the process: a read of a terminal cannot be called off.
         std::thread::Builder::new().name("keys".to_owned()).spawn(move || {
-            for byte in stdin().bytes().map_while(Result::ok) {
+            for byte in stdin().lock().bytes().map_while(Result::ok) {
                 if sender.send(byte).is_err() {
                     return;
                 }

@@ -1,0 +1,158 @@
+//! How two courses of the same facts differ: pages and incidents, side by side.
+
+use crate::cause;
+use crate::entry::{IncidentKey, Resolution};
+use crate::state::Incident;
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
+use muster_common::time::Timestamp;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What another policy would have done.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct WhatIf {
+    /// Pages that only the other policy sends, in order.
+    pub added: Vec<Told>,
+    /// Pages that only the journal has.
+    pub removed: Vec<Told>,
+    /// Pages of both, at another time: the journal's, then the other policy's.
+    pub moved: Vec<(Told, Timestamp)>,
+    /// Incidents that differ, by cause and generation.
+    pub incidents: Vec<IncidentDiff>,
+    /// Operator facts whose incident does not exist, or is over, under the other policy.
+    pub unmatched: Vec<Unmatched>,
+    /// What the journal cannot tell, one sentence each.
+    pub unsure: Vec<String>,
+}
+
+impl WhatIf {
+    /// True when both policies page and open the same.
+    pub fn is_same(&self) -> bool {
+        self.added.is_empty()
+            && self.removed.is_empty()
+            && self.moved.is_empty()
+            && self.incidents.is_empty()
+            && self.unmatched.is_empty()
+    }
+}
+
+/// A trigger page, as far as two policies can be compared by it: the first to one receiver under one key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Told {
+    /// When.
+    pub at: Timestamp,
+    /// About which incident.
+    pub incident: IncidentKey,
+    /// To whom.
+    pub receiver: String,
+    /// Under which key.
+    pub dedup_key: String,
+    /// How bad.
+    pub severity: Severity,
+    /// What.
+    pub reason: Reason,
+    /// One sentence.
+    pub title: String,
+}
+
+/// What became of an incident.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Course {
+    /// For people; the two policies number differently.
+    pub number: String,
+    /// When it was opened.
+    pub opened: Timestamp,
+    /// The worst it got.
+    pub severity: Severity,
+    /// What it was about in the end.
+    pub reason: Reason,
+    /// When it was resolved.
+    pub resolved: Option<Timestamp>,
+    /// As a symptom of this one.
+    pub folded_into: Option<IncidentKey>,
+}
+
+impl Course {
+    pub(super) fn of(incident: &Incident) -> Self {
+        let folded_into = incident.resolution.as_ref().and_then(folded_into).cloned();
+        Self {
+            number: incident.number.clone(),
+            opened: incident.opened,
+            severity: incident.severity,
+            reason: incident.reason,
+            resolved: incident.resolved,
+            folded_into,
+        }
+    }
+}
+
+pub(super) fn folded_into(resolution: &Resolution) -> Option<&IncidentKey> {
+    match resolution {
+        Resolution::FoldedInto { incident } | Resolution::MergedInto { incident } => Some(incident),
+        Resolution::Evidence | Resolution::Operator { .. } => None,
+    }
+}
+
+/// An incident that the two policies see differently.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IncidentDiff {
+    /// Which.
+    pub incident: IncidentKey,
+    /// In the journal; none when only the other policy opens it.
+    pub recorded: Option<Course>,
+    /// Under the other policy; none when it does not open it.
+    pub replayed: Option<Course>,
+}
+
+/// What a person did about an incident that is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unmatched {
+    /// Of the fact.
+    pub index: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub by: String,
+    /// About which incident.
+    pub incident: IncidentKey,
+    /// What: acknowledge, resolve, note, …
+    pub action: String,
+}
+
+/// Those about a failing receiver follow from outcomes of pages that the other policy may not send.
+pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, result: &mut WhatIf) {
+    let name = |told: &Told| (told.receiver.clone(), told.dedup_key.clone());
+    let counts = |told: &Told| cause::failing_receiver(&told.incident.cause).is_none();
+    let theirs: BTreeMap<_, Timestamp> = replayed.iter().map(|told| (name(told), told.at)).collect();
+    let ours: BTreeSet<_> = recorded.iter().map(name).collect();
+    result.added = replayed.into_iter().filter(|told| counts(told) && !ours.contains(&name(told))).collect();
+    for told in recorded.into_iter().filter(counts) {
+        match theirs.get(&name(&told)) {
+            None => result.removed.push(told),
+            Some(at) if *at != told.at => result.moved.push((told, *at)),
+            Some(_) => {}
+        }
+    }
+}
+
+pub(super) fn incidents(
+    mut recorded: BTreeMap<IncidentKey, Course>,
+    replayed: BTreeMap<IncidentKey, Course>,
+) -> Vec<IncidentDiff> {
+    let counts = |key: &IncidentKey| cause::failing_receiver(&key.cause).is_none();
+    let same = |a: &Course, b: &Course| {
+        Course { number: String::new(), ..a.clone() } == Course { number: String::new(), ..b.clone() }
+    };
+    let mut differ = Vec::new();
+    for (incident, theirs) in replayed.into_iter().filter(|(key, _)| counts(key)) {
+        let ours = recorded.remove(&incident);
+        if !ours.as_ref().is_some_and(|ours| same(ours, &theirs)) {
+            differ.push(IncidentDiff { incident, recorded: ours, replayed: Some(theirs) });
+        }
+    }
+    let missing = recorded.into_iter().filter(|(key, _)| counts(key));
+    differ.extend(missing.map(|(incident, ours)| IncidentDiff { incident, recorded: Some(ours), replayed: None }));
+    differ.sort_by(|a, b| a.incident.cmp(&b.incident));
+    differ
+}
