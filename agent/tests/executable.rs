@@ -12,7 +12,6 @@ use muster_common::ids::{ProcessId, ServiceName};
 use muster_common::reason::Reason;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
@@ -60,8 +59,13 @@ impl Stage {
     /// Another file under the same name, as a package manager leaves it.
     fn build(&self, more: &[u8]) -> PathBuf {
         let (new, path) = (self.folder.path().join("new"), self.folder.path().join("spl"));
-        std::fs::copy("/bin/sleep", &new).unwrap();
-        std::fs::OpenOptions::new().append(true).open(&new).unwrap().write_all(more).unwrap();
+        // Written by another process: one that a test beside this one forks meanwhile would have it open, and what
+        // somebody writes cannot be executed.
+        let end = self.folder.path().join("end");
+        std::fs::write(&end, more).unwrap();
+        let script = "cat /bin/sleep \"$1\" >\"$2\" && chmod 755 \"$2\"";
+        let written = Command::new("sh").args(["-c", script, "sh"]).arg(&end).arg(&new).status().unwrap();
+        assert!(written.success());
         std::fs::rename(&new, &path).unwrap();
         path.canonicalize().unwrap()
     }

@@ -121,7 +121,8 @@ fn the_kernel_tells_who_reports() {
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let program = PathBuf::from(env!("CARGO_BIN_EXE_muster-agent"));
     let copy = folder.path().join("muster-agent");
-    std::fs::copy(&program, &copy).unwrap();
+    // By another process: what somebody has open for writing (a fork of the test beside) cannot be executed.
+    assert!(Command::new("cp").arg(&program).arg(&copy).status().unwrap().success());
     let as_nobody = |socket: &Path| {
         let socket = socket.display().to_string();
         let arguments = ["report", "--socket", &socket, "--service", "web", "--reason", "timeout"];

@@ -1,5 +1,4 @@
 //! Edits of watched configuration on a real file system: an edit, a touch, a rename over it, a removal.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
 
 use muster_agent::clock;
 use muster_agent::probe::{Context, Probe};

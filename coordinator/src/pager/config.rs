@@ -210,10 +210,13 @@ pub fn origin(url: &Uri) -> String {
     format!("{}://{host}{port}", url.scheme_str().unwrap_or("?"))
 }
 
+/// Reads the options of one kind of receiver.
+type ReadKind = fn(&Reader<'_>) -> Option<ReceiverConfig>;
+
 /// Reads all receivers; mistakes are noted in the reader.
 pub fn read_receivers(root: &Reader<'_>) -> Vec<ReceiverConfig> {
     let Some(receivers) = root.table("receiver") else { return Vec::new() };
-    let kinds: [(&str, fn(&Reader<'_>) -> Option<ReceiverConfig>); 5] = [
+    let kinds: [(&str, ReadKind); 5] = [
         ("pagerduty", read_pagerduty),
         ("alertmanager", read_alertmanager),
         ("slack", read_slack),

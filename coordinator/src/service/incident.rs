@@ -299,7 +299,6 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
         escalations: u32::try_from(incident.response.escalations).unwrap_or(u32::MAX),
         silenced_by: silenced_by(view, incident),
         changes: incident.changes.clone(),
-        ..v1::Incident::default()
     }
 }
 
