@@ -169,6 +169,8 @@ impl World {
         let back = self.now + Duration::from_secs(1 + self.rng.below(60));
         self.coordinators[index].back_at = Some(back);
         self.cut_all(index, End::Unavailable);
+        // Also those that their agents had given up: what still waits in them is read by nobody.
+        self.streams.iter_mut().filter(|stream| stream.coordinator == index).for_each(|stream| stream.open = false);
         self.note(format!("the primary crashes, loses {lost} entries, is back at {back}"));
     }
 
