@@ -1,4 +1,4 @@
-//! Why a page, an incident or a finding is what it is ([`why`]), and why nobody was paged about a host ([`why_not`]).
+//! Why a page, an incident or a finding is what it is ([`why`]), and why nobody was paged about a host ([`why_not()`]).
 //!
 //! Every conclusion carries its why already, and this tells it: what is told here is read from State, with the entry of
 //! the journal that proves it. It must never reason for itself where a rule has spoken, and looks only.
