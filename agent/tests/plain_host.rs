@@ -50,13 +50,17 @@ fn push_folder(host: &Booted, from: &Path, to: &str) {
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// What `doctor` says, beside kills for memory: this host shares the kernel's log with others.
+/// What it shares with the machine below, and says nothing about it: the kernel's log and the room on the disk.
+const SHARED: [&str; 3] = ["oom_kill", "disk_space_low", "disk_inodes_low"];
+
+/// What `doctor` says, beside what the machine below is to blame for.
 fn findings(host: &Booted, arguments: &str) -> (Vec<String>, String) {
     let output = host.output(&format!("muster-agent doctor --format json {arguments}"));
     let report: serde_json::Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
     let told = ["findings", "unknown"].iter().flat_map(|key| report[key].as_array().unwrap());
-    let told = told.filter(|told| told["reason"] != "oom_kill").map(ToString::to_string).collect();
+    let told =
+        told.filter(|told| !SHARED.iter().any(|reason| told["reason"] == *reason)).map(ToString::to_string).collect();
     (told, format!("{report:#}"))
 }
 
