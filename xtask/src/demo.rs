@@ -30,10 +30,13 @@ pub(crate) struct Options {
 const PAGE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Holds and stability windows of the demo: seconds where production has minutes. The three agents share this machine's
-/// kernel log, so that each tells the one OOM kill: that is no storm.
+/// kernel log, so that each tells the one OOM kill, and the same service is killed on all of them one after the other: both
+/// would be a storm.
 const COORDINATOR_EXTRA: &str = "\
 [detectors.oom_storm]\n\
 hosts = 4\n\
+[detectors.restart_storm]\n\
+fleet_hosts = 4\n\
 [incidents]\n\
 hold = { sev0 = \"0s\", sev1 = \"0s\", sev2 = \"2s\", sev3 = \"4s\", sev4 = \"4s\" }\n\
 stability = { sev0 = \"5s\", sev1 = \"5s\", sev2 = \"5s\", sev3 = \"5s\", sev4 = \"5s\" }\n";
