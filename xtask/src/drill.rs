@@ -45,11 +45,13 @@ fn sim(seeds: u64) -> Result<()> {
     Ok(())
 }
 
-/// Everything pages at once and nothing resolves by itself while the drill runs.
+/// Everything pages at once and by itself, and nothing resolves while the drill runs.
 const COORDINATOR_EXTRA: &str = "\
 [incidents]\n\
 hold = { sev0 = \"0s\", sev1 = \"0s\", sev2 = \"0s\", sev3 = \"0s\", sev4 = \"0s\" }\n\
-stability = { sev0 = \"1h\", sev1 = \"1h\", sev2 = \"1h\", sev3 = \"1h\", sev4 = \"1h\" }\n";
+stability = { sev0 = \"1h\", sev1 = \"1h\", sev2 = \"1h\", sev3 = \"1h\", sev4 = \"1h\" }\n\n\
+[detectors.incident_burst]\n\
+incidents = 100000\n";
 
 /// Agents of the drill.
 const AGENTS: usize = 10;

@@ -39,6 +39,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     step("house rules (tidy)", tidy::run)?;
     step("unit, integration and simulation tests", || {
         skipped.extend(cargo_test()?);
+        lab::built_by_tests();
         Ok(())
     })?;
     step("an independent gRPC client", || {

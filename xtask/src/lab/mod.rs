@@ -19,7 +19,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -383,16 +383,28 @@ pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Builds the three binaries and returns their folder.
+/// That the three binaries are up to date: set by the first to build them.
+static BUILT: OnceLock<()> = OnceLock::new();
+
+/// Builds the three binaries, unless this process did so or [`built_by_tests`], and returns their folder.
 pub(crate) fn build() -> Result<PathBuf> {
-    say!("building muster-agent, muster-coordinator and musterctl …");
-    let packages = ["muster-agent", "muster-coordinator", "musterctl"];
-    let mut command = Command::new(env!("CARGO"));
-    command.current_dir(crate::suite::workspace()).args(["build", "--quiet"]);
-    packages.iter().for_each(|package| {
-        command.args(["--package", package]);
-    });
-    ensure!(command.status()?.success(), "the build failed");
+    if BUILT.get().is_none() {
+        say!("building muster-agent, muster-coordinator and musterctl …");
+        let packages = ["muster-agent", "muster-coordinator", "musterctl"];
+        let mut command = Command::new(env!("CARGO"));
+        command.current_dir(crate::suite::workspace()).args(["build", "--quiet"]);
+        packages.iter().for_each(|package| {
+            command.args(["--package", package]);
+        });
+        ensure!(command.status()?.success(), "the build failed");
+        built_by_tests();
+    }
     let xtask = std::env::current_exe()?;
     Ok(xtask.parent().context("the running program has no folder")?.to_owned())
+}
+
+/// `cargo test` of the workspace has just built the same binaries, for its integration tests. To build them without its
+/// packages would choose fewer features of some libraries, and so compile much again.
+pub(crate) fn built_by_tests() {
+    BUILT.get_or_init(|| ());
 }
