@@ -21,6 +21,24 @@ fn every_reason_has_a_complete_runbook() {
 }
 
 #[test]
+fn the_list_has_every_reason_in_order_with_its_severity_and_whether_it_is_raised() {
+    let list = include_str!("../../docs/runbooks/README.md");
+    let rows = list.lines().filter_map(|line| line.strip_prefix("| [")?.split_once(']'));
+    let rows: Vec<(&str, &str)> = rows.collect();
+    let mut reasons: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    reasons.sort_unstable();
+    assert_eq!(rows.iter().map(|(reason, _)| *reason).collect::<Vec<_>>(), reasons);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
+    for (code, told) in rows {
+        let severity = code.parse::<Reason>().unwrap().default_severity();
+        assert!(told.starts_with(&format!("({code}.md) | {severity}")), "{code}: the code says {severity}");
+        let runbook = std::fs::read_to_string(folder.join(format!("{code}.md"))).unwrap();
+        let is_raised = !told.contains("not raised by this version");
+        assert_eq!(is_raised, !runbook.contains("Not raised by this version"), "{code}");
+    }
+}
+
+#[test]
 fn no_runbook_is_about_an_unknown_reason() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
     for entry in std::fs::read_dir(folder).unwrap() {
