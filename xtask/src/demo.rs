@@ -93,7 +93,6 @@ fn play(lab: &mut Lab) -> Result<Vec<Row>> {
         let row = Row { fault: fault.name, outcome: make_fault(lab, fault)? };
         progress(&row);
         rows.push(row);
-        // Not the first of all: what ended before its agent ever saw it alive is told in other words.
         if rows.len() == 1 {
             rows.push(answers::silence_a_fault(lab)?);
         }
@@ -117,13 +116,13 @@ fn start_fleet(lab: &mut Lab) -> Result<()> {
     for host in faults::HOSTS {
         lab.start_agent(host, &faults::services_config(lab, host))?;
     }
-    lab.wait("three agents live, a standby following", Duration::from_secs(60), || {
+    lab.wait("three agents live, their services seen, a standby following", Duration::from_secs(60), || {
         let status = lab.ctl("coord-a", &["status"])?;
         let live = status["agents_live"].as_u64() == Some(3);
         let standby = status["standbys"].as_array().is_some_and(|standbys| standbys.len() == 1);
-        Ok((live && standby).then_some(()))
+        Ok((live && standby && faults::all_seen_alive(lab)?).then_some(()))
     })?;
-    let what = "3 agents live, a standby follows".to_owned();
+    let what = "3 agents live, 7 services seen, a standby follows".to_owned();
     progress(&Row { fault: "fleet started", outcome: Outcome::Done { after: start.elapsed(), what } });
     Ok(())
 }

@@ -150,6 +150,10 @@ pub(crate) const AFTER_TAKEOVER: Fault = Fault {
     about: &["db-1", "spl"],
 };
 
+/// Processes that run all the while, with a pid file each: host and service.
+const STARTED: [&str; 7] =
+    ["web-1.spl", "web-2.spl", "db-1.spl", "web-2.api", "db-1.cron", "db-1.looper", "web-1.glutton"];
+
 /// Starts everything that the agents watch.
 pub(crate) fn start_services(lab: &Lab) -> Result<()> {
     for folder in ["run", "data"] {
@@ -177,13 +181,24 @@ pub(crate) fn start_services(lab: &Lab) -> Result<()> {
     lab.start_service("db-1.looper", &["--pid-file", &pid_file("db-1.looper")])?;
     let feast = lab.path("run/feast");
     lab.start_service("web-1.glutton", &["--pid-file", &pid_file("web-1.glutton"), "--eat-memory-when", &feast])?;
-    let started = ["web-1.spl", "web-2.spl", "db-1.spl", "web-2.api", "db-1.cron", "db-1.looper", "web-1.glutton"];
-    for name in started {
+    for name in STARTED {
         lab.wait(&format!("{name} is ready"), std::time::Duration::from_secs(10), || {
             Ok(Path::new(&pid_file(name)).exists().then_some(()))
         })?;
     }
-    lab.check_running(&started)
+    lab.check_running(&STARTED)
+}
+
+/// Whether every service was seen alive by its agent, which then tells its build. What ends before is told in other words.
+pub(crate) fn all_seen_alive(lab: &Lab) -> Result<bool> {
+    for host in HOSTS {
+        let events = lab.ctl("coord-a", &["events", "list", "--agent", host, "--limit", "200"])?.to_string();
+        let services = STARTED.iter().filter_map(|name| name.strip_prefix(host)?.strip_prefix('.'));
+        if !services.into_iter().all(|service| events.contains(&format!("{service} runs build "))) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The `[service.…]` tables of a host's agent.
