@@ -1,4 +1,4 @@
-//! Typed identifiers. A pid is (pid, start time), a file is (device, inode), a boot is its boot id (design, laws 7).
+//! Typed identifiers. A pid is (pid, start time), a file is (device, inode), a boot is its boot id.
 
 use crate::limits::NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};

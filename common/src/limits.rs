@@ -20,7 +20,7 @@ pub const EVIDENCE_TEXT_BYTES_MAX: usize = 1024;
 pub const NEXT_STEPS_MAX: usize = 12;
 /// Bytes of one next step.
 pub const NEXT_STEP_BYTES_MAX: usize = 512;
-/// Open conditions of one agent. A host with more is reported as such (`findings_suppressed` is counted).
+/// Open conditions of one agent. The agent counts what it does not tell beyond it.
 pub const OPEN_FINDINGS_PER_AGENT_MAX: usize = 1024;
 /// Subjects (service, probe, subject) one agent watches; also the size of a resync.
 pub const SUBJECTS_PER_AGENT_MAX: usize = 4096;

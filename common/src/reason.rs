@@ -1,4 +1,4 @@
-//! Reason codes: the closed list of what can be wrong, with kind and default severity (design, section 5).
+//! Reason codes: the closed list of what can be wrong, with kind and default severity.
 //!
 //! A code is a contract: dashboards, silences and runbooks refer to it. Add freely, never rename.
 
@@ -29,7 +29,7 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// Every reason, in the order of the design's table.
+            /// Every reason, in the order of the table below.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
             /// The snake_case code.

@@ -1,4 +1,4 @@
-//! Position of what an agent sends: (spool id, sequence, hash of the entry), design section 3.11.
+//! Position of what an agent sends: (spool id, sequence, hash of the entry).
 //!
 //! Hashes are chained: an entry's hash covers the one before it. A reverted VM that writes other entries under known
 //! sequence numbers is thus found at its first new entry, with one hash remembered per agent.

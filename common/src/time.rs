@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// Milliseconds since the Unix epoch, UTC. In the coordinator it is log time (design, section 3.2), in an agent the
+/// Milliseconds since the Unix epoch, UTC. In the coordinator it is log time, which never goes back; in an agent the
 /// wall clock, which is evidence only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -1,4 +1,4 @@
-//! What `doctor` found, and its JSON: one object, findings worst first (the contract of the design's section 5).
+//! What `doctor` found, and its JSON: one object, findings worst first, a contract that programs rely on.
 
 use muster_agent_core::diagnose::{Link, Recent, Relation, Story, stories};
 use muster_agent_core::judgement::{Judgement, Verdict};

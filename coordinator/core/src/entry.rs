@@ -28,7 +28,7 @@ use std::net::IpAddr;
 pub struct Entry {
     /// 1 for the first; no gaps.
     pub index: u64,
-    /// Log time (design, section 3.2); never goes back.
+    /// Log time; never goes back.
     pub at: Timestamp,
     /// Index of the fact or deadline that this followed from; its own index for those.
     pub trace: u64,
