@@ -171,3 +171,28 @@ fn a_cause_found_later_takes_the_gathering_in() {
     assert_eq!(count(&fleet, " page trigger "), 1, "{log}");
     fleet.check_journal();
 }
+
+/// To be one of many hides nothing: what gets worse among them makes the gathering worse, and pages.
+#[test]
+fn what_gets_worse_among_them_is_told() {
+    let mut fleet = Fleet::new(policy());
+    hosts(&mut fleet, 10);
+    for n in 0..10 {
+        fleet.run_line(&format!("{n} open h{n} s{n} /a.db sqlite_wal_growth"));
+    }
+    fleet.run_line("100 ack fleet/incident_burst");
+    fleet.run_line("5000 open h3 s3 /a.db sqlite_corrupt");
+    fleet.run_line("5010 end");
+    let log = fleet.log();
+    assert!(log.contains("69 page trigger sev3 incident_burst fleet/incident_burst"), "{log}");
+    assert!(log.contains("5000 changed sev1 incident_burst fleet/incident_burst"), "{log}");
+    assert!(log.contains("5000 page trigger sev1 incident_burst fleet/incident_burst"), "{log}");
+    let incident = fleet.machine.state().unresolved(FLEET_BURST).unwrap();
+    assert_eq!(incident.acknowledged, None, "that was about something milder");
+    assert!(incident.why.contains("host/h3/sqlite/s3//a.db makes it sev1: sqlite_corrupt"), "{}", incident.why);
+    // A person who knows of it makes it milder: it stays so.
+    fleet.run_line("5020 severity fleet/incident_burst sev3");
+    fleet.run_line("5030 open h4 s4 /a.db sqlite_not_a_database");
+    assert_eq!(fleet.machine.state().unresolved(FLEET_BURST).unwrap().severity.to_string(), "sev3");
+    fleet.check_journal();
+}

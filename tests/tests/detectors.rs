@@ -678,3 +678,35 @@ fn another_policy_has_other_thresholds() {
         "0 opened sev3 probe_blind fleet/probe_blind/pid_file/spl#1",
     );
 }
+
+/// A storm that takes an outage in is an outage.
+#[test]
+fn what_explains_others_is_as_bad_as_the_worst_of_them() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run_line("0 connect a b c d");
+    let failed = |fleet: &mut Fleet, host: &str| {
+        let said = Evidence::new().text("outcome", "failed");
+        let finding = Finding::new(key("spl", "it", Reason::UpdateRollback), "the rollback failed").evidence(said);
+        fleet.event(&agent(host), FindingEvent::Occurred(finding), Duration::ZERO);
+    };
+    for (n, host) in ["a", "b", "c"].iter().enumerate() {
+        fleet.run_line(&format!("{} occur {host} spl process_restarted 0", 10 + n));
+    }
+    fleet.run_line("30 ack fleet/restart_storm/spl");
+    failed(&mut fleet, "b");
+    fleet.run_line("40 end");
+    let log = fleet.log();
+    assert!(log.contains("30 changed sev1 restart_storm fleet/restart_storm/spl"), "{log}");
+    assert!(log.contains("30 page trigger sev1 restart_storm fleet/restart_storm/spl"), "{log}");
+    // One that had an incident of its own, and joins with it.
+    let mut fleet = Fleet::new(policy());
+    fleet.run_line("0 connect a b c d");
+    failed(&mut fleet, "a");
+    for (n, host) in ["b", "c", "a"].iter().enumerate() {
+        fleet.run_line(&format!("{} occur {host} spl process_restarted 0", 10 + n));
+    }
+    fleet.run_line("40 end");
+    let storm = newest(&fleet, "fleet/restart_storm/spl");
+    assert_eq!(storm.severity, Severity::Sev1, "{}", fleet.log());
+    fleet.check_journal();
+}

@@ -46,20 +46,15 @@ fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conc
         let known = is_member && cause.occurrences.is_empty();
         let here = if key.starts_with("host/") { " on this host" } else { "" };
         let why = format!("{}{here} is a symptom of {}", found.reason, target.number);
-        return (!known).then(|| Conclusion::IncidentJoined {
-            incident: target.key.clone(),
-            member: key.to_owned(),
-            why,
-        });
+        let joined = || Conclusion::IncidentJoined { incident: target.key.clone(), member: key.to_owned(), why };
+        return carried(state, target, key, found.severity, &found.worst).or_else(|| (!known).then(joined));
     }
     if let Some(target) = flood_of(state, key) {
         let known = target.members.contains(key) || target.members.len() >= MEMBERS_MAX;
         let why = format!("{} is one more than are opened for one agent", found.reason);
-        return (!known || !cause.occurrences.is_empty()).then(|| Conclusion::IncidentJoined {
-            incident: target.key.clone(),
-            member: key.to_owned(),
-            why,
-        });
+        let news = !known || !cause.occurrences.is_empty();
+        let joined = || Conclusion::IncidentJoined { incident: target.key.clone(), member: key.to_owned(), why };
+        return carried(state, target, key, found.severity, &found.worst).or_else(|| news.then(joined));
     }
     let generation = cause.generation.max(state.generation_floor) + 1;
     let text = found.wording(state, now, key, cause);
@@ -73,6 +68,22 @@ fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conc
         why: text.why,
         began: found.began,
         next_steps: text.next_steps,
+    })
+}
+
+/// What explains others is as bad as the worst of them: to be a symptom hides nothing. A severity that the policy names
+/// for the reason is obeyed.
+fn carried(state: &State, target: &Incident, key: &str, severity: Severity, worst: &str) -> Option<Conclusion> {
+    let named = state.policy().severities.contains_key(&target.reason);
+    if named || severity <= target.raised_beyond() {
+        return None;
+    }
+    Some(Conclusion::IncidentChanged {
+        incident: target.key.clone(),
+        severity,
+        reason: target.reason,
+        title: target.title.clone(),
+        why: format!("its symptom {key} makes it {severity}: {worst}"),
     })
 }
 
@@ -98,6 +109,9 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
         return Some(Conclusion::IncidentResolved { incident: id, resolution, why });
     }
     if let Some(target) = symptom::of(state, key) {
+        if let Some(worse) = carried(state, target, key, incident.severity, &incident.title) {
+            return Some(worse);
+        }
         let into = target.key.clone();
         let (resolution, why) = if incident.has_paged() {
             let why = format!("merged into {}: {}", target.number, target.title);
@@ -133,10 +147,12 @@ fn joins(state: &State, key: &str, cause: &Cause, member: &str) -> String {
     told.unwrap_or_else(|| detect::of(key).map_or("fell silent as well", |detector| detector.joined()).to_owned())
 }
 
-/// A person wants another severity. What the rules find now is remembered with it: only worse than that counts later.
+/// A person wants another severity. What the rules made of it so far is remembered with it: only worse than that counts
+/// later.
 fn by_hand(incident: &Incident, found: Option<&Assessment>) -> Option<Conclusion> {
     let wish = incident.response.wish.as_ref()?;
-    let assessed = found.map_or(Severity::Sev4, |found| found.severity);
+    let so_far = incident.response.by_hand.as_ref().map_or(incident.severity, |hand| hand.assessed);
+    let assessed = found.map_or(so_far, |found| found.severity.max(so_far));
     let note = &wish.note;
     Some(Conclusion::SeveritySet {
         incident: incident.key.clone(),
