@@ -196,3 +196,109 @@ fn what_gets_worse_among_them_is_told() {
     assert_eq!(fleet.machine.state().unresolved(FLEET_BURST).unwrap().severity.to_string(), "sev3");
     fleet.check_journal();
 }
+
+/// Ten that come hours later, while the old ones are still open, are another page and not its symptoms.
+#[test]
+fn a_second_wave_is_another_gathering() {
+    let mut fleet = Fleet::new(policy());
+    troubles(&mut fleet, 10);
+    fleet.run_line("100 ack fleet/incident_burst");
+    hosts(&mut fleet, 30);
+    for n in 10..20 {
+        fleet.run_line(&format!("{} open h{n} s{n} a port_closed", 30_000 + n));
+    }
+    fleet.run_line("30100 end");
+    let log = fleet.log();
+    assert!(log.contains("30019 opened sev2 incident_burst fleet/incident_burst-2#1"), "{log}");
+    assert!(log.contains("30029 page trigger sev2 incident_burst fleet/incident_burst-2"), "{log}");
+    assert_eq!(count(&fleet, " page trigger "), 2, "{log}");
+    let second = fleet.machine.state().unresolved("fleet/incident_burst-2").unwrap();
+    assert!(second.title.starts_with("10 new incidents within 9 s on 10 hosts: h10, h11"), "{}", second.title);
+    let first = fleet.machine.state().unresolved(FLEET_BURST).unwrap();
+    assert_eq!((first.agents.len(), first.owner.as_deref()), (10, Some("ann")));
+    // Late ones join the one that is hot.
+    fleet.run_line("30110 open h21 s21 a port_closed");
+    assert_eq!(fleet.machine.state().unresolved("fleet/incident_burst-2").unwrap().agents.len(), 11);
+    fleet.check_journal();
+}
+
+/// In a large fleet something is always new: it is not swallowed for hours by what began with ten.
+#[test]
+fn a_gathering_takes_new_ones_in_for_a_bounded_time() {
+    let mut fleet = Fleet::new(policy());
+    hosts(&mut fleet, 60);
+    for n in 0..10 {
+        fleet.run_line(&format!("{n} open h{n} s{n} a port_closed"));
+    }
+    for n in 10..40 {
+        fleet.run_line(&format!("{} open h{n} s{n} a port_closed", (n - 9) * 100));
+    }
+    let log = fleet.log();
+    assert_eq!(fleet.machine.state().unresolved(FLEET_BURST).unwrap().agents.len(), 10 + 12, "{log}");
+    // The others are their own, since they come too slowly for another gathering.
+    assert_eq!(count(&fleet, " page trigger "), 1 + 17, "{log}");
+    fleet.check_journal();
+}
+
+/// What was well for longer than an incident of its own would have been kept open is news when it fails again.
+#[test]
+fn what_was_well_for_long_is_on_its_own_again() {
+    let mut fleet = Fleet::new(policy());
+    troubles(&mut fleet, 10);
+    fleet.run_line("100 ack fleet/incident_burst");
+    for (line, expected) in [
+        ("1000 clear h0 s0 a port_closed", 1),
+        ("1500 open h0 s0 a port_closed", 1),
+        ("1600 clear h0 s0 a port_closed", 1),
+        ("9000 open h0 s0 a port_closed", 1),
+        ("9010 ack host/h0/service/s0", 2),
+        ("9020 occur h1 s1 oom_kill 0", 2),
+        ("20000 clear h1 s1 a port_closed", 2),
+        ("30000 occur h1 s1 oom_kill 0", 2),
+        ("30010 end", 3),
+    ] {
+        fleet.run_line(line);
+        assert_eq!(count(&fleet, " page trigger "), expected, "{line}: {}", fleet.log());
+    }
+    assert!(fleet.log().contains("9010 page trigger sev2 port_closed host/h0/service/s0"), "{}", fleet.log());
+    fleet.check_journal();
+}
+
+/// A few of many silent hosts never come back: they are told one by one, and the gathering ends.
+#[test]
+fn a_gathering_of_silences_ends_although_some_stay_silent() {
+    let mut policy = policy();
+    policy.detect.mass_place.agents_min = u32::MAX;
+    let mut fleet = Fleet::new(policy);
+    hosts(&mut fleet, 100);
+    for n in 0..12 {
+        fleet.run_line(&format!("{} silent h{n} nothing", 100 + n));
+    }
+    for n in 0..9 {
+        fleet.run_line(&format!("{} heard h{n}", 500 + n));
+    }
+    fleet.run_line("5000 end");
+    let log = fleet.log();
+    assert!(log.contains("507 recovering fleet/incident_burst"), "{log}");
+    assert!(log.contains("567 page trigger sev3 agent_stale host/h11/agent"), "{log}");
+    assert!(log.contains("1407 resolved fleet/incident_burst"), "{log}");
+    fleet.check_journal();
+}
+
+/// Somebody silenced a reason: many of it are no way around that.
+#[test]
+fn a_silence_of_a_reason_holds_back_many_of_it_and_nothing_else() {
+    let mut fleet = Fleet::new(policy());
+    hosts(&mut fleet, 12);
+    fleet.run_line("0 silence 6000 reason=disk_space_low");
+    for n in 0..10 {
+        fleet.run_line(&format!("{n} open h{n} s{n} / disk_space_low"));
+    }
+    fleet.run_line("100 end");
+    assert_eq!(count(&fleet, " page trigger "), 0, "{}", fleet.log());
+    assert!(fleet.log().contains("69 silenced fleet/incident_burst"), "{}", fleet.log());
+    fleet.run_line("110 open h11 s11 a port_closed");
+    fleet.run_line("200 end");
+    assert_eq!(count(&fleet, " page trigger "), 1, "one that is about something else joined: {}", fleet.log());
+    fleet.check_journal();
+}

@@ -477,3 +477,20 @@ fn what_flaps_is_one_incident_until_it_is_calm_and_its_recovery_is_told() {
     assert_eq!(count(&fleet, "opened sev2 process_down"), 10, "{}", fleet.log());
     assert_eq!(count(&fleet, "resolved host/web"), 9, "{}", fleet.log());
 }
+
+/// With no stability window at all, what flaps still ends when it is calm.
+#[test]
+fn what_flaps_ends_when_it_is_calm_although_its_window_is_nothing() {
+    let mut policy: Policy = policy();
+    policy.stability.sev2 = Duration::from_millis(0);
+    policy.hold.sev2 = Duration::from_secs(60);
+    policy.signals.flapping.high_percent = 10;
+    policy.signals.flapping.low_percent = 5;
+    let mut fleet = Fleet::new(policy);
+    run(&mut fleet, "0 connect web");
+    comes_and_goes(&mut fleet, 6, 100);
+    run(&mut fleet, "2200 end");
+    let newest = fleet.machine.state().newest_incident(SPL);
+    assert_eq!(newest.map(|incident| incident.is_unresolved()), Some(false), "{}", fleet.log());
+    fleet.check_journal();
+}

@@ -37,7 +37,7 @@ pub enum CauseKind {
 pub fn kind_of(cause: &str) -> CauseKind {
     if cause == MASS_STALE || cause.starts_with("fleet/mass_stale/") {
         CauseKind::MassStale
-    } else if cause == FLEET_BURST || is_of_host(cause, "/burst") {
+    } else if is_burst(cause) {
         CauseKind::Burst
     } else if cause.starts_with("fleet/") {
         CauseKind::Fleet
@@ -50,6 +50,15 @@ pub fn kind_of(cause: &str) -> CauseKind {
     }
 }
 
+/// A gathering of the fleet or of one host, also one of those that came while an older one was still open.
+fn is_burst(cause: &str) -> bool {
+    let base = match cause.rsplit_once('-') {
+        Some((base, nth)) if nth.parse::<usize>().is_ok() => base,
+        _ => cause,
+    };
+    base == FLEET_BURST || is_of_host(base, "/burst")
+}
+
 /// `host/AGENT` and this end, and nothing between.
 fn is_of_host(cause: &str, end: &str) -> bool {
     cause.starts_with("host/") && cause.ends_with(end) && cause.matches('/').count() == 2
@@ -58,6 +67,11 @@ fn is_of_host(cause: &str, end: &str) -> bool {
 /// Cause key of many new incidents of one host that nothing explains.
 pub fn host_burst(agent: &AgentName) -> String {
     format!("host/{agent}/burst")
+}
+
+/// The nth of several gatherings that are open at once: the first has the plain key.
+pub fn nth_burst(base: &str, nth: usize) -> String {
+    if nth <= 1 { base.to_owned() } else { format!("{base}-{nth}") }
 }
 
 /// Cause key of more incidents of one agent than are opened.
@@ -253,5 +267,11 @@ mod tests {
         assert_eq!(kind_of("host/web-1/agent"), CauseKind::AgentStale);
         assert_eq!(kind_of("host/web-1/service/agent"), CauseKind::Host);
         assert_eq!(kind_of("fleet/lock/spl/a.db"), CauseKind::Fleet);
+        for base in [FLEET_BURST, "host/web-1/burst"] {
+            for nth in [1, 2, 16] {
+                assert_eq!(kind_of(&nth_burst(base, nth)), CauseKind::Burst, "{base} {nth}");
+            }
+        }
+        assert_eq!(kind_of("host/web-2/service/burst-2"), CauseKind::Host);
     }
 }

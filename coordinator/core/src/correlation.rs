@@ -2,13 +2,18 @@
 //! radius. Those of one host are that host's; others are the fleet's.
 //!
 //! What is gathered goes on to be watched by its own cause: when few of them are wrong any more the gathering incident
-//! recovers, and what is still wrong comes back as an incident of its own.
+//! recovers, and what is still wrong comes back as an incident of its own. What was well for long and is wrong again is
+//! on its own at once.
+//!
+//! A gathering takes new ones in for a bounded time: who was paged about it hours ago is not told of what happens now.
+//! What comes later is told by itself, or makes another gathering beside it.
 
 use crate::cause::{self, CauseKind};
 use crate::state::{Cause, INCIDENT_SERVICES_MAX, IncidentStatus, Link, MEMBERS_MAX, MemberRef, State};
 use crate::symptom;
 use muster_common::ids::AgentName;
 use muster_common::limits::{SUMMARY_BYTES_MAX, clip};
+use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,6 +23,11 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const FIRST_TOLD_MAX: usize = 12;
 /// Causes in one gathering; what comes beyond pages by itself.
 pub const GATHERED_MAX: usize = 65_536;
+/// Windows for which a gathering takes new ones in, however closely they follow each other: in a large fleet something is
+/// always new, and what has nothing to do with the rest is not to be swallowed for hours.
+pub const HOT_WINDOWS_MAX: u32 = 10;
+/// Gatherings open at once, of the fleet and of each host; what would make one more joins the last.
+pub const BURSTS_MAX: usize = 8;
 
 /// What was gathered under one cause key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +58,12 @@ pub struct Burst {
     pub explained_by: Option<String>,
     /// Which of them.
     pub explained: BTreeSet<String>,
+    /// Since when those that are well are.
+    #[serde(default)]
+    pub well_since: BTreeMap<String, Timestamp>,
+    /// What they are about: a silence of one reason holds back many of it.
+    #[serde(default)]
+    pub reasons: BTreeSet<Reason>,
 }
 
 impl Burst {
@@ -66,7 +82,27 @@ impl Burst {
             happened: false,
             explained_by: None,
             explained: BTreeSet::new(),
+            well_since: BTreeMap::new(),
+            reasons: BTreeSet::new(),
         }
+    }
+
+    /// Takes the word of a cause: whether it is wrong now.
+    fn is_now(&mut self, key: &str, wrong: bool, was: bool, now: Timestamp) {
+        self.n_wrong = self.n_wrong + u64::from(wrong) - u64::from(was);
+        if wrong {
+            self.well_since.remove(key);
+        } else if was {
+            self.well_since.insert(key.to_owned(), now);
+        }
+    }
+
+    /// It is on its own again.
+    fn leave(&mut self, key: &str) {
+        let was = self.gathered.remove(key).unwrap_or_default();
+        self.n_wrong = self.n_wrong.saturating_sub(u64::from(was));
+        self.well_since.remove(key);
+        self.explained.remove(key);
     }
 
     /// One of them is a symptom of that, or of nothing; whether that is news.
@@ -99,18 +135,22 @@ pub(crate) fn opened(state: &mut State, now: Timestamp, key: &str) {
     recent.retain(|(at, key)| *at >= oldest && state.unresolved(key).is_some());
     recent.push_back((now, key.to_owned()));
     let count = usize::try_from(policy.incidents).unwrap_or(usize::MAX);
-    let hot = |burst: &&str| is_hot(state, burst, oldest);
-    let to = [own_burst.as_str(), cause::FLEET_BURST].into_iter().filter(|burst| *burst != key).find(hot);
+    let nths = |base: &str| (1..=BURSTS_MAX).map(|nth| cause::nth_burst(base, nth)).collect::<Vec<_>>();
+    let hot = |burst: &String| burst != key && is_hot(state, burst, now);
+    let to = nths(&own_burst).into_iter().chain(nths(cause::FLEET_BURST)).find(hot);
+    // One that is open and does not gather any more is told already: these are others.
+    let free = |base: &str| nths(base).into_iter().find(|burst| state.unresolved(burst).is_none());
+    let free = |base: &str| free(base).unwrap_or_else(|| cause::nth_burst(base, BURSTS_MAX));
     let of_one_host = |other: &String| burst_of(other).as_deref() == Some(own_burst.as_str());
     let n_of_host = recent.iter().filter(|(_, other)| of_one_host(other)).count();
     let (burst, gathered): (String, Vec<String>) = match to {
-        Some(burst) => (burst.to_owned(), vec![key.to_owned()]),
+        Some(burst) => (burst, vec![key.to_owned()]),
         None if n_of_host >= count => {
             let of_host = recent.iter().map(|(_, other)| other).filter(|other| of_one_host(other));
-            (own_burst.clone(), of_host.cloned().collect())
+            (free(&own_burst), of_host.cloned().collect())
         }
         None if recent.len() >= count => {
-            (cause::FLEET_BURST.to_owned(), recent.iter().map(|(_, other)| other.clone()).collect())
+            (free(cause::FLEET_BURST), recent.iter().map(|(_, other)| other.clone()).collect())
         }
         None => {
             state.recently_opened = recent;
@@ -128,7 +168,7 @@ pub(crate) fn opened(state: &mut State, now: Timestamp, key: &str) {
 fn burst_of(key: &str) -> Option<String> {
     match cause::kind_of(key) {
         // A host's own gathering may be one of many, but not one of itself.
-        CauseKind::Burst if key != cause::FLEET_BURST => Some(cause::FLEET_BURST.to_owned()),
+        CauseKind::Burst if key.starts_with("host/") => Some(cause::FLEET_BURST.to_owned()),
         CauseKind::Host | CauseKind::AgentStale => {
             let agent = key.strip_prefix("host/")?.split('/').next()?;
             Some(cause::host_burst(&AgentName::new(agent).ok()?))
@@ -137,11 +177,14 @@ fn burst_of(key: &str) -> Option<String> {
     }
 }
 
-/// Still gathers: it goes on, or is about what only happened, and something joined it within the window.
-fn is_hot(state: &State, burst: &str, oldest: Timestamp) -> bool {
+/// Still gathers: it goes on, or is about what only happened, something joined it within the window, and it did not begin
+/// too long ago.
+fn is_hot(state: &State, burst: &str, now: Timestamp) -> bool {
     let Some(incident) = state.unresolved(burst) else { return false };
     let Some(burst) = state.cause(burst).and_then(|cause| cause.burst.as_ref()) else { return false };
-    burst.last >= oldest && (incident.status == IncidentStatus::Open || burst.happened)
+    let window = state.policy.correlation.window;
+    let joined_lately = burst.last + window >= now && burst.first_opened + window * HOT_WINDOWS_MAX >= now;
+    joined_lately && (incident.status == IncidentStatus::Open || burst.happened)
 }
 
 fn gather(state: &mut State, now: Timestamp, burst_key: &str, key: String) {
@@ -150,7 +193,7 @@ fn gather(state: &mut State, now: Timestamp, burst_key: &str, key: String) {
         &format!("{} {} at {}: {}", incident.number, incident.reason, incident.began, incident.title),
         SUMMARY_BYTES_MAX,
     );
-    let (severity, began, opened) = (incident.severity, incident.began, incident.opened);
+    let (severity, began, opened, reason) = (incident.severity, incident.began, incident.opened, incident.reason);
     let (agents, services) = (incident.agents.clone(), incident.services.clone());
     let wrong = is_wrong(state, &key);
     let only_happened = state.cause(&key).is_some_and(|cause| !cause.occurrences.is_empty() || cause.storm.is_some());
@@ -169,6 +212,10 @@ fn gather(state: &mut State, now: Timestamp, burst_key: &str, key: String) {
     }
     if burst.gathered.insert(key.clone(), wrong) != Some(true) {
         burst.n_wrong += u64::from(wrong);
+    }
+    burst.reasons.insert(reason);
+    if !wrong {
+        burst.well_since.insert(key.clone(), now);
     }
     burst.worst = burst.worst.max(severity);
     burst.began = burst.began.min(began);
@@ -220,10 +267,22 @@ pub(crate) fn update(state: &mut State) {
     let touched: Vec<(String, String)> = state.touched.iter().filter_map(known).collect();
     for (key, burst_key) in touched {
         let wrong = is_wrong(state, &key);
+        let speaks = wrong || state.cause(&key).is_some_and(|cause| !cause.occurrences.is_empty());
         let explained = symptom::of_detector(state, &key).map(|incident| incident.key.cause.clone());
+        let now = state.last_at;
+        let stability = &state.policy.stability;
         let Some(burst) = state.causes.get_mut(&burst_key).and_then(|cause| cause.burst.as_mut()) else { continue };
-        let Some(was) = burst.gathered.insert(key.clone(), wrong) else { continue };
-        burst.n_wrong = burst.n_wrong + u64::from(wrong) - u64::from(was);
+        let Some(was) = burst.gathered.get(&key).copied() else { continue };
+        // An incident of its own would have been over by now: this is another one.
+        let long_well = burst.well_since.get(&key).is_some_and(|since| now > *since + *stability.get(burst.worst));
+        if speaks && !was && long_well {
+            burst.leave(&key);
+            state.gathered_in.remove(&key);
+            state.touched.insert(burst_key);
+            continue;
+        }
+        burst.gathered.insert(key.clone(), wrong);
+        burst.is_now(&key, wrong, was, now);
         let news = burst.is_explained(key, explained);
         if was != wrong || news {
             state.touched.insert(burst_key);

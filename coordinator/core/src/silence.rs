@@ -52,7 +52,7 @@ pub struct Matchers {
     /// Services: every service of the incident is one of them.
     #[serde(default)]
     pub services: BTreeSet<String>,
-    /// Reason codes: the incident's is one of them.
+    /// Reason codes: the incident's is one of them, or those of all incidents that it gathers.
     #[serde(default)]
     pub reasons: BTreeSet<String>,
     /// Cause keys: the incident's is one of them.
@@ -91,10 +91,17 @@ impl Matchers {
             || (!services.is_empty()
                 && services.len() < INCIDENT_SERVICES_MAX
                 && services.iter().all(|service| fit_any(&self.services, service)));
-        fit_any(&self.reasons, incident.reason.as_str())
-            && fit_any(&self.causes, &incident.key.cause)
-            && services_fit
-            && hosts_fit
+        self.fit_reasons(state, incident) && fit_any(&self.causes, &incident.key.cause) && services_fit && hosts_fit
+    }
+
+    /// Many incidents told as one are about what each of them is about: to be gathered does not get around a silence.
+    fn fit_reasons(&self, state: &State, incident: &Incident) -> bool {
+        if fit_any(&self.reasons, incident.reason.as_str()) {
+            return true;
+        }
+        let burst = state.cause(&incident.key.cause).and_then(|cause| cause.burst.as_ref());
+        let gathered = burst.map(|burst| &burst.reasons).filter(|reasons| !reasons.is_empty());
+        gathered.is_some_and(|reasons| reasons.iter().all(|reason| fit_any(&self.reasons, reason.as_str())))
     }
 }
 

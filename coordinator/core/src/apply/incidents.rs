@@ -181,7 +181,7 @@ fn count_number(state: &mut State, step: Step) {
 
 /// Hosts that take part from now on: whether they are heard decides on the incident's stability window.
 pub(super) fn agents_joined(state: &mut State, cause: &str, agents: &BTreeSet<AgentName>) {
-    let counts_blind = cause::kind_of(cause) != CauseKind::MassStale;
+    let counts_blind = counts_blind(cause);
     for agent in agents {
         let sure = state.agents.get(agent).is_none_or(links::is_sure);
         let Some(incident) = unresolved_mut(state, cause) else { return };
@@ -195,6 +195,12 @@ pub(super) fn agents_joined(state: &mut State, cause: &str, agents: &BTreeSet<Ag
             flood::watch(state, agent);
         }
     }
+}
+
+/// Whether an incident waits for all of its hosts to be heard. One about silences does not, nor one that gathers others:
+/// each of those is watched by its own cause, and whoever stays silent has an incident of its own when it recovers.
+fn counts_blind(cause: &str) -> bool {
+    !matches!(cause::kind_of(cause), CauseKind::MassStale | CauseKind::Burst)
 }
 
 /// An agent that takes part in the incident is forgotten: nobody waits for it to be heard.
@@ -411,6 +417,8 @@ fn restart_clock(state: &mut State, step: Step, cause: &str) {
         let generation = incident.key.generation;
         if until > step.at {
             state.timers.insert((until, TimerKey::StabilityOver { cause: cause.to_owned(), generation }));
+        } else {
+            signals::await_calm(state, step, cause);
         }
         state.touched.insert(cause.to_owned());
     }
@@ -444,7 +452,7 @@ pub(super) fn sureness_changed(state: &mut State, step: Step, agent: &AgentName)
     let Some(record) = state.agents.get(agent) else { return };
     let sure = links::is_sure(record);
     for cause in record.incidents.clone() {
-        if cause::kind_of(&cause) == CauseKind::MassStale {
+        if !counts_blind(&cause) {
             continue;
         }
         if let Some(incident) = unresolved_mut(state, &cause) {
