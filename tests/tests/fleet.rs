@@ -482,3 +482,44 @@ fn three_hundred_silent_hosts_are_one_page() {
     assert!(page.title.starts_with("300 of 400 agents fell silent together"), "{}", page.title);
     fleet.check_journal();
 }
+
+/// Some of a mass never came back. Who falls silent days later is no part of it, and is told.
+#[test]
+fn an_old_mass_silence_does_not_swallow_later_ones() {
+    let mut fleet = Fleet::new(policy());
+    for n in 0..40 {
+        fleet.run_line(&format!("0 label h{n} zone=z{}", n % 4));
+        fleet.run_line(&format!("0 connect h{n}"));
+    }
+    for n in 0..20 {
+        fleet.run_line(&format!("{} silent h{n} nothing", 100 + n / 4));
+    }
+    fleet.run_line("200 ack fleet/mass_stale");
+    for n in 0..15 {
+        fleet.run_line(&format!("{} connect h{n}", 300 + n));
+    }
+    // One that blips belongs to it; one that was never of it, or has been back for long, does not.
+    fleet.run_line("500 silent h3 nothing");
+    fleet.run_line("600 connect h3");
+    fleet.run_line("90000 silent h30 nothing");
+    fleet.run_line("91000 silent h4 nothing");
+    fleet.run_line("91100 end");
+    let log = fleet.log();
+    let pages: Vec<&str> = log.lines().filter(|line| line.contains(" page trigger ")).collect();
+    assert_eq!(
+        pages,
+        [
+            "107 page trigger sev1 mass_stale fleet/mass_stale",
+            "90060 page trigger sev3 agent_stale host/h30/agent",
+            "91060 page trigger sev3 agent_stale host/h4/agent"
+        ],
+        "{log}"
+    );
+    // A zone that falls silent beside it is its own page.
+    for n in [21, 25, 29, 33, 37] {
+        fleet.run_line(&format!("100000 silent h{n} nothing"));
+    }
+    fleet.run_line("100010 end");
+    assert!(fleet.log().contains("100005 page trigger sev1 mass_stale fleet/mass_stale/zone=z1"), "{}", fleet.log());
+    fleet.check_journal();
+}

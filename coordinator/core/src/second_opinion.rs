@@ -230,8 +230,7 @@ pub(crate) fn wanted(state: &State, now: Timestamp, incident: &Incident) -> Opti
         return None;
     }
     let record = state.agent(incident.agents.first()?)?;
-    let masses = detect::mass_of_places(state, &record.name);
-    if masses.iter().map(String::as_str).chain([cause::MASS_STALE]).any(|mass| state.unresolved(mass).is_some()) {
+    if detect::is_gathered(state, &record.name) {
         return None;
     }
     let Link::Silent { index: silence, .. } = record.link else { return None };

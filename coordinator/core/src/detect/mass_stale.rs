@@ -1,6 +1,7 @@
 //! Many agents fall silent together: one page, not one per host. Counted over the whole fleet, and over each place that
 //! the agents share (a label's value, a subnet); where several of them explain it the one that fits best tells it.
-//! Recoveries always pass: whoever is heard leaves at once.
+//! Recoveries always pass: whoever is heard leaves at once. A mass takes in those who fall silent soon after each other;
+//! who does so later, while some of an old mass are still away, is another matter and told as such.
 
 use super::places::{self, Place};
 use super::{Detector, Look, agent_stale, rest};
@@ -223,11 +224,32 @@ fn is_enough(state: &State, place: Option<&str>, fell: &Fell) -> bool {
     }
 }
 
+/// Whether an open mass takes this agent in, which fell silent just now: another one of it did within the window, or this
+/// one was of it and came back only lately. None when there is no open mass.
+fn gathers(state: &State, key: &str, agent: &AgentName) -> Option<bool> {
+    let mass = state.unresolved(key).filter(|mass| mass.status == IncidentStatus::Open)?;
+    let (now, policy) = (state.last_at(), state.policy());
+    let members = &state.cause(key)?.agents;
+    let lately = |at: Timestamp| at + policy.liveness.mass_window >= now;
+    let recent = state.silences.iter().rev().take(LOOKED_AT_MAX).take_while(|(at, _)| lately(*at));
+    let grows = recent.map(|(_, other)| other).any(|other| other != agent && members.contains_key(other));
+    let back = state.agent(agent).and_then(|record| record.connected_at);
+    let relapses = || back.is_some_and(|at| at + *policy.stability.get(mass.severity) >= now);
+    Some(grows || (mass.agents.contains(agent) && relapses()))
+}
+
+/// Whether an agent's silence is part of something larger that goes on.
+pub(crate) fn is_gathered(state: &State, agent: &AgentName) -> bool {
+    let masses = mass_of_places(state, agent).into_iter().chain([MASS_STALE.to_owned()]);
+    masses.into_iter().any(|mass| gathers(state, &mass, agent) == Some(true))
+}
+
 /// An agent fell silent: the masses that it makes or joins, each with those that join with it.
 pub(crate) fn mass_groups(state: &State, agent: &AgentName) -> Vec<(String, Vec<AgentName>)> {
-    let runs = |key: &str| state.unresolved(key).is_some_and(|mass| mass.status == IncidentStatus::Open);
-    // While the mass recovers, a new silence is one of its own, unless there are enough of them for a new mass.
-    if runs(MASS_STALE) {
+    // While the mass recovers, a new silence is one of its own, unless there are enough of them for a new mass. One that
+    // stands still, since some of it never came back, has been told long ago: it takes nobody in.
+    let fleet = gathers(state, MASS_STALE, agent);
+    if fleet == Some(true) {
         return vec![(MASS_STALE.to_owned(), vec![agent.clone()])];
     }
     let recent = |place: Option<&str>| -> Vec<AgentName> {
@@ -236,16 +258,21 @@ pub(crate) fn mass_groups(state: &State, agent: &AgentName) -> Vec<(String, Vec<
             |agent: &&AgentName| place.is_none_or(|place| places::of(state, agent).iter().any(|own| own == place));
         silent.filter(inside).cloned().collect::<BTreeSet<_>>().into_iter().collect()
     };
-    if reached(state, None) {
+    if fleet.is_none() && reached(state, None) {
         return vec![(MASS_STALE.to_owned(), recent(None))];
     }
     let places = places::of(state, agent);
-    let running = places.iter().map(|place| key_of(Some(place))).filter(|key| runs(key));
-    let joined: Vec<(String, Vec<AgentName>)> = running.map(|key| (key, vec![agent.clone()])).collect();
-    if !joined.is_empty() {
-        return joined;
+    let of_places: Vec<Option<bool>> = places.iter().map(|place| gathers(state, &key_of(Some(place)), agent)).collect();
+    let with = |wanted: Option<bool>| {
+        let zipped = places.iter().zip(&of_places).filter(move |(_, gathers)| **gathers == wanted);
+        zipped.map(|(place, _)| place.clone()).collect::<Vec<String>>()
+    };
+    let running = with(Some(true));
+    if !running.is_empty() {
+        return running.iter().map(|place| (key_of(Some(place)), vec![agent.clone()])).collect();
     }
-    let best = best_place(state, &places);
+    let free = with(None);
+    let best = best_place(state, &free);
     best.map(|place| (key_of(Some(place)), recent(Some(place)))).into_iter().collect()
 }
 
