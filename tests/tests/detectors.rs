@@ -679,6 +679,118 @@ fn another_policy_has_other_thresholds() {
     );
 }
 
+mod matrix {
+    use super::*;
+    use muster_coordinator_core::severity::{RAISES, Raise, When};
+
+    fn lines(hosts: u32, what: &str) -> String {
+        (0..hosts).map(|n| what.replace("{n}", &n.to_string())).collect::<Vec<_>>().join("\n") + "\n"
+    }
+
+    fn storm_on(host: &str) -> String {
+        (1..=5).map(|n| format!("{n} occur {host} spl process_restarted 0\n")).collect()
+    }
+
+    /// What makes each line of the matrix hold, and which incident tells of it.
+    fn scenario(line: &Raise) -> (String, String) {
+        use Reason as R;
+        let connect = lines(12, "0 connect h{n}");
+        let (script, cause) = match (line.reason, line.when) {
+            (R::MemoryCritical, [When::WatchedOom]) => (
+                "1 open h0 host memory memory_critical\n2 occur h0 spl oom_kill 0".to_owned(),
+                "host/h0/memory".to_owned(),
+            ),
+            (R::OomKill, [When::WatchedService]) => {
+                ("1 occur h0 spl oom_kill 0".to_owned(), "host/h0/service/spl".to_owned())
+            }
+            (R::LockContention | R::SqliteLockHeld, [When::Sustained]) => {
+                (format!("1 open h0 spl /a.db {}\n1802 end", line.reason), "host/h0/lock/spl//a.db".to_owned())
+            }
+            (R::LockContention | R::SqliteLockHeld, [When::WithRestartStorm]) => (
+                format!("0 open h0 spl /a.db {}\n{}", line.reason, storm_on("h0")),
+                "host/h0/lock/spl//a.db".to_owned(),
+            ),
+            (R::LockContentionFleet, [When::TwiceTheHosts]) => {
+                (lines(6, "1 open h{n} spl /a.db lock_contention"), "fleet/lock/spl/a.db".to_owned())
+            }
+            (R::LockContentionFleet, [When::WithRestartStorm]) => {
+                (lines(3, "0 open h{n} spl /a.db lock_contention") + &storm_on("h1"), "fleet/lock/spl/a.db".to_owned())
+            }
+            (R::LockContentionFleet, [When::Sustained]) => {
+                (lines(3, "1 open h{n} spl /a.db lock_contention") + "1802 end", "fleet/lock/spl/a.db".to_owned())
+            }
+            (R::RestartStorm, [When::NoRecovery]) => (
+                (0..6).map(|n| format!("{} occur h0 spl process_restarted 0\n", 1 + n * 125)).collect(),
+                "host/h0/service/spl".to_owned(),
+            ),
+            (R::RestartStorm, [When::TwoWindows]) => (
+                (0..12).map(|n| format!("{} occur h{n} spl process_restarted 0\n", 1 + n * 125)).collect(),
+                "fleet/restart_storm/spl".to_owned(),
+            ),
+            (R::RepoLocked, [When::WithRestartStorm]) => {
+                (format!("0 occur h0 spl repo_locked 0\n{}", storm_on("h0")), "host/h0/repo_locked/spl/it".to_owned())
+            }
+            (reason, [When::Widespread]) if reason != R::ProbeBlind => {
+                (lines(5, &format!("1 occur h{{n}} spl {reason} 0")), format!("fleet/reason/{reason}"))
+            }
+            (R::ProbeBlind, [When::Widespread]) => {
+                (lines(5, "1 open h{n} spl /run/spl.pid probe_blind"), "fleet/probe_blind/pid_file/spl".to_owned())
+            }
+            (reason, [When::FleetWide, When::Prolonged]) => (
+                (0..5).map(|round| lines(6, &format!("{} occur h{{n}} spl {reason} 0", 1 + round * 450))).collect(),
+                format!("fleet/reason/{reason}"),
+            ),
+            (reason, [When::UnhealthyAfter]) => (
+                format!("1 occur h0 spl {reason} 0\n60 open h0 spl /run/spl.pid process_down"),
+                "host/h0/service/spl".to_owned(),
+            ),
+            (_, [When::RollbackFailed]) => (String::new(), "host/h0/service/spl".to_owned()),
+            other => panic!("no scenario makes {other:?} hold: write one"),
+        };
+        (connect + &script, cause)
+    }
+
+    /// No line of the matrix is there for nothing: what it asks for can happen, and makes the incident as bad as it says.
+    #[test]
+    fn each_line_has_a_scenario() {
+        for line in RAISES {
+            let (script, cause) = scenario(line);
+            let mut fleet = run(policy(), &script);
+            if line.when == [When::RollbackFailed] {
+                let said = match line.reason {
+                    Reason::UpdateFailed => Evidence::new().text("phase", "rollback"),
+                    _ => Evidence::new().text("outcome", "failed"),
+                };
+                let finding = Finding::new(key("spl", "it", line.reason), "it failed").evidence(said);
+                fleet.event(&agent("h0"), FindingEvent::Occurred(finding), Duration::ZERO);
+            }
+            let incident = newest(&fleet, &cause);
+            assert_eq!(incident.severity, line.severity, "{line:?}\n{}", fleet.log());
+            let told = incident.timeline.iter().any(|told| told.text.contains(line.words));
+            // What is told of many is that bad by itself.
+            let by_itself = incident.reason.default_severity() >= line.severity;
+            assert!(told || by_itself, "{line:?} is not quoted: {:#?}", incident.timeline);
+        }
+    }
+
+    /// One lock on one of many hosts that each restarted once.
+    #[test]
+    fn a_storm_of_many_hosts_makes_the_lock_of_one_of_them_worse() {
+        let script = lines(3, "0 connect h{n}")
+            + "0 open h0 spl /a.db sqlite_lock_held\n"
+            + &lines(3, "10 occur h{n} spl process_restarted 0");
+        let fleet = run(policy(), &script);
+        assert_eq!(newest(&fleet, "host/h0/lock/spl//a.db").severity, Severity::Sev2, "{}", fleet.log());
+    }
+
+    /// An unwatched process is less: nothing that anybody asked for is down.
+    #[test]
+    fn an_unwatched_victim_stays_sev3() {
+        let fleet = run(policy(), "0 connect a\n1 occur a host oom_kill 0\n70 end");
+        assert!(fleet.log().contains("61 page trigger sev3 oom_kill host/a/oom"), "{}", fleet.log());
+    }
+}
+
 /// A storm that takes an outage in is an outage.
 #[test]
 fn what_explains_others_is_as_bad_as_the_worst_of_them() {

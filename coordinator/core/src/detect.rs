@@ -29,7 +29,7 @@ mod widespread;
 mod windows;
 
 pub use explain::{Look, explain};
-pub(crate) use lock_contention::{lock_circumstances, sustained_at};
+pub(crate) use lock_contention::{lock_circumstances, storm_circumstance, sustained_at};
 pub(crate) use mass_stale::{forget_silences, is_gathered, mass_groups, mass_of_places};
 pub use places::{PLACES_MAX, Place};
 pub(crate) use restart_storm::is_crash_loop;

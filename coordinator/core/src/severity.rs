@@ -97,6 +97,12 @@ pub const RAISES: &[Raise] = &[
         "it has gone on for more than two windows without a pause",
     ),
     raise(Reason::RepoLocked, &[When::Widespread], Severity::Sev2, "it is widespread"),
+    raise(
+        Reason::RepoLocked,
+        &[When::WithRestartStorm],
+        Severity::Sev2,
+        "the service restarts again and again meanwhile",
+    ),
     raise(Reason::ProviderRateLimited, &[When::Widespread], Severity::Sev2, "it is widespread"),
     raise(Reason::NetworkError, &[When::Widespread], Severity::Sev2, "it is widespread"),
     raise(Reason::Timeout, &[When::Widespread], Severity::Sev2, "it is widespread"),

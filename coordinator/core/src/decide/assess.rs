@@ -140,6 +140,11 @@ fn occurrence_severity(
     if occurrence.service.as_ref().is_some_and(|service| !service.is_host()) {
         holds.push(When::WatchedService);
     }
+    if let (Reason::RepoLocked, Some(agent), Some(service)) =
+        (occurrence.reason, &occurrence.agent, &occurrence.service)
+    {
+        holds.extend(detect::storm_circumstance(state, agent, service.as_str()));
+    }
     let told = state.severity_of(occurrence.reason, occurrence.severity);
     severity::raised(state.policy(), occurrence.reason, told, &holds)
 }

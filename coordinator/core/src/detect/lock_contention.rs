@@ -45,10 +45,13 @@ pub(crate) fn lock_circumstances(state: &State, now: Timestamp, agent: &AgentNam
     if now.since(open.opened) >= state.policy().lock_contention.sustained {
         holds.push(When::Sustained);
     }
-    if restart_storm::rages(state, open.finding.key.subject.service.as_str(), [agent].into_iter()) {
-        holds.push(When::WithRestartStorm);
-    }
+    holds.extend(storm_circumstance(state, agent, open.finding.key.subject.service.as_str()));
     holds
+}
+
+/// A lock found taken is worse, too, while its service restarts again and again.
+pub(crate) fn storm_circumstance(state: &State, agent: &AgentName, service: &str) -> Option<When> {
+    restart_storm::rages(state, service, [agent].into_iter()).then_some(When::WithRestartStorm)
 }
 
 impl Detector for LockContention {
@@ -117,8 +120,11 @@ impl Detector for LockContention {
     fn concerned_by(&self, state: &State, storm: &str) -> Vec<String> {
         let Some(service) = restart_storm::service_of(storm) else { return Vec::new() };
         let of_fleet = format!("{PREFIX}/{service}/");
-        let of_host = cause::agent_of(storm).map(|agent| format!("host/{agent}/lock/{service}/"));
-        let locks = [of_fleet].into_iter().chain(of_host).flat_map(|prefix| {
+        let of_storm = state.cause(storm).and_then(|cause| cause.storm.as_ref());
+        let hosts = of_storm.into_iter().flat_map(|storm| storm.agents.iter().take(STORMING_AGENTS_MAX));
+        let of_hosts =
+            hosts.flat_map(|agent| ["lock", "repo_locked"].map(|family| format!("host/{agent}/{family}/{service}/")));
+        let locks = [of_fleet].into_iter().chain(of_hosts).flat_map(|prefix| {
             let causes = state.causes.range(prefix.clone()..);
             causes.map(|(key, _)| key).take_while(move |key| key.starts_with(&prefix)).cloned()
         });
