@@ -314,3 +314,63 @@ fn a_merge_that_makes_it_sev1_pages_under_a_new_key() {
     let incident = fleet.machine.state().newest_incident("fleet/mass_stale").unwrap();
     assert_eq!(incident.acknowledged, None);
 }
+
+/// Who answered the outage is not called again because an older, milder page merges into it.
+#[test]
+fn an_answer_to_the_worse_one_holds_when_a_milder_older_page_merges_in() {
+    let mut fleet = Fleet::new(policy());
+    let mut script: Vec<String> = vec!["0 connect a b c d".to_owned(), "0 open a spl x process_down".to_owned()];
+    script.extend((0..7).map(|n| format!("{} occur b spl process_restarted 0", 100 + n * 110)));
+    script.push("765 occur c spl process_restarted 0".to_owned());
+    script.push("766 occur d spl process_restarted 0".to_owned());
+    script.push("780 ack fleet/restart_storm/spl".to_owned());
+    script.push("790 occur a spl process_restarted 0".to_owned());
+    script.push("4000 end".to_owned());
+    script.iter().for_each(|line| fleet.run_line(line));
+    let log = fleet.log();
+    assert!(log.contains("opened sev1 restart_storm fleet/restart_storm/spl#1"), "{log}");
+    assert!(log.contains("790 merged host/a/service/spl into fleet/restart_storm/spl"), "{log}");
+    let incident = fleet.machine.state().newest_incident("fleet/restart_storm/spl").unwrap();
+    assert!(incident.acknowledged.is_some() && incident.owner.as_deref() == Some("ann"), "{log}");
+    assert!(!log.contains("escalated fleet"), "{log}");
+    assert!(log.contains("790 page acknowledge sev1 restart_storm fleet/restart_storm/spl"), "{log}");
+    fleet.check_journal();
+}
+
+/// An outage that somebody answered becomes a complete one.
+#[test]
+fn a_rise_from_sev1_to_sev0_ends_the_acknowledgement_too() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a sqlite_corrupt
+         10 ack host/web-1/sqlite/spl/a
+         20 severity host/web-1/sqlite/spl/a sev0
+         30 end",
+        "0 opened sev1 sqlite_corrupt host/web-1/sqlite/spl/a#1
+         0 page trigger sev1 sqlite_corrupt host/web-1/sqlite/spl/a
+         10 page acknowledge sev1 sqlite_corrupt host/web-1/sqlite/spl/a
+         20 by hand sev0, by the rules sev1 host/web-1/sqlite/spl/a
+         20 page trigger sev0 sqlite_corrupt host/web-1/sqlite/spl/a
+         20 page resolve sev0 sqlite_corrupt host/web-1/sqlite/spl/a",
+    );
+}
+
+/// Receivers keep quiet about a key that was acknowledged: when that does not hold any more there is another key.
+#[test]
+fn an_acknowledgement_that_ends_always_brings_a_new_key() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a sqlite_corrupt
+         10 severity host/web-1/sqlite/spl/a sev3
+         20 ack host/web-1/sqlite/spl/a
+         30 severity host/web-1/sqlite/spl/a sev1
+         40 end",
+        "0 opened sev1 sqlite_corrupt host/web-1/sqlite/spl/a#1
+         0 page trigger sev1 sqlite_corrupt host/web-1/sqlite/spl/a
+         10 by hand sev3, by the rules sev1 host/web-1/sqlite/spl/a
+         20 page acknowledge sev3 sqlite_corrupt host/web-1/sqlite/spl/a
+         30 by hand sev1, by the rules sev1 host/web-1/sqlite/spl/a
+         30 page trigger sev1 sqlite_corrupt host/web-1/sqlite/spl/a
+         30 page resolve sev1 sqlite_corrupt host/web-1/sqlite/spl/a",
+    );
+}

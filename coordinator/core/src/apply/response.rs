@@ -10,25 +10,36 @@ use crate::state::{Incident, State};
 use crate::timeline::LineKind;
 use muster_common::severity::Severity;
 
-/// From this severity on an incident that got worse is paged again under a new key: receivers keep quiet about a key
+/// An incident that gets this bad, or worse than this, is paged again under a new key: receivers keep quiet about a key
 /// that someone acknowledged.
 const REPAGE_FROM: Severity = Severity::Sev1;
+
+/// Whether a rise ends what people did about the milder one.
+fn much_worse(before: Severity, after: Severity) -> bool {
+    after >= REPAGE_FROM && after > before
+}
 
 /// A severity that just rose from `before`: an acknowledgement does not hold for what is so much worse, and who was told
 /// of something milder is told anew.
 pub(super) fn risen(incident: &mut Incident, step: Step, before: Severity) {
-    if incident.has_paged() {
-        incident.response.unsilenced = None;
-    }
-    let much_worse = before < REPAGE_FROM && incident.severity >= REPAGE_FROM;
-    if much_worse && incident.acknowledged.take().is_some() {
+    let void = much_worse(before, incident.severity) && incident.acknowledged.take().is_some();
+    if void {
         let words = "so much worse that the acknowledgement does not hold any more".to_owned();
         note(incident, step, LineKind::Decision, words);
+    }
+    repage(incident, void);
+}
+
+/// A new key where the one in use was told of something so much milder, or where receivers keep quiet about it although
+/// nobody answers for it any more.
+fn repage(incident: &mut Incident, void: bool) {
+    if incident.has_paged() {
+        incident.response.unsilenced = None;
     }
     let current = incident.dedup_key();
     let keys = incident.page_keys.iter().filter(|page| page.dedup_key == current);
     let told = keys.map(|page| page.severity).max();
-    if told.is_some_and(|told| told < REPAGE_FROM) && incident.severity >= REPAGE_FROM {
+    if told.is_some_and(|told| void || much_worse(told, incident.severity)) {
         incident.repages = incident.repages.saturating_add(1);
         // Answering counts from the new page on.
         incident.response.paged_at = None;
@@ -201,15 +212,21 @@ pub(super) fn merge(state: &mut State, step: Step, from: &IncidentKey, into: &In
     target.repages = repages;
     target.receivers = receivers;
     target.first_delivered = first.into_iter().chain(target.first_delivered).min();
-    let words = match &owner {
+    let words = match owner.as_ref().filter(|_| acknowledged.is_some()) {
         Some(owner) => format!("the page of {number} goes on for this, owned by {owner}"),
         None => format!("the page of {number} goes on for this"),
     };
-    if acknowledged.is_some() {
+    // Whoever answered for the worse one has answered: an answer to something milder does not take its place.
+    let answered = target.acknowledged.is_some() && much_worse(severity, target.severity);
+    if acknowledged.is_some() && !answered {
         target.owner = owner;
         target.acknowledged = acknowledged;
     }
     note(target, step, LineKind::Decision, words);
-    risen(target, step, severity);
+    if answered {
+        repage(target, false);
+    } else {
+        risen(target, step, severity);
+    }
     set_escalation(state, step, into);
 }
