@@ -355,7 +355,7 @@ mod kills {
              627 page trigger sev2 process_down host/d/service/spl",
         );
         let page = &newest(&fleet, "fleet/oom_storm/spl");
-        assert!(page.title.starts_with("spl was OOM-killed 3 times on 3 hosts"), "{}", page.title);
+        assert!(page.title.starts_with("spl was OOM-killed 4 times on 4 hosts"), "{}", page.title);
     }
 
     #[test]

@@ -374,3 +374,19 @@ fn an_acknowledgement_that_ends_always_brings_a_new_key() {
          30 page resolve sev1 sqlite_corrupt host/web-1/sqlite/spl/a",
     );
 }
+
+/// What lists show is what was told: the steps are those of the cause, and not of what was seen first.
+#[test]
+fn an_incident_shows_the_title_and_the_steps_of_its_page() {
+    let mut fleet = Fleet::new(policy());
+    let mut script: Vec<String> = (0..12).map(|n| format!("0 connect h{n}")).collect();
+    script.extend((0..12).map(|n| format!("{} silent h{n} nothing", 100 + n / 4)));
+    script.push("200 end".to_owned());
+    script.iter().for_each(|line| fleet.run_line(line));
+    let page = triggers(&fleet, "ops").last().unwrap().clone();
+    let incident = fleet.machine.state().unresolved("fleet/mass_stale").unwrap();
+    assert!(page.title.starts_with("12 of 12 agents") || page.title.starts_with("all 12 agents"), "{}", page.title);
+    assert_eq!(incident.title, page.title);
+    assert!(!incident.next_steps.is_empty(), "{incident:?}");
+    assert_eq!(incident.next_steps, page.next_steps[1..], "without what the page asks for");
+}

@@ -279,3 +279,16 @@ fn an_agent_that_comes_back_from_elsewhere_is_looked_for_there() {
     assert_eq!(fleet.machine.state().second_opinion(&agent("web-1")), None, "what was asked matters no more");
     fleet.check_journal();
 }
+
+/// The incident shows the steps that the page tells, and not those from before somebody looked.
+#[test]
+fn the_incidents_steps_are_those_of_the_opinion() {
+    let mut fleet = fleet_of(policy(), FLEET);
+    silent(&mut fleet, "web-1");
+    wait(&mut fleet, 10);
+    answer(&mut fleet, &[PortOutcome::Timeout; 3]);
+    wait(&mut fleet, MINUTE);
+    let incident = fleet.machine.state().newest_incident("host/web-1/agent").unwrap();
+    assert!(incident.next_steps[0].starts_with("look at the power, console"), "{:?}", incident.next_steps);
+    fleet.check_journal();
+}

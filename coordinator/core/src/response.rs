@@ -139,6 +139,11 @@ pub fn escalates_at(
     Some(if escalations == 0 { paged_at + after } else { now + after })
 }
 
+/// Whether a line of what to do is [`asks`]: it counts for the page alone.
+pub(crate) fn is_ask(step: &str) -> bool {
+    step.starts_with("acknowledge ") && step.contains(": musterctl incidents ack ")
+}
+
 /// What a page asks for: by when to acknowledge, and what happens otherwise.
 pub fn asks(policy: &Policy, incident: &Incident, escalates_itself: bool, now: Timestamp) -> Option<String> {
     if incident.acknowledged.is_some() {

@@ -4,6 +4,7 @@ use super::incidents::{get_mut, note};
 use super::{Step, receivers, response};
 use crate::entry::IncidentKey;
 use crate::page::{Page, PageAction, PageId};
+use crate::response::is_ask;
 use crate::routing;
 use crate::state::{Incident, PageKey, PageOutcome, PageRecord, State};
 use crate::timeline::LineKind;
@@ -19,6 +20,11 @@ pub(super) fn requested(state: &mut State, step: Step, key: &IncidentKey, page: 
     let Some(incident) = get_mut(state, key) else { return };
     if !incident.page_keys.iter().any(|known| known.dedup_key == page.dedup_key) {
         incident.receivers = receivers;
+    }
+    if page.action == PageAction::Trigger {
+        // What lists show is what was told: a mass has grown within its hold, a cause was found behind its symptoms.
+        incident.title.clone_from(&page.title);
+        incident.next_steps = page.next_steps.iter().filter(|step| !is_ask(step)).cloned().collect();
     }
     let escalations = incident.response.escalations;
     note(incident, step, LineKind::Page, format!("page {} to {}: {why}", page.action.as_str(), page.receiver));
