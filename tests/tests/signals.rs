@@ -494,3 +494,33 @@ fn what_flaps_ends_when_it_is_calm_although_its_window_is_nothing() {
     assert_eq!(newest.map(|incident| incident.is_unresolved()), Some(false), "{}", fleet.log());
     fleet.check_journal();
 }
+
+/// It told that it runs, lost entries, and may have told that it stopped: that is no proof of two.
+#[test]
+fn what_an_agent_told_before_it_lost_entries_is_no_proof_of_two() {
+    for told_again in [false, true] {
+        let mut fleet = Fleet::new(policy());
+        run(&mut fleet, "0 connect a b");
+        singleton(&mut fleet, "a", "running", Duration::ZERO);
+        at(&mut fleet, 100);
+        let spool = fleet.machine.state().agent(&agent("a")).and_then(|record| record.position).unwrap().spool;
+        fleet.feed(Fact::FindingsLost { agent: agent("a"), spool, first: 2, last: 900 });
+        at(&mut fleet, 200);
+        singleton(&mut fleet, "b", "running", Duration::ZERO);
+        run(&mut fleet, "5000 end");
+        assert!(!fleet.log().contains("duplicate_instance"), "{}", fleet.log());
+        if told_again {
+            // What it tells again is known again.
+            let next =
+                muster_common::spool::Position { spool, sequence: 901, hash: muster_common::spool::EntryHash([1; 16]) };
+            let evidence = Evidence::new().text("what", "singleton").text("new", "running");
+            let finding = Finding::new(key("spl", "it", Reason::Change), "runs here").evidence(evidence);
+            let event = FindingEvent::Occurred(finding);
+            let (agent, observed) = (agent("a"), fleet.now);
+            fleet.feed(Fact::FindingReceived { agent, position: next, observed, estimated: false, event });
+            run(&mut fleet, "5130 end");
+            assert!(fleet.log().contains("5120 opened sev2 duplicate_instance"), "{}", fleet.log());
+        }
+        fleet.check_journal();
+    }
+}

@@ -88,6 +88,7 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         Fact::FindingsLost { agent, spool, first, last } => findings::lost(state, step, agent, *spool, *first, *last),
         Fact::SpoolReplaced { agent, new, .. } => {
             links::record(state, step, agent).position = Some(muster_common::spool::Position::start(*new));
+            signals::lost(state, step, agent);
         }
         Fact::DigestDiffers { agent } => links::digest(state, step, agent, false),
         Fact::OpenSetReceived { agent, subjects } => findings::open_set(state, step, agent, subjects),

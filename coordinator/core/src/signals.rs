@@ -71,6 +71,11 @@ pub(crate) fn link_changed(state: &mut State, step: Step, agent: &AgentName) {
     singletons::link_changed(state, step, agent);
 }
 
+/// Entries of an agent are lost, or it begins anew.
+pub(crate) fn lost(state: &mut State, step: Step, agent: &AgentName) {
+    singletons::lost(state, step, agent);
+}
+
 /// An agent is forgotten.
 pub(crate) fn forget(state: &mut State, step: Step, agent: &AgentName) {
     changes::forget(state, agent);

@@ -1,5 +1,6 @@
 //! On which hosts the services run of which there may be one. Agents tell it as changes; what an agent that is not heard
-//! told last may be true or not, so it neither raises nor clears.
+//! told last may be true or not, so it neither raises nor clears. The same holds for one that lost entries, among which may
+//! be that it stopped: until it tells again, which it does every few hours.
 
 use crate::apply::{Step, drop_if_empty};
 use crate::signals;
@@ -39,6 +40,9 @@ pub struct Running {
     pub since: Timestamp,
     /// Index of the fact.
     pub index: u64,
+    /// What the agent told after it may be lost.
+    #[serde(default)]
+    pub doubtful: bool,
 }
 
 /// Who runs what.
@@ -95,10 +99,16 @@ fn runs(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName,
         return;
     }
     let hosts = known.hosts.entry(service.clone()).or_default();
-    if hosts.contains_key(agent) || hosts.len() >= HOSTS_MAX {
+    if let Some(running) = hosts.get_mut(agent) {
+        if std::mem::take(&mut running.doubtful) {
+            compare(state, step, service);
+        }
         return;
     }
-    hosts.insert(agent.clone(), Running { since, index: step.index });
+    if hosts.len() >= HOSTS_MAX {
+        return;
+    }
+    hosts.insert(agent.clone(), Running { since, index: step.index, doubtful: false });
     known.of_agent.entry(agent.clone()).or_default().insert(service.clone());
     let key = cause_key(service.as_str());
     let cause = state.causes.entry(key.clone()).or_default();
@@ -141,6 +151,19 @@ pub(crate) fn link_changed(state: &mut State, step: Step, agent: &AgentName) {
     }
 }
 
+/// Entries of an agent are lost: where it told that a service runs, it may have told since that it does not.
+pub(crate) fn lost(state: &mut State, step: Step, agent: &AgentName) {
+    let services: Vec<ServiceName> =
+        state.signals.singletons.of_agent.get(agent).into_iter().flatten().cloned().collect();
+    for service in services {
+        let hosts = state.signals.singletons.hosts.get_mut(&service);
+        if let Some(running) = hosts.and_then(|hosts| hosts.get_mut(agent)) {
+            running.doubtful = true;
+            compare(state, step, &service);
+        }
+    }
+}
+
 pub(crate) fn forget(state: &mut State, step: Step, agent: &AgentName) {
     let services: Vec<ServiceName> =
         state.signals.singletons.of_agent.get(agent).into_iter().flatten().cloned().collect();
@@ -149,10 +172,11 @@ pub(crate) fn forget(state: &mut State, step: Step, agent: &AgentName) {
     }
 }
 
-/// Hosts of a service whose agents are heard.
+/// Hosts of a service whose agents are heard, and are not known to have told more than arrived.
 pub(crate) fn heard<'a>(state: &'a State, service: &str) -> Vec<&'a AgentName> {
     let is_heard = |agent: &&AgentName| state.agents.get(*agent).is_some_and(|record| record.link == Link::Heard);
-    state.signals.singletons.hosts(service).map(|(agent, _)| agent).filter(is_heard).collect()
+    let sure = state.signals.singletons.hosts(service).filter(|(_, running)| !running.doubtful);
+    sure.map(|(agent, _)| agent).filter(is_heard).collect()
 }
 
 fn compare(state: &mut State, step: Step, service: &ServiceName) {

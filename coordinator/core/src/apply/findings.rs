@@ -231,6 +231,7 @@ pub(super) fn lost(state: &mut State, step: Step, agent: &AgentName, spool: Spoo
         record.entries_lost.saturating_add(last.saturating_sub(first.max(known + 1)).saturating_add(1));
     record.position = Some(Position { spool, sequence: last, hash: EntryHash::ZERO });
     links::digest(state, step, agent, false);
+    signals::lost(state, step, agent);
 }
 
 /// All verdicts of the agent. Opens what is missing; clears what it judged ok or no longer watches; what it could not

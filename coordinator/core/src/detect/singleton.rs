@@ -45,7 +45,7 @@ impl Detector for Singleton {
         let mut summary =
             format!("{service} may run once and runs on {} hosts at once: {}", running.len(), each.join(", "));
         if heard < running.len() {
-            summary = format!("{summary}; {} of them not heard now", running.len() - heard);
+            summary = format!("{summary}; {} of them not sure now (not heard, or entries lost)", running.len() - heard);
         }
         let next_steps = vec![
             format!(
