@@ -184,3 +184,18 @@ fn why_of_what_paged_nobody_says_what_held_it() {
     );
     assert!(low.unwrap().answer.contains("no incident is open for it"));
 }
+
+#[test]
+fn why_of_what_is_over_tells_what_was_seen_and_what_is_not_kept() {
+    let fleet = ran(
+        "0 connect a\n1 open a spl x port_closed\n2 open a spl /run/spl.pid process_down\n20 clear a spl x port_closed\n30 clear a spl /run/spl.pid process_down\n2000 end",
+    );
+    let state = fleet.machine.state();
+    let incident = state.newest_incident("host/a/service/spl").unwrap();
+    assert!(!incident.is_unresolved());
+    let found = why(state, incident, fleet.now);
+    let seen = found.rules.iter().filter(|look| look.rule == "observed").count();
+    assert_eq!(seen, 3, "{found:#?}");
+    look(&found, "process_down", "a/spl/pid_file//run/spl.pid/process_down");
+    assert!(found.unknown.iter().any(|words| words.contains("not kept after it was resolved")), "{:?}", found.unknown);
+}

@@ -31,7 +31,7 @@ pub fn why(state: &State, incident: &Incident, now: Timestamp) -> Explanation {
         let look = RuleLook::new("silence", &incident.key.cause, Outcome::HeldBack, why).at(silence.starts, index);
         rules.push(look.held_by("silence").of(incident));
     }
-    let unknown = unknown(state, incident);
+    let unknown = unknown(incident);
     let answer = answer(state, incident, now);
     // In the order of what led to what, not of what is most telling: it is one story.
     Explanation { answer, rules, unknown }
@@ -177,9 +177,12 @@ fn detectors(state: &State, incident: &Incident, now: Timestamp) -> Vec<RuleLook
     told.collect()
 }
 
-/// What is open and folded in, with its proof.
+/// What is open and folded in, with its proof; of what is over what its timeline still tells of it.
 fn findings(state: &State, incident: &Incident) -> Vec<RuleLook> {
-    let Some(known) = state.cause(&incident.key.cause).filter(|_| incident.is_unresolved()) else { return Vec::new() };
+    if !incident.is_unresolved() {
+        return observed(incident);
+    }
+    let Some(known) = state.cause(&incident.key.cause) else { return Vec::new() };
     let outcome = if incident.has_paged() { Outcome::Paged } else { Outcome::HeldBack };
     let open = known.members.iter().filter_map(|(name, member)| {
         let open = state.agent(&member.agent)?.open.get(member.key.as_ref()?)?;
@@ -190,6 +193,23 @@ fn findings(state: &State, incident: &Incident) -> Vec<RuleLook> {
         let about = occurrence.agent.as_ref().map_or_else(String::new, ToString::to_string);
         let look = RuleLook::new(occurrence.reason.as_str(), &about, outcome, &*occurrence.summary).of(incident);
         look.graded(occurrence.grade).at(occurrence.received, occurrence.index)
+    }));
+    looks
+}
+
+/// What hosts told in the course of it, and which findings and symptoms belonged to it.
+fn observed(incident: &Incident) -> Vec<RuleLook> {
+    let outcome = if incident.has_paged() { Outcome::Paged } else { Outcome::HeldBack };
+    let about = &incident.key.cause;
+    let facts = incident.timeline.iter().filter(|line| line.kind == LineKind::Fact);
+    let facts = facts.map(|line| RuleLook::new("observed", about, outcome, &*line.text).line(line).of(incident));
+    let mut looks: Vec<RuleLook> = facts.take(FINDINGS_MAX).collect();
+    let members = incident.members.iter().take(FINDINGS_MAX);
+    looks.extend(members.map(|member| {
+        // `agent/service/probe/subject/reason`, or the cause key of a symptom, or an agent that fell silent.
+        let reason = member.rsplit('/').next().filter(|_| !member.starts_with("host/")).unwrap_or("grouping");
+        let rule = if member.contains('/') { reason } else { incident.reason.as_str() };
+        RuleLook::new(rule, member, outcome, format!("{member} belonged to it")).of(incident)
     }));
     looks
 }
@@ -304,7 +324,7 @@ fn outcome(record: &PageRecord) -> String {
     }
 }
 
-fn unknown(state: &State, incident: &Incident) -> Vec<String> {
+fn unknown(incident: &Incident) -> Vec<String> {
     let mut unknown = Vec::new();
     if incident.timeline.len() >= crate::state::TIMELINE_MAX {
         unknown.push(
@@ -325,7 +345,7 @@ fn unknown(state: &State, incident: &Incident) -> Vec<String> {
             blind.join(", ")
         ));
     }
-    if !incident.is_unresolved() && state.cause(&incident.key.cause).is_none() {
+    if !incident.is_unresolved() {
         unknown.push("the findings themselves are not kept after it was resolved; a bundle has them (musterctl incidents export --bundle)".to_owned());
     }
     unknown
