@@ -5,10 +5,11 @@
 /// What stands in place of a secret.
 const MARK: &str = "***";
 /// A word that holds one of these names a secret when something is assigned to it.
-const SECRET_NAMES: [&str; 22] = [
+const SECRET_NAMES: [&str; 25] = [
     "password",
     "passwd",
     "passphrase",
+    "passcode",
     "pwd",
     "secret",
     "token",
@@ -24,21 +25,54 @@ const SECRET_NAMES: [&str; 22] = [
     "privatekey",
     "sharedkey",
     "signingkey",
+    "authkey",
+    "licensekey",
     "credential",
     "authorization",
     "cookie",
     "session",
 ];
 /// Short names that count only as a whole word.
-const SECRET_WORDS: [&str; 6] = ["key", "auth", "pass", "sig", "signature", "pw"];
+const SECRET_WORDS: [&str; 7] = ["key", "auth", "pass", "sig", "signature", "pw", "otp"];
+/// Words that end as such a name does (`dbpass`) and name none.
+const NO_SECRETS: [&str; 3] = ["bypass", "compass", "surpass"];
 /// Headers whose whole line is the secret: nobody knows all schemes, and a cookie has many parts.
 const SECRET_HEADERS: [&str; 2] = ["authorization", "cookie"];
 /// Words before a secret that is the next word.
 const SCHEMES: [&str; 3] = ["bearer", "basic", "digest"];
+/// The same where a name has announced the secret already; elsewhere they are words as others.
+const VALUE_SCHEMES: [&str; 5] = ["token", "apikey", "negotiate", "ntlm", "aws4-hmac-sha256"];
+/// Programs that take a secret by an option of another name, and whether it may be the next word, too (`mysql -p NAME`
+/// asks for it). With `*` any program whose name begins so.
+const SECRET_OPTIONS: [(&str, &str, bool); 19] = [
+    ("mysql*", "-p", false),
+    ("mariadb*", "-p", false),
+    ("sshpass", "-p", true),
+    ("7z", "-p", false),
+    ("7za", "-p", false),
+    ("rar", "-p", false),
+    ("unrar", "-p", false),
+    ("zip", "-P", true),
+    ("redis-cli", "-a", true),
+    ("valkey-cli", "-a", true),
+    ("ldap*", "-w", true),
+    ("curl", "-u", true),
+    ("curl", "--user", true),
+    ("curl", "--proxy-user", true),
+    ("mongo*", "-p", true),
+    ("sqlcmd", "-P", true),
+    ("docker login", "-p", true),
+    ("podman login", "-p", true),
+    ("smbclient", "-U", true),
+];
+/// What stands before a literal in the notation of some language: `b'…'`, `u"…"`.
+const LITERALS: [&str; 8] = ["b", "u", "r", "f", "rb", "br", "L", "N"];
+/// Addresses whose path is the secret.
+const SECRET_PATHS: [&str; 3] = ["hooks.slack.com/services/", "/api/webhooks/", "office.com/webhook/"];
 /// What assigns a value to a name. The longer ones first.
 const ASSIGNS: [&str; 7] = ["=>", "->", ":=", "=", ":", ">", "%3D"];
 /// How well-known tokens begin.
-const TOKEN_PREFIXES: [&str; 17] = [
+const TOKEN_PREFIXES: [&str; 24] = [
     "ghp_",
     "gho_",
     "ghu_",
@@ -56,6 +90,13 @@ const TOKEN_PREFIXES: [&str; 17] = [
     "eyJ",
     "npm_",
     "pypi-",
+    "xapp-",
+    "glrt-",
+    "whsec_",
+    "shpat_",
+    "hf_",
+    "SG.",
+    "ya29.",
 ];
 /// Shorter than this a word with such a begin is a word.
 const TOKEN_BYTES_MIN: usize = 16;
@@ -77,6 +118,7 @@ const SOURCE_NAME_CHARS_MAX: usize = 96;
 /// ```
 pub fn redact(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
+    let options = secret_options(line);
     let mut rest = line;
     while !rest.is_empty() {
         if rest.starts_with("-----BEGIN ") {
@@ -95,8 +137,17 @@ pub fn redact(line: &str) -> String {
             escape(first, &mut out);
             continue;
         }
+        if let Some(behind) = options.iter().find_map(|option| hide_option(rest, *option, &mut out)) {
+            rest = behind;
+            continue;
+        }
         let (word, behind) = rest.split_at(length);
         rest = behind;
+        if let Some(end) = SECRET_PATHS.iter().find_map(|path| Some(word.find(path)? + path.len())) {
+            out.push_str(word.get(..end).unwrap_or_default());
+            out.push_str(MARK);
+            continue;
+        }
         if is_token(word) {
             out.push_str(MARK);
             continue;
@@ -112,6 +163,88 @@ pub fn redact(line: &str) -> String {
     out
 }
 
+/// The options of this line that take a secret, by the programs that are named in it.
+fn secret_options(line: &str) -> Vec<(&'static str, bool)> {
+    if !line.contains('-') {
+        return Vec::new();
+    }
+    let of_a_name = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    let named = |program: &str| {
+        let begin = program.trim_end_matches('*');
+        line.match_indices(begin).any(|(at, _)| {
+            let (before, behind) =
+                (line.get(..at).unwrap_or_default(), line.get(at + begin.len()..).unwrap_or_default());
+            !before.ends_with(of_a_name) && (begin.len() < program.len() || !behind.starts_with(of_a_name))
+        })
+    };
+    SECRET_OPTIONS.iter().filter(|(program, ..)| named(program)).map(|(_, option, next)| (*option, *next)).collect()
+}
+
+/// Copies `-p***`; gives what stands behind it. `None` where `rest` does not begin with such an option.
+fn hide_option<'a>(rest: &'a str, (option, next): (&'static str, bool), out: &mut String) -> Option<&'a str> {
+    let before = out.chars().next_back();
+    let value = rest.strip_prefix(option).filter(|_| !before.is_some_and(is_word))?;
+    let gap = match value.chars().next()? {
+        ' ' | '\t' if next => value.len() - value.trim_start_matches([' ', '\t']).len(),
+        '"' | '\'' | '\\' => beside(value).filter(|_| next).unwrap_or(0),
+        ' ' | '\t' => return None,
+        _ => 0,
+    };
+    let (gap, value) = value.split_at_checked(gap)?;
+    // `['-p', …]` where the secret is no neighbour, `-p -u root`: the option stands alone.
+    if value.starts_with('-') || (gap.is_empty() && closes_only(value)) {
+        return None;
+    }
+    out.push_str(option);
+    gap.chars().for_each(|c| escape(c, out));
+    Some(hide_value(value, false, out))
+}
+
+/// Whether the quote that `text` begins with ends something, and begins nothing.
+fn closes_only(text: &str) -> bool {
+    let mut chars = text.trim_start_matches('\\').chars();
+    chars.next().is_some_and(|c| matches!(c, '"' | '\''))
+        && chars.next().is_none_or(|c| c.is_whitespace() || ",])}".contains(c))
+}
+
+/// Bytes to the value of the neighbour in a list, behind a name that ended with a quote:
+/// `"--password", "hunter2"`, `"name": "DB_PASSWORD", "value": "hunter2"`, `key="password" value="hunter2"`.
+fn beside(behind: &str) -> Option<usize> {
+    const QUOTES: [char; 4] = ['"', '\'', '`', '\\'];
+    let blanks = [' ', '\t'];
+    let rest = behind.trim_start_matches(QUOTES);
+    let next = rest.trim_start_matches(blanks);
+    let (next, comma) = next.strip_prefix(',').map_or((next, false), |next| (next.trim_start_matches(blanks), true));
+    let at = |tail: &str| behind.len() - tail.len();
+    if rest.len() == behind.len() || next.len() == rest.len() {
+        return None;
+    }
+    let name = next.trim_start_matches(QUOTES);
+    if name.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("value")) {
+        let sign = name.get(5..)?.trim_start_matches(QUOTES).trim_start_matches(blanks);
+        let value = sign.strip_prefix([':', '=']);
+        return value.map(|value| at(value.trim_start_matches(blanks)));
+    }
+    let literal =
+        LITERALS.iter().filter_map(|literal| next.strip_prefix(literal)).find(|text| text.starts_with(QUOTES));
+    let quoted = literal.unwrap_or(next);
+    if !comma || !quoted.starts_with(QUOTES) {
+        return None;
+    }
+    // `"password", "user": …`: the neighbour is a name of its own.
+    let inner = quoted.trim_start_matches(QUOTES);
+    let tail = inner.find(QUOTES).and_then(|end| inner.get(end..)).unwrap_or_default();
+    let is_name = tail.trim_start_matches(QUOTES).trim_start_matches(blanks).starts_with([':', '=']);
+    (!is_name).then(|| at(quoted))
+}
+
+/// Whether `key="password" value="…"`: the name of the secret, not the secret.
+fn is_label(word: &str, behind: &str) -> bool {
+    let name = behind.trim_start_matches(['=', ':', ' ', '"', '\'', '\\']);
+    let (name, tail) = name.split_at_checked(name.find(|c| !is_word(c)).unwrap_or(name.len())).unwrap_or_default();
+    word.eq_ignore_ascii_case("key") && names_secret(name) && beside(tail).is_some()
+}
+
 /// Bytes between a word that announces a secret and the secret; `None` where it announces none.
 fn between(word: &str, behind: &str) -> Option<usize> {
     let blanks = |text: &str| text.len() - text.trim_start_matches([' ', '\t']).len();
@@ -124,7 +257,7 @@ fn between(word: &str, behind: &str) -> Option<usize> {
     if word.eq_ignore_ascii_case("identified") && next.get(..3).is_some_and(|by| by.eq_ignore_ascii_case("by ")) {
         return Some(gap + 3);
     }
-    if !names_secret(word) {
+    if !names_secret(word) || is_label(word, behind) {
         return None;
     }
     // `"password": `, `[password]=`
@@ -136,6 +269,9 @@ fn between(word: &str, behind: &str) -> Option<usize> {
         // `token://…` assigns nothing.
         let value = behind.get(value_at..).filter(|value| !(*sign == ":" && value.starts_with("//")))?;
         return Some(value_at + blanks(value));
+    }
+    if let Some(gap) = beside(behind).filter(|_| closed > 0) {
+        return Some(gap);
     }
     // `--password secret`, `PASSWORD 'secret'`
     let follows = gap > 0 && (word.starts_with('-') || next.starts_with(['\'', '"']));
@@ -169,27 +305,68 @@ fn hide_value<'a>(value: &'a str, whole_line: bool, out: &mut String) -> &'a str
         _ => None,
     };
     if let Some(closing) = closing {
-        out.extend(value.chars().next());
+        let opening = value.chars().next().unwrap_or(closing);
+        out.push(opening);
         out.push_str(MARK);
-        return value.find(closing).and_then(|end| value.get(end..)).unwrap_or_default();
+        return behind_bracket(value, opening, closing);
     }
     let first = value.find([' ', '\t']).and_then(|end| value.split_at_checked(end));
+    let is_scheme =
+        |known: &[&str]| first.is_some_and(|(scheme, _)| known.iter().any(|known| scheme.eq_ignore_ascii_case(known)));
     if let Some((scheme, behind)) = first
-        && SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known))
+        && (is_scheme(&SCHEMES) || (!whole_line && is_scheme(&VALUE_SCHEMES)))
     {
         out.push_str(scheme);
         out.push(' ');
         return hide_value(behind.trim_start_matches([' ', '\t']), whole_line, out);
     }
-    let ends = |(at, c): &(usize, char)| match whole_line {
-        true => c.is_control() || matches!(c, '"' | '\'' | '}'),
-        false => ends_value(*c, value.get(at + c.len_utf8()..).and_then(|text| text.chars().next())),
+    let ends =
+        |(at, c): &(usize, char)| ends_value(*c, value.get(at + c.len_utf8()..).and_then(|text| text.chars().next()));
+    let end = match whole_line {
+        true => end_of_header(value),
+        false => value.char_indices().find(ends).map_or(value.len(), |(at, _)| at),
     };
-    let end = value.char_indices().find(ends).map_or(value.len(), |(at, _)| at);
+    let (hidden, behind) = value.split_at_checked(end).unwrap_or((value, ""));
+    // `Some("hunter2")`, `b'hunter2'`: the quotes belong to the value.
+    let wrapped = hidden.ends_with(['(', '[', '{']) || LITERALS.contains(&hidden);
+    if wrapped && !whole_line && behind.starts_with(['"', '\'', '\\']) {
+        // What the type is called.
+        let is_type = hidden.starts_with(|c: char| c.is_ascii_uppercase()) || LITERALS.contains(&hidden);
+        out.push_str(if is_type { hidden } else { MARK });
+        return hide_value(behind, false, out);
+    }
     if end > 0 {
         out.push_str(MARK);
     }
-    value.get(end..).unwrap_or_default()
+    behind
+}
+
+/// Where a header ends that stands within quotes or braces of others. What it quotes itself (`response="…"`) is of it.
+fn end_of_header(value: &str) -> usize {
+    let (mut before, mut within) = (' ', None);
+    for (at, c) in value.char_indices() {
+        match within {
+            Some(quote) if c == quote => within = None,
+            None if matches!(c, '"' | '\'') && before == '=' => within = Some(c),
+            None if c.is_control() || matches!(c, '"' | '\'' | '}') => return at,
+            _ => {}
+        }
+        if c != '\\' {
+            before = c;
+        }
+    }
+    value.len()
+}
+
+/// From the bracket on that closes the first one; those between are of the value.
+fn behind_bracket(value: &str, opening: char, closing: char) -> &str {
+    let mut open = 0usize;
+    let end = value.char_indices().find(|(_, c)| {
+        open += usize::from(*c == opening);
+        open -= usize::from(*c == closing && open > 0);
+        open == 0
+    });
+    end.and_then(|(at, _)| value.get(at..)).unwrap_or_default()
 }
 
 fn is_word(c: char) -> bool {
@@ -212,9 +389,12 @@ fn until(text: &str, chars_max: usize) -> &str {
 
 /// Copies `//user:***@` of a URL with a password, behind its `:`; false when there is none.
 fn hides_password(rest: &mut &str, out: &mut String) -> bool {
-    let Some(url) = rest.strip_prefix("//") else { return false };
+    // JSON may escape its slashes.
+    let escaped = rest.strip_prefix(r"\/\/").map(|url| (url, '\\'));
+    let Some((url, slash)) = escaped.or_else(|| Some((rest.strip_prefix("//")?, '/'))) else { return false };
+    let slashes = rest.len() - url.len();
     let url = until(url, URL_CHARS_MAX);
-    let authority = url.get(..url.find('/').unwrap_or(url.len())).unwrap_or_default();
+    let authority = url.get(..url.find(slash).unwrap_or(url.len())).unwrap_or_default();
     let Some(user) = authority.rfind('@').and_then(|at| authority.get(..at)) else { return false };
     let name = match user.split_once(':') {
         Some((name, _)) => name,
@@ -222,7 +402,7 @@ fn hides_password(rest: &mut &str, out: &mut String) -> bool {
         None if user.len() >= TOKEN_BYTES_MIN => "",
         None => return false,
     };
-    out.push_str("://");
+    out.push_str(if slash == '/' { "://" } else { r":\/\/" });
     name.chars().for_each(|c| escape(c, out));
     if !name.is_empty() {
         out.push(':');
@@ -232,7 +412,7 @@ fn hides_password(rest: &mut &str, out: &mut String) -> bool {
     // A password with a slash in it is no URL, and is written all the same.
     let plain = url.get(..url.find('?').unwrap_or(url.len())).unwrap_or_default();
     let at = plain.rfind('@').unwrap_or(user.len()).max(user.len());
-    *rest = rest.get(2 + at + 1..).unwrap_or_default();
+    *rest = rest.get(slashes + at + 1..).unwrap_or_default();
     true
 }
 
@@ -260,8 +440,13 @@ pub fn names_secret(word: &str) -> bool {
     let lower = word.to_ascii_lowercase();
     let whole = lower.trim_start_matches('-');
     // `lock.pid.key=`: the last part names it.
-    let last = whole.rsplit(['.', '/', '-', '_']).next().unwrap_or(whole);
-    SECRET_NAMES.iter().any(|name| whole.contains(name)) || SECRET_WORDS.contains(&last)
+    let last = word.rsplit(['.', '/', '-', '_']).next().unwrap_or(word);
+    // `authKey`, `dbpass`.
+    let hump = last.rfind(|c: char| c.is_ascii_uppercase()).and_then(|at| last.get(at..)).unwrap_or_default();
+    let (last, hump) = (last.to_ascii_lowercase(), hump.to_ascii_lowercase());
+    SECRET_NAMES.iter().any(|name| whole.contains(name))
+        || SECRET_WORDS.iter().any(|name| *name == last || *name == hump)
+        || (last.ends_with("pass") && !NO_SECRETS.contains(&last.as_str()))
 }
 
 fn is_token(word: &str) -> bool {
@@ -352,6 +537,32 @@ mod tests {
             ("?sig=a%2Bb&x=1", "?sig=***&x=1"),
             ("monkey=7 passage=3 tokens left: 5", "monkey=7 passage=3 tokens left: 5"),
             ("a plain line: nothing to hide", "a plain line: nothing to hide"),
+            ("ran mysqldump -uroot -phun!ter2 hub", "ran mysqldump -uroot -p*** hub"),
+            ("mysql -h db -P 3306 -p hub", "mysql -h db -P 3306 -p hub"),
+            ("argv: ['mysql', '-u', 'root', '-phunter2', 'hub']", "argv: ['mysql', '-u', 'root', '-p***', 'hub']"),
+            ("ssh -p2222 host: nc -p 80", "ssh -p2222 host: nc -p 80"),
+            ("scp -P 2222 a.zip host:", "scp -P 2222 a.zip host:"),
+            ("sshpass -p hunter2 ssh -p 22 x", "sshpass -p *** ssh -p *** x"),
+            ("sh -c \"redis-cli -a 'hun ter2' ping\"", "sh -c \"redis-cli -a '***' ping\""),
+            ("curl -u bob:hunter2 https://h/", "curl -u *** https://h/"),
+            ("curl -sS --user bob:hunter2 https://h/", "curl -sS --user *** https://h/"),
+            ("argv: [\"pg\", \"--password\", \"hunter2\"]", "argv: [\"pg\", \"--password\", \"***\"]"),
+            ("{'password': b'hunter2', 'n': 1}", "{'password': b'***', 'n': 1}"),
+            ("Config { password: Some(\"hunter2\"), n: 1 }", "Config { password: Some(\"***\"), n: 1 }"),
+            ("token: Secret(String(\"hunter2\"))", "token: Secret(String(\"***\"))"),
+            (
+                "{\"name\":\"DB_PASSWORD\",\"value\":\"hunter2\",\"n\":1}",
+                "{\"name\":\"DB_PASSWORD\",\"value\":\"***\",\"n\":1}",
+            ),
+            ("<add key=\"password\" value=\"hunter2\"/>", "<add key=\"password\" value=\"***\"/>"),
+            ("{\"k\":\"password\",\"user\":\"bob\"}", "{\"k\":\"password\",\"user\":\"bob\"}"),
+            ("Authorization: Digest username=\"Mufasa\", response=\"6629fae4\"", "Authorization: Digest ***"),
+            ("curl -H 'Authorization: Token token=\"abc\"' https://h/", "curl -H 'Authorization: ***' https://h/"),
+            ("authorization=Token abc n=1", "authorization=Token *** n=1"),
+            ("{\"tokens\":{\"a\":{\"x\":1},\"b\":\"hunter2\"},\"n\":1}", "{\"tokens\":{***},\"n\":1}"),
+            ("\"url\":\"https:\\/\\/bob:hunter2@h\\/x\"", "\"url\":\"https:\\/\\/bob:***@h\\/x\""),
+            ("dbpass=hunter2 bypass=1 authKey: abc", "dbpass=*** bypass=1 authKey: ***"),
+            ("POST https://hooks.slack.com/services/T0/B0/abcDEF", "POST https://hooks.slack.com/services/***"),
             ("mail bob@example.org at https://example.org/a@b", "mail bob@example.org at https://example.org/a@b"),
         ] {
             assert_eq!(redact(line), expected, "{line}");
