@@ -92,6 +92,8 @@ pub struct Content {
     pub checked: String,
     /// What was not, and why.
     pub not_checked: Option<String>,
+    /// It could not be looked into now: neither good nor bad.
+    pub unread: bool,
     /// It was looked at as deeply as it will be.
     pub deep: bool,
     /// Pages of a database, by its header.
@@ -134,6 +136,18 @@ struct Known {
     /// Size of the source when the copy was judged.
     #[serde(default)]
     source_bytes: Option<u64>,
+    /// The time of the copy that it took the place of: it is the newer one, whatever time it was given
+    /// (`rsync -a` and `cp -p` keep that of the source).
+    #[serde(default)]
+    follows: Option<Timestamp>,
+}
+
+impl Known {
+    /// Its place among the others.
+    fn place(&self, now: Now) -> Timestamp {
+        let own = sort_time(&self.file, now);
+        self.follows.map_or(own, |before| own.max(before + Duration::from_millis(1)))
+    }
 }
 
 /// How a copy is less than the last good one before it.
@@ -200,9 +214,10 @@ impl BackupJudge {
                 let unchanged = before.iter().any(|old| old.path == file.path && old.is_same_copy(file));
                 self.note_file(file, unchanged || is_old(file, now));
             }
+            self.note_overwritten(&before, now);
             // What was never finished under this size is no copy.
             self.copies.retain(|known| known.present || known.verdict != Verdict::Open);
-            self.copies.sort_by_key(|known| (sort_time(&known.file, now), known.file.path.clone()));
+            self.copies.sort_by_key(|known| (known.place(now), known.file.path.clone()));
             while self.copies.len() > HISTORY_MAX {
                 let oldest = self.copies.iter().position(|known| !known.present).unwrap_or(0);
                 self.copies.remove(oldest);
@@ -212,6 +227,21 @@ impl BackupJudge {
             self.kept_max = self.kept_max.max(u32::try_from(settled).unwrap_or(u32::MAX));
         }
         self.listed = Some(listing);
+    }
+
+    /// Which new copies lie where another one lay that is gone now.
+    fn note_overwritten(&mut self, before: &[CopyFile], now: Now) {
+        let gone = |old: &&CopyFile| !self.copies.iter().any(|known| known.present && known.file.is_same_copy(old));
+        let gone: Vec<(String, Timestamp)> = before
+            .iter()
+            .filter(gone)
+            .filter_map(|old| self.copies.iter().find(|known| known.file.is_same_copy(old)))
+            .map(|old| (old.file.path.clone(), old.place(now)))
+            .collect();
+        for known in self.copies.iter_mut().filter(|known| known.present && known.verdict == Verdict::Open) {
+            let before = gone.iter().find(|(path, _)| *path == known.file.path).map(|(_, time)| *time);
+            known.follows = before.max(known.follows);
+        }
     }
 
     /// Row counts are kept for the newest copies and the last good one: what new ones are compared with.
@@ -247,6 +277,7 @@ impl BackupJudge {
                 present: true,
                 settled,
                 source_bytes: None,
+                follows: None,
             }),
         }
     }
@@ -305,7 +336,14 @@ impl BackupJudge {
         judgement.problems.extend(self.stale(rules, now));
         judgement.problems.extend(self.too_few(rules, &present, one_shot));
         if newest.verdict == Verdict::Open {
-            let why = format!("the newest copy {} has not been looked into yet", told::shown(&newest.file.path));
+            let path = told::shown(&newest.file.path);
+            let unread = newest.content.as_ref().filter(|content| content.unread);
+            let why = match unread.and_then(|content| content.not_checked.as_ref()) {
+                Some(not_checked) => {
+                    format!("the newest copy {path} was not looked into: {}", told::shown(not_checked))
+                }
+                None => format!("the newest copy {path} has not been looked into yet"),
+            };
             judgement.unknown = Some(Unknown { why, way_out: None });
         }
         judgement
@@ -329,6 +367,8 @@ impl BackupJudge {
             (known.verdict, known.loss) = match loss {
                 Some(loss) if !accepted(rules, earlier, &loss, known) => (Verdict::Shrunk, Some(loss)),
                 _ if content.damage.is_some() || known.file.size_bytes < rules.min_bytes.max(1) => (Verdict::Bad, None),
+                // Asked again as long as it is the newest.
+                _ if content.unread => (Verdict::Open, None),
                 _ => (Verdict::Good, None),
             };
         }

@@ -122,6 +122,46 @@ fn a_fixed_name_that_is_overwritten_by_an_empty_file() {
     assert_eq!(reasons(&world.run(4, &[copy("/backup/hub.db", 4, 99_000)])), []);
 }
 
+#[test]
+fn a_bad_copy_with_the_time_of_an_old_source_is_still_the_newest() {
+    let mut world = World::new("/backup/hub.db");
+    assert_eq!(reasons(&world.run(5, &[copy("/backup/hub.db", 5, 100_000)])), []);
+    // `rsync -a` of a source that somebody put back from before the last backup, empty.
+    let mut old = copy("/backup/hub.db", 6, 0);
+    old.modified = at(4);
+    world.holds(&old, file_of(0));
+    world.rules.max_age = None;
+    let told = world.run(6, std::slice::from_ref(&old));
+    assert_eq!(reasons(&told), [Reason::BackupShrunk], "{told:?}");
+    assert!(told.problems[0].summary.contains("overwrote a good one: it is empty"), "{}", told.problems[0].summary);
+    // And what follows it is newer again, whatever its time.
+    let mut good = copy("/backup/hub.db", 7, 101_000);
+    good.modified = at(3);
+    assert_eq!(reasons(&world.run(7, std::slice::from_ref(&good))), []);
+    assert_eq!(reasons(&world.run(8, &[good])), []);
+}
+
+#[test]
+fn a_copy_that_cannot_be_read_is_neither_good_nor_bad() {
+    let mut world = World::new("/backup/hub.*.bak");
+    let (first, closed) = (copy("/backup/hub.1.bak", 1, 100_000), copy("/backup/hub.2.bak", 2, 100_100));
+    assert_eq!(reasons(&world.run(1, std::slice::from_ref(&first))), []);
+    let not_checked = Some("its content: the agent may not read it".to_owned());
+    let unread = Content { kind: "file".to_owned(), not_checked, unread: true, ..Content::default() };
+    world.holds(&closed, unread);
+    let told = world.run(2, &[first.clone(), closed.clone()]);
+    assert!(told.problems.is_empty(), "{told:?}");
+    assert!(told.unknown.as_ref().is_some_and(|unknown| unknown.why.contains("may not read it")), "{told:?}");
+    assert_eq!(told.seen.get("good_copies"), Some(&Value::Count(1)));
+    world.holds(&closed, database(1000));
+    let told = world.run(2, &[first.clone(), closed.clone()]);
+    assert!(told.problems.is_empty() && told.unknown.is_none(), "{told:?}");
+    // One that lost most of its size has shrunk, whoever may read it.
+    let small = copy("/backup/hub.3.bak", 3, 2_000);
+    world.holds(&small, Content { not_checked: Some("x".to_owned()), unread: true, ..Content::default() });
+    assert_eq!(reasons(&world.run(3, &[first, closed, small])), [Reason::BackupShrunk]);
+}
+
 /// `.1` is the newest; the oldest of three is removed.
 fn rotated(days: [u64; 3], sizes: [u64; 3]) -> Vec<CopyFile> {
     (0..3).map(|at| copy(&format!("/backup/hub.db.{}", at + 1), days[at], sizes[at])).collect()

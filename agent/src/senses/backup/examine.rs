@@ -130,6 +130,7 @@ fn unread(why: &str) -> Content {
         kind: "file".to_owned(),
         checked: "its size".to_owned(),
         not_checked: Some(format!("its content: {why}")),
+        unread: true,
         ..Content::default()
     }
 }
@@ -156,10 +157,17 @@ fn packed(path: &Path, file: &CopyFile, deep: bool) -> Option<Content> {
         not_checked: Some(not_checked.to_owned()),
         ..content
     };
-    let mut read = |at: u64, room: &mut [u8]| opened.read_exact_at(room, at).map_err(|error| error.to_string());
-    Some(match archive::check(kind, size_of(&opened, file), &mut read) {
+    let mut unread = false;
+    let mut read = |at: u64, room: &mut [u8]| {
+        let read = opened.read_exact_at(room, at);
+        unread |= read.is_err();
+        read.map_err(|error| error.to_string())
+    };
+    let checked = archive::check(kind, size_of(&opened, file), &mut read);
+    Some(match checked {
         Ok(()) => content,
-        Err(Broken::Unread(why)) => Content { not_checked: Some(format!("all of it: {why}")), ..content },
+        // One with more parts than are followed was read, as far as it ever is.
+        Err(Broken::Unread(why)) => Content { not_checked: Some(format!("all of it: {why}")), unread, ..content },
         Err(broken) => Content { damage: Some(broken.to_string()), ..content },
     })
 }

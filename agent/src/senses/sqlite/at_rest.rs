@@ -53,7 +53,7 @@ impl Restricted {
                 let why =
                     format!("its content, because it is no copy at rest ({}): is it a live database?", other.as_str());
                 // Perhaps somebody only reads it just now: the next run asks again.
-                (content.not_checked, content.deep) = (Some(why), false);
+                (content.not_checked, content.deep, content.unread) = (Some(why), false, true);
                 return Ok(AtRest::Database(content));
             }
         }
