@@ -101,6 +101,22 @@ fn lines_become_occurrences_once_and_without_secrets() {
 }
 
 #[test]
+fn a_rule_that_was_told_before_a_reboot_is_told_again_after_it() {
+    let mut stage = Stage::new(standard());
+    stage.run(Duration::ZERO);
+    append(&stage.path, "database is locked\n");
+    assert_eq!(reasons(&stage.run(Duration::ZERO)), [Reason::DatabaseBusy]);
+    let mut saved = stage.probe.save().unwrap();
+    // Another boot, after a long one: its clock was far ahead of the present one.
+    saved["boot"] = "00000000-0000-4000-8000-000000000001".into();
+    saved["windows"][0]["quiet_until_ms"] = u64::MAX.into();
+    stage.probe = Stage::probe(&stage.path, &stage.rules);
+    stage.probe.restore(saved);
+    append(&stage.path, "database is locked\n");
+    assert_eq!(reasons(&stage.run(Duration::ZERO)), [Reason::DatabaseBusy]);
+}
+
+#[test]
 fn a_rotation_while_the_agent_is_away_loses_nothing() {
     let mut stage = Stage::new(standard());
     stage.run(Duration::ZERO);

@@ -55,6 +55,14 @@ struct Window {
 pub struct Windows(Vec<Window>);
 
 impl Windows {
+    /// The host was rebooted: the boot-time clock starts anew. What waits was written before the boot.
+    pub fn rebooted(&mut self) {
+        for window in &mut self.0 {
+            window.quiet_until_ms = 0;
+            window.first.iter_mut().chain(&mut window.last).for_each(|sample| sample.boottime_ms = 0);
+        }
+    }
+
     /// Takes in one line; `sample` is made only if it will be shown.
     pub fn note(&mut self, rule: &str, group: &str, now: Now, sample: impl FnOnce() -> Sample) {
         let known = |windows: &[Window], group: &str| {
@@ -130,6 +138,22 @@ mod tests {
         assert_eq!((told.count, told.first.text, told.last.unwrap().text), (3, "two".into(), "four".into()));
         assert!(windows.take(at(200), false).is_empty());
         assert_eq!(windows, Windows::default());
+    }
+
+    #[test]
+    fn a_rule_that_was_told_before_a_reboot_is_not_silent_after_it() {
+        let mut windows = Windows::default();
+        // After a hundred days.
+        windows.note("r", "", at(8_640_000), || sample("before"));
+        assert_eq!(windows.take(at(8_640_000), false).len(), 1);
+        windows.note("r", "", at(8_640_030), || Sample { boottime_ms: 8_640_030_000, ..sample("waits") });
+        windows.rebooted();
+        windows.note("r", "", at(20), || sample("after"));
+        let [told] = windows.take(at(20), false).try_into().unwrap();
+        assert_eq!((told.count, told.first.boottime_ms, told.last.unwrap().text), (2, 0, "after".into()));
+        windows.note("r", "", at(21), || sample("again"));
+        assert!(windows.take(at(79), false).is_empty());
+        assert_eq!(windows.take(at(80), false).len(), 1);
     }
 
     #[test]

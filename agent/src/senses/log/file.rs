@@ -6,7 +6,7 @@
 use super::super::regular::{Found, open_regular};
 use super::siblings::{Sibling, is_compressed, matches_pattern, siblings};
 use muster_agent_core::log::{LINE_BYTES_MAX, Splitter};
-use rustix::fs::{FileType, OFlags, Stat, fstat, stat};
+use rustix::fs::{AtFlags, FileType, OFlags, Stat, StatxFlags, fstat, stat, statx};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,6 +42,9 @@ const _: () = assert!(TURN_BYTES > LINE_BYTES_MAX);
 pub(super) struct FileState {
     /// False until the first run has found the ends of what was there.
     started: bool,
+    /// When there was nothing at all for the first time, in seconds since 1970: what is made later is new from its begin.
+    #[serde(default)]
+    absent_unix_s: Option<i64>,
     tails: Vec<Tail>,
 }
 
@@ -111,6 +114,11 @@ impl Follower {
         self.open.clear();
     }
 
+    /// The host was rebooted since the state was saved: the boot-time clock starts anew.
+    pub(super) fn rebooted(&mut self) {
+        self.state.tails.iter_mut().for_each(|tail| tail.rotated_ms = tail.rotated_ms.map(|_| 0));
+    }
+
     /// Reads what is new; each line with whether it was cut. With `look_back` (seconds since 1970) the end of files that
     /// were written since then is new as well.
     pub(super) fn pass(&mut self, now_ms: u64, look_back: Option<i64>, line: &mut dyn FnMut(&[u8], bool)) -> FilePass {
@@ -122,6 +130,9 @@ impl Follower {
                 Ok(key) => live.push(key),
                 Err(reason) => pass.unreadable = Some(reason),
             }
+        }
+        if live.is_empty() && !self.state.started && self.state.absent_unix_s.is_none() && self.is_absent(&targets) {
+            self.state.absent_unix_s = Some(crate::clock::now().wall.unix_ms() / 1000);
         }
         self.note_rotated(&live, now_ms, &mut pass);
         if !live.is_empty() {
@@ -165,6 +176,14 @@ impl Follower {
         pass.too_many_files = u64::try_from(names.len().saturating_sub(FILES_MAX)).unwrap_or(u64::MAX);
         names.truncate(FILES_MAX);
         names.into_iter().map(|name| folder.join(name)).collect()
+    }
+
+    /// Whether nothing is there, as far as that can be seen.
+    fn is_absent(&self, targets: &[PathBuf]) -> bool {
+        let gone = |path: &Path| matches!(stat(path), Err(Errno::NOENT | Errno::NOTDIR));
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        targets.iter().all(|path| gone(path))
+            && (!targets.is_empty() || gone(folder) || std::fs::read_dir(folder).is_ok())
     }
 
     /// Finds out which file is at `path`, opens it if it is another one, and notices a truncation.
@@ -211,10 +230,12 @@ impl Follower {
     /// Makes sure that the open file at `path` has its tail, at the right place.
     fn meet(&mut self, path: &Path, key: (u64, u64), size: u64, now_ms: u64, look_back: bool, pass: &mut FilePass) {
         let started = self.state.started;
-        let Some(opened) = self.open.get(&key) else { return };
         let known = self.state.tails.iter().position(|tail| (tail.device, tail.inode) == key);
+        let known = known.or_else(|| self.moved_device(path, key, size));
+        let Some(opened) = self.open.get(&key) else { return };
         let Some(index) = known else {
-            let offset = match (started, look_back) {
+            let new = self.state.absent_unix_s.is_some_and(|since| opened.made_unix_s() >= since);
+            let offset = match (started || new, look_back) {
                 (true, _) => 0,
                 (false, true) => size.saturating_sub(LOOK_BACK_BYTES),
                 (false, false) => size,
@@ -248,6 +269,23 @@ impl Follower {
         if old.print.bytes > 0 {
             self.take_over_rotated(&old, None, now_ms, pass);
         }
+    }
+
+    /// The tail of the same file on a file system whose device has another number since the agent last ran: a reboot or
+    /// a new mount may give it one (btrfs, overlayfs, NFS).
+    fn moved_device(&mut self, path: &Path, (device, inode): (u64, u64), size: u64) -> Option<usize> {
+        let opened = self.open.get(&(device, inode))?;
+        let is_it = |tail: &Tail| {
+            tail.inode == inode
+                && tail.path == path
+                && tail.print.bytes > 0
+                && size >= tail.offset
+                && !self.open.contains_key(&(tail.device, tail.inode))
+                && opened.has_print(tail.print)
+        };
+        let index = self.state.tails.iter().position(is_it)?;
+        self.state.tails.get_mut(index)?.device = device;
+        Some(index)
     }
 
     /// Looks at what is no longer where it was.
@@ -442,6 +480,14 @@ impl Follower {
 impl Opened {
     fn size(&self) -> u64 {
         fstat(&self.file).map_or(0, |status| u64::try_from(status.st_size).unwrap_or(0))
+    }
+
+    /// When it was made; where the file system does not tell, when it was last changed.
+    fn made_unix_s(&self) -> i64 {
+        let wanted = StatxFlags::BTIME | StatxFlags::CTIME;
+        let Ok(told) = statx(&self.file, "", AtFlags::EMPTY_PATH, wanted) else { return i64::MIN };
+        let has_birth = StatxFlags::from_bits_retain(told.stx_mask).contains(StatxFlags::BTIME);
+        if has_birth { told.stx_btime.tv_sec } else { told.stx_ctime.tv_sec }
     }
 
     fn byte_before(&self, offset: u64) -> Option<u8> {

@@ -10,6 +10,7 @@ mod siblings;
 mod tests;
 
 use super::HostRoot;
+use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
 use file::{FilePass, FileState, Follower};
 use journal::{JournalFollower, JournalPass, JournalState, Match};
@@ -17,7 +18,7 @@ use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::log::{Entry, Rule, RuleSet, Told, Windows, observed_boottime_ms, occurrence, user_space_kill};
 use muster_common::evidence::Evidence;
 use muster_common::finding::{ProbeKind, SubjectKey};
-use muster_common::ids::ServiceName;
+use muster_common::ids::{BootId, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -54,6 +55,7 @@ enum Input {
 #[derive(Debug)]
 pub struct LogProbe {
     subject: SubjectKey,
+    root: HostRoot,
     /// For people: a path, or `journal:UNIT`.
     source: String,
     input: Input,
@@ -76,6 +78,9 @@ struct Counts {
 /// What survives a restart.
 #[derive(Serialize, Deserialize)]
 struct Saved {
+    /// Windows are measured by the clock of this boot.
+    #[serde(default)]
+    boot: Option<BootId>,
     file: Option<FileState>,
     journal: Option<JournalState>,
     windows: Windows,
@@ -86,14 +91,14 @@ impl LogProbe {
     /// Follows the file, or the files that fit the pattern, at `path` (absolute, as the host knows it).
     pub fn of_file(service: ServiceName, path: &Path, as_text: bool, rules: Arc<Rules>, root: &HostRoot) -> Self {
         let source = path.to_string_lossy().into_owned();
-        Self::new(service, source, Input::File(Follower::new(root.path(path))), as_text, rules)
+        Self::new(service, source, Input::File(Follower::new(root.path(path))), as_text, (rules, root))
     }
 
     /// Follows what a unit writes to the journal, and what systemd writes about it.
     pub fn of_unit(service: ServiceName, unit: &str, as_text: bool, rules: Arc<Rules>, root: &HostRoot) -> Self {
         let matches = vec![Match::written_by(unit), Match::about(unit)];
         let input = Input::Journal(JournalFollower::new(root.clone(), matches));
-        Self::new(service, format!("journal:{unit}"), input, as_text, rules)
+        Self::new(service, format!("journal:{unit}"), input, as_text, (rules, root))
     }
 
     /// Follows what the user-space OOM killers of the host write to the journal.
@@ -103,13 +108,19 @@ impl LogProbe {
         units.dedup();
         let matches = units.into_iter().map(|unit| Match::written_by(unit)).collect();
         let input = Input::Journal(JournalFollower::new(root.clone(), matches));
-        Self::new(ServiceName::host(), "journal of user-space OOM killers".to_owned(), input, true, rules)
+        Self::new(ServiceName::host(), "journal of user-space OOM killers".to_owned(), input, true, (rules, root))
     }
 
-    fn new(service: ServiceName, source: String, input: Input, as_text: bool, rules: Arc<Rules>) -> Self {
+    fn new(
+        service: ServiceName,
+        source: String,
+        input: Input,
+        as_text: bool,
+        (rules, root): (Arc<Rules>, &HostRoot),
+    ) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::Log, &source);
         let (windows, counts) = (Windows::default(), Counts::default());
-        Self { subject, source, input, rules, as_text, windows, counts }
+        Self { subject, root: root.clone(), source, input, rules, as_text, windows, counts }
     }
 
     /// Reads what is new into the windows.
@@ -207,7 +218,8 @@ impl Probe for LogProbe {
             Input::File(follower) => (Some(follower.state().clone()), None),
             Input::Journal(follower) => (None, Some(follower.state().clone())),
         };
-        serde_json::to_value(Saved { file, journal, windows: self.windows.clone(), counts: self.counts }).ok()
+        let boot = Some(boot_id(&self.root));
+        serde_json::to_value(Saved { boot, file, journal, windows: self.windows.clone(), counts: self.counts }).ok()
     }
 
     fn restore(&mut self, saved: serde_json::Value) {
@@ -218,6 +230,12 @@ impl Probe for LogProbe {
             _ => return,
         }
         (self.windows, self.counts) = (saved.windows, saved.counts);
+        if saved.boot.is_none_or(|boot| boot.0.is_nil() || boot != boot_id(&self.root)) {
+            self.windows.rebooted();
+            if let Input::File(follower) = &mut self.input {
+                follower.rebooted();
+            }
+        }
     }
 }
 

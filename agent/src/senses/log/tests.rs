@@ -121,6 +121,53 @@ fn what_was_there_before_is_history_and_a_part_of_a_line_waits() {
 }
 
 #[test]
+fn a_log_that_is_made_after_the_first_look_is_new_from_its_begin() {
+    for pattern in ["x.log", "*.log"] {
+        let mut stage = Stage::new(pattern);
+        stage.pass();
+        stage.restart(pattern);
+        stage.pass();
+        stage.append("x.log", &text(1..=3));
+        stage.pass();
+        assert_eq!(stage.take(), numbered(1..=3), "{pattern}");
+    }
+    // One that was made before, and was not to be seen (a file system that is mounted late), is history.
+    let mut stage = Stage::new("late/x.log");
+    std::fs::create_dir(stage.path("early")).unwrap();
+    stage.append("early/x.log", "old\n");
+    let second = || crate::clock::now().wall.unix_ms() / 1000;
+    let made = second();
+    while second() == made {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    stage.pass();
+    stage.rename("early", "late");
+    stage.pass();
+    stage.append("late/x.log", "new\n");
+    stage.pass();
+    assert_eq!(stage.take(), ["new"]);
+}
+
+#[test]
+fn a_device_of_another_number_after_a_reboot_makes_no_other_file() {
+    let mut stage = Stage::started("x.log");
+    stage.append("x.log", &text(1..=5));
+    stage.pass();
+    stage.take();
+    let mut saved = serde_json::to_value(stage.follower.state()).unwrap();
+    let device = &mut saved["tails"][0]["device"];
+    *device = (device.as_u64().unwrap() + 1).into();
+    stage.follower = Follower::new(stage.path("x.log"));
+    stage.follower.restore(serde_json::from_value(saved).unwrap());
+    stage.append("x.log", "line 6\n");
+    let pass = stage.pass();
+    assert_eq!((stage.take(), pass.lost_files, pass.rotations), (numbered(6..=6), 0, 0));
+    stage.restart("x.log");
+    stage.pass();
+    assert!(stage.take().is_empty());
+}
+
+#[test]
 fn a_one_shot_look_reads_the_end_of_what_is_there() {
     let mut stage = Stage::new("x.log");
     stage.append("x.log", &text(1..=3));
@@ -142,8 +189,11 @@ fn renamed_and_made_anew_while_a_process_writes() {
     let mut rotations = 0;
     loop {
         let over = writer.try_wait().unwrap().is_some();
+        // On a busy machine one pass may read so much that the writer has not made the next file yet: one that came and
+        // was rotated away within a tick of the clock would have no order among the others.
+        let is_seen = stage.path("x.log").exists();
         stage.pass();
-        if stage.lines.len() > rotations * 400 + 200 && rotations < 3 {
+        if stage.lines.len() > rotations * 400 + 200 && rotations < 3 && is_seen {
             if stage.path("x.log.1").exists() {
                 stage.rename("x.log.1", "x.log.2");
             }
@@ -348,12 +398,12 @@ fn what_is_no_file_is_told_and_never_waited_for() {
     std::fs::remove_file(stage.path("x.log")).unwrap();
     let (why, _) = stage.pass().unreadable.unwrap();
     assert!(why.ends_with("does not exist"), "{why}");
-    // It was never there: all of it is new when it comes, or history; the first run that sees it decides.
+    // It was not there when somebody looked: all of it is new when it comes.
     stage.append("x.log", "first\n");
     stage.pass();
     stage.append("x.log", "second\n");
     stage.pass();
-    assert_eq!(stage.take(), ["second"]);
+    assert_eq!(stage.take(), ["first", "second"]);
 }
 
 #[test]
