@@ -84,6 +84,41 @@ fn a_report_is_durable_when_the_command_returns_and_shows_in_the_status() {
 }
 
 #[test]
+fn a_report_loses_its_secrets_before_it_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = config(folder.path(), "");
+    let agent = Agent::start(folder.path());
+    agent.until(&["watching"]);
+    let arguments = [
+        "--service",
+        "web",
+        "--reason",
+        "timeout",
+        "--subject",
+        "https://bob:hunter2@host/x",
+        "--message",
+        "no answer with password=hunter2",
+        "--api_token",
+        "hunter2",
+        "--command",
+        "mysql -phunter2 hub",
+        "--attempts",
+        "7",
+    ];
+    let output = report(&socket, &arguments, None);
+    assert!(output.status.success(), "{}", said(&output));
+    agent.until(&["occurred", "https://bob:***@host/x", "no answer with password=***"]);
+    assert_eq!(agent.stop(), Some(0));
+    let database = rusqlite::Connection::open(folder.path().join("state/spool.db")).unwrap();
+    let count = |part: &str| {
+        let sql = "select count(*) from entries where instr(body, cast(?1 as blob)) > 0";
+        database.query_row(sql, [part], |row| row.get::<_, u32>(0)).unwrap()
+    };
+    assert!(count("attempts") > 0 && count("api_token") > 0);
+    assert_eq!(count("hunter2"), 0);
+}
+
+#[test]
 fn wrong_reports_are_refused_with_a_way_out() {
     let folder = tempfile::tempdir().unwrap();
     let socket = config(folder.path(), "");

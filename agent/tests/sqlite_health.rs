@@ -662,6 +662,20 @@ fn an_assertion_is_answered_in_every_state_that_may_be_read_and_changes_nothing(
 }
 
 #[test]
+fn rows_and_statements_lose_their_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.db");
+    execute(&path, "CREATE TABLE jobs(id INTEGER PRIMARY KEY, url TEXT, token TEXT)");
+    execute(&path, "INSERT INTO jobs VALUES (1, 'https://bob:hunter2@host/x', 'hunter2')");
+    let sql = "SELECT count(*) + 10, url, token FROM jobs WHERE url <> 'https://eve:hunter2@host/'";
+    let told = ask(&path, sql);
+    let evidence = &told.problems[0].evidence;
+    assert_eq!(evidence.get("row_url"), Some(&Value::Text("https://bob:***@host/x".into())));
+    assert_eq!(evidence.get("row_token"), Some(&Value::Text("***".into())));
+    assert!(!format!("{told:?}").contains("hunter2"), "{told:?}");
+}
+
+#[test]
 fn what_cannot_be_answered_is_unknown_with_sqlites_own_words() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hub.db");

@@ -17,7 +17,13 @@ pub(super) fn clean(text: &str) -> Result<String, String> {
 
 fn clean_table(table: &mut Table) {
     for (key, value) in table {
-        clean_value(names_secret(key), value);
+        match value {
+            // Headers of a request: whoever needs one in a config needs it to be let in.
+            Value::Table(headers) if key == "headers" => {
+                headers.iter_mut().for_each(|(_, value)| *value = Value::String(MARK.to_owned()));
+            }
+            _ => clean_value(names_secret(key), value),
+        }
     }
 }
 
@@ -57,7 +63,7 @@ mod tests {
 key = "/etc/muster/key.pem"
 [service.spl]
 keys = ["/etc/spl/key.pem"]
-health = { url = "https://bob:hunter2@127.0.0.1/h?token=hunter2", headers = { Authorization = "Bearer hunter2", X-Api-Key = "hunter2" } }
+health = { url = "https://bob:hunter2@127.0.0.1/h?token=hunter2", headers = { Authorization = "Bearer hunter2", X-Vault = "hunter2" } }
 password = """
 hunter2
 x"""

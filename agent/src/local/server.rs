@@ -8,13 +8,14 @@ use crate::net::NetHandle;
 use crate::run::asks::{Ask, Asks, Picture, Refused};
 use crate::uplink::UplinkStatus;
 use muster_agent_core::judgement::Problem;
+use muster_agent_core::log::{names_secret, redact};
 use muster_agent_core::services::Services;
 use muster_common::config::{did_you_mean, nearest};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::limits::{
-    EVIDENCE_KEY_BYTES_MAX, EVIDENCE_TEXT_BYTES_MAX, NAME_BYTES_MAX, SUBJECT_BYTES_MAX, SUMMARY_BYTES_MAX,
+    EVIDENCE_KEY_BYTES_MAX, EVIDENCE_TEXT_BYTES_MAX, NAME_BYTES_MAX, SUBJECT_BYTES_MAX, SUMMARY_BYTES_MAX, clip,
 };
 use muster_common::reason::{Reason, ReasonKind};
 use muster_proto::convert::{bounded, finding_to_wire, severity_to_wire};
@@ -53,6 +54,9 @@ const REPORTS_WINDOW: Duration = Duration::from_secs(60);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer: every subject and condition that one agent may have.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// What stands in place of a value whose key says that it is a secret.
+const SECRET: &str = "***";
 
 /// Where the link to the coordinator stands, once there is one.
 pub type LinkStatus = Arc<OnceLock<watch::Receiver<UplinkStatus>>>;
@@ -284,6 +288,11 @@ fn invalid(error: impl std::fmt::Display) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
+/// A text of an application as it may leave the host: what it reports is often a line that it would have logged.
+fn plain(field: &'static str, text: &str, bytes_max: usize) -> Result<String, Status> {
+    bounded(field, text, bytes_max).map(|text| clip(&redact(&text), bytes_max)).map_err(invalid)
+}
+
 /// What was reported, as an occurrence.
 fn problem(request: &v1::ReportRequest, peer: Peer) -> Result<Problem, Status> {
     let reason: Reason = request.reason.parse().map_err(invalid)?;
@@ -294,8 +303,8 @@ fn problem(request: &v1::ReportRequest, peer: Peer) -> Result<Problem, Status> {
             "{reason} is no occurrence: only the agent itself tells when it opens and clears; report one of: {list}"
         )));
     }
-    let subject = bounded("subject", &request.subject, SUBJECT_BYTES_MAX).map_err(invalid)?;
-    let message = bounded("message", &request.message, SUMMARY_BYTES_MAX).map_err(invalid)?;
+    let subject = plain("subject", &request.subject, SUBJECT_BYTES_MAX)?;
+    let message = plain("message", &request.message, SUMMARY_BYTES_MAX)?;
     if request.evidence.len() > REPORT_KEYS_MAX {
         return Err(invalid(format!("more than {REPORT_KEYS_MAX} keys of evidence")));
     }
@@ -305,11 +314,12 @@ fn problem(request: &v1::ReportRequest, peer: Peer) -> Result<Problem, Status> {
     }
     for (key, value) in &request.evidence {
         let key = bounded("evidence key", key, EVIDENCE_KEY_BYTES_MAX).map_err(invalid)?;
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        if key.is_empty() || !key.chars().all(plain) || key.starts_with("reported_by_") {
+        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if key.is_empty() || !key.chars().all(is_plain) || key.starts_with("reported_by_") {
             return Err(invalid(format!("{key:?} is no key of evidence: use lower case, digits and _")));
         }
-        evidence = evidence.text(&key, bounded("evidence", value, EVIDENCE_TEXT_BYTES_MAX).map_err(invalid)?);
+        let value = plain("evidence", value, EVIDENCE_TEXT_BYTES_MAX)?;
+        evidence = evidence.text(&key, if names_secret(&key) { SECRET.to_owned() } else { value });
     }
     let summary = if message.is_empty() { reason.meaning().to_owned() } else { message };
     // What an application says is its own word, not what the agent saw.

@@ -12,6 +12,7 @@ use super::recipe::{self, Reader, trouble};
 use super::{Ground, NO_LANDLOCK, NO_SCRATCH, RUN_COPY_BYTES_MAX, on_restricted_thread, report};
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::judgement::{Judgement, Problem};
+use muster_agent_core::log::{names_secret, redact};
 use muster_agent_core::sqlite::query::{Bounds, Broken, Number, Since};
 use muster_agent_core::sqlite::state::State;
 use muster_common::evidence::{Evidence, Value};
@@ -47,6 +48,9 @@ const ONE_SHOT_CLAIM_WAIT: Duration = Duration::from_secs(5);
 const SETTLE_WAIT: Duration = Duration::from_millis(60);
 /// Functions that do more than compute.
 const FUNCTIONS_REFUSED: [&str; 2] = ["load_extension", "fts3_tokenizer"];
+
+/// What stands in place of a value whose column says that it is a secret.
+const SECRET: &str = "***";
 
 const NO_SQL_FILES: &str = "give the statement an index to read in order, or let it sort and group less";
 
@@ -170,7 +174,7 @@ impl QueryProbe {
         let evidence = evidence
             .text("path", shown.to_string())
             .text("query", name)
-            .text("sql", sql)
+            .text("sql", redact(sql))
             .text(key, bound.to_string())
             .with("broken_since", Value::Time(since))
             .duration("broken_for_ms", broken_for);
@@ -198,7 +202,7 @@ impl Probe for QueryProbe {
         Lane::Database
     }
 
-    /// Runs on a thread of its own that is restricted before it opens anything.
+    /// Runs on a thread that is restricted before it opens anything.
     fn run(&mut self, context: &Context) -> Judgement {
         let private = if self.options.scratch_dir.is_none() && context.one_shot {
             Scratch::new(&std::env::temp_dir()).ok()
@@ -289,7 +293,9 @@ fn first_row(connection: &Connection, sql: &str) -> Result<Answer, Trouble> {
     let mut details = Vec::new();
     for (column, name) in names.iter().enumerate().skip(1).take(DETAILS_MAX) {
         let text = row.get_ref(column).map_or_else(|error| error.to_string(), told);
-        details.push((name.clone(), clip(&text, DETAIL_BYTES_MAX)));
+        // Rows of a stranger's database leave the host with the finding.
+        let text = if names_secret(name) { SECRET.to_owned() } else { clip(&redact(&text), DETAIL_BYTES_MAX) };
+        details.push((name.clone(), text));
     }
     let value = match row.get_ref(0).map_err(|error| trouble(&error))? {
         ValueRef::Integer(value) => Some(Number::Integer(value)),
