@@ -220,6 +220,24 @@ fn in_the_daemon_a_run_never_waits_and_the_answer_wakes_it() {
 }
 
 #[test]
+fn an_answer_does_not_stand_for_ever_when_no_new_one_comes() {
+    let net = Net::start().unwrap();
+    let health = says("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let mut probe = probe(&health, &net);
+    let mut context = context(false);
+    probe.run(&context);
+    assert_eq!(poll(&mut [PollFd::new(&*probe.wake().unwrap(), PollFlags::IN)], Some(&PATIENCE)).unwrap(), 1);
+    assert_eq!(probe.run(&context).verdict(), Verdict::Ok);
+    drop(net);
+    context.now.boottime_ms += 15_000;
+    assert_eq!(probe.run(&context).verdict(), Verdict::Ok, "the last one stands for a while");
+    context.now.boottime_ms += 60_000;
+    let deaf = probe.run(&context);
+    assert_eq!(deaf.verdict(), Verdict::Unknown, "{deaf:?}");
+    assert!(deaf.problems.is_empty() && deaf.unknown.unwrap().why.contains("no request has ended for 75 s"));
+}
+
+#[test]
 fn a_unix_socket_is_asked_as_well() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spl.sock");

@@ -164,6 +164,10 @@ fn endpoint(text: &str) -> Result<String, String> {
         return well.then(|| text.to_owned()).ok_or_else(expected);
     }
     let uri: Result<tonic::codegen::http::Uri, _> = text.parse();
+    if uri.as_ref().is_ok_and(|uri| uri.authority().is_some_and(|authority| authority.as_str().contains('@'))) {
+        let way = "expected an address without user and password: give them as headers = { Authorization = \"Basic …\" }";
+        return Err(way.to_owned());
+    }
     match uri {
         Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && names_a_host(&uri) && printable => {
             Ok(text.to_owned())
@@ -217,6 +221,7 @@ mod tests {
         for (line, expected) in [
             ("\"ftp://x/\"", "expected an address"),
             ("\"unix:relative.sock:/h\"", "expected an address"),
+            ("\"http://bob:hunter2@h/\"", "give them as headers = { Authorization"),
             ("{ url = \"http://h/\", status = \"299-200\" }", "expected a status"),
             ("{ url = \"http://h/\", status = 42 }", "from 100 to 599"),
             ("{ url = \"http://h/\", feild = 1 }", "did you mean \"field\"?"),

@@ -10,6 +10,7 @@ use crate::config::health::Health;
 use crate::net::{Mailbox, NetHandle};
 use crate::probe::{Context, Probe};
 use http::{HttpError, Response};
+use muster_agent_core::clock::Now;
 use muster_agent_core::health::certificate::Certificate;
 use muster_agent_core::health::{Answer, FieldFound, HealthJudge, Outcome, Phase, Reading, Rules};
 use muster_agent_core::judgement::Judgement;
@@ -35,6 +36,8 @@ const ONE_SHOT_WAIT: Duration = Duration::from_millis(900);
 const ADDRESSES_MAX: usize = 4;
 /// Threads of the net thread's pool that health endpoints may have at once: one stays for the uplink.
 static TURNS: Semaphore = Semaphore::const_new(2);
+/// Beyond its interval and time-out a request ends by itself long before this.
+const DEAF_SLACK: Duration = Duration::from_secs(30);
 /// Room for the judgement after a request that ran into its time-out in `doctor`.
 const ONE_SHOT_SLACK: Duration = Duration::from_millis(300);
 
@@ -50,6 +53,8 @@ pub struct HealthProbe {
     /// A request is under way.
     asking: Arc<AtomicBool>,
     asked_boottime_ms: Option<u64>,
+    /// When the last answer was taken in.
+    heard_boottime_ms: Option<u64>,
     judge: HealthJudge,
     /// What was judged last; it stands until the next answer.
     last: Option<Judgement>,
@@ -102,6 +107,7 @@ impl HealthProbe {
             mailbox: Mailbox::new().ok(),
             asking: Arc::default(),
             asked_boottime_ms: None,
+            heard_boottime_ms: None,
             judge: HealthJudge::default(),
             last: None,
         }
@@ -111,6 +117,13 @@ impl HealthProbe {
     fn is_due(&self, now_boottime_ms: u64) -> bool {
         let due_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX).saturating_mul(9) / 10;
         self.asked_boottime_ms.is_none_or(|asked| asked > now_boottime_ms || now_boottime_ms - asked >= due_ms)
+    }
+
+    /// For how long nothing has been heard, where every request should have ended: an answer that old tells nothing of
+    /// now.
+    fn deaf_for(&self, now: Now) -> Option<Duration> {
+        let silent = now.since(self.heard_boottime_ms?);
+        (silent > self.interval.saturating_mul(2) + self.endpoint.timeout + DEAF_SLACK).then_some(silent)
     }
 
     fn ask(&self, mailbox: &Arc<Mailbox<Reading>>, time_max: Duration, alone: bool) {
@@ -163,10 +176,15 @@ impl Probe for HealthProbe {
         }
         if let Some(reading) = mailbox.take() {
             self.last = Some(self.judge.judge(&self.rules, &reading, context.now, false));
+            self.heard_boottime_ms = Some(context.now.boottime_ms);
         }
         if self.is_due(context.now.boottime_ms) {
             self.asked_boottime_ms = Some(context.now.boottime_ms);
             self.ask(&mailbox, self.endpoint.timeout, false);
+        }
+        if let Some(silent) = self.deaf_for(context.now) {
+            let why = format!("no request has ended for {}: the agent's net thread hangs", human_duration(silent));
+            return Judgement::unknown(why, Some("restart the agent, after keeping a stack of it: gdb -p or gcore"));
         }
         self.last.clone().unwrap_or_else(|| Judgement::unknown("the first answer is awaited", None))
     }
