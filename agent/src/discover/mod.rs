@@ -73,6 +73,8 @@ struct About {
     open_files_limit: Option<u64>,
     /// Log files that were found by their owner rather than held open.
     found_by_owner: BTreeSet<PathBuf>,
+    /// Ports that it may have drawn, and has others of at its next start.
+    drawn_ports: BTreeSet<String>,
     /// What belongs to it and is not watched, with the reason.
     asides: BTreeSet<String>,
 }
@@ -142,10 +144,9 @@ impl Search<'_> {
             let drawn =
                 random.as_ref().is_some_and(|range| tcp_port(&address).is_some_and(|port| range.contains(&port)));
             if drawn {
-                let aside = format!("port {text}: in the range of ports that the kernel draws at random");
                 let name = owner.service().to_owned();
                 if self.entry(&name, Some(&owner)).is_some() {
-                    self.found.about.entry(fit(&name)).or_default().asides.insert(aside);
+                    self.found.about.entry(fit(&name)).or_default().drawn_ports.insert(text);
                 }
             } else if !passing && let Some(service) = self.entry(owner.service(), Some(&owner)) {
                 add_port(service, target);
@@ -523,6 +524,33 @@ mod tests {
         symlink("/usr/bin/muster-agent (deleted)", root.join("proc/71/exe")).unwrap();
         process(root, 72, "sqlite3", "/user.slice", &["/var/lib/muster-agent/spool.db"]);
         assert_eq!(discover(&HostRoot(root.to_owned())).services, []);
+    }
+
+    #[test]
+    fn a_long_name_is_that_of_the_program_and_many_random_ports_are_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        process(root, 1, "systemd", "/init.scope", &[]);
+        file(root, "proc/sys/net/ipv4/ip_local_port_range", b"32768\t60999\n");
+        let sockets: Vec<String> = (41..=46).map(|inode| format!("socket:[{inode}]")).collect();
+        let sockets: Vec<&str> = sockets.iter().map(String::as_str).collect();
+        process(root, 70, "a-coordinator-o", "/", &sockets);
+        symlink("/usr/bin/a-coordinator-of-many (deleted)", root.join("proc/70/exe")).unwrap();
+        let line = |inode: u32, port: u32| {
+            format!(
+                "   0: 0100007F:{port:04X} 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 {inode} 1\n"
+            )
+        };
+        let lines: String = line(41, 80) + &(42..=46).map(|inode| line(inode, 40_000 + inode)).collect::<String>();
+        file(root, "proc/net/tcp", format!("  sl  local_address ...\n{lines}").as_bytes());
+        let found = discover(&HostRoot(root.to_owned()));
+        let names: Vec<&str> = found.services.iter().map(|service| service.name.as_str()).collect();
+        assert_eq!(names, ["a-coordinator-of-many"]);
+        let printed = to_toml(&found);
+        let told: Vec<&str> = printed.lines().filter(|line| line.contains("not watched")).collect();
+        let expected = "# not watched: ports 127.0.0.1:40042, 127.0.0.1:40043, 127.0.0.1:40044 and 2 more: in the range of \
+                        ports that the kernel draws at random";
+        assert_eq!(told, [expected]);
     }
 
     #[test]

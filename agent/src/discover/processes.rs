@@ -20,6 +20,8 @@ pub(super) const PROCESSES_MAX: usize = 8192;
 pub(super) const FDS_MAX: usize = 100_000;
 /// The agent's program, and its name as the kernel has it.
 const OWN_COMM: &str = "muster-agent";
+/// Bytes of a name that the kernel keeps.
+const COMM_BYTES_MAX: usize = 15;
 /// What a SQLite file begins with.
 pub(super) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// `O_APPEND` in `/proc/PID/fdinfo`.
@@ -48,7 +50,15 @@ impl Process {
 
     /// What its service is called: the same on every host where the same unit, or program, runs.
     pub(super) fn service(&self) -> &str {
-        self.unit().map_or(&self.comm, |unit| unit.trim_end_matches(".service"))
+        self.unit().map_or_else(|| self.name(), |unit| unit.trim_end_matches(".service"))
+    }
+
+    /// The kernel cuts names; that of the program is whole.
+    fn name(&self) -> &str {
+        let program = self.exe.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
+        let program = program.strip_suffix(" (deleted)").unwrap_or(program);
+        let is_cut = self.comm.len() == COMM_BYTES_MAX && program.starts_with(&self.comm);
+        if is_cut { program } else { &self.comm }
     }
 
     /// Whether what it holds may be watched as a service of this host.

@@ -13,6 +13,8 @@ const NOT_HTTP: [u16; 22] =
     [21, 22, 23, 25, 53, 110, 111, 143, 389, 465, 587, 636, 873, 993, 995, 2049, 3306, 5432, 5672, 6379, 11211, 27017];
 /// Names on one line of a comment.
 const LINE_BYTES: usize = 100;
+/// Ports drawn at random that are named; a program may have hundreds.
+const DRAWN_SHOWN_MAX: usize = 3;
 
 const HEAD: &str = "\
 # Written by `muster-agent init` from what runs on this host now. Keep what you want to be told about, rename services
@@ -110,6 +112,14 @@ fn write_service(out: &mut String, service: &Service, about: &About) {
         (quoted(&log.source.to_string()), why)
     });
     write_list(out, "logs", &logs.collect::<Vec<_>>());
+    if !about.drawn_ports.is_empty() {
+        let shown: Vec<String> = about.drawn_ports.iter().take(DRAWN_SHOWN_MAX).map(|port| plain(port)).collect();
+        let (ports, list) = (if about.drawn_ports.len() == 1 { "port" } else { "ports" }, shown.join(", "));
+        let more = about.drawn_ports.len() - shown.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let why = "in the range of ports that the kernel draws at random";
+        let _infallible = writeln!(out, "# not watched: {ports} {list}{more}: {why}");
+    }
     for aside in &about.asides {
         let _infallible = writeln!(out, "# not watched: {}", plain(aside));
     }
