@@ -27,7 +27,6 @@ pub mod pid_file;
 pub mod port;
 pub mod preflight;
 pub mod pressure;
-pub mod proc_locks;
 pub mod process;
 pub mod restarts;
 pub mod schedule;

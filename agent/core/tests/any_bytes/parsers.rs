@@ -21,7 +21,7 @@ use muster_agent_core::process::proc_text;
 use muster_agent_core::sqlite::damage::{Damage, Roots};
 use muster_agent_core::sqlite::header::{Header, JournalHeader, WalIndex};
 use muster_agent_core::sqlite::wal::{self, Chain, LogHeader};
-use muster_agent_core::{memory, mounts, pid_file, pressure, proc_locks};
+use muster_agent_core::{memory, mounts, pid_file, pressure};
 use muster_common::reason::Reason;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -291,9 +291,8 @@ pub fn port_target(bytes: &[u8]) {
 pub fn locks(bytes: &[u8]) {
     let text = text(bytes);
     let lines = text.lines().count();
-    let old = proc_locks::parse(&text);
-    assert!(old.locks.len() + old.unread_lines <= lines);
-    let interest: BTreeSet<u64> = (0..512).chain(old.locks.iter().map(|lock| lock.inode)).collect();
+    let named = text.lines().filter_map(table::parse_line).filter_map(|lock| lock.file);
+    let interest: BTreeSet<u64> = (0..512).chain(named.map(|file| file.inode)).collect();
     let table = table::parse(&text, &interest);
     for lock in table.on(|_| true) {
         ran((lock.covers(0, u64::MAX), lock.is_same(lock)));
