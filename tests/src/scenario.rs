@@ -3,7 +3,7 @@
 //! ```text
 //! SECONDS COMMAND
 //!   connect A...            stream begins               goodbye A / gone A     stream ends
-//!   silent A HOW            goodbye|reset|nothing|not_reheard                  heard A
+//!   silent A... HOW         goodbye|reset|nothing|not_reheard                  heard A...
 //!   open A SERVICE SUBJECT REASON [sevN]                clear A SERVICE SUBJECT REASON
 //!   occur A SERVICE REASON AGO_SECONDS [estimated]      differs A / resync A SERVICE SUBJECT ok|unknown
 //!     [sha256=HASH|version=V: the build that it happened to]
@@ -29,7 +29,7 @@ use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{
     AgentHello, Conclusion, Disconnect, Entry, EntryBody, Fact, OperatorAction, Resolution, Silence, SubjectState,
 };
-use muster_coordinator_core::page::PageId;
+use muster_coordinator_core::page::{Page, PageId};
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::silence::{Matchers, SilenceKind};
 use muster_coordinator_core::{Machine, State, apply, invariants, next_deadline, replay};
@@ -209,6 +209,11 @@ impl Fleet {
         self.feed(Fact::FindingReceived { agent: name.clone(), position, observed, estimated, event });
     }
 
+    /// Runs a script, and checks nothing of what follows.
+    pub fn run(&mut self, script: &str) {
+        lines(script).iter().for_each(|line| self.run_line(line));
+    }
+
     /// Runs one line of a script.
     pub fn run_line(&mut self, line: &str) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -228,12 +233,14 @@ impl Fleet {
             }
             ["goodbye", name] => self.feed(Fact::AgentDisconnected { agent: agent(name), how: Disconnect::Goodbye }),
             ["gone", name] => self.feed(Fact::AgentDisconnected { agent: agent(name), how: Disconnect::Reset }),
-            ["silent", name, how] => {
+            ["silent", names @ .., how] => {
                 let silence: Silence = parse(how);
                 let last_heard = self.now - Duration::from_secs(15);
-                self.feed(Fact::AgentSilent { agent: agent(name), last_heard, silence });
+                for name in names {
+                    self.feed(Fact::AgentSilent { agent: agent(name), last_heard, silence });
+                }
             }
-            ["heard", name] => self.feed(Fact::AgentHeard { agent: agent(name) }),
+            ["heard", names @ ..] => names.iter().for_each(|name| self.feed(Fact::AgentHeard { agent: agent(name) })),
             ["open", name, service, subject, reason, more @ ..] => {
                 let finding = finding(service, subject, reason, more.first().copied());
                 self.event(&agent(name), FindingEvent::Opened(finding), Duration::ZERO);
@@ -368,6 +375,14 @@ impl Fleet {
             _ => OperatorAction::Note { text: "noted".to_owned() },
         };
         self.feed(Fact::Operator { by: "ann".to_owned(), cause: cause.to_owned(), generation, action });
+    }
+
+    /// Every page that was requested, of all receivers, the oldest first.
+    pub fn pages(&self) -> impl DoubleEndedIterator<Item = (PageId, &Page)> {
+        self.journal.iter().filter_map(|entry| match &entry.body {
+            EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) => Some((PageId(entry.index), page.as_ref())),
+            _ => None,
+        })
     }
 
     /// What followed, one line each; of the pages those of one receiver.
@@ -515,9 +530,7 @@ fn told(conclusion: &Conclusion) -> Option<String> {
 /// Runs `script` under `policy` and compares everything that followed with `expected`.
 pub fn check_under(policy: Policy, script: &str, expected: &str) -> Fleet {
     let mut fleet = Fleet::new(policy);
-    for line in lines(script) {
-        fleet.run_line(&line);
-    }
+    fleet.run(script);
     let (found, expected) = (fleet.log(), lines(expected).join("\n"));
     assert_eq!(found, expected, "\nfound:\n{found}\n\nexpected:\n{expected}\n");
     fleet.check_receivers();

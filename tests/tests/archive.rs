@@ -8,14 +8,10 @@ fn archive(fleet: &mut Fleet, name: &str) {
     fleet.feed(Fact::AgentArchived { agent: agent(name), by: "ada".to_owned(), reason: "sold".to_owned() });
 }
 
-fn run(fleet: &mut Fleet, script: &str) {
-    script.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(|line| fleet.run_line(line));
-}
-
 #[test]
 fn what_is_open_about_it_ends_and_says_why() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect a b c d e\n 1 open a spl /run/spl.pid process_down\n 30 silent a nothing\n 100 end");
+    fleet.run("0 connect a b c d e\n 1 open a spl /run/spl.pid process_down\n 30 silent a nothing\n 100 end");
     archive(&mut fleet, "a");
     let log = fleet.log();
     for line in [
@@ -39,17 +35,17 @@ fn what_is_open_about_it_ends_and_says_why() {
 #[test]
 fn one_that_is_heard_stays_and_one_that_comes_back_is_new() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect a b c d\n 1 open a spl /run/spl.pid process_down\n 20 end");
+    fleet.run("0 connect a b c d\n 1 open a spl /run/spl.pid process_down\n 20 end");
     let before = fleet.log();
     archive(&mut fleet, "a");
     assert!(fleet.machine.state().agent(&agent("a")).is_some_and(|record| !record.open.is_empty()));
     assert_eq!(fleet.log(), before);
-    run(&mut fleet, "30 goodbye a");
+    fleet.run("30 goodbye a");
     archive(&mut fleet, "a");
     archive(&mut fleet, "nobody");
     assert!(fleet.machine.state().agent(&agent("a")).is_none());
     assert!(fleet.machine.state().archived(&agent("a")).is_some());
-    run(&mut fleet, "40 end");
+    fleet.run("40 end");
     fleet.feed(Fact::AgentConnected { agent: agent("a"), hello: hello("a") });
     let state = fleet.machine.state();
     let record = state.agent(&agent("a")).unwrap();
@@ -60,12 +56,9 @@ fn one_that_is_heard_stays_and_one_that_comes_back_is_new() {
 #[test]
 fn an_incident_of_several_hosts_goes_on_without_it() {
     let mut fleet = Fleet::new(policy());
-    run(
-        &mut fleet,
+    fleet.run(
         "0 connect a b c d e
-         10 silent a nothing
-         10 silent b nothing
-         10 silent c nothing
+         10 silent a b c nothing
          60 end",
     );
     for name in ["a", "b"] {
@@ -83,8 +76,7 @@ fn an_incident_of_several_hosts_goes_on_without_it() {
 #[test]
 fn nobody_waits_for_it_where_others_recover() {
     let mut fleet = Fleet::new(policy());
-    run(
-        &mut fleet,
+    fleet.run(
         "0 connect a b c d e f
          10 open a spl /run/db.lock lock_contention
          10 open b spl /run/db.lock lock_contention
@@ -98,7 +90,7 @@ fn nobody_waits_for_it_where_others_recover() {
     assert!(blind.contains(&agent("a")), "{blind:?}");
     archive(&mut fleet, "a");
     assert!(fleet.machine.state().unresolved(key).unwrap().blind.is_empty());
-    run(&mut fleet, "2000 end");
+    fleet.run("2000 end");
     assert!(fleet.log().contains("1000 resolved fleet/lock/spl/db.lock"), "{}", fleet.log());
     fleet.check_journal();
 }

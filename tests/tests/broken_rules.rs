@@ -20,15 +20,13 @@ fn broken(state: &State, now: Timestamp, cause: &str) -> Option<Conclusion> {
 fn a_rule_that_panics_is_isolated_journaled_and_paged_about_once() {
     let mut fleet = Fleet::new(policy());
     fleet.machine = Machine::with_rules(fleet.machine.state().clone(), broken);
-    for line in [
-        "0 connect web-1",
-        "1 open web-1 host memory memory_approaching",
-        "2 open web-1 spl a sqlite_corrupt",
-        "3 clear web-1 host memory memory_approaching",
-        "100 end",
-    ] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "0 connect web-1
+         1 open web-1 host memory memory_approaching
+         2 open web-1 spl a sqlite_corrupt
+         3 clear web-1 host memory memory_approaching
+         100 end",
+    );
     let panics: Vec<_> = fleet
         .journal
         .iter()

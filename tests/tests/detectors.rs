@@ -21,7 +21,7 @@ fn newest<'a>(fleet: &'a Fleet, cause: &str) -> &'a Incident {
 
 fn run(policy: Policy, script: &str) -> Fleet {
     let mut fleet = Fleet::new(policy);
-    script.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(|line| fleet.run_line(line));
+    fleet.run(script);
     fleet.check_journal();
     fleet
 }

@@ -31,27 +31,8 @@ fn staggered_silences_page_once() {
 fn a_mass_silence_ends_with_a_summary_and_names_who_is_left() {
     let fleet = check(
         "0 connect a b c d e f g h i j k l
-         100 silent a nothing
-         100 silent b nothing
-         100 silent c nothing
-         100 silent d nothing
-         100 silent e nothing
-         100 silent f nothing
-         100 silent g nothing
-         100 silent h nothing
-         100 silent i nothing
-         100 silent j nothing
-         100 silent k nothing
-         200 heard a
-         200 heard b
-         200 heard c
-         200 heard d
-         200 heard e
-         200 heard f
-         200 heard g
-         200 heard h
-         200 heard i
-         200 heard j
+         100 silent a b c d e f g h i j k nothing
+         200 heard a b c d e f g h i j
          2000 end",
         "100 opened sev3 agent_stale host/a/agent#1
          100 opened sev3 agent_stale host/b/agent#1
@@ -76,12 +57,8 @@ fn a_mass_silence_ends_with_a_summary_and_names_who_is_left() {
 fn one_silence_after_a_mass_silence_is_an_incident_of_its_own() {
     check(
         "0 connect a b c d
-         100 silent a nothing
-         100 silent b nothing
-         100 silent c nothing
-         200 heard a
-         200 heard b
-         200 heard c
+         100 silent a b c nothing
+         200 heard a b c
          300 silent a nothing
          400 end",
         "100 opened sev3 agent_stale host/a/agent#1
@@ -100,12 +77,8 @@ fn one_silence_after_a_mass_silence_is_an_incident_of_its_own() {
 fn a_mass_silence_relapses_with_a_new_mass() {
     check(
         "0 connect a b c d
-         100 silent a nothing
-         100 silent b nothing
-         100 silent c nothing
-         102 heard a
-         102 heard b
-         102 heard c
+         100 silent a b c nothing
+         102 heard a b c
          300 silent a nothing
          301 silent b nothing
          302 silent d nothing
@@ -130,9 +103,7 @@ fn a_mass_silence_relapses_with_a_new_mass() {
 fn closing_a_mass_silence_by_hand_does_not_page_each_host() {
     check(
         "0 connect a b c
-         100 silent a nothing
-         100 silent b nothing
-         100 silent c nothing
+         100 silent a b c nothing
          110 resolve fleet/mass_stale
          2000 end",
         "100 opened sev3 agent_stale host/a/agent#1

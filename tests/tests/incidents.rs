@@ -3,7 +3,6 @@
 use muster_common::evidence::Evidence;
 use muster_common::finding::{Finding, FindingEvent};
 use muster_common::reason::Reason;
-use muster_coordinator_core::entry::{Conclusion, EntryBody};
 use muster_coordinator_core::state::INCIDENTS_PER_AGENT_MAX;
 use muster_tests::scenario::{Fleet, check, policy};
 use std::time::Duration;
@@ -315,13 +314,8 @@ fn a_page_begins_with_the_hosts_own_diagnosis() {
     let finding = Finding::new(key, "spl (pid 7) ended").evidence(Evidence::new().text("diagnosis", told));
     fleet.event(&muster_tests::scenario::agent("web-1"), FindingEvent::Opened(finding), Duration::ZERO);
     fleet.run_line("20 end");
-    let pages = fleet.journal.iter().filter_map(|entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) => Some(page),
-        _ => None,
-    });
-    let pages: Vec<_> = pages.collect();
-    assert!(!pages.is_empty());
-    for page in pages {
+    assert_ne!(fleet.pages().count(), 0);
+    for (_, page) in fleet.pages() {
         assert_eq!(page.details.first(), Some(&format!("the host's diagnosis: {told}")), "{page:?}");
     }
 }

@@ -5,7 +5,7 @@ use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::spool::{EntryHash, Position};
-use muster_coordinator_core::entry::{Conclusion, EntryBody, Fact, Silence};
+use muster_coordinator_core::entry::{Fact, Silence};
 use muster_coordinator_core::page::{Page, PageAction, PageId};
 use muster_coordinator_core::policy::{Policy, Route};
 use muster_coordinator_core::state::Incident;
@@ -34,21 +34,13 @@ fn run(policy: Policy, script: &[&str]) -> Fleet {
 
 /// Every page requested: `receiver action cause`.
 fn pages(fleet: &Fleet) -> Vec<String> {
-    let requested = fleet.journal.iter().filter_map(|entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) => Some(page),
-        _ => None,
-    });
-    requested.map(|page| format!("{} {} {}", page.receiver, page.action.as_str(), page.cause_key)).collect()
+    let words = |page: &Page| format!("{} {} {}", page.receiver, page.action.as_str(), page.cause_key);
+    fleet.pages().map(|(_, page)| words(page)).collect()
 }
 
 fn last_page(fleet: &Fleet, receiver: &str) -> (PageId, Page) {
-    let found = fleet.journal.iter().rev().find_map(|entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) if page.receiver == receiver => {
-            Some((PageId(entry.index), (**page).clone()))
-        }
-        _ => None,
-    });
-    found.unwrap_or_else(|| panic!("{receiver} was told nothing"))
+    let found = fleet.pages().rfind(|(_, page)| page.receiver == receiver);
+    found.map(|(id, page)| (id, page.clone())).unwrap_or_else(|| panic!("{receiver} was told nothing"))
 }
 
 fn incident<'a>(fleet: &'a Fleet, cause: &str) -> &'a Incident {
@@ -99,9 +91,11 @@ fn a_route_that_goes_on_adds_receivers_and_labels_are_those_of_a_host() {
     let mut fleet = Fleet::new(routed(vec![Route { goes_on: true, ..of_db }, to(&["ops"])]));
     connect_labelled(&mut fleet, "a", "db");
     connect_labelled(&mut fleet, "b", "web");
-    for line in ["0 open a spl x port_closed", "0 open b spl x port_closed", "30 end"] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "0 open a spl x port_closed
+         0 open b spl x port_closed
+         30 end",
+    );
     let mut told = pages(&fleet);
     told.sort();
     let b = "host/b/service/spl";
@@ -150,9 +144,11 @@ fn a_page_that_is_given_up_goes_to_the_fallback_and_says_so() {
     let why = told.map(|record| record.page.why.clone()).unwrap_or_default();
     assert!(why.starts_with("the receiver ops does not take its pages, you are told in its place: "), "{why}");
     assert!(stand_in.receiver == "chat");
-    for line in ["30 pager up", "40 clear a spl x port_closed", "2000 end"] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "30 pager up
+         40 clear a spl x port_closed
+         2000 end",
+    );
     assert!(pages(&fleet).contains(&format!("chat resolve {A}")), "{:?}", pages(&fleet));
     fleet.check_journal();
 }

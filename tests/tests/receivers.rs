@@ -1,18 +1,13 @@
 //! Receivers that do not take their pages.
 
-use muster_coordinator_core::entry::{Conclusion, EntryBody, Fact};
+use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::page::PageAction;
 use muster_tests::scenario::{Fleet, policy};
 
 /// What was requested of whom, by receiver and cause key.
 fn triggers(fleet: &Fleet) -> Vec<(String, String)> {
-    let requested = fleet.journal.iter().filter_map(|entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) if page.action == PageAction::Trigger => {
-            Some((page.receiver.clone(), page.cause_key.clone()))
-        }
-        _ => None,
-    });
-    requested.collect()
+    let triggers = fleet.pages().filter(|(_, page)| page.action == PageAction::Trigger);
+    triggers.map(|(_, page)| (page.receiver.clone(), page.cause_key.clone())).collect()
 }
 
 fn fail_all(fleet: &mut Fleet, receivers: &[&str]) {
@@ -47,9 +42,12 @@ fn receivers_that_all_fail_do_not_tell_of_each_other_for_ever() {
     let mut quiet = policy();
     quiet.self_escalating = quiet.receivers.iter().cloned().collect();
     let mut fleet = Fleet::new(quiet);
-    for line in ["0 pager down", "0 connect a", "0 open a spl x port_closed", "20 end"] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "0 pager down
+         0 connect a
+         0 open a spl x port_closed
+         20 end",
+    );
     for second in (30..20_000).step_by(500) {
         fail_all(&mut fleet, &["ops", "chat"]);
         fleet.run_line(&format!("{second} end"));
@@ -63,9 +61,11 @@ fn the_only_receiver_is_not_paged_about_itself() {
     let mut alone = policy();
     alone.receivers.truncate(1);
     fleet.feed(Fact::PolicyLoaded { policy: Box::new(alone) });
-    for line in ["0 connect a", "0 open a spl x port_closed", "20 end"] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "0 connect a
+         0 open a spl x port_closed
+         20 end",
+    );
     fail_all(&mut fleet, &["ops"]);
     fleet.run_line("40 end");
     assert_eq!(triggers(&fleet).len(), 1);

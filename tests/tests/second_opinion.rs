@@ -79,13 +79,8 @@ fn answer(fleet: &mut Fleet, outcomes: &[PortOutcome]) {
 
 /// Title and steps of the newest page about a silence.
 fn page(fleet: &Fleet) -> (String, Vec<String>) {
-    let pages = fleet.journal.iter().rev().find_map(|entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) => {
-            Some((page.title.clone(), page.next_steps.clone()))
-        }
-        _ => None,
-    });
-    pages.unwrap()
+    let (_, page) = fleet.pages().next_back().unwrap();
+    (page.title.clone(), page.next_steps.clone())
 }
 
 /// web-3 to web-5 are as near by label as web-2, and farther by address; db-1 is the nearest of another zone.

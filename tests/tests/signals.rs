@@ -5,7 +5,7 @@ use muster_common::finding::{Finding, FindingEvent};
 use muster_common::ids::BootId;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
-use muster_coordinator_core::entry::{AgentHello, Conclusion, EntryBody, Fact};
+use muster_coordinator_core::entry::{AgentHello, Fact};
 use muster_coordinator_core::page::Page;
 use muster_coordinator_core::policy::Policy;
 use muster_tests::scenario::{Fleet, START_UNIX_MS, agent, check, hello, key, policy};
@@ -35,21 +35,12 @@ fn deploys(fleet: &mut Fleet, host: &str, service: &str, new: &str, ago: Duratio
 
 /// The last page that calls somebody.
 fn page(fleet: &Fleet) -> &Page {
-    let pages = fleet.journal.iter().rev().filter_map(|entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) => Some(&**page),
-        _ => None,
-    });
-    pages.into_iter().next().unwrap_or_else(|| panic!("no page:\n{}", fleet.log()))
+    let (_, page) = fleet.pages().next_back().unwrap_or_else(|| panic!("no page:\n{}", fleet.log()));
+    page
 }
 
 fn what_changed(page: &Page) -> Vec<&str> {
     page.details.iter().filter_map(|line| line.strip_prefix("what changed: ")).collect()
-}
-
-fn run(fleet: &mut Fleet, script: &str) {
-    for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        fleet.run_line(line);
-    }
 }
 
 fn expect(fleet: &Fleet, expected: &str) {
@@ -91,7 +82,7 @@ fn a_page_about_many_hosts_says_what_was_deployed_before_it_in_one_line() {
 #[test]
 fn changes_count_within_the_hour_before_and_the_closest_come_first() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect web");
+    fleet.run("0 connect web");
     let config = |fleet: &mut Fleet, path: &str| {
         let pairs = [("what", "config"), ("path", path)];
         let finding = Finding::new(key("spl", path, Reason::Change), &format!("{path} was edited"));
@@ -105,7 +96,7 @@ fn changes_count_within_the_hour_before_and_the_closest_come_first() {
     at(&mut fleet, 3940);
     config(&mut fleet, "/etc/newest");
     occurs(&mut fleet, "web", "spl", Reason::Change, &[("what", "deploy"), ("first_seen", "yes")], Duration::ZERO);
-    run(&mut fleet, "4000 open web spl /run/spl.pid process_down\n4010 end");
+    fleet.run("4000 open web spl /run/spl.pid process_down\n4010 end");
     let expected =
         ["60 s before: /etc/newest was edited, on web", "60 min before: /etc/just-within was edited, on web"];
     assert_eq!(what_changed(page(&fleet)), expected);
@@ -114,7 +105,7 @@ fn changes_count_within_the_hour_before_and_the_closest_come_first() {
 #[test]
 fn a_change_that_arrives_late_is_dated_when_it_was() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect web\n7000 open web spl /run/spl.pid process_down");
+    fleet.run("0 connect web\n7000 open web spl /run/spl.pid process_down");
     assert!(incident_changes(&fleet, "host/web/service/spl").is_empty());
     // A backlog: one from two hours ago, one from two minutes before it began.
     at(&mut fleet, 7200);
@@ -140,7 +131,7 @@ fn a_reboot_and_an_upgrade_are_seen_when_the_agent_connects_again() {
     connect(&mut fleet, boot(1), "0.1.0");
     at(&mut fleet, 60);
     connect(&mut fleet, boot(2), "0.2.0");
-    run(&mut fleet, "120 open web spl /run/spl.pid process_down\n130 end");
+    fleet.run("120 open web spl /run/spl.pid process_down\n130 end");
     let expected = [
         "60 s before: the agent was upgraded from 0.1.0 to 0.2.0, on web",
         "60 s before: the host was rebooted, on web",
@@ -152,7 +143,7 @@ fn a_reboot_and_an_upgrade_are_seen_when_the_agent_connects_again() {
 #[test]
 fn what_changed_stays_bounded_whatever_a_host_tells() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect web db");
+    fleet.run("0 connect web db");
     deploys(&mut fleet, "db", "spl", "55", Duration::ZERO);
     for n in 0..200u32 {
         occurs(&mut fleet, "web", &format!("s{n}"), Reason::Change, &[("what", "deploy")], Duration::ZERO);
@@ -240,7 +231,7 @@ fn a_rollback_that_failed_is_worse() {
         (Reason::UpdateFailed, ("phase", "install"), Severity::Sev2),
     ] {
         let mut fleet = Fleet::new(policy());
-        run(&mut fleet, "0 connect web\n100 occur web spl update_failed 0");
+        fleet.run("0 connect web\n100 occur web spl update_failed 0");
         occurs(&mut fleet, "web", "spl", reason, &[pairs], Duration::ZERO);
         let incident = fleet.machine.state().newest_incident(SPL).map(|incident| incident.severity);
         assert_eq!(incident, Some(expected), "{reason} {pairs:?}");
@@ -251,11 +242,11 @@ fn a_rollback_that_failed_is_worse() {
 #[test]
 fn a_backlog_of_an_update_is_told_late_and_no_worse_than_it_was() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect web");
+    fleet.run("0 connect web");
     at(&mut fleet, 7200);
     fleet.run_line("7200 occur web spl update_failed 3600");
     fleet.run_line("7200 occur web spl update_rollback 3590");
-    run(&mut fleet, "7230 end");
+    fleet.run("7230 end");
     expect(
         &fleet,
         "7200 opened sev2 update_failed host/web/service/spl#1
@@ -272,7 +263,7 @@ fn singleton(fleet: &mut Fleet, host: &str, state: &str, ago: Duration) {
 #[test]
 fn a_singleton_on_two_hosts_is_told_after_the_time_of_a_move() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect a b c");
+    fleet.run("0 connect a b c");
     at(&mut fleet, 100);
     singleton(&mut fleet, "a", "running", Duration::ZERO);
     at(&mut fleet, 200);
@@ -282,7 +273,7 @@ fn a_singleton_on_two_hosts_is_told_after_the_time_of_a_move() {
     singleton(&mut fleet, "c", "stopped", Duration::ZERO);
     at(&mut fleet, 500);
     singleton(&mut fleet, "a", "stopped", Duration::ZERO);
-    run(&mut fleet, "1500 end");
+    fleet.run("1500 end");
     expect(
         &fleet,
         "320 opened sev2 duplicate_instance fleet/singleton/spl#1
@@ -296,34 +287,34 @@ fn a_singleton_on_two_hosts_is_told_after_the_time_of_a_move() {
 #[test]
 fn a_planned_move_is_no_duplicate() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect a b");
+    fleet.run("0 connect a b");
     singleton(&mut fleet, "a", "running", Duration::ZERO);
     at(&mut fleet, 1000);
     singleton(&mut fleet, "b", "running", Duration::ZERO);
     at(&mut fleet, 1119);
     singleton(&mut fleet, "a", "stopped", Duration::from_secs(110));
-    run(&mut fleet, "5000 end");
+    fleet.run("5000 end");
     expect(&fleet, "");
 }
 
 #[test]
 fn a_silent_host_may_run_it_or_not() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect a b");
+    fleet.run("0 connect a b");
     singleton(&mut fleet, "a", "running", Duration::ZERO);
-    run(&mut fleet, "100 silent a nothing");
+    fleet.run("100 silent a nothing");
     at(&mut fleet, 200);
     singleton(&mut fleet, "b", "running", Duration::ZERO);
-    run(&mut fleet, "1000 end");
+    fleet.run("1000 end");
     let log = fleet.log();
     assert!(!log.contains("duplicate_instance"), "a takeover after a death:\n{log}");
     // The dead one comes back and runs it still.
-    run(&mut fleet, "1000 heard a\n1119 end");
+    fleet.run("1000 heard a\n1119 end");
     assert!(!fleet.log().contains("duplicate_instance"), "{}", fleet.log());
-    run(&mut fleet, "1121 end");
+    fleet.run("1121 end");
     assert!(fleet.log().contains("1120 opened sev2 duplicate_instance fleet/singleton/spl#1"), "{}", fleet.log());
     // It falls silent again: nobody knows that it stopped.
-    run(&mut fleet, "1200 silent a nothing\n9000 end");
+    fleet.run("1200 silent a nothing\n9000 end");
     assert!(!fleet.log().contains("recovering fleet/singleton/spl"), "{}", fleet.log());
     fleet.check_journal();
 }
@@ -331,13 +322,13 @@ fn a_silent_host_may_run_it_or_not() {
 #[test]
 fn a_backlog_about_a_move_is_no_duplicate() {
     let mut fleet = Fleet::new(policy());
-    run(&mut fleet, "0 connect a b");
+    fleet.run("0 connect a b");
     at(&mut fleet, 7200);
     // Both tell at once what happened an hour ago: a had it, b took it over.
     singleton(&mut fleet, "b", "running", 60 * MINUTE);
     singleton(&mut fleet, "a", "running", 120 * MINUTE);
     singleton(&mut fleet, "a", "stopped", 61 * MINUTE);
-    run(&mut fleet, "9000 end");
+    fleet.run("9000 end");
     expect(&fleet, "");
 }
 
@@ -352,16 +343,16 @@ fn versions_that_differ_for_a_day_are_one_matter_that_calls_nobody() {
     for (host, version) in [("a", "0.1.0"), ("b", "0.2.0"), ("c", "0.3.0")] {
         connect_version(&mut fleet, host, version);
     }
-    run(&mut fleet, "90000 end");
+    fleet.run("90000 end");
     assert_eq!(fleet.log(), "", "three versions are what an upgrade of two steps has");
     connect_version(&mut fleet, "d", "0.4.0");
-    run(&mut fleet, "176399 end");
+    fleet.run("176399 end");
     assert_eq!(fleet.log(), "", "just below a day");
     at(&mut fleet, 176_400);
     for (host, build) in [("a", "11"), ("b", "11"), ("c", "22")] {
         deploys(&mut fleet, host, "spl", build, Duration::ZERO);
     }
-    run(&mut fleet, "176461 end");
+    fleet.run("176461 end");
     expect(
         &fleet,
         "176400 opened sev4 version_skew fleet/version_skew#1
@@ -370,7 +361,7 @@ fn versions_that_differ_for_a_day_are_one_matter_that_calls_nobody() {
     connect_version(&mut fleet, "d", "0.3.0");
     assert!(fleet.log().ends_with("176461 recovering fleet/version_skew"), "{}", fleet.log());
     // The builds have differed for a day as well: the same matter.
-    run(&mut fleet, "262900 end");
+    fleet.run("262900 end");
     let newest = fleet.machine.state().newest_incident("fleet/version_skew").map(|incident| incident.title.clone());
     let title = newest.unwrap_or_default();
     assert_eq!(title, "builds of spl differ, most hosts run 111111111111: 222222222222 on c", "{}", fleet.log());
@@ -384,7 +375,7 @@ fn an_agent_too_old_for_this_coordinator_is_told_of() {
     let mut fleet = Fleet::new(policy);
     connect_version(&mut fleet, "a", "0.1.9");
     connect_version(&mut fleet, "b", "0.2.0");
-    run(&mut fleet, "86400 end");
+    fleet.run("86400 end");
     let incident = fleet.machine.state().newest_incident("fleet/version_skew").map(|incident| incident.title.clone());
     assert_eq!(incident.as_deref(), Some("agents run 2 versions: 0.1.9 on a, too old; 0.2.0 on b"), "{}", fleet.log());
 }
@@ -409,7 +400,7 @@ fn a_caller_that_is_refused_again_and_again_is_told_by_route() {
     }
     assert_eq!(fleet.log(), "", "59 of one and 15 of another are below 60");
     refused(&mut fleet, "10.0.0.9", "handshake", 1);
-    run(&mut fleet, "2000 end");
+    fleet.run("2000 end");
     expect(
         &fleet,
         "300 opened sev3 auth_abuse fleet/auth_abuse/handshake#1
@@ -434,7 +425,7 @@ fn many_made_up_callers_stay_bounded() {
     assert!(refusals.callers("handshake").count() <= muster_coordinator_core::refusals::CALLERS_MAX);
     let routes = (0..400).filter(|n| refusals.callers(&format!("Made.Up{n}")).count() > 0).count();
     assert!(routes <= muster_coordinator_core::refusals::ROUTES_MAX, "{routes}");
-    run(&mut fleet, "1000 end");
+    fleet.run("1000 end");
     let causes = fleet.machine.state().cause("fleet/auth_abuse/handshake").is_some();
     assert!(!causes && fleet.log().is_empty(), "what is old is forgotten: {}", fleet.log());
 }
@@ -457,22 +448,22 @@ fn what_flaps_is_one_incident_until_it_is_calm_and_its_recovery_is_told() {
     let mut policy: Policy = policy();
     policy.stability.sev2 = MINUTE;
     let mut fleet = Fleet::new(policy.clone());
-    run(&mut fleet, "0 connect web");
+    fleet.run("0 connect web");
     // Without damping each of the ten rounds would be an incident, a page and a resolve.
     comes_and_goes(&mut fleet, 10, 100);
     assert_eq!(count(&fleet, "opened sev2 process_down"), 3, "{}", fleet.log());
     assert_eq!(count(&fleet, "page trigger"), 3, "{}", fleet.log());
     let newest = |fleet: &Fleet| fleet.machine.state().newest_incident(SPL).map(|incident| incident.is_unresolved());
     // The last change came at 1920; at 2400 there are three left of the last ten minutes, at 2420 two.
-    run(&mut fleet, "2419 end");
+    fleet.run("2419 end");
     assert_eq!(newest(&fleet), Some(true), "{}", fleet.log());
-    run(&mut fleet, "2421 end");
+    fleet.run("2421 end");
     assert_eq!(newest(&fleet), Some(false), "{}", fleet.log());
     assert_eq!(count(&fleet, "page resolve"), 3, "{}", fleet.log());
     fleet.check_journal();
     // Five changes of the last twenty looks are just below.
     let mut fleet = Fleet::new(policy);
-    run(&mut fleet, "0 connect web");
+    fleet.run("0 connect web");
     comes_and_goes(&mut fleet, 10, 300);
     assert_eq!(count(&fleet, "opened sev2 process_down"), 10, "{}", fleet.log());
     assert_eq!(count(&fleet, "resolved host/web"), 9, "{}", fleet.log());
@@ -487,9 +478,9 @@ fn what_flaps_ends_when_it_is_calm_although_its_window_is_nothing() {
     policy.signals.flapping.high_percent = 10;
     policy.signals.flapping.low_percent = 5;
     let mut fleet = Fleet::new(policy);
-    run(&mut fleet, "0 connect web");
+    fleet.run("0 connect web");
     comes_and_goes(&mut fleet, 6, 100);
-    run(&mut fleet, "2200 end");
+    fleet.run("2200 end");
     let newest = fleet.machine.state().newest_incident(SPL);
     assert_eq!(newest.map(|incident| incident.is_unresolved()), Some(false), "{}", fleet.log());
     fleet.check_journal();
@@ -500,14 +491,14 @@ fn what_flaps_ends_when_it_is_calm_although_its_window_is_nothing() {
 fn what_an_agent_told_before_it_lost_entries_is_no_proof_of_two() {
     for told_again in [false, true] {
         let mut fleet = Fleet::new(policy());
-        run(&mut fleet, "0 connect a b");
+        fleet.run("0 connect a b");
         singleton(&mut fleet, "a", "running", Duration::ZERO);
         at(&mut fleet, 100);
         let spool = fleet.machine.state().agent(&agent("a")).and_then(|record| record.position).unwrap().spool;
         fleet.feed(Fact::FindingsLost { agent: agent("a"), spool, first: 2, last: 900 });
         at(&mut fleet, 200);
         singleton(&mut fleet, "b", "running", Duration::ZERO);
-        run(&mut fleet, "5000 end");
+        fleet.run("5000 end");
         assert!(!fleet.log().contains("duplicate_instance"), "{}", fleet.log());
         if told_again {
             // What it tells again is known again.
@@ -518,7 +509,7 @@ fn what_an_agent_told_before_it_lost_entries_is_no_proof_of_two() {
             let event = FindingEvent::Occurred(finding);
             let (agent, observed) = (agent("a"), fleet.now);
             fleet.feed(Fact::FindingReceived { agent, position: next, observed, estimated: false, event });
-            run(&mut fleet, "5130 end");
+            fleet.run("5130 end");
             assert!(fleet.log().contains("5120 opened sev2 duplicate_instance"), "{}", fleet.log());
         }
         fleet.check_journal();

@@ -1,6 +1,7 @@
 //! What silences hold back, and what they do not: one `check` per situation.
 
-use muster_coordinator_core::entry::{Conclusion, EntryBody, Fact};
+use muster_common::time::Timestamp;
+use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::silence::{Matchers, PAST_SILENCES_MAX, SILENCES_MAX, SilenceKind};
 use muster_tests::scenario::{Fleet, agent, check, policy};
 use std::time::Duration;
@@ -16,16 +17,9 @@ fn an_incident_that_outlives_its_silence_pages_then_and_says_so() {
          15 silenced host/web-1/service/spl
          600 page trigger sev2 port_closed host/web-1/service/spl",
     );
-    let pages: Vec<_> = fleet
-        .journal
-        .iter()
-        .filter_map(|entry| match &entry.body {
-            EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) => Some(page.why.as_str()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(pages.len(), 2);
-    for why in pages {
+    assert_eq!(fleet.pages().count(), 2);
+    for (_, page) in fleet.pages() {
+        let why = &page.why;
         assert!(why.starts_with("SIL-5 of bob (work) ended after 10 min, and it is still open: "), "{why}");
     }
     let incident = fleet.machine.state().newest_incident("host/web-1/service/spl").unwrap();
@@ -255,9 +249,11 @@ fn an_agent_that_is_silent_in_its_maintenance_pages_when_that_is_over() {
 #[test]
 fn only_a_maintenance_that_names_hosts_excuses_a_goodbye() {
     let mut fleet = Fleet::new(policy());
-    for line in ["0 label web-1 rack=7", "0 connect web-1 web-2", "0 silence 100 agent=web-1"] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "0 label web-1 rack=7
+         0 connect web-1 web-2
+         0 silence 100 agent=web-1",
+    );
     let excused = |fleet: &Fleet, name: &str| fleet.machine.state().maintenance_of(&agent(name)).is_some();
     assert!(!excused(&fleet, "web-1"), "a silence plans nothing");
     fleet.run_line("1 maintenance 0 100 service=spl");
@@ -274,7 +270,7 @@ fn only_a_maintenance_that_names_hosts_excuses_a_goodbye() {
 fn silences_are_bounded_and_empty_ones_hold_nothing() {
     let mut fleet = Fleet::new(policy());
     let now = fleet.now;
-    let set = |reason: &str, agents: &[&str], seconds: u64| Fact::SilenceSet {
+    let set = |now: Timestamp, reason: &str, agents: &[&str], seconds: u64| Fact::SilenceSet {
         by: "bob".to_owned(),
         kind: SilenceKind::Silence,
         matchers: Matchers { agents: agents.iter().map(ToString::to_string).collect(), ..Matchers::default() },
@@ -282,24 +278,18 @@ fn silences_are_bounded_and_empty_ones_hold_nothing() {
         starts: now,
         ends: now + Duration::from_secs(seconds),
     };
-    fleet.feed(set("matches everything", &[], 60));
-    fleet.feed(set("over before it began", &["a"], 0));
+    fleet.feed(set(now, "matches everything", &[], 60));
+    fleet.feed(set(now, "over before it began", &["a"], 0));
     assert_eq!(fleet.machine.state().silences().count(), 0);
     for n in 0..SILENCES_MAX + 5 {
-        fleet.feed(set(&n.to_string(), &["a"], 60));
+        fleet.feed(set(now, &n.to_string(), &["a"], 60));
     }
     assert_eq!(fleet.machine.state().silences().count(), SILENCES_MAX);
     fleet.advance(now + Duration::from_secs(60));
     assert_eq!(fleet.machine.state().silences().count(), 0);
     for n in 0..5 {
-        fleet.feed(Fact::SilenceSet {
-            by: "bob".to_owned(),
-            kind: SilenceKind::Silence,
-            matchers: Matchers { agents: ["a".to_owned()].into(), ..Matchers::default() },
-            reason: n.to_string(),
-            starts: fleet.now,
-            ends: fleet.now + Duration::from_secs(1),
-        });
+        let now = fleet.now;
+        fleet.feed(set(now, &n.to_string(), &["a"], 1));
     }
     fleet.advance(now + Duration::from_secs(100));
     assert_eq!(fleet.machine.state().past_silences().count(), PAST_SILENCES_MAX);
