@@ -1,7 +1,6 @@
 //! What people do about incidents and by when: escalation, severity by hand, commander, and pages that merge.
 
 use muster_common::severity::Severity;
-use muster_coordinator_core::entry::{Conclusion, EntryBody};
 use muster_coordinator_core::page::{Page, PageAction};
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::response::ESCALATIONS_MAX;
@@ -9,14 +8,8 @@ use muster_tests::scenario::{Fleet, check, check_under, policy};
 use std::time::Duration;
 
 fn triggers<'a>(fleet: &'a Fleet, receiver: &'a str) -> impl Iterator<Item = &'a Page> {
-    fleet.journal.iter().filter_map(move |entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. })
-            if page.receiver == receiver && page.action == PageAction::Trigger =>
-        {
-            Some(page.as_ref())
-        }
-        _ => None,
-    })
+    let pages = fleet.pages().map(|(_, page)| page);
+    pages.filter(move |page| page.receiver == receiver && page.action == PageAction::Trigger)
 }
 
 #[test]
@@ -67,9 +60,11 @@ fn receivers_that_escalate_by_themselves_are_not_told_again() {
     let mut policy = policy();
     policy.self_escalating.insert("chat".to_owned());
     let mut fleet = Fleet::new(policy.clone());
-    for line in ["0 connect web-1", "0 open web-1 spl a port_closed", "4000 end"] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         4000 end",
+    );
     assert_eq!((triggers(&fleet, "ops").count(), triggers(&fleet, "chat").count()), (2, 1));
     let asks = &triggers(&fleet, "chat").next().unwrap().next_steps[0];
     assert!(asks.ends_with("; whoever calls you escalates by their own rules"), "{asks}");
@@ -91,9 +86,11 @@ fn escalation_ends_after_a_bounded_number_of_times() {
     let mut policy = policy();
     policy.escalation.sev2 = Duration::from_secs(60);
     let mut fleet = Fleet::new(policy);
-    for line in ["0 connect web-1", "0 open web-1 spl a port_closed", "5000 end"] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         5000 end",
+    );
     let told = u64::try_from(triggers(&fleet, "ops").count()).unwrap();
     assert_eq!(told, 1 + ESCALATIONS_MAX);
     let incident = fleet.machine.state().newest_incident("host/web-1/service/spl").unwrap();
@@ -193,9 +190,11 @@ fn a_severity_lowered_by_hand_holds_until_it_is_worse_than_then() {
 fn a_commander_is_named_and_takes_the_command_back() {
     let mut fleet = Fleet::new(policy());
     let cause = "host/web-1/service/spl";
-    for line in ["0 connect web-1", "0 open web-1 spl a port_closed", "5 commander host/web-1/service/spl eve"] {
-        fleet.run_line(line);
-    }
+    fleet.run(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         5 commander host/web-1/service/spl eve",
+    );
     let commander = |fleet: &Fleet| fleet.machine.state().newest_incident(cause).unwrap().response.commander.clone();
     assert_eq!(commander(&fleet).as_deref(), Some("eve"));
     fleet.run_line("6 ack host/web-1/service/spl");
@@ -236,13 +235,8 @@ fn the_oldest_page_goes_on_when_its_host_is_one_of_many() {
         pages.map(|page| page.dedup_key.clone()).collect::<std::collections::BTreeSet<_>>()
     };
     assert_eq!(dedup("fleet/restart_storm/spl"), dedup("host/a/service/spl"));
-    let ended = fleet.journal.iter().find_map(|entry| match &entry.body {
-        EntryBody::Conclusion(Conclusion::PageRequested { page, .. }) if page.action == PageAction::Resolve => {
-            Some(page)
-        }
-        _ => None,
-    });
-    let why = &ended.unwrap().why;
+    let ended = fleet.pages().find(|(_, page)| page.action == PageAction::Resolve);
+    let why = &ended.unwrap().1.why;
     assert!(why.contains(&format!("merged into {}: ", incident.number)), "{why}");
 }
 
