@@ -143,7 +143,9 @@ impl<T: PartialEq + Debug> Page<T> {
             for (key, row) in self.rows(section) {
                 let beyond = match row.kind.split(' ').next() {
                     Some("duration") => "\"99999d\"",
-                    Some("whole" | "number") => "-1",
+                    Some("whole") => "-1",
+                    // One without words for its bounds has those of its neighbour.
+                    Some("number") if row.kind != "number" => "-1",
                     _ => continue,
                 };
                 let errors = (self.parse)(&section.config.replace(HERE, &format!("{key} = {beyond}"))).unwrap_err();
