@@ -462,6 +462,18 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
             check(&format!("[service.a]\nsqlite = [{quoted}]"), &[(&quoted, "outside of /var/lib/muster-agent")]);
             check(&format!("[service.a]\npid_file = {quoted}"), &[(&quoted, "its own files")]);
         }
+        for (key, path) in [
+            ("logs", "/var/lib/muster-agent/spool.db"),
+            ("backups", "/var/lib/muster-agent/*.db"),
+            ("backups", "/var/lib/*/*.db"),
+            ("backups", "/var/lib/muster-?gent/spool.*"),
+        ] {
+            let quoted = format!("{path:?}");
+            check(&format!("[service.a]\n{key} = [{quoted}]"), &[(&quoted, "its own files")]);
+        }
+        for path in ["/var/lib/*/backup/*.db", "/var/lib/*/*.bak", "/var/lib/muster-agent-2/*"] {
+            assert!(Config::parse("a", &format!("[service.a]\nbackups = [{path:?}]")).is_ok(), "{path}");
+        }
         let own = "[service.a]\nsqlite = [\"/srv/muster/spool.db\"]\n[agent]\nstate_dir = \"/srv/muster\"";
         check(own, &[("\"/srv/muster/spool.db\"", "outside of /srv/muster, its state_dir")]);
         assert!(Config::parse("a", "[service.a]\nsqlite = [\"/var/lib/muster-agent-2/a.db\"]").is_ok());

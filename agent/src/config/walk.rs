@@ -1,9 +1,12 @@
 //! The walk over the config: every known key, its bounds and what is expected of it.
 
+use super::log::LogSource;
 use super::{
     Baseline, Config, Memory, Probes, Service, Watch, backup, baseline, clock, disk, health, lock, log, pressure,
     process, sqlite, unit,
 };
+use crate::run::SPOOL_FILE;
+use muster_agent_core::backup::pattern::{Pattern, fits};
 use muster_agent_core::port::Target;
 use muster_common::config::{Reader, Value};
 use muster_common::ids::ServiceName;
@@ -177,6 +180,18 @@ impl Seen {
         }
     }
 
+    /// The same of copies. Wildcards in folders may lead to the spool, too.
+    fn check_foreign_copies(&self, pattern: &Pattern, at: &Value<'_>) {
+        let folder = Path::new(pattern.folder());
+        let names = |path: &Path| -> Vec<String> {
+            path.iter().skip(1).map(|name| name.to_string_lossy().into_owned()).collect()
+        };
+        let parts: Vec<String> = names(folder).into_iter().chain(pattern.components().iter().cloned()).collect();
+        let spool = names(&self.state_dir.join(SPOOL_FILE));
+        let is_found = parts.len() == spool.len() && parts.iter().zip(&spool).all(|(part, name)| fits(part, name));
+        self.check_foreign(if is_found { &self.state_dir } else { folder }, at);
+    }
+
     fn note(&mut self, service: &str, subject: String, at: &Value<'_>) {
         if let Some(first) = self.subjects.get(&subject) {
             let message = format!("{subject} is watched twice");
@@ -230,6 +245,7 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     let health = health.collect();
     let backups = one_or_many(reader, "backups").into_iter().filter_map(|value| {
         let backup = backup::walk(&value)?;
+        seen.check_foreign_copies(&backup.path, &value);
         seen.note(name, format!("backups {}", backup.path.as_str()), &value);
         Some(backup)
     });
@@ -243,6 +259,9 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     let locks = locks.collect();
     let logs = one_or_many(reader, "logs").into_iter().filter_map(|value| {
         let log = log::walk(&value, &seen.log_rules)?;
+        if let LogSource::File(path) = &log.source {
+            seen.check_foreign(path, &value);
+        }
         seen.note(name, format!("log {}", log.source), &value);
         Some(log)
     });

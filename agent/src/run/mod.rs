@@ -40,7 +40,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use watcher::Watcher;
 
 /// The spool's file below the state folder.
-const SPOOL_FILE: &str = "spool.db";
+pub const SPOOL_FILE: &str = "spool.db";
 
 /// `/proc/meminfo` has some sixty short lines.
 const MEMINFO_BYTES_MAX: u64 = 16 * 1024;
