@@ -216,6 +216,12 @@ fn a_second_wave_is_another_gathering() {
     assert!(second.title.starts_with("10 new incidents within 9 s on 10 hosts: h10, h11"), "{}", second.title);
     let first = fleet.machine.state().unresolved(FLEET_BURST).unwrap();
     assert_eq!((first.agents.len(), first.owner.as_deref()), (10, Some("ann")));
+    let looks = muster_coordinator_core::detect::explain(
+        fleet.machine.state(),
+        fleet.now,
+        &muster_tests::scenario::agent("h12"),
+    );
+    assert!(looks.iter().any(|look| look.about == "fleet/incident_burst-2"), "{looks:?}");
     // Late ones join the one that is hot.
     fleet.run_line("30110 open h21 s21 a port_closed");
     assert_eq!(fleet.machine.state().unresolved("fleet/incident_burst-2").unwrap().agents.len(), 11);

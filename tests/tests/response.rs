@@ -384,3 +384,30 @@ fn an_incident_shows_the_title_and_the_steps_of_its_page() {
     assert!(!incident.next_steps.is_empty(), "{incident:?}");
     assert_eq!(incident.next_steps, page.next_steps[1..], "without what the page asks for");
 }
+
+/// The number of a page that merged leads to where it goes on: the phone knows no other.
+#[test]
+fn the_number_of_a_symptom_leads_to_its_cause() {
+    let mut fleet = Fleet::new(policy());
+    for line in ["0 connect a b c", "0 open a spl x process_down", "20 occur a spl process_restarted 0"] {
+        fleet.run_line(line);
+    }
+    let number = fleet.machine.state().newest_incident("host/a/service/spl").unwrap().number.clone();
+    let goes_on = |fleet: &Fleet| {
+        let state = fleet.machine.state();
+        let known = state.incident_by_number(&number).unwrap();
+        state.goes_on_in(known).map(|cause| cause.key.cause.clone())
+    };
+    assert_eq!(goes_on(&fleet), None);
+    fleet.run_line("21 occur b spl process_restarted 0");
+    fleet.run_line("22 occur c spl process_restarted 0");
+    assert_eq!(goes_on(&fleet).as_deref(), Some("fleet/restart_storm/spl"));
+    // The storm is a symptom as well.
+    for (n, host) in ["a", "b", "c"].iter().enumerate() {
+        fleet.run_line(&format!("{} occur {host} spl oom_kill 0", 30 + n));
+    }
+    assert_eq!(goes_on(&fleet).as_deref(), Some("fleet/oom_storm/spl"));
+    fleet.run_line("4000 end");
+    assert_eq!(goes_on(&fleet), None, "it is over");
+    fleet.check_journal();
+}

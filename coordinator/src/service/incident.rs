@@ -46,12 +46,17 @@ impl IncidentApi {
     ) -> Result<Response<v1::Incident>, Status> {
         let id = number.to_owned();
         let read = move |view: &View<'_>| {
-            view.state.incident_by_number(&id).map(|incident| (incident.key.clone(), incident.is_unresolved()))
+            let incident = view.state.incident_by_number(&id)?;
+            let goes_on = view.state.goes_on_in(incident).map(|cause| cause.number.clone());
+            Some((incident.key.clone(), incident.is_unresolved(), goes_on))
         };
         let found = self.handle.query(read).await.map_err(|error| status_of(&error))?;
-        let (IncidentKey { cause, generation }, unresolved) = found.ok_or_else(|| unknown(number))?;
+        let (IncidentKey { cause, generation }, unresolved, goes_on) = found.ok_or_else(|| unknown(number))?;
         if open_only && !unresolved {
-            let text = format!("{number} is resolved: nothing is left to do; add a note if there is more to say");
+            let text = match goes_on {
+                Some(cause) => format!("{number} is a symptom of {cause}, which is not over: say it about {cause}"),
+                None => format!("{number} is resolved: nothing is left to do; add a note if there is more to say"),
+            };
             return Err(Status::failed_precondition(text));
         }
         let fact = Fact::Operator { by, cause, generation, action };

@@ -1,5 +1,6 @@
 //! One incident, and what receivers were told of it.
 
+use super::State;
 use crate::entry::{IncidentKey, Resolution};
 use crate::page::{Page, PageAction, PageId};
 use crate::response::Response;
@@ -137,6 +138,26 @@ impl Incident {
     /// True once a trigger was requested.
     pub fn has_paged(&self) -> bool {
         !self.page_keys.is_empty()
+    }
+}
+
+/// Steps from a symptom to its cause that are followed: a host's trouble, that of its place, the fleet's, and some more.
+const FOLDS_MAX: usize = 16;
+
+impl State {
+    /// The unresolved incident that `incident` goes on in, where it ended as a symptom: whoever was paged about it knows
+    /// its number alone.
+    pub fn goes_on_in(&self, incident: &Incident) -> Option<&Incident> {
+        let mut last = None;
+        let mut resolution = incident.resolution.as_ref();
+        for _ in 0..FOLDS_MAX {
+            let Some(Resolution::FoldedInto { incident } | Resolution::MergedInto { incident }) = resolution else {
+                break;
+            };
+            let cause = self.incident(incident)?;
+            (last, resolution) = (Some(cause), cause.resolution.as_ref());
+        }
+        last.filter(|cause| cause.is_unresolved())
     }
 }
 
