@@ -42,23 +42,32 @@ fn cut(state: &State, of: Of<'_>, limit: usize) -> Vec<Pending> {
     let mut found: Vec<&PageRecord> = state.sendable_pages();
     found.retain(|record| of.matches(&record.page.receiver));
     found.sort_by_key(|record| (Reverse(record.page.severity), record.id));
-    let mut told: BTreeMap<(&str, &str), Vec<(Severity, Reason)>> = BTreeMap::new();
+    let mut told: BTreeMap<(&str, &str), Vec<&Page>> = BTreeMap::new();
     for record in state.past_pages().filter(|record| of.matches(&record.page.receiver)) {
         let page = &record.page;
         if record.attempted && page.action == PageAction::Trigger {
-            told.entry((&page.receiver, &page.dedup_key)).or_default().push((page.severity, page.reason));
+            told.entry((&page.receiver, &page.dedup_key)).or_default().push(page);
         }
     }
     let pending = |record: &PageRecord| {
         let before = told.get(&(record.page.receiver.as_str(), record.page.dedup_key.as_str()));
+        let before = before.map(Vec::as_slice).unwrap_or_default();
         Pending {
             id: record.id,
             page: record.page.clone(),
             attempted: record.attempted,
-            told_before: distinct(before.into_iter().flatten().copied()),
+            told_before: distinct(before.iter().map(|page| (page.severity, page.reason))),
+            calls: before.last().map(|page| Box::new((*page).clone())),
+            acknowledged: state.incident(&record.incident).map(acknowledged).unwrap_or_default(),
         }
     };
     found.into_iter().take(limit).map(pending).collect()
+}
+
+/// Who has acknowledged it, in words.
+fn acknowledged(incident: &Incident) -> String {
+    let owner = incident.owner.as_ref().filter(|_| incident.acknowledged.is_some());
+    owner.map(|owner| format!("{owner} acknowledged it")).unwrap_or_default()
 }
 
 /// Runs on the loop's thread as well, every few minutes.
@@ -72,15 +81,20 @@ fn standing(state: &State, receiver: &str, after: &str, limit: usize) -> Vec<Sta
         }
     }
     let mut last: BTreeMap<&str, &PageRecord> = BTreeMap::new();
-    for record in state.past_pages().filter(|record| record.page.receiver == receiver) {
+    // What called somebody; an acknowledgement after it says less.
+    let calls = |record: &&PageRecord| record.page.receiver == receiver && record.page.action == PageAction::Trigger;
+    for record in state.past_pages().filter(calls) {
         last.insert(&record.page.dedup_key, record);
     }
-    let standing = |(dedup_key, (incident, key)): (&str, (&Incident, &PageKey))| match last.get(dedup_key) {
-        Some(record) => {
-            let page = Page { severity: key.severity, reason: key.reason, ..record.page.clone() };
-            Standing { id: Some(record.id), page }
+    let standing = |(dedup_key, (incident, key)): (&str, (&Incident, &PageKey))| {
+        let acknowledged = acknowledged(incident);
+        match last.get(dedup_key) {
+            Some(record) => {
+                let page = Page { severity: key.severity, reason: key.reason, ..record.page.clone() };
+                Standing { id: Some(record.id), page, acknowledged }
+            }
+            None => Standing { id: None, page: from_incident(incident, key), acknowledged },
         }
-        None => Standing { id: None, page: from_incident(incident, key) },
     };
     found.into_iter().take(limit).map(standing).collect()
 }
@@ -165,6 +179,7 @@ mod tests {
     use super::*;
     use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName};
     use muster_common::time::Timestamp;
+    use muster_coordinator_core::entry::OperatorAction;
     use muster_coordinator_core::machine::Machine;
     use muster_coordinator_core::policy::Policy;
 
@@ -200,5 +215,31 @@ mod tests {
         assert_eq!(found(Of::Receiver("ops"), 9).len(), 3);
         let others = found(Of::NoneOf(&["ops".to_owned()]), 9);
         assert!(others.len() == 3 && others.iter().all(|(receiver, _)| receiver == "chat"), "{others:?}");
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_told_with_what_called_for_it() {
+        let mut machine = machine();
+        let now = Timestamp::from_unix_ms(1_795_220_000_000) + Duration::from_secs(61);
+        let pages: Vec<PageId> = machine.state().pending_pages().map(|record| record.id).collect();
+        for page in pages {
+            machine.feed(now, Fact::PageAttempted { page });
+            machine.feed(now, Fact::PageDelivered { page });
+        }
+        let incident = machine.state().newest_incident("coordinator/fault").unwrap().key.clone();
+        let (cause, generation) = (incident.cause, incident.generation);
+        let action = OperatorAction::Acknowledge { note: String::new() };
+        machine.feed(now, Fact::Operator { by: "ada".to_owned(), cause, generation, action });
+        let pending = cut(machine.state(), Of::Receiver("ops"), 9);
+        let [acknowledgement] = pending.as_slice() else { panic!("{pending:?}") };
+        assert_eq!(acknowledgement.page.action, PageAction::Acknowledge);
+        assert!(acknowledgement.calls.as_ref().is_some_and(|page| page.action == PageAction::Trigger));
+        let (id, told) = (acknowledgement.id, "ada acknowledged it");
+        machine.feed(now, Fact::PageAttempted { page: id });
+        machine.feed(now, Fact::PageDelivered { page: id });
+        let standing = standing(machine.state(), "ops", "", 9);
+        let acknowledged: Vec<_> = standing.iter().filter(|one| one.acknowledged == told).collect();
+        assert_eq!((standing.len(), acknowledged.len()), (3, 1));
+        assert!(standing.iter().all(|one| one.page.action == PageAction::Trigger), "{standing:?}");
     }
 }

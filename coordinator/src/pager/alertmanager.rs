@@ -63,15 +63,23 @@ pub(super) struct Frame<'a> {
 
 /// The body that tells of `page`: what it replaces has ended, and what it is about stands or has ended as well.
 pub(super) fn body(frame: Frame<'_>, pending: &Pending) -> Bytes {
-    let Pending { id, page, told_before, .. } = pending;
+    let Pending { id, page, told_before, calls, acknowledged, .. } = pending;
     let mut alerts: Vec<Alert> = Vec::new();
     for (severity, reason) in told_before {
         if (*severity, *reason) != (page.severity, page.reason) {
             let before = Page { severity: *severity, reason: *reason, ..page.clone() };
-            alerts.push(alert(frame, Some(*id), &before, true));
+            alerts.push(alert(frame, Some(*id), &before, "", true));
         }
     }
-    alerts.push(alert(frame, Some(*id), page, page.action == PageAction::Resolve));
+    let (over, acknowledged) = match page.action {
+        PageAction::Resolve => (true, ""),
+        PageAction::Acknowledge => (false, page.why.as_str()),
+        PageAction::Trigger => (false, acknowledged.as_str()),
+    };
+    // Annotations that are not told again are gone, and what to do is not over when somebody does it.
+    let calls = calls.as_deref().filter(|_| page.action == PageAction::Acknowledge);
+    let shown = calls.map(|calls| Page { severity: page.severity, reason: page.reason, ..calls.clone() });
+    alerts.push(alert(frame, Some(*id), shown.as_ref().unwrap_or(page), acknowledged, over));
     render(&alerts)
 }
 
@@ -81,7 +89,7 @@ pub(super) fn render(alerts: &[Alert]) -> Bytes {
 }
 
 /// One alert.
-pub(super) fn alert(frame: Frame<'_>, id: Option<PageId>, page: &Page, over: bool) -> Alert {
+pub(super) fn alert(frame: Frame<'_>, id: Option<PageId>, page: &Page, acknowledged: &str, over: bool) -> Alert {
     let now_ms = frame.now.as_millisecond();
     let valid_ms = i64::try_from(frame.valid_for.as_millis()).unwrap_or(i64::MAX);
     let ends_ms = if over { now_ms } else { now_ms.saturating_add(valid_ms) };
@@ -90,7 +98,7 @@ pub(super) fn alert(frame: Frame<'_>, id: Option<PageId>, page: &Page, over: boo
     let began_ms = began.min(now_ms.saturating_sub(1));
     Alert {
         labels: labels(frame, page),
-        annotations: annotations(id, page),
+        annotations: annotations(id, page, acknowledged),
         starts_at: rfc3339(began_ms, frame.now),
         ends_at: rfc3339(ends_ms, frame.now),
     }
@@ -145,7 +153,7 @@ const fn word(severity: Severity) -> &'static str {
     }
 }
 
-fn annotations(id: Option<PageId>, page: &Page) -> BTreeMap<&'static str, String> {
+fn annotations(id: Option<PageId>, page: &Page, acknowledged: &str) -> BTreeMap<&'static str, String> {
     let mut annotations = BTreeMap::new();
     let mut set = |name: &'static str, value: String| {
         if !value.is_empty() {
@@ -161,7 +169,7 @@ fn annotations(id: Option<PageId>, page: &Page) -> BTreeMap<&'static str, String
     set("grade", page.grade.as_str().to_owned());
     set("cause_key", page.cause_key.clone());
     set("runbook", runbook(page));
-    set("acknowledged", if page.action == PageAction::Acknowledge { page.why.clone() } else { String::new() });
+    set("acknowledged", acknowledged.to_owned());
     if let Some(id) = id {
         set("page_id", id.0.to_string());
         set("test", if is_test(id) { "true".to_owned() } else { String::new() });
@@ -218,12 +226,41 @@ mod tests {
     }
 
     #[test]
+    fn an_acknowledgement_is_an_annotation_and_takes_nothing_away() {
+        let acknowledgement = Page {
+            why: "ada acknowledged it".to_owned(),
+            details: Vec::new(),
+            next_steps: Vec::new(),
+            services: Vec::new(),
+            ..page(PageAction::Acknowledge, "abc")
+        };
+        let calls = Some(Box::new(page(PageAction::Trigger, "abc")));
+        let pending = Pending { calls, ..Pending::new(PageId(18), acknowledgement) };
+        let labels = BTreeMap::new();
+        let now = "2026-11-21T02:00:00Z".parse().unwrap();
+        let frame = Frame { fleet: "prod", labels: &labels, valid_for: Duration::from_secs(900), now };
+        let alerts: Vec<Value> = serde_json::from_slice(&body(frame, &pending)).unwrap();
+        let annotations = &alerts[0]["annotations"];
+        assert_eq!(alerts.len(), 1);
+        assert_eq!(annotations["acknowledged"], "ada acknowledged it");
+        assert_eq!(annotations["next_steps"], "systemctl status spl");
+        assert_eq!(annotations["details"], "pid 42 ended at 03:04:05");
+        assert_eq!(annotations["description"], "process_down for 10 s (hold of sev2: 10 s)");
+        let told_again = Pending {
+            acknowledged: "ada acknowledged it".to_owned(),
+            ..Pending::new(PageId(19), page(PageAction::Trigger, "abc"))
+        };
+        let alerts: Vec<Value> = serde_json::from_slice(&body(frame, &told_again)).unwrap();
+        assert_eq!(alerts[0]["annotations"]["acknowledged"], "ada acknowledged it", "also when it is told anew");
+    }
+
+    #[test]
     fn an_incident_that_began_in_the_future_does_not_end_before_it_begins() {
         let mut future = page(PageAction::Resolve, "abc");
         future.began = future.began + Duration::from_secs(86_400);
         let (now, labels) = ("2026-11-21T02:00:00Z".parse().unwrap(), BTreeMap::new());
         let frame = Frame { fleet: "prod", labels: &labels, valid_for: Duration::from_secs(900), now };
-        let alert = alert(frame, None, &future, true);
+        let alert = alert(frame, None, &future, "", true);
         assert!(alert.starts_at < alert.ends_at, "{alert:?}");
     }
 

@@ -32,6 +32,8 @@ pub struct Lane<T> {
 pub struct Status {
     /// Why the last try failed; empty when it did not.
     pub last_error: String,
+    /// What it left out of what it accepted last: recipients that its mail server refused.
+    pub remark: String,
     /// When a page is tried again next.
     pub next_try: Option<Instant>,
     /// First failure since it last accepted something.
@@ -84,12 +86,19 @@ impl<T: Transport> Lane<T> {
 
     async fn one(&self, call: Call) -> Judgement {
         let longest = self.receiver.config.timeout;
+        let is_mail = matches!(call, Call::Mail(_));
         let answer: Result<Result<Response, TransportError>, _> = match call {
             Call::Http(request) => timeout(longest, self.transport.call(request)).await,
             Call::Mail(mail) => timeout(longest, self.transport.mail(*mail)).await,
         };
         match answer {
-            Ok(Ok(response)) => self.receiver.judge(&response),
+            Ok(Ok(response)) => {
+                let judgement = self.receiver.judge(&response);
+                if is_mail && judgement == Judgement::Delivered {
+                    self.locked().remark = self.receiver.redact(&response.text);
+                }
+                judgement
+            }
             Ok(Err(error)) => Judgement::Retry { error: self.receiver.redact(&error.to_string()), after: None },
             Err(_) => Judgement::Retry { error: format!("no answer within {}", human_duration(longest)), after: None },
         }
@@ -98,10 +107,10 @@ impl<T: Transport> Lane<T> {
     /// Sends a message that says it is a test, and at once that it is over, so that nothing stays open. `page` says so.
     pub async fn test(&self, page: Page) -> Judgement {
         let over = Page { action: PageAction::Resolve, ..page.clone() };
-        self.bucket.acquire().await;
+        self.bucket.token().await;
         let judgement = self.tell(&Pending::new(TEST_PAGE, page)).await;
         if judgement == Judgement::Delivered && self.receiver.config.kind.keeps_alerts() {
-            self.bucket.acquire().await;
+            self.bucket.token().await;
             return self.tell(&Pending::new(TEST_PAGE, over)).await;
         }
         judgement
@@ -109,7 +118,9 @@ impl<T: Transport> Lane<T> {
 
     /// It accepted a page.
     pub(super) fn succeeded(&self) {
-        *self.locked() = Status::default();
+        let mut status = self.locked();
+        let remark = std::mem::take(&mut status.remark);
+        *status = Status { remark, ..Status::default() };
     }
 
     /// It refused a page for good. That is no sign that it would refuse others.

@@ -4,8 +4,8 @@
 //! is sent twice has the same id twice. No header is made of text that could end it: line breaks and other control
 //! characters are replaced before, and what is not ASCII is encoded.
 
-use super::is_test;
 use super::webhook::runbook;
+use super::{is_test, steers};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
@@ -39,7 +39,8 @@ pub fn message(fleet: &str, from: &str, to: &[String], id: PageId, page: &Page, 
         write!(text, "{name}: {value}\r\n").ok();
     };
     header("From", &format!("Muster <{from}>"));
-    header("To", &to.join(", "));
+    // A line each: 32 of them in one would be longer than a mail's line may be.
+    header("To", &to.join(",\r\n "));
     header("Subject", &encoded(&subject(page)));
     header("Date", &date);
     header("Message-ID", &format!("<{own}>"));
@@ -101,7 +102,7 @@ fn id_part(text: &str) -> String {
 
 /// A header's value: as it is where that is plain text, in encoded words (RFC 2047) where it is not.
 fn encoded(text: &str) -> String {
-    let clean: String = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+    let clean: String = text.chars().map(|letter| if steers(letter) { ' ' } else { letter }).collect();
     if clean.is_ascii() && !clean.contains("=?") && clean.len() <= LINE_CHARS {
         return clean;
     }
@@ -138,16 +139,18 @@ fn body(fleet: &str, id: PageId, page: &Page) -> String {
     line(&format!("Incident:  {} ({}, {}, {})", page.incident, page.severity, page.reason, page.grade.as_str()));
     line(&format!("Fleet:     {fleet}"));
     line(&format!("Hosts:     {} ({})", page.n_agents, page.agents.join(", ")));
-    line(&format!("Services:  {}", page.services.join(", ")));
+    if !page.services.is_empty() {
+        line(&format!("Services:  {}", page.services.join(", ")));
+    }
     line(&format!("Began:     {}", page.began));
     if let Some(late) = page.late_by_ms {
         let late = muster_common::units::human_duration(std::time::Duration::from_millis(late));
         line(&format!("Late by:   {late}"));
     }
-    line(&format!("Runbook:   {}", runbook(page)));
+    line(&format!("Runbook:   musterctl runbook {} ({})", page.reason, runbook(page)));
     line(&format!("Page:      {} ({})", id.0, page.action.as_str()));
     // What hosts wrote must not steer a terminal that shows the mail.
-    text.chars().map(|letter| if letter.is_control() && letter != '\n' { ' ' } else { letter }).collect()
+    text.chars().map(|letter| if steers(letter) && letter != '\n' { ' ' } else { letter }).collect()
 }
 
 #[cfg(test)]
@@ -175,12 +178,22 @@ mod tests {
         assert_eq!(header(&trigger, "Message-ID"), "<page-17.INC-20261121-0001.prod@example.com>");
         assert_eq!(header(&trigger, "Subject"), "[sev2] spl on web-1 is down (INC-20261121-0001)");
         assert_eq!(header(&resolve, "Subject"), "resolved: spl on web-1 is down (INC-20261121-0001)");
-        assert_eq!(header(&trigger, "To"), "ops@example.com, me@example.com");
+        assert!(trigger.contains("\r\nTo: ops@example.com,\r\n me@example.com\r\n"), "{trigger}");
         assert_eq!(header(&trigger, "Date"), "Sat, 21 Nov 2026 02:00:00 +0000");
         assert_eq!(mail(17, &page(PageAction::Trigger, "abc")), trigger, "sent twice, it is the same mail");
         let body = trigger.split_once("\r\n\r\n").unwrap().1.replace("\r\n", "");
         let body = String::from_utf8(STANDARD.decode(body).unwrap()).unwrap();
         assert!(body.contains("What to do:\n  systemctl status spl\n") && body.contains("Page:      17 (trigger)"));
+    }
+
+    #[test]
+    fn as_many_and_as_long_addresses_as_a_config_may_have_are_lines_of_a_mail() {
+        let to = vec![format!("{}@{}.example", "a".repeat(64), "b".repeat(180)); 32];
+        let now = "2026-11-21T02:00:00Z".parse().unwrap();
+        let mail = message("prod", "muster@example.com", &to, PageId(1), &page(PageAction::Trigger, "abc"), now);
+        let longest = mail.split("\r\n").map(str::len).max().unwrap();
+        assert!(longest <= 998, "{longest}");
+        assert_eq!(mail.matches("@bbb").count(), 32);
     }
 
     #[test]

@@ -53,6 +53,13 @@ pub fn is_test(id: PageId) -> bool {
     id == TEST_PAGE
 }
 
+/// True for what would steer a terminal, or hide or turn the text around it.
+fn steers(letter: char) -> bool {
+    let turns = matches!(letter, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}')
+        || matches!(letter, '\u{061c}' | '\u{feff}');
+    turns || letter.is_control()
+}
+
 /// A requested page without an outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pending {
@@ -64,12 +71,18 @@ pub struct Pending {
     pub attempted: bool,
     /// How bad and what it was said to be under the same key before: for receivers that know an alert by that.
     pub told_before: Vec<(Severity, Reason)>,
+    /// The page that called somebody last under the same key: an acknowledgement says less, and some receivers forget
+    /// what they are not told again.
+    pub calls: Option<Box<Page>>,
+    /// Who has acknowledged it, in words; empty: nobody.
+    pub acknowledged: String,
 }
 
 impl Pending {
     /// A page that was never tried.
     pub fn new(id: PageId, page: Page) -> Self {
-        Self { id, page, attempted: false, told_before: Vec::new() }
+        let (calls, acknowledged) = (None, String::new());
+        Self { id, page, attempted: false, told_before: Vec::new(), calls, acknowledged }
     }
 }
 

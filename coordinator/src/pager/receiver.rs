@@ -190,10 +190,11 @@ impl Receiver {
         if accepted {
             return Judgement::Delivered;
         }
-        let error = self.redact(&match response.text.trim() {
+        // Secrets go first: one that is escaped or cut in its middle is not recognized any more.
+        let error = match self.redact(response.text.trim()).as_str() {
             "" => format!("answered {status}"),
             text => format!("answered {status}: {}", clip(text, ANSWER_BYTES_MAX).escape_debug()),
-        });
+        };
         let retry = Judgement::Retry { error: error.clone(), after: response.retry_after };
         match (kind, status) {
             // A mail server's "not now" and its "never".
@@ -362,6 +363,22 @@ pub(super) mod tests {
         let judged = receiver.judge(&answer(400, &format!("key {key} is invalid\u{1b}[31m")));
         let Judgement::Refused(error) = judged else { panic!("{judged:?}") };
         assert!(!error.contains(key) && !error.contains('\u{1b}'), "{error}");
+    }
+
+    #[test]
+    fn a_secret_that_is_escaped_or_cut_in_its_middle_is_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let token = r#"half-and\"other"half"#;
+        std::fs::write(&file, token).unwrap();
+        let url = WebhookUrl::Plain("http://127.0.0.1:1/".parse().unwrap());
+        let kind = ReceiverKind::Webhook { url, token_file: Some(file.into()), signing_key_files: Vec::new() };
+        let receiver = Receiver::open(ReceiverConfig::new("ops", kind), "prod").unwrap();
+        for before in (0..ANSWER_BYTES_MAX + 4).step_by(3) {
+            let judged = receiver.judge(&answer(400, &format!("{}{token} is no token", "x".repeat(before))));
+            let Judgement::Refused(error) = judged else { panic!("{judged:?}") };
+            assert!(!error.contains("half") && !error.contains("other"), "{before}: {error}");
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Standing {
     pub id: Option<PageId>,
     /// What it said.
     pub page: Page,
+    /// Who has acknowledged it, in words; empty: nobody.
+    pub acknowledged: String,
 }
 
 /// Tells again what stands, until `stop` is cancelled. Returns at once for a receiver that needs no such thing.
@@ -70,7 +72,8 @@ async fn round<O: Outbox, T: Transport>(outbox: &O, lane: &Lane<T>) -> Result<us
         let Some(last) = standing.last() else { return Ok(told) };
         after = last.page.dedup_key.clone();
         let frame = receiver.frame(jiff::Timestamp::now());
-        let alerts: Vec<_> = standing.iter().map(|one| alertmanager::alert(frame, one.id, &one.page, false)).collect();
+        let alert = |one: &Standing| alertmanager::alert(frame, one.id, &one.page, &one.acknowledged, false);
+        let alerts: Vec<_> = standing.iter().map(alert).collect();
         lane.bucket.acquire().await;
         let judgement = lane.make(receiver.alertmanager_calls(&alertmanager::render(&alerts))).await;
         drop(alone);

@@ -38,10 +38,6 @@ pub fn read_routes(root: &Reader<'_>, receivers: &[ReceiverConfig], policy: &mut
 
 /// A receiver to which nothing leads is a page that somebody waits for in vain.
 fn never_told(receivers: &[ReceiverConfig], tables: &[Reader<'_>], policy: &Policy) {
-    let takes_all = |route: &Route| {
-        let Route { severities, reasons, services, labels, .. } = route;
-        severities.is_empty() && reasons.is_empty() && services.is_empty() && labels.is_empty()
-    };
     let Some((_, last)) = policy.routes.iter().zip(tables).find(|(route, _)| takes_all(route)) else { return };
     for receiver in receivers {
         let routed = policy.routes.iter().any(|route| route.receivers.contains(&receiver.name));
@@ -51,6 +47,11 @@ fn never_told(receivers: &[ReceiverConfig], tables: &[Reader<'_>], policy: &Poli
             last.mistake(&message, "name it in a route, or as a fallback");
         }
     }
+}
+
+fn takes_all(route: &Route) -> bool {
+    let Route { severities, reasons, services, labels, .. } = route;
+    severities.is_empty() && reasons.is_empty() && services.is_empty() && labels.is_empty()
 }
 
 fn read_route(table: &Reader<'_>, names: &[String]) -> Route {
@@ -104,17 +105,19 @@ fn one_or_many<T>(table: &Reader<'_>, key: &str, parse: impl Fn(&str) -> Result<
 
 /// The routes that lead to a receiver, in words.
 pub fn words(policy: &Policy, receiver: &str) -> Vec<String> {
-    if policy.routes.is_empty() {
-        return vec!["everything".to_owned()];
-    }
     let mut found: Vec<String> = Vec::new();
+    if policy.routes.is_empty() {
+        found.push("everything".to_owned());
+    }
     for (number, route) in policy.routes.iter().enumerate() {
         if route.receivers.iter().any(|name| name == receiver) {
             let goes_on = if route.goes_on { ", then on" } else { "" };
             found.push(format!("route {}: {}{goes_on}", number + 1, conditions(route)));
         }
     }
-    found.push("what no route matches".to_owned());
+    if !policy.routes.is_empty() && !policy.routes.iter().any(takes_all) {
+        found.push("what no route matches".to_owned());
+    }
     for (failing, _) in policy.fallbacks.iter().filter(|(_, fallback)| *fallback == receiver) {
         found.push(format!("in place of {failing} while that fails"));
     }
@@ -165,6 +168,11 @@ mod tests {
         assert_eq!(words(&policy, "ops"), ops);
         assert_eq!(words(&policy, "chat")[0], "route 2: reason port_closed, service spl");
         assert!(policy.routes[0].goes_on && !policy.routes[1].goes_on);
+        let all = self::policy("[[route]]\nreceivers = [\"ops\", \"chat\"]\n");
+        let all = Policy { fallbacks: [("ops".to_owned(), "chat".to_owned())].into(), ..all.unwrap() };
+        assert_eq!(words(&all, "ops"), ["route 1: everything"], "nothing is left that no route matches");
+        let none = Policy { routes: Vec::new(), ..all };
+        assert_eq!(words(&none, "chat"), ["everything", "in place of ops while that fails"]);
     }
 
     #[test]

@@ -38,9 +38,10 @@ pub fn is_signed(keys: &[Secret], version: &str, header: &str, body: &[u8]) -> b
     let given: Vec<Vec<u8>> =
         given.filter_map(|one| one.trim().strip_prefix(version)?.strip_prefix('=')).filter_map(unhex).collect();
     let mut found = false;
-    for key in keys {
+    // Anybody may send a large body with many signatures: it is read once for each key, and not at all without any.
+    for mac in keys.iter().filter(|_| !given.is_empty()).filter_map(|key| mac(key, &[body])) {
         for signature in &given {
-            found |= mac(key, &[body]).is_some_and(|mac| mac.verify_slice(signature).is_ok());
+            found |= mac.clone().verify_slice(signature).is_ok();
         }
     }
     found

@@ -2,8 +2,7 @@
 //!
 //! What strangers wrote is text: `&`, `<` and `>` are escaped, so that nobody can mention `<!channel>` or forge a link.
 
-use super::is_test;
-use super::webhook::runbook;
+use super::{is_test, steers};
 use hyper::body::Bytes;
 use muster_common::limits::clip;
 use muster_coordinator_core::page::{Page, PageAction, PageId};
@@ -38,11 +37,11 @@ pub fn body(fleet: &str, id: PageId, page: &Page) -> Bytes {
     };
     let test = if is_test(id) { " · test" } else { "" };
     let context = format!(
-        "fleet {} · {} · {} · {} · page {}{test}",
+        "fleet {} · {} · {} · musterctl runbook {} · page {}{test}",
         escaped(fleet),
         escaped(&hosts),
         page.incident,
-        runbook(page),
+        page.reason,
         id.0
     );
     blocks.push(
@@ -82,7 +81,7 @@ fn escaped(text: &str) -> String {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '\n' => out.push('\n'),
-            letter if letter.is_control() => out.push(' '),
+            letter if steers(letter) => out.push(' '),
             letter => out.push(letter),
         }
     }
@@ -120,14 +119,15 @@ mod tests {
         assert_eq!(blocks[0]["text"]["text"], "[sev2] INC-20261121-0001");
         assert_eq!(blocks[3]["text"]["text"], "*What to do*\n• systemctl status spl");
         let context = blocks[4]["elements"][0]["text"].as_str().unwrap();
-        assert!(context.ends_with("docs/runbooks/process_down.md · page 17"), "{context}");
+        assert!(context.ends_with("musterctl runbook process_down · page 17"), "{context}");
     }
 
     #[test]
     fn nobody_is_mentioned_by_what_a_host_wrote() {
         let mut hostile = page(PageAction::Trigger, "abc");
-        hostile.title = "<!channel> & <https://evil|click>\u{1b}[31m".to_owned();
+        hostile.title = "<!channel> & <https://evil|click>\u{1b}[31m \u{202e}backwards".to_owned();
         let text = message(&hostile).to_string();
+        assert!(text.contains("  backwards"), "{text}");
         assert!(!text.contains("<!") && !text.contains("<https") && !text.contains("\\u001b"), "{text}");
         assert!(text.contains("&lt;!channel&gt; &amp; &lt;https://evil|click&gt;"), "{text}");
     }

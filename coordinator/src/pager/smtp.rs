@@ -9,6 +9,7 @@ use super::http_client::{Response, TransportError};
 use super::secret::Secret;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use muster_common::limits::clip;
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -75,7 +76,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Sends one mail. The status is SMTP's; whatever may be mended elsewhere (TLS, the login) is no answer but an error.
+/// Sends one mail. The status is SMTP's, the text of a success is who was left out; whatever may be mended elsewhere (TLS, the login) is no answer but an error.
 pub(super) async fn send(mail: &Mail, tls: Arc<rustls::ClientConfig>) -> Result<Response, TransportError> {
     let MailConfig { host, port, .. } = &mail.config;
     let origin = || format!("smtp://{host}:{port}");
@@ -136,29 +137,42 @@ async fn deliver<S: AsyncRead + AsyncWrite + Unpin>(
         log_in(session, &hello, user, password).await?;
     }
     session.positive("sender", Some(&format!("MAIL FROM:<{}>", mail.config.from))).await?;
-    let mut refused = None;
+    let mut refused = Vec::new();
     let mut taken = 0;
     for to in &mail.config.to {
         match session.positive("recipients", Some(&format!("RCPT TO:<{to}>"))).await {
             Ok(_) => taken += 1,
             // One address that is gone must not keep the page from the others.
             Err(failure @ Failure::Refused { .. }) => {
-                tracing::warn!(server = mail.config.host, "a recipient was refused: {failure}");
-                refused = Some(failure);
+                tracing::warn!(server = mail.config.host, recipient = to, "a recipient was refused: {failure}");
+                refused.push((to, failure));
             }
             Err(failure) => return Err(failure),
         }
     }
+    let remark = remark(&refused, mail.config.to.len());
     if taken == 0
-        && let Some(failure) = refused
+        && let Some((_, failure)) = refused.pop()
     {
         return Err(failure);
     }
     session.positive("message", Some("DATA")).await?;
-    let reply = session.positive("message", Some(&format!("{}\r\n.", stuffed(&mail.message)))).await?;
+    session.positive("message", Some(&format!("{}\r\n.", stuffed(&mail.message)))).await?;
     // The mail is theirs now; how they say goodbye changes nothing.
     session.command("QUIT").await.ok();
-    Ok(reply.lines.join(" "))
+    Ok(remark)
+}
+
+/// Who gets nothing although the mail was accepted; empty when everybody gets it.
+fn remark(refused: &[(&String, Failure)], n_recipients: usize) -> String {
+    match refused.first() {
+        None => String::new(),
+        Some((to, failure)) => {
+            let others = if refused.len() > 1 { "; the others are in the log" } else { "" };
+            let text = format!("{} of {n_recipients} recipients get no mail: {to}: {failure}{others}", refused.len());
+            clip(&text.escape_debug().to_string(), TEXT_BYTES_MAX)
+        }
+    }
 }
 
 /// A line that begins with a dot would end the message.
@@ -208,7 +222,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if reply.is_positive() {
             return Ok(reply);
         }
-        let text = muster_common::limits::clip(&reply.lines.join(" "), TEXT_BYTES_MAX);
+        let mut text = reply.lines.join(" ");
+        // Some repeat what they do not take; of a login that is the password in a form that nobody would recognize.
+        if let Some(secret) = command.filter(|_| what == "login").and_then(|command| command.rsplit(' ').next())
+            && secret != "LOGIN"
+        {
+            text = text.replace(secret, "…");
+        }
+        let text = clip(&text, TEXT_BYTES_MAX);
         Err(Failure::Refused { what, code: reply.code, text })
     }
 

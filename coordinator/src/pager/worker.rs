@@ -1,7 +1,7 @@
 //! The workers: one per receiver, pulling from the outbox whenever the journal grew.
 //!
 //! A key that waits for its next try holds no right to call; only the call itself does. So a page that the receiver
-//! refuses for now delays its own key and nobody else.
+//! refuses for now delays its own key and nobody else, unless it says for how long it wants to be left alone.
 
 use super::http_client::Transport;
 use super::lane::Lane;
@@ -180,6 +180,10 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
                 }
                 Judgement::Retry { error, after } => (clip(&error, ERROR_BYTES_MAX), after),
             };
+            // Who is throttled is throttled as a whole: other pages would only be refused as well.
+            if let Some(after) = after {
+                self.lane.bucket.pause(after);
+            }
             // Full jitter above what the receiver asked for, so that its waiters do not come back together.
             let wait = after.unwrap_or_default() + jitter(ceilings.next().unwrap_or(RETRY_CAP));
             let budget = self.lane.receiver.config.retry_for;

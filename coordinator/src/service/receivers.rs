@@ -68,7 +68,10 @@ impl<T: Transport> PagingService for PagingApi<T> {
         let judgement = lane.test(test_page(&self.fleet, &name, &by, self.handle.now())).await;
         let took = prost_types::Duration::try_from(began.elapsed()).ok();
         let (delivered, answer) = match judgement {
-            Judgement::Delivered => (true, "accepted".to_owned()),
+            Judgement::Delivered => match lane.status().remark {
+                remark if remark.is_empty() => (true, "accepted".to_owned()),
+                remark => (true, format!("accepted, but {remark}")),
+            },
             Judgement::Refused(error) => (false, format!("refused: {error}")),
             Judgement::Retry { error, .. } => {
                 (false, format!("not accepted now, a page would be tried again: {error}"))
@@ -105,7 +108,7 @@ impl<T: Transport> PagingService for PagingApi<T> {
         let id = request.into_inner().page_id;
         let page = id.parse::<u64>().map(PageId).map_err(|_| {
             Status::invalid_argument(format!(
-                "page_id {:?} is no number: see ListDeadLetters",
+                "page_id {:?} is no number: see ListDeadLetters (musterctl receivers dead-letters)",
                 clip(&id, NAME_BYTES_MAX)
             ))
         })?;
@@ -138,7 +141,10 @@ fn letter(state: &State, page: PageId) -> Option<&DeadLetter> {
 
 fn may_resend(state: &State, page: PageId) -> Result<(), Status> {
     let Some(letter) = letter(state, page) else {
-        return Err(Status::not_found(format!("no page {} was given up: see ListDeadLetters", page.0)));
+        return Err(Status::not_found(format!(
+            "no page {} was given up: see ListDeadLetters (musterctl receivers dead-letters)",
+            page.0
+        )));
     };
     let told = &letter.record.page;
     if let Some(resent) = letter.resent {
@@ -191,7 +197,8 @@ fn receivers(view: &View<'_>, seen: Vec<Seen>) -> Vec<v1::Receiver> {
     let wire = |seen: Seen| {
         let known = view.state.receiver(&seen.name).cloned().unwrap_or_default();
         let next_try = seen.status.next_try.map(|at| view.now + at.saturating_duration_since(Instant::now()));
-        let last_error = if seen.status.last_error.is_empty() { known.last_error } else { seen.status.last_error };
+        let told = [seen.status.last_error, seen.status.remark, known.last_error];
+        let last_error = told.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
         v1::Receiver {
             kind: seen.kind.to_owned(),
             target: seen.target,

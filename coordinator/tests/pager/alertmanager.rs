@@ -67,7 +67,11 @@ async fn what_stands_is_told_again_in_few_calls() {
     let journal = primary();
     for number in 0..1000u64 {
         let page = page("am", &format!("key-{number:04}"), PageAction::Trigger);
-        journal.standing.lock().unwrap().push(Standing { id: Some(PageId(number + 1)), page });
+        journal.standing.lock().unwrap().push(Standing {
+            id: Some(PageId(number + 1)),
+            page,
+            acknowledged: String::new(),
+        });
     }
     let stop = CancellationToken::new();
     let lane = lane(alertmanager(&[url], QUARTER_HOUR));

@@ -173,6 +173,27 @@ async fn a_hanging_receiver_delays_no_other_and_a_stuck_key_no_other_key() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_receiver_that_asks_for_patience_is_left_alone_by_all_of_its_pages() {
+    let journal = primary();
+    for id in 1..60 {
+        journal.request(id, page("ops", &format!("key-{id}"), PageAction::Trigger));
+        journal.request(100 + id, page("chat", &format!("other-{id}"), PageAction::Trigger));
+    }
+    let bench = Bench::start(Arc::clone(&journal), &["ops", "chat"], |key, nth| match (key, nth) {
+        ("key-1", 0) => Answer::Throttle(Duration::from_secs(30)),
+        _ => Answer::Status(200),
+    });
+    bench.settle().await;
+    let second = Duration::from_secs(1);
+    let (others, ours): (Vec<_>, Vec<_>) = bench.calls().into_iter().partition(|call| call.page > 100);
+    assert!(others.len() == 59 && others.iter().all(|call| call.at < second), "nobody else waits: {others:?}");
+    let (early, late): (Vec<_>, Vec<_>) = ours.into_iter().partition(|call| call.at < second);
+    assert!(early.len() < 10, "those under way at that moment, and no more: {early:?}");
+    assert!(late.iter().all(|call| call.at >= 30 * second), "{late:?}");
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_is_final_and_a_used_up_budget_too() {
     let journal = primary();
     journal.request(1, page("ops", "refused", PageAction::Trigger));

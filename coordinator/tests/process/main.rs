@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod credential;
 mod life;
 
 use muster_common::tls::Credentials;
