@@ -29,7 +29,9 @@ fn what_nobody_acknowledges_is_told_again_until_somebody_does() {
     );
     let told: Vec<_> = triggers(&fleet, "ops").collect();
     let asks = &told[0].next_steps[0];
-    assert!(asks.starts_with("acknowledge within 30 min: musterctl incidents ack INC-"), "{asks}");
+    let (within, by) = asks.split_once(" UTC: musterctl incidents ack INC-").unwrap();
+    assert!(within.starts_with("acknowledge within 30 min, by 20") && by.len() > 10, "{asks}");
+    assert!(told[1].next_steps[0].starts_with("acknowledge now, it was expected by 20"), "{:?}", told[1].next_steps);
     assert!(asks.contains("; otherwise it is told again at 20"), "{asks}");
     let why = &told[2].why;
     assert!(why.starts_with("escalation 2: nobody acknowledged it for 2 h, expected within 30 min; "), "{why}");

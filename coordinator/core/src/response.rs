@@ -150,9 +150,15 @@ pub fn asks(policy: &Policy, incident: &Incident, escalates_itself: bool, now: T
         return None;
     }
     let within = *policy.response.get(incident.severity);
-    let when = if within.is_zero() { "at once".to_owned() } else { format!("within {}", human_duration(within)) };
     let response = &incident.response;
     let paged_at = response.paged_at.unwrap_or(now);
+    // The moment as well as the length: a page may be read long after it was sent.
+    let due = paged_at + within;
+    let when = match () {
+        () if within.is_zero() => "at once".to_owned(),
+        () if due < now => format!("now, it was expected by {}", due.to_utc_minute()),
+        () => format!("within {}, by {}", human_duration(within), due.to_utc_minute()),
+    };
     // The first of a round of pages begins the time; it is told what will be.
     let first = || escalates_at(policy, incident.severity, paged_at, response.escalations, now);
     let otherwise = match (escalates_itself, response.escalate_at.or_else(first)) {

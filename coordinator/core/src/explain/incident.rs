@@ -4,7 +4,7 @@ use super::{Explanation, FINDINGS_MAX, Figure, Outcome, RuleLook, first_page, he
 use crate::apply::incidents::hold_of;
 use crate::cause;
 use crate::detect;
-use crate::page::PageId;
+use crate::page::{PageAction, PageId};
 use crate::routing::told;
 use crate::state::{Incident, IncidentStatus, OpenFinding, PageOutcome, PageRecord, State};
 use crate::timeline::LineKind;
@@ -13,6 +13,7 @@ use muster_common::finding::Finding;
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
+use std::collections::BTreeSet;
 
 /// Figures told of one finding's evidence.
 const EVIDENCE_MAX: usize = 8;
@@ -135,19 +136,29 @@ fn answer(state: &State, incident: &Incident, now: Timestamp) -> String {
             } else {
                 format!("{} after it was opened", human_duration(waited))
             };
-            let receivers = receivers(incident);
+            let receivers = receivers(state, incident);
             format!("{number} paged {receivers} {after}: {} ({})", incident.title, incident.why)
         }
         (None, Some((_, why))) => format!("{number} paged nobody: {why}; it was opened because {}", incident.why),
-        (None, None) => format!("{number} paged {}: {} ({})", receivers(incident), incident.title, incident.why),
+        (None, None) => format!("{number} paged {}: {} ({})", receivers(state, incident), incident.title, incident.why),
     }
 }
 
-fn receivers(incident: &Incident) -> String {
-    let mut names: Vec<&str> = incident.page_keys.iter().map(|page| page.receiver.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names.join(", ")
+/// Who was paged; who did not take it is told apart.
+pub(super) fn receivers(state: &State, incident: &Incident) -> String {
+    let given_up = state.dead_letters().filter(|letter| {
+        letter.resent.is_none()
+            && letter.record.incident == incident.key
+            && letter.record.page.action == PageAction::Trigger
+    });
+    let given_up: BTreeSet<&str> = given_up.map(|letter| letter.record.page.receiver.as_str()).collect();
+    let all: BTreeSet<&str> = incident.page_keys.iter().map(|page| page.receiver.as_str()).collect();
+    let (failed, taken): (Vec<&str>, Vec<&str>) = all.into_iter().partition(|name| given_up.contains(name));
+    match (taken.as_slice(), failed.as_slice()) {
+        (_, []) => taken.join(", "),
+        ([], _) => format!("{} (given up)", failed.join(", ")),
+        _ => format!("{} ({} given up)", taken.join(", "), failed.join(", ")),
+    }
 }
 
 /// The words it was opened with; its present ones may be others.

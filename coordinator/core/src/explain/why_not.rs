@@ -77,9 +77,6 @@ fn of_incident(state: &State, incident: &Incident, asked: &Asked<'_>) -> RuleLoo
         None => {
             let first = super::first_page(incident);
             let when = first.map(|line| format!(" at {}", line.at)).unwrap_or_default();
-            let mut receivers: Vec<&str> = incident.page_keys.iter().map(|page| page.receiver.as_str()).collect();
-            receivers.sort_unstable();
-            receivers.dedup();
             let failed = match (incident.first_delivered, incident.triggers_failed) {
                 (None, n) if n > 0 => ", and no receiver took it",
                 (None, _) => ", and no receiver has taken it yet",
@@ -89,7 +86,7 @@ fn of_incident(state: &State, incident: &Incident, asked: &Asked<'_>) -> RuleLoo
                 "{} ({}) paged {}{when}{failed}{over}",
                 incident.title,
                 incident.severity,
-                receivers.join(", ")
+                super::incident::receivers(state, incident)
             );
             RuleLook::new(rule, about, Outcome::Paged, why)
         }
