@@ -100,7 +100,10 @@ pub fn run(command: &ReplayCommand, out: &mut dyn Write) -> Result<ExitCode, Rep
     };
     let outcome = match policy {
         None => Outcome::Verified(verify(state, &batches, &mut noted)),
-        Some(policy) => Outcome::Compared(compare(state, policy, &batches, &mut noted)?),
+        Some(policy) => {
+            let pages_nobody = policy.receivers.is_empty();
+            Outcome::Compared { found: compare(state, policy, &batches, &mut noted)?, pages_nobody }
+        }
     };
     // What a damaged bundle seems to conclude is nobody's conclusion: its end is waited for.
     for batch in &batches {
@@ -127,7 +130,11 @@ fn read_policy(path: &Path) -> Result<Policy, ReplayError> {
 
 enum Outcome {
     Verified(Result<(), Box<Divergence>>),
-    Compared(WhatIf),
+    Compared {
+        found: WhatIf,
+        /// The policy has no receiver.
+        pages_nobody: bool,
+    },
 }
 
 type Reading = std::thread::JoinHandle<Result<Counts, BundleError>>;
@@ -196,8 +203,12 @@ fn answer<'a>(
                 ));
             }
         }
-        Outcome::Compared(found) => {
+        Outcome::Compared { found, pages_nobody } => {
             what_if = Some(found);
+            if *pages_nobody {
+                let text = "who would have been paged: the other policy has no receiver; give it [[receiver.…]] tables";
+                not_claimed.push(text.to_owned());
+            }
             not_claimed.extend(found.unsure.iter().cloned());
             not_claimed
                 .push("what the other policy would have made of heartbeats: they are not in the journal".to_owned());
@@ -218,11 +229,13 @@ fn text(answer: &Answer<'_>, out: &mut dyn Write) -> std::io::Result<()> {
     let Manifest {
         fleet, coordinator, coordinator_version, first_index, last_index, first_at, last_at, incident, ..
     } = answer.bundle;
+    // A journal that is here from its first entry on begins with nothing.
+    let from = if *first_index <= 1 { "the beginning".to_owned() } else { first_at.to_string() };
     let about = incident.as_ref().map(|incident| format!(" of {}", plain(incident))).unwrap_or_default();
     let (fleet, coordinator, version) = (plain(fleet), plain(coordinator), plain(coordinator_version));
     writeln!(
         out,
-        "bundle{about}, fleet {fleet}: entries {first_index} to {last_index}, {first_at} to {last_at}, made by {coordinator} ({version})"
+        "bundle{about}, fleet {fleet}: entries {first_index} to {last_index}, {from} to {last_at}, made by {coordinator} ({version})"
     )?;
     let Counts { facts, deadlines, conclusions } = answer.counts;
     match (answer.identical, answer.divergence, answer.what_if) {

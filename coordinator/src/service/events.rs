@@ -3,6 +3,7 @@
 use crate::store::StoredEntry;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact, IncidentKey, TimerKey};
+use muster_coordinator_core::page::PageId;
 use muster_coordinator_core::state::State;
 use muster_coordinator_core::{freeze, silence};
 use muster_proto::convert::timestamp_to_wire;
@@ -29,7 +30,7 @@ pub(super) fn event(state: &State, stored: &StoredEntry) -> Option<v1::JournalEv
         kind: kind.to_owned(),
         agent: inner.get("agent").and_then(Value::as_str).unwrap_or_default().to_owned(),
         incident: incident.map(|incident| incident.number.clone()).unwrap_or_default(),
-        summary: told(&entry).or_else(|| sentence(inner)).unwrap_or_else(|| name.replace('_', " ")),
+        summary: told(state, &entry).or_else(|| sentence(inner)).unwrap_or_else(|| name.replace('_', " ")),
         name,
         body_json: String::from_utf8_lossy(&stored.body).into_owned(),
         trace_id: entry.trace.to_string(),
@@ -44,9 +45,30 @@ fn named(value: &Value) -> (String, &Value) {
     }
 }
 
-/// Facts whose fields make no sentence by themselves.
-fn told(entry: &Entry) -> Option<String> {
+/// Entries whose fields make no sentence by themselves.
+fn told(state: &State, entry: &Entry) -> Option<String> {
+    let page = |id: &PageId| {
+        let record = state.page(*id)?;
+        Some((format!("page {} ({})", id.0, record.page.action.as_str()), &record.page.receiver))
+    };
     match &entry.body {
+        EntryBody::Fact(Fact::PageAttempted { page: id }) => {
+            page(id).map(|(page, to)| format!("{page} is sent to {to}"))
+        }
+        EntryBody::Fact(Fact::PageDelivered { page: id }) => {
+            page(id).map(|(page, by)| format!("{page} accepted by {by}"))
+        }
+        EntryBody::Fact(Fact::PageFailed { page: id, error }) => {
+            page(id).map(|(page, to)| format!("{page} to {to} given up: {error}"))
+        }
+        EntryBody::Deadline(TimerKey::RehearOver) => Some("the time to be heard again is over".to_owned()),
+        EntryBody::Deadline(TimerKey::HoldOver { cause, .. }) => Some(format!("the hold of {cause} is over")),
+        EntryBody::Deadline(TimerKey::StabilityOver { cause, .. }) => {
+            Some(format!("{cause} has been well for long enough"))
+        }
+        EntryBody::Deadline(TimerKey::EscalationDue { cause, .. }) => {
+            Some(format!("nobody acknowledged {cause} in time"))
+        }
         EntryBody::Fact(Fact::FreezeSet { by, reason, expires, .. }) => {
             let until = expires.map(|until| format!(" until {}", until.to_utc_minute())).unwrap_or_default();
             Some(format!("{} by {by}{until}: {reason}", freeze::id(entry.index)))
@@ -85,6 +107,12 @@ pub(super) fn incident_of(state: &State, entry: &Entry) -> Option<IncidentKey> {
         EntryBody::Fact(
             Fact::PageAttempted { page: id } | Fact::PageDelivered { page: id } | Fact::PageFailed { page: id, .. },
         ) => page(*id),
+        EntryBody::Deadline(
+            TimerKey::HoldOver { cause, generation }
+            | TimerKey::StabilityOver { cause, generation }
+            | TimerKey::EscalationDue { cause, generation }
+            | TimerKey::SecondOpinionDue { cause, generation },
+        ) => Some(IncidentKey { cause: cause.clone(), generation: *generation }),
         EntryBody::Conclusion(conclusion) => match conclusion {
             C::IncidentOpened { incident, .. }
             | C::IncidentJoined { incident, .. }

@@ -70,7 +70,8 @@ pub(super) async fn incident(
 fn unknown(number: &str) -> Status {
     let number = clip(number, 64);
     Status::not_found(format!(
-        "no incident {number:?}: see ListIncidents with include_resolved for those that are kept"
+        "no incident {number:?}: see ListIncidents with include_resolved (musterctl incidents list --all) for those that \
+         are kept"
     ))
 }
 

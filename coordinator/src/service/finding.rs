@@ -2,10 +2,11 @@
 
 use super::caller::{READERS, allow};
 use super::events::event;
-use super::paging::{PageRequest, bad_token, encode};
+use super::paging::{PAGE_BYTES_MAX, PageRequest, bad_token, encode};
 use super::status_of;
 use super::watch::{Watched, Watchers};
 use crate::runtime::{Batch, Handle, View};
+use crate::store::{StoreError, StoredEntry};
 use muster_common::finding::{Finding, FindingEvent, FindingKey};
 use muster_common::ids::AgentName;
 use muster_common::reason::ReasonKind;
@@ -15,6 +16,7 @@ use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
 use muster_proto::convert::{finding_to_wire, severity, timestamp_to_wire};
 use muster_proto::v1;
 use muster_proto::v1::finding_service_server::FindingService;
+use prost::Message;
 use std::cmp::Reverse;
 use tonic::{Request, Response, Status};
 
@@ -22,8 +24,7 @@ use tonic::{Request, Response, Status};
 const EVENTS_SCANNED_MAX: u64 = 5_000;
 /// Entries read from the store at once.
 const EVENTS_READ: u64 = 500;
-/// Entries of one trace.
-const TRACE_ENTRIES_MAX: usize = 2_000;
+const TRACE_READ: usize = 500;
 
 /// Serves operators.
 #[derive(Debug, Clone)]
@@ -144,6 +145,36 @@ fn list(
     v1::ListFindingsResponse { findings: page.items, next_page_token: page.next_token, total_size: page.total }
 }
 
+/// What followed from one fact, oldest first, from `from` on; none when there is no such entry. An entry within the trace
+/// stands for all of it.
+fn trace(view: &View<'_>, trace: u64, from: u64, size: usize) -> Result<v1::GetTraceResponse, StoreError> {
+    let begins = view.store.entries_from(trace, 1)?.first().filter(|stored| stored.index == trace).map(begins_at);
+    let Some(begins) = begins.transpose()? else { return Ok(v1::GetTraceResponse::default()) };
+    let (mut events, mut bytes, mut next) = (Vec::new(), 0, from.max(begins));
+    loop {
+        let batch = view.store.entries_from(next, size.min(TRACE_READ))?;
+        for stored in &batch {
+            if begins_at(stored)? != begins {
+                return Ok(v1::GetTraceResponse { events, next_page_token: String::new() });
+            }
+            if events.len() == size || bytes >= PAGE_BYTES_MAX {
+                return Ok(v1::GetTraceResponse { events, next_page_token: encode(&stored.index.to_string()) });
+            }
+            next = stored.index + 1;
+            let event = event(view.state, stored);
+            bytes += event.as_ref().map_or(0, Message::encoded_len);
+            events.extend(event);
+        }
+        if batch.is_empty() {
+            return Ok(v1::GetTraceResponse { events, next_page_token: String::new() });
+        }
+    }
+}
+
+fn begins_at(stored: &StoredEntry) -> Result<u64, StoreError> {
+    Ok(stored.decode()?.trace)
+}
+
 /// Newest first, from below `before`.
 fn events(
     view: &View<'_>,
@@ -151,25 +182,28 @@ fn events(
     size: usize,
     agent: &str,
     incident: &str,
-) -> Result<v1::ListEventsResponse, crate::store::StoreError> {
+) -> Result<v1::ListEventsResponse, StoreError> {
     let mut events = Vec::new();
     let oldest = view.store.oldest()?;
     let floor = before.saturating_sub(EVENTS_SCANNED_MAX).max(oldest);
-    let mut next = before;
-    while next > floor && events.len() < size {
+    let (mut next, mut bytes, mut full) = (before, 0, false);
+    while next > floor && !full {
         let from = next.saturating_sub(EVENTS_READ).max(floor);
         let count = usize::try_from(next - from).unwrap_or(usize::MAX);
         for stored in view.store.entries_from(from, count)?.iter().rev() {
-            if events.len() == size {
+            full = events.len() == size || bytes >= PAGE_BYTES_MAX;
+            if full {
                 break;
             }
             next = stored.index;
             let found = event(view.state, stored).filter(|event| {
                 (agent.is_empty() || event.agent == agent) && (incident.is_empty() || event.incident == incident)
             });
+            // The one that goes beyond is still given: no entry is as large as the room above.
+            bytes += found.as_ref().map_or(0, Message::encoded_len);
             events.extend(found);
         }
-        if events.len() < size {
+        if !full {
             next = from;
         }
     }
@@ -243,21 +277,23 @@ impl FindingService for FindingApi {
 
     async fn get_trace(&self, request: Request<v1::GetTraceRequest>) -> Result<Response<v1::GetTraceResponse>, Status> {
         allow(&request, READERS)?;
-        let trace_id = request.into_inner().trace_id;
-        let trace: u64 = trace_id
-            .parse()
-            .map_err(|_| Status::invalid_argument("trace_id is a journal index: take one from ListEvents"))?;
-        let read = move |view: &View<'_>| {
-            let entries = view.store.entries_from(trace, TRACE_ENTRIES_MAX)?;
-            let events = entries.iter().filter_map(|stored| event(view.state, stored));
-            Ok::<_, crate::store::StoreError>(events.take_while(|event| event.trace_id == trace_id).collect::<Vec<_>>())
-        };
+        let request = request.into_inner();
+        let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+        let from = wanted.after().map(str::parse::<u64>).transpose().map_err(|_| bad_token())?.unwrap_or_default();
+        let id: u64 = request.trace_id.parse().map_err(|_| {
+            Status::invalid_argument(
+                "trace_id is the number of a journal entry: see ListEvents (musterctl events list)",
+            )
+        })?;
+        let read = move |view: &View<'_>| trace(view, id, from, wanted.size());
         let found = self.handle.query(read).await.map_err(|error| status_of(&error))?;
-        let events = found.map_err(|error| Status::internal(muster_common::chain::Chain(&error).to_string()))?;
-        if events.is_empty() {
-            return Err(Status::not_found(format!("entry {trace} begins no trace: take a trace_id from ListEvents")));
+        let found = found.map_err(|error| Status::internal(muster_common::chain::Chain(&error).to_string()))?;
+        if found.events.is_empty() && from == 0 {
+            let text =
+                format!("the journal has no entry {id}: see ListEvents (musterctl events list) for those it has");
+            return Err(Status::not_found(text));
         }
-        Ok(Response::new(v1::GetTraceResponse { events }))
+        Ok(Response::new(found))
     }
 }
 

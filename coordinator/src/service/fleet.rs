@@ -151,7 +151,8 @@ impl FleetService for FleetApi {
         let request = request.into_inner();
         let filter = Filter::new(request.state, request.labels)?;
         let wrap = |agents: Vec<v1::Agent>| {
-            agents.into_iter().map(|agent| v1::WatchAgentsResponse { agent: Some(agent) }).collect::<Vec<_>>()
+            let told = |agent| v1::WatchAgentsResponse { agent: Some(agent), archived: String::new() };
+            agents.into_iter().map(told).collect::<Vec<_>>()
         };
         let (first, first_filter) = (self.clone(), filter.clone());
         let (then, then_filter) = (self.clone(), filter);
@@ -165,7 +166,12 @@ impl FleetService for FleetApi {
                     if changed.is_empty() {
                         return Ok(Vec::new());
                     }
-                    then.agents(filter, Some(changed)).await.map(wrap)
+                    let archived: BTreeSet<AgentName> = batch.entries.iter().filter_map(archived).cloned().collect();
+                    let told = then.agents(filter, Some(changed)).await?;
+                    // One that came back since is known again.
+                    let gone = archived.into_iter().filter(|name| told.iter().all(|agent| agent.id != name.as_str()));
+                    let gone = gone.map(|name| v1::WatchAgentsResponse { agent: None, archived: name.into() });
+                    Ok(gone.collect::<Vec<_>>().into_iter().chain(wrap(told)).collect())
                 }
             },
         )?;
@@ -261,7 +267,8 @@ fn not_connected(name: &AgentName) -> Status {
 }
 
 fn unknown(name: &AgentName) -> Status {
-    Status::not_found(format!("no agent {:?}: see ListAgents for those that are known", name.as_str()))
+    let text = "see ListAgents (musterctl agents list) for those that are known";
+    Status::not_found(format!("no agent {:?}: {text}", name.as_str()))
 }
 
 fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
@@ -388,6 +395,14 @@ fn agent_of(entry: &Entry) -> Option<&AgentName> {
         | Fact::OpenSetReceived { agent, .. }
         | Fact::SecondOpinion { agent, .. }
         | Fact::IdentityConflict { agent, .. } => Some(agent),
+        _ => archived(entry),
+    }
+}
+
+/// The agent that a fact archives.
+fn archived(entry: &Entry) -> Option<&AgentName> {
+    match &entry.body {
+        EntryBody::Fact(Fact::AgentArchived { agent, .. }) => Some(agent),
         _ => None,
     }
 }

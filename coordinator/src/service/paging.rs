@@ -1,9 +1,12 @@
-//! Lists in pages: a size within bounds, and an opaque token that names the last item given.
+//! Lists in pages: a size within bounds, in items and in bytes, and an opaque token that names the last item given.
 
 use muster_common::limits::{LIST_PAGE_SIZE_DEFAULT, LIST_PAGE_SIZE_MAX};
 use std::collections::BTreeMap;
 use tonic::Status;
 
+/// Bytes of the items of one page: half of what gRPC clients take by default. Overflow rule: the page is shorter, its
+/// token goes on; one item is given in any case.
+pub(super) const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes of a token; an item's key is far shorter.
 const TOKEN_BYTES_MAX: usize = 4_096;
 
@@ -47,7 +50,7 @@ impl PageRequest {
 
     /// The first items behind `after` by key, as many as were asked for, made into their wire form. Of all others only
     /// the number is kept: this runs on the loop's thread.
-    pub(super) fn cut<K: Ord, T, U>(
+    pub(super) fn cut<K: Ord, T, U: prost::Message>(
         &self,
         items: impl Iterator<Item = (K, T)>,
         after: Option<&K>,
@@ -70,9 +73,19 @@ impl PageRequest {
                 first.pop_last();
             }
         }
-        let last = first.last_key_value().filter(|_| more);
-        let next_token = last.map(|(key, _)| encode(&token(key))).unwrap_or_default();
-        Page { items: first.into_values().map(wire).collect(), next_token, total }
+        let (mut items, mut bytes, mut last) = (Vec::with_capacity(first.len()), 0_usize, None);
+        for (key, item) in first {
+            let item = wire(item);
+            bytes = bytes.saturating_add(item.encoded_len());
+            if bytes > PAGE_BYTES_MAX && last.is_some() {
+                more = true;
+                break;
+            }
+            items.push(item);
+            last = Some(key);
+        }
+        let next_token = last.filter(|_| more).map(|key| encode(&token(&key))).unwrap_or_default();
+        Page { items, next_token, total }
     }
 }
 
@@ -116,6 +129,25 @@ mod tests {
             }
         }
         assert_eq!(seen, (0..25).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_page_of_large_items_is_short_and_the_next_one_goes_on() {
+        let large = PAGE_BYTES_MAX / 3;
+        let items = || (0..5).map(|n| (n, "x".repeat(if n == 4 { 2 * PAGE_BYTES_MAX } else { large })));
+        let (mut token, mut seen) = (String::new(), Vec::new());
+        loop {
+            let request = PageRequest::new(10, &token).unwrap();
+            let after = request.after().map(|after| after.parse::<u32>().unwrap());
+            let page = request.cut(items(), after.as_ref(), u32::to_string, |item| item);
+            assert_eq!(page.total, 5);
+            seen.push(page.items.len());
+            token = page.next_token;
+            if token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(seen, [2, 2, 1], "each is given once, also the one that is too large by itself");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `SilenceService`: what operators hold back.
 
 use super::caller::{ACTORS, READERS, allow};
+use super::paging::{PageRequest, bad_token};
 use super::status_of;
 use crate::runtime::{Handle, View};
 use muster_common::ids::AgentName;
@@ -111,8 +112,16 @@ impl SilenceService for SilenceApi {
         request: Request<v1::ListFreezesRequest>,
     ) -> Result<Response<v1::ListFreezesResponse>, Status> {
         allow(&request, READERS)?;
-        let freezes = self.freezes().await?.iter().map(wire).collect();
-        Ok(Response::new(v1::ListFreezesResponse { freezes }))
+        let request = request.into_inner();
+        let (wanted, after) = listed_after(request.page_size, &request.page_token)?;
+        let freezes = self.freezes().await?;
+        let keyed = freezes.iter().map(|freeze| (freeze_order(freeze), freeze));
+        let page = wanted.cut(keyed, after.as_ref(), token, wire);
+        Ok(Response::new(v1::ListFreezesResponse {
+            freezes: page.items,
+            next_page_token: page.next_token,
+            total_size: page.total,
+        }))
     }
 
     async fn create_silence(
@@ -149,16 +158,21 @@ impl SilenceService for SilenceApi {
         request: Request<v1::ListSilencesRequest>,
     ) -> Result<Response<v1::ListSilencesResponse>, Status> {
         allow(&request, READERS)?;
-        let with_past = request.into_inner().include_expired;
+        let request = request.into_inner();
+        let (wanted, after) = listed_after(request.page_size, &request.page_token)?;
+        let with_past = request.include_expired;
         let read = move |view: &View<'_>| {
             let past = view.state.past_silences().filter(|_| with_past);
             let all = past.chain(view.state.silences().map(|(_, silence)| silence));
-            let mut all: Vec<&Silence> = all.collect();
-            all.sort_by_key(|silence| (silence.created, index_of(&silence.id)));
-            all.into_iter().map(|silence| silence_to_wire(view, silence)).collect()
+            let keyed = all.map(|silence| (silence_order(silence), silence));
+            wanted.cut(keyed, after.as_ref(), token, |silence| silence_to_wire(view, silence))
         };
-        let silences = self.handle.query(read).await.map_err(|error| status_of(&error))?;
-        Ok(Response::new(v1::ListSilencesResponse { silences }))
+        let page = self.handle.query(read).await.map_err(|error| status_of(&error))?;
+        Ok(Response::new(v1::ListSilencesResponse {
+            silences: page.items,
+            next_page_token: page.next_token,
+            total_size: page.total,
+        }))
     }
 
     async fn expire_silence(
@@ -176,6 +190,33 @@ impl SilenceService for SilenceApi {
         self.submit(Fact::SilenceExpired { by, index }).await?;
         self.silence(index).await?.map(Response::new).ok_or_else(unknown)
     }
+}
+
+/// Oldest first; the journal's index tells those of one moment apart.
+type Order = (i64, u64);
+
+fn silence_order(silence: &Silence) -> Order {
+    (silence.created.unix_ms(), index_of(&silence.id).unwrap_or_default())
+}
+
+fn freeze_order(freeze: &Freeze) -> Order {
+    (freeze.created.unix_ms(), freeze.id.trim_start_matches("FRZ-").parse().unwrap_or_default())
+}
+
+fn token((created_ms, index): &Order) -> String {
+    format!("{created_ms}/{index}")
+}
+
+/// What was asked for, and behind which one it begins.
+fn listed_after(size: i32, page_token: &str) -> Result<(PageRequest, Option<Order>), Status> {
+    let wanted = PageRequest::new(size, page_token)?;
+    let after = wanted.after().map(|token| {
+        let (created_ms, index) = token.split_once('/').ok_or_else(bad_token)?;
+        let order = (created_ms.parse().map_err(|_| bad_token())?, index.parse().map_err(|_| bad_token())?);
+        Ok::<Order, Status>(order)
+    });
+    let after = after.transpose()?;
+    Ok((wanted, after))
 }
 
 fn too_many_silences() -> Status {

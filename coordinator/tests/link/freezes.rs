@@ -113,7 +113,7 @@ async fn wrong_freezes_and_wrong_people_are_refused() {
     assert_eq!(refused(Some(on("one more", &[], None))).await.code(), Code::ResourceExhausted);
     let viewer = world.channel(Role::Viewer, "val").await;
     assert_eq!(set(&viewer, on("x", &[], None)).await.unwrap_err().code(), Code::PermissionDenied);
-    let list = SilenceServiceClient::new(viewer).list_freezes(ListFreezesRequest {}).await.unwrap();
+    let list = SilenceServiceClient::new(viewer).list_freezes(ListFreezesRequest::default()).await.unwrap();
     assert_eq!(list.into_inner().freezes.len(), 64);
     let agent = world.channel(Role::Agent, "web-1").await;
     assert_eq!(set(&agent, on("x", &[], None)).await.unwrap_err().code(), Code::PermissionDenied);

@@ -4,6 +4,7 @@
 use super::*;
 use muster_proto::v1::failover_service_client::FailoverServiceClient;
 use muster_proto::v1::replication_service_client::ReplicationServiceClient;
+use prost::Message as _;
 use prost::bytes::{Buf, BufMut};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -144,6 +145,48 @@ async fn huge_headers_and_floods_of_cancelled_calls_end_their_own_connection_at_
     good.reports().await;
     let fresh = world.channel(Role::Viewer, "val").await;
     FleetServiceClient::new(fresh).get_fleet_status(v1::GetFleetStatusRequest {}).await.unwrap();
+    world.coordinator.stop().await.unwrap();
+}
+
+/// What came of a call with an empty message, whatever kind of call it is.
+async fn called(channel: &Channel, path: &str) -> Code {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.unwrap();
+    let empty = tonic::Request::new(tokio_stream::once(Vec::new()));
+    // A refusal comes before everything else.
+    let answer = grpc.streaming(empty, path.parse::<PathAndQuery>().unwrap(), Raw).await;
+    answer.map_or_else(|status| status.code(), |_| Code::Ok)
+}
+
+/// Taken from the description of the API itself, so that no call can be forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_there_is_asks_for_a_role() {
+    let world = World::new().await;
+    let described = prost_types::FileDescriptorSet::decode(muster_proto::FILE_DESCRIPTOR_SET).unwrap();
+    // All but the one that agents serve to programs on their own host.
+    let services = described.file.iter().flat_map(|file| &file.service);
+    let services = services.filter(|service| service.name() != "LocalAgentService");
+    let calls = services.flat_map(|service| service.method.iter().map(|method| (service.name(), method.name())));
+    let calls: Vec<(&str, &str)> = calls.collect();
+    assert!(calls.len() > 30, "{calls:?}");
+    let reads = ["Get", "List", "Watch", "Ping", "Diagnose", "Explain", "Export"];
+    let mut wrong = Vec::new();
+    for (role, name) in [(Role::Agent, "web-1"), (Role::Viewer, "eve"), (Role::Operator, "ada")] {
+        let channel = world.channel(role, name).await;
+        for (service, method) in &calls {
+            let may = match (role, *service) {
+                (_, "AgentLinkService") => role == Role::Agent,
+                (Role::Agent, _) | (_, "ReplicationService") => false,
+                (Role::Operator, _) => true,
+                _ => reads.iter().any(|word| method.starts_with(word)),
+            };
+            let code = called(&channel, &format!("/muster.v1.{service}/{method}")).await;
+            if (code == Code::PermissionDenied) == may {
+                wrong.push(format!("{role:?} {service}/{method}: {code:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     world.coordinator.stop().await.unwrap();
 }
 

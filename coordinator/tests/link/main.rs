@@ -383,8 +383,19 @@ async fn roles_are_held_and_draining_streams_are_told() {
     let finding = findings.unwrap().into_inner().findings.pop().unwrap();
     assert_eq!(finding.id, "web-1/host/port/127.0.0.1:0/port_closed");
     let mut journal = FindingServiceClient::new(viewer);
-    let trace = journal.get_trace(v1::GetTraceRequest { trace_id: finding.trace_id }).await.unwrap().into_inner();
+    let mut traced = async |trace_id: String, page_size, page_token| {
+        let request = v1::GetTraceRequest { trace_id, page_size, page_token };
+        journal.get_trace(request).await.map(tonic::Response::into_inner)
+    };
+    let trace = traced(finding.trace_id.clone(), 0, String::new()).await.unwrap();
     assert_eq!(trace.events[0].name, "finding_received");
+    assert!(trace.events.len() > 1 && trace.next_page_token.is_empty(), "{trace:?}");
+    let last = trace.events.last().unwrap().index.to_string();
+    assert_eq!(traced(last, 0, String::new()).await.unwrap(), trace, "each of its entries names it");
+    let first = traced(finding.trace_id.clone(), 1, String::new()).await.unwrap();
+    let rest = traced(finding.trace_id, 1000, first.next_page_token).await.unwrap();
+    assert_eq!([first.events, rest.events].concat(), trace.events);
+    assert_eq!(traced("999999".into(), 0, String::new()).await.unwrap_err().code(), Code::NotFound);
     let all = journal.list_events(v1::ListEventsRequest { page_size: 1000, ..Default::default() }).await.unwrap();
     let (mut paged, mut token) = (Vec::new(), String::new());
     loop {

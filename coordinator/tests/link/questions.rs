@@ -164,6 +164,7 @@ async fn an_archived_agent_is_forgotten_until_it_comes_back() {
     let mut fleet = FleetServiceClient::new(world.channel(Role::Operator, "ada").await);
     let mut agent = world.agent("web-1").await;
     agent.reports().await;
+    let mut watched = viewer.watch_agents(v1::WatchAgentsRequest::default()).await.unwrap().into_inner();
     let refused = |status: Result<_, Status>| status.map(|_| ()).unwrap_err().code();
     assert_eq!(refused(viewer.archive_agent(archive("web-1", "sold")).await), Code::PermissionDenied);
     assert_eq!(refused(fleet.archive_agent(archive("web-1", " ")).await), Code::InvalidArgument);
@@ -184,6 +185,15 @@ async fn an_archived_agent_is_forgotten_until_it_comes_back() {
     assert_eq!(tokio::time::timeout(PATIENCE, ended).await.unwrap(), 1);
     let listed = viewer.list_agents(v1::ListAgentsRequest::default()).await.unwrap().into_inner();
     assert_eq!(listed.total_size, 0);
+    let told = async {
+        while let Some(change) = watched.message().await.unwrap() {
+            if change.agent.is_none() {
+                return change.archived;
+            }
+        }
+        String::new()
+    };
+    assert_eq!(tokio::time::timeout(PATIENCE, told).await.unwrap(), "web-1", "whoever watches is told");
     let mut again = world.agent("web-1").await;
     again.reports().await;
     let agent = viewer.get_agent(v1::GetAgentRequest { id: "web-1".into() }).await.unwrap().into_inner();
