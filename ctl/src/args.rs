@@ -25,7 +25,9 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Target {
     /// Coordinator to ask, such as https://coord-a:7420; without it the local socket is used if it exists
-    #[arg(long, global = true, env = "MUSTER_ENDPOINT", value_name = "URL")]
+    /// [env: MUSTER_ENDPOINT]
+    // Not by clap: a variable that is set for good must not contradict --socket.
+    #[arg(long, global = true, value_name = "URL")]
     pub endpoint: Option<String>,
     /// Unix socket of a coordinator on this host
     #[arg(long, global = true, value_name = "PATH", conflicts_with = "endpoint")]
@@ -75,7 +77,7 @@ pub(crate) enum Command {
     Events(Events),
     /// Everything that followed from one fact
     Trace {
-        /// Trace id, as `events list` shows it
+        /// Number of a journal entry, as `events list`, `why` and timelines show it: the fact itself or what followed
         id: String,
     },
     /// Incidents: what was concluded from findings
@@ -89,7 +91,8 @@ pub(crate) enum Command {
     Receivers(Receivers),
     /// Why was this page sent, this incident opened?
     Why {
-        /// INC-YYYYMMDD-NNNN, or the id of a page
+        /// INC-YYYYMMDD-NNNN, the id of a page, or the id of a finding
+        #[arg(value_parser = parse_id)]
         id: String,
     },
     /// Why was nobody paged about a host?
@@ -137,6 +140,7 @@ pub(crate) enum Freeze {
     /// Lift one
     Off {
         /// FRZ-N, as `freeze list` shows it
+        #[arg(value_parser = parse_id)]
         id: String,
     },
     /// List those that hold
@@ -243,7 +247,7 @@ pub(crate) enum Events {
         #[arg(long)]
         agent: Option<String>,
         /// Only about this incident
-        #[arg(long)]
+        #[arg(long, value_parser = parse_id)]
         incident: Option<String>,
     },
 }
@@ -266,11 +270,13 @@ pub(crate) enum Incidents {
     /// Show one incident with its timeline
     Show {
         /// INC-YYYYMMDD-NNNN
+        #[arg(value_parser = parse_id)]
         id: String,
     },
     /// Take ownership
     Ack {
         /// INC-YYYYMMDD-NNNN
+        #[arg(value_parser = parse_id)]
         id: String,
         /// What you are about to do
         #[arg(long, default_value = "")]
@@ -279,6 +285,7 @@ pub(crate) enum Incidents {
     /// Close by hand
     Resolve {
         /// INC-YYYYMMDD-NNNN
+        #[arg(value_parser = parse_id)]
         id: String,
         /// Why it is over
         #[arg(long)]
@@ -287,6 +294,7 @@ pub(crate) enum Incidents {
     /// Write something into the timeline
     Note {
         /// INC-YYYYMMDD-NNNN
+        #[arg(value_parser = parse_id)]
         id: String,
         /// What
         text: String,
@@ -294,6 +302,7 @@ pub(crate) enum Incidents {
     /// Say how bad it is; rules may make it worse afterwards, not better
     Severity {
         /// INC-YYYYMMDD-NNNN
+        #[arg(value_parser = parse_id)]
         id: String,
         /// sev0 (complete outage) to sev4
         #[arg(value_parser = parse_severity)]
@@ -305,6 +314,7 @@ pub(crate) enum Incidents {
     /// Name who leads the response
     Commander {
         /// INC-YYYYMMDD-NNNN
+        #[arg(value_parser = parse_id)]
         id: String,
         /// Who
         #[arg(required_unless_present = "none", conflicts_with = "none")]
@@ -316,6 +326,7 @@ pub(crate) enum Incidents {
     /// Print the post-incident note, as Markdown or with --format json
     Export {
         /// INC-YYYYMMDD-NNNN
+        #[arg(value_parser = parse_id)]
         id: String,
         /// The part of the journal it rests on, for muster-coordinator replay
         #[arg(long, requires = "output")]
@@ -340,6 +351,7 @@ pub(crate) enum Silence {
     /// End one now; what is open pages then
     Expire {
         /// SIL-N, as `silence list` shows it
+        #[arg(value_parser = parse_id)]
         id: String,
     },
 }
@@ -425,6 +437,19 @@ pub(crate) enum Failover {
     },
 }
 
+/// Ids of incidents, silences and freezes are in capitals, whatever a tired person types.
+fn parse_id(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let known = ["inc-", "sil-", "frz-"];
+    let is_ours =
+        known.iter().any(|prefix| text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix)));
+    match text {
+        "" => Err("expected an id such as INC-20261121-0001".to_owned()),
+        text if is_ours => Ok(text.to_ascii_uppercase()),
+        text => Ok(text.to_owned()),
+    }
+}
+
 fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -443,6 +468,16 @@ fn parse_wait(text: &str) -> Result<Duration, String> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn ids_are_known_in_small_letters() {
+        assert_eq!(parse_id(" inc-20261121-0001 ").as_deref(), Ok("INC-20261121-0001"));
+        assert_eq!(parse_id("frz-3").as_deref(), Ok("FRZ-3"));
+        for other in ["4711", "inc", "web-1/spl/port/x/port_closed", "ï-1"] {
+            assert_eq!(parse_id(other).as_deref(), Ok(other));
+        }
+        assert!(parse_id(" ").is_err());
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

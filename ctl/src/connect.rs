@@ -3,6 +3,7 @@
 //! The socket and the handshake are done here and not by the channel, so that their errors keep their type and can be
 //! answered with what to try.
 
+use crate::commands::note;
 use crate::error::CtlError;
 use crate::settings::Settings;
 use hyper_util::rt::TokioIo;
@@ -49,13 +50,28 @@ async fn connect_tls(url: &str, credentials: &Credentials) -> Result<Channel, Ct
     let name = ServerName::try_from(host.clone()).map_err(|_| usage())?;
     let port = uri.port_u16().unwrap_or(PORT_DEFAULT);
     let failed = |source| CtlError::Connect { target: url.to_owned(), source };
+    // Or the clock of this host is wrong: the coordinator decides.
+    if let Some(word) = credentials.check_own(credentials.identity().role)? {
+        note(&format!("your certificate is outside its time ({word}); issue a new one"));
+    }
     let tls = TlsConnector::from(client_config(credentials)?);
     let stream = within(async {
         let tcp = TcpStream::connect((host.as_str(), port)).await?;
         tcp.set_nodelay(true)?;
         tls.connect(name, tcp).await
     });
-    channel(url.to_owned(), stream.await.map_err(failed)?).await
+    channel(url.to_owned(), stream.await.map_err(legible).map_err(failed)?).await
+}
+
+/// What our own check of the coordinator's certificate said is buried in a wrapper that only shows it for debugging.
+fn legible(error: Error) -> Error {
+    use rustls::{CertificateError, Error as TlsError};
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
+        Some(TlsError::InvalidCertificate(CertificateError::Other(said))) => {
+            Error::new(ErrorKind::InvalidData, format!("its certificate is not accepted: {}", said.0))
+        }
+        _ => error,
+    }
 }
 
 async fn within<T>(connecting: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

@@ -146,6 +146,7 @@ fn connect_advice(error: &std::io::Error) -> &'static str {
         ErrorKind::PermissionDenied => {
             "the local socket is for root and the coordinator's own user: use sudo, or --endpoint with a certificate"
         }
+        ErrorKind::InvalidData => "take the endpoint, the CA and your certificate of one fleet",
         ErrorKind::TimedOut => "is a firewall between here and there? another coordinator may answer",
         _ => "check the host name and the network",
     }

@@ -11,7 +11,14 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 /// Narrower than this a table is unreadable whatever one does.
-const WIDTH_MIN: u16 = 60;
+const WIDTH_MIN: usize = 60;
+/// The last column, which has the sentences, gets this at least; otherwise it goes under its row.
+const SENTENCE_WIDTH_MIN: usize = 32;
+/// From this on a table has room for moments beside "3 min ago".
+const WIDTH_OF_MOMENTS: u16 = 140;
+/// Between two columns, and before what goes under a row.
+const GAP: usize = 2;
+const INDENT: usize = 4;
 
 /// Where to print and how.
 pub(crate) struct Out {
@@ -49,11 +56,6 @@ impl Out {
     /// What was asked for.
     pub(crate) fn format(&self) -> Format {
         self.format
-    }
-
-    /// Tells people that something was done; programs see it by the exit status.
-    pub(crate) fn told(&mut self, text: &str) -> std::io::Result<()> {
-        if self.is_json() { Ok(()) } else { self.line(&clean(text)) }
     }
 
     /// Prints JSON.
@@ -102,10 +104,18 @@ impl Out {
         writeln!(self.writer, "{text}")
     }
 
-    /// Prints rows under headers.
+    /// Prints rows under headers. Nothing but the last column is ever broken over lines: ids are there to be copied.
     pub(crate) fn table(&mut self, headers: &[&str], rows: Vec<Vec<String>>) -> std::io::Result<()> {
-        let text = table(headers, rows, self.width);
+        let text = match self.width {
+            Some(width) => fitted(headers, &rows, usize::from(width).max(WIDTH_MIN)),
+            None => table(headers, rows),
+        };
         self.line(&text)
+    }
+
+    /// A point in time in a table: with its moment where there is room.
+    pub(crate) fn when(&self, at: Option<&prost_types::Timestamp>) -> String {
+        if self.width.is_some_and(|width| width < WIDTH_OF_MOMENTS) { self.ago(at) } else { self.time(at) }
     }
 
     /// Prints name and value per line; empty values are left out.
@@ -167,21 +177,89 @@ impl EscapeShort for char {
 
 /// Rows under headers as lines, for who lays out a whole screen.
 pub(crate) fn table_lines(headers: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
-    table(headers, rows, None).lines().map(str::to_owned).collect()
+    table(headers, rows).lines().map(str::to_owned).collect()
 }
 
-/// Rows under headers, two spaces between columns, no trailing blanks.
-fn table(headers: &[&str], rows: Vec<Vec<String>>, width: Option<u16>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(headers.iter().map(|header| header.to_uppercase()));
-    match width {
-        Some(width) => {
-            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(WIDTH_MIN));
+/// Rows under headers within `width`: the last column is wrapped where it stands when it has room there. Otherwise each
+/// row is one line with as many columns as fit, and what is left stands under it.
+fn fitted(headers: &[&str], rows: &[Vec<String>], width: usize) -> String {
+    let Some(last) = headers.len().checked_sub(1) else { return String::new() };
+    let widths: Vec<usize> = headers
+        .iter()
+        .enumerate()
+        .map(|(column, header)| {
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0).max(header.chars().count())
+        })
+        .collect();
+    let before = |columns: usize| widths.iter().take(columns).map(|width| width + GAP).sum::<usize>();
+    let sentence = widths.last().copied().unwrap_or(0);
+    if before(last) + sentence.min(SENTENCE_WIDTH_MIN) <= width {
+        let room = width - before(last);
+        let mut lines = Vec::new();
+        for line in table(headers, rows.to_vec()).lines() {
+            let at = line.char_indices().nth(before(last)).map_or(line.len(), |(at, _)| at);
+            let (head, sentence) = line.split_at(at);
+            let mut wrapped = wrap(sentence, room).into_iter();
+            lines.push(format!("{head}{}", wrapped.next().unwrap_or_default()).trim_end().to_owned());
+            lines.extend(wrapped.map(|more| format!("{}{more}", " ".repeat(before(last)))));
         }
-        None => {
-            table.set_content_arrangement(ContentArrangement::Disabled);
+        return lines.join("\n");
+    }
+    let fits = (1..=last).rev().find(|columns| before(*columns) - GAP <= width).unwrap_or(1);
+    let cut = |row: &[String]| row.iter().take(fits).cloned().collect::<Vec<_>>();
+    let text = table(headers.get(..fits).unwrap_or_default(), rows.iter().map(|row| cut(row)).collect());
+    let mut heads = text.lines();
+    let mut lines = vec![heads.next().unwrap_or_default().to_owned()];
+    for (head, row) in heads.zip(rows) {
+        lines.push(head.to_owned());
+        let rest = headers.iter().zip(row).enumerate().skip(fits).filter(|(_, (_, cell))| !cell.is_empty());
+        let rest = rest.map(|(column, (header, cell))| match column == last {
+            true => cell.clone(),
+            false => format!("{header}: {cell};"),
+        });
+        let rest = rest.collect::<Vec<_>>().join(" ");
+        lines.extend(
+            wrap(rest.trim_end_matches(';'), width - INDENT)
+                .into_iter()
+                .map(|line| format!("{}{line}", " ".repeat(INDENT))),
+        );
+    }
+    lines.join("\n")
+}
+
+/// Lines of at most `width` characters, broken between words; a word that is longer by itself is broken as well.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut line = String::new();
+    let mut length = 0;
+    for word in text.split_whitespace() {
+        let word: Vec<char> = word.chars().collect();
+        for (nth, part) in word.chunks(width.max(1)).enumerate() {
+            let gap = usize::from(length > 0 && nth == 0);
+            if length + gap + part.len() > width && length > 0 {
+                lines.push(std::mem::take(&mut line));
+                length = 0;
+            }
+            if length > 0 && gap > 0 {
+                line.push(' ');
+                length += 1;
+            }
+            line.extend(part);
+            length += part.len();
         }
     }
+    if length > 0 {
+        lines.push(line);
+    }
+    lines
+}
+
+/// Rows under headers, two spaces between columns, no trailing blanks, however wide that is.
+fn table(headers: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(headers.iter().map(|header| header.to_uppercase()));
+    table.set_content_arrangement(ContentArrangement::Disabled);
     table.add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -272,10 +350,35 @@ mod tests {
 AGENT  STATE  WHY
 web-1  live   all is well
 db-10  stale  nothing heard for 40 s, connection still open";
-        assert_eq!(table(&["agent", "state", "why"], rows.clone(), None), golden);
-        let narrow =
-            table(&["agent", "state", "why"], vec![vec!["a".into(), "b".into(), "word ".repeat(40)]], Some(60));
-        assert!(narrow.lines().all(|line| line.len() <= 60), "{narrow}");
+        assert_eq!(table(&["agent", "state", "why"], rows.clone()), golden);
+        assert_eq!(fitted(&["agent", "state", "why"], &rows, 80), golden);
+        let narrow = fitted(&["agent", "state", "why"], &[vec!["a".into(), "b".into(), "word ".repeat(40)]], 60);
+        assert!(narrow.lines().count() > 3 && narrow.lines().all(|line| line.len() <= 60), "{narrow}");
+    }
+
+    #[test]
+    fn an_id_is_never_broken_and_sentences_go_under_their_row() {
+        let headers = ["incident", "state", "opened", "reason", "paged", "title"];
+        let row = |id: &str, title: &str| {
+            [id, "acknowledged", "3 min ago", "sqlite_lock_held", "no: on hold", title].map(str::to_owned).to_vec()
+        };
+        let title = format!("nobody /listens/{}", "x".repeat(90));
+        let rows = [row("INC-20261121-0001", "it is down"), row("INC-20261121-0002", &title)];
+        let shown = fitted(&headers, &rows, 60);
+        let golden = "\
+INCIDENT           STATE         OPENED     REASON
+INC-20261121-0001  acknowledged  3 min ago  sqlite_lock_held
+    paged: no: on hold; it is down
+INC-20261121-0002  acknowledged  3 min ago  sqlite_lock_held
+    paged: no: on hold; nobody";
+        assert!(shown.starts_with(golden), "{shown}");
+        for width in [60, 70, 80, 100, 120, 200] {
+            let shown = fitted(&headers, &rows, width);
+            assert!(shown.lines().all(|line| line.chars().count() <= width), "{width}: {shown}");
+            for whole in ["INC-20261121-0001", "INC-20261121-0002", "sqlite_lock_held", "it is down"] {
+                assert!(shown.contains(whole), "{width}, {whole}: {shown}");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The local coordinator's socket, as in its default config.
 pub(crate) const SOCKET_DEFAULT: &str = "/run/muster/coordinator.sock";
+/// The endpoint, where no flag says another.
+const ENDPOINT_VARIABLE: &str = "MUSTER_ENDPOINT";
 /// The config of the whole host.
 const CONFIG_SYSTEM: &str = "/etc/muster/ctl.toml";
 
@@ -37,7 +39,11 @@ pub(crate) fn resolve(flags: &Target) -> Result<Settings, CtlError> {
             None => Target::default(),
         },
     };
-    choose(flags, &file, Path::new(SOCKET_DEFAULT).exists())
+    let mut flags = flags.clone();
+    if flags.endpoint.is_none() && flags.socket.is_none() {
+        flags.endpoint = std::env::var(ENDPOINT_VARIABLE).ok().filter(|url| !url.is_empty());
+    }
+    choose(&flags, &file, Path::new(SOCKET_DEFAULT).exists())
 }
 
 fn choose(flags: &Target, file: &Target, has_local_socket: bool) -> Result<Settings, CtlError> {
@@ -55,6 +61,10 @@ fn choose(flags: &Target, file: &Target, has_local_socket: bool) -> Result<Setti
             ))),
         };
     };
+    if !url.starts_with("https://") {
+        let host = url.rsplit_once("://").map_or(url.as_str(), |(_, host)| host);
+        return Err(CtlError::Usage(format!("{url:?} is not an endpoint: expected \"https://{host}\"")));
+    }
     let pick = |flag: &Option<PathBuf>, file: &Option<PathBuf>, name: &str| {
         let missing = || CtlError::Usage(format!("{url} needs your certificate: give --{name} or set it in ctl.toml"));
         flag.clone().or_else(|| file.clone()).ok_or_else(missing)
@@ -110,6 +120,11 @@ mod tests {
         assert_eq!((url.as_str(), key), ("https://b:7420", PathBuf::from("/k")));
         let flags = Target { socket: Some("/s".into()), ..Target::default() };
         assert_eq!(choose(&flags, &file, true).unwrap(), Settings::Socket("/s".into()));
+        for wrong in ["http://b:7420", "b:7420"] {
+            let flags = Target { endpoint: Some(wrong.to_owned()), ..Target::default() };
+            let error = choose(&flags, &file, true).unwrap_err();
+            assert!(error.to_string().contains("expected \"https://b:7420\""), "{error}");
+        }
         let none = Target::default();
         assert_eq!(choose(&none, &none, true).unwrap(), Settings::Socket(SOCKET_DEFAULT.into()));
         assert!(choose(&none, &none, false).unwrap_err().to_string().contains("--endpoint"));

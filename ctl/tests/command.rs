@@ -161,7 +161,9 @@ impl FleetService for Played {
 
     type WatchAgentsStream = Stream<WatchAgentsResponse>;
     async fn watch_agents(&self, _: Request<WatchAgentsRequest>) -> Answer<Self::WatchAgentsStream> {
-        Ok(Response::new(held([7, 8].map(|number| WatchAgentsResponse { agent: Some(agent(number)) }))))
+        Ok(Response::new(held(
+            [7, 8].map(|number| WatchAgentsResponse { agent: Some(agent(number)), archived: String::new() }),
+        )))
     }
 
     async fn ping_agent(&self, _: Request<PingAgentRequest>) -> Answer<PingAgentResponse> {
@@ -380,7 +382,7 @@ impl SilenceService for Played {
         let all = freeze("FRZ-7", "up\u{1b}[2Jgrade");
         let expire_time = Some(prost_types::Timestamp { seconds: 1_795_315_905, nanos: 0 });
         let freezes = if self.role == "primary" { vec![all.clone(), Freeze { expire_time, ..all }] } else { vec![] };
-        Ok(Response::new(ListFreezesResponse { freezes }))
+        Ok(Response::new(ListFreezesResponse { freezes, ..Default::default() }))
     }
 
     async fn create_silence(&self, request: Request<CreateSilenceRequest>) -> Answer<Silence> {
@@ -416,7 +418,7 @@ impl SilenceService for Played {
         if request.get_ref().include_expired {
             silences.push(silence("SIL-2", SilenceState::Expired));
         }
-        Ok(Response::new(ListSilencesResponse { silences }))
+        Ok(Response::new(ListSilencesResponse { silences, ..Default::default() }))
     }
 
     async fn expire_silence(&self, request: Request<ExpireSilenceRequest>) -> Answer<Silence> {
@@ -581,6 +583,38 @@ fn errors_say_what_to_try() {
         .output();
     let text = refused(&endpoint.unwrap(), 2);
     assert!(text.contains("give --ca"), "{text}");
+    let set_for_good = Command::new(env!("CARGO_BIN_EXE_musterctl"))
+        .env_clear()
+        .env("MUSTER_ENDPOINT", "https://127.0.0.1:1")
+        .arg("--socket")
+        .arg(bench.socket())
+        .args(["agents", "ping", "web-1"])
+        .output();
+    assert_eq!(stdout(&set_for_good.unwrap()), "web-1 answered after 12 ms\n", "a flag wins over a variable");
+}
+
+#[test]
+fn a_name_that_nobody_has_does_not_look_like_all_is_well() {
+    let bench = Bench::start();
+    for list in [&["findings", "list"][..], &["events", "list"]] {
+        let none = bench.run(&[list, &["--agent", "web-1"]].concat());
+        assert!(stdout(&none).starts_with("no ") && none.stderr.is_empty(), "{none:?}");
+        let unknown = bench.run(&[list, &["--agent", "wbe-1"]].concat());
+        assert!(stdout(&unknown).starts_with("no "), "{unknown:?}");
+        let told = String::from_utf8(unknown.stderr).unwrap();
+        assert!(told.contains("no agent \"wbe-1\" is known now"), "{told}");
+    }
+    let silence =
+        ["silence", "add", "--reason", "x", "--ttl", "1h", "--agent", "web-1", "--agent", "wbe-1", "--agent", "w*"];
+    let freeze = ["freeze", "on", "--reason", "x", "--agent", "web-1", "--agent", "wbe-1"];
+    for call in [&silence[..], &freeze] {
+        let output = bench.run(&[&["--format", "json"], call].concat());
+        serde_json::from_str::<serde_json::Value>(&stdout(&output)).unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        let expected =
+            "musterctl: note: no agent \"wbe-1\" is known now; if that is misspelt, see musterctl agents list\n";
+        assert_eq!(told, expected);
+    }
 }
 
 #[test]
@@ -673,6 +707,8 @@ fn receivers_are_listed_tested_and_what_they_did_not_take_is_sent_again() {
     assert!(letters.contains("41") && letters.contains("musterctl receivers resend"), "{letters}");
     let none = stdout(&bench.run(&["receivers", "dead-letters", "--receiver", "oncall"]));
     assert_eq!(none, "no page was given up\n");
+    let text = refused(&bench.run(&["receivers", "dead-letters", "--receiver", "oncal"]), 1);
+    assert!(text.contains("no receiver \"oncal\"; there are: oncall"), "{text}");
     assert_eq!(stdout(&bench.run(&["receivers", "resend", "41"])), "41 is sent again as 99\n");
     assert!(refused(&bench.run(&["receivers", "resend", "42"]), 1).contains("is resolved"));
 }
@@ -719,6 +755,10 @@ fn incidents_are_led_weighed_and_exported() {
     assert_eq!(json, "{\"id\": \"INC-1\"}\n");
     let text = refused(&bench.run(&["agents", "list", "--format", "markdown"]), 2);
     assert!(text.contains("incidents export"), "{text}");
+    let note = bench.dir.path().join("it.md").display().to_string();
+    let json = stdout(&bench.run(&["incidents", "export", "inc-1", "-o", &note, "--format", "json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["id"], &json["file"], &json["bytes"]), (&"INC-1".into(), &note.as_str().into(), &16.into()));
     let file = bench.dir.path().join("it.bundle");
     let path = file.display().to_string();
     let text = stdout(&bench.run(&["incidents", "export", "INC-1", "--bundle", "-o", &path]));

@@ -3,7 +3,7 @@
 
 use crate::args::Format;
 use crate::error::CtlError;
-use crate::render::{Out, clean_lines};
+use crate::render::{Out, clean, clean_lines};
 use muster_common::units::human_bytes;
 use muster_proto::v1::incident_service_client::IncidentServiceClient;
 use muster_proto::v1::{ExportBundleRequest, ExportFormat, ExportIncidentRequest};
@@ -18,15 +18,14 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 pub(super) async fn note(channel: Channel, out: &mut Out, id: String, output: Option<PathBuf>) -> Result<(), CtlError> {
     let format = if out.format() == Format::Json { ExportFormat::Json } else { ExportFormat::Markdown };
-    let request = ExportIncidentRequest { id, format: format.into() };
+    let request = ExportIncidentRequest { id: id.clone(), format: format.into() };
     let mut client = IncidentServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let text = client.export_incident(request).await?.into_inner().text;
     match output {
         Some(path) => {
             let mut file = Target::open(&path)?;
             file.write(text.as_bytes())?;
-            let bytes = file.done()?;
-            Ok(out.told(&format!("{} written, {}", path.display(), human_bytes(bytes)))?)
+            written(out, &id, &path, file.done()?, "")
         }
         // Lines of strangers on a terminal; in a file or a pipe they stay as they are.
         None if out.is_terminal() => Ok(out.text(&clean_lines(&text))?),
@@ -42,15 +41,24 @@ pub(super) async fn bundle(
 ) -> Result<(), CtlError> {
     let path = output.ok_or_else(|| CtlError::Usage("a bundle goes to a file: give -o FILE".to_owned()))?;
     let mut client = IncidentServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let mut chunks = client.export_bundle(ExportBundleRequest { id }).await?.into_inner();
+    let mut chunks = client.export_bundle(ExportBundleRequest { id: id.clone() }).await?.into_inner();
     let mut file = Target::open(&path)?;
     while let Some(chunk) = chunks.message().await? {
         file.write(&chunk.chunk)?;
     }
-    let bytes = file.done()?;
-    let shown = path.display();
-    let next = format!("muster-coordinator replay {shown} tells what another policy would have done");
-    Ok(out.told(&format!("{shown} written, {}: {next}", human_bytes(bytes)))?)
+    let next = format!(
+        ": muster-coordinator replay {} --policy FILE tells what another policy would have done",
+        clean(&path.display().to_string())
+    );
+    written(out, &id, &path, file.done()?, &next)
+}
+
+fn written(out: &mut Out, id: &str, path: &Path, bytes: u64, next: &str) -> Result<(), CtlError> {
+    let file = path.display().to_string();
+    if out.is_json() {
+        return Ok(out.json(&serde_json::json!({ "id": id, "file": file, "bytes": bytes }))?);
+    }
+    Ok(out.line(&format!("{} written, {}{next}", clean(&file), human_bytes(bytes)))?)
 }
 
 /// A file that appears under its name once it is whole. What it holds is for its owner.

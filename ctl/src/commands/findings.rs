@@ -1,6 +1,6 @@
 //! `findings …`, `events …` and `trace`.
 
-use super::{PAGE_SIZE, all_pages, counted};
+use super::{PAGE_SIZE, all_pages, counted, note_unknown};
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -23,7 +23,7 @@ pub(super) struct Filter {
 }
 
 pub(super) async fn list(channel: Channel, out: &mut Out, filter: Filter) -> Result<(), CtlError> {
-    let client = FindingServiceClient::new(channel);
+    let client = FindingServiceClient::new(channel.clone());
     let findings = all_pages(usize::MAX, |page_token| {
         let mut client = client.clone();
         let request = ListFindingsRequest {
@@ -41,6 +41,9 @@ pub(super) async fn list(channel: Channel, out: &mut Out, filter: Filter) -> Res
         }
     })
     .await?;
+    if findings.is_empty() {
+        note_unknown(channel, &filter.agent).await;
+    }
     if out.is_json() {
         let findings: Vec<_> = findings.iter().map(json::finding).collect();
         return Ok(out.json(&serde_json::json!({ "total_size": findings.len(), "findings": findings }))?);
@@ -110,7 +113,7 @@ fn row(finding: &Finding, out: &Out) -> Vec<String> {
         clean(&subject.service),
         clean(&detail.reason),
         clean(&subject.subject),
-        format!("{}{about}", out.time(finding.observed.as_ref())),
+        format!("{}{about}", out.when(finding.observed.as_ref())),
         clean(&finding.incident),
         clean(&detail.summary),
     ]
@@ -123,7 +126,7 @@ pub(super) async fn events(
     agent: Option<String>,
     incident: Option<String>,
 ) -> Result<(), CtlError> {
-    let client = FindingServiceClient::new(channel);
+    let client = FindingServiceClient::new(channel.clone());
     let limit_items = usize::try_from(limit).unwrap_or(usize::MAX);
     let events = all_pages(limit_items, |page_token| {
         let mut client = client.clone();
@@ -139,12 +142,24 @@ pub(super) async fn events(
         }
     })
     .await?;
+    if events.is_empty() {
+        note_unknown(channel, &agent).await;
+    }
     print(out, &events)
 }
 
 pub(super) async fn trace(channel: Channel, out: &mut Out, id: String) -> Result<(), CtlError> {
-    let answer = FindingServiceClient::new(channel).get_trace(GetTraceRequest { trace_id: id }).await?.into_inner();
-    print(out, &answer.events)
+    let client = FindingServiceClient::new(channel);
+    let events = all_pages(usize::MAX, |page_token| {
+        let mut client = client.clone();
+        let request = GetTraceRequest { trace_id: id.clone(), page_size: PAGE_SIZE, page_token };
+        async move {
+            let answer = client.get_trace(request).await?.into_inner();
+            Ok((answer.events, answer.next_page_token))
+        }
+    })
+    .await?;
+    print(out, &events)
 }
 
 fn print(out: &mut Out, events: &[JournalEvent]) -> Result<(), CtlError> {
@@ -158,7 +173,7 @@ fn print(out: &mut Out, events: &[JournalEvent]) -> Result<(), CtlError> {
     let row = |event: &JournalEvent| {
         vec![
             event.index.to_string(),
-            out.time(event.at.as_ref()),
+            out.when(event.at.as_ref()),
             clean(&event.kind),
             clean(&event.name),
             clean(&event.agent),

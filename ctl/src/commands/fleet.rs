@@ -26,9 +26,13 @@ pub(super) async fn status(channel: Channel, out: &mut Out) -> Result<(), CtlErr
     let standbys = if status.standbys.is_empty() { "none".to_owned() } else { clean(&status.standbys.join(", ")) };
     let failed = match status.pages_failed {
         0 => String::new(),
-        n => format!(", {n} given up: see musterctl incidents list"),
+        n => format!(", {n} given up: see musterctl receivers dead-letters"),
     };
     let pages = format!("{} pending{failed}", status.pages_pending);
+    let rehearing = match out.time(status.rehear_until.as_ref()) {
+        until if until.is_empty() => until,
+        until => format!("until {until}: silence is not judged before"),
+    };
     if status.role != "primary" {
         // Whatever it shows below is what it last knew.
         out.line(&format!(
@@ -52,7 +56,7 @@ pub(super) async fn status(channel: Channel, out: &mut Out) -> Result<(), CtlErr
         ("findings", format!("{} open", status.open_findings)),
         ("pages", pages),
         ("journal", format!("entry {}", status.journal_index)),
-        ("re-hearing", out.time(status.rehear_until.as_ref())),
+        ("re-hearing", rehearing),
     ])?;
     Ok(())
 }
@@ -94,7 +98,7 @@ pub(super) async fn list(
             json::agent_state(agent.state).to_owned(),
             json::severity(agent.worst_severity).to_owned(),
             agent.open_findings.to_string(),
-            out.time(agent.last_heard.as_ref()),
+            out.when(agent.last_heard.as_ref()),
             clean(&agent.agent_version),
             clean(&agent.state_reason),
         ]
@@ -155,6 +159,7 @@ pub(super) async fn show(channel: Channel, out: &mut Out, name: String) -> Resul
         ("clock skew", duration(agent.clock_skew.as_ref())),
         ("stored", format!("up to sequence {}", agent.stored_sequence)),
         ("lost", lost),
+        ("more", format!("musterctl findings list --agent {0}, musterctl agents diagnose {0}", clean(&agent.id))),
     ])?;
     Ok(())
 }

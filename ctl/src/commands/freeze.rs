@@ -1,5 +1,6 @@
 //! `freeze …`.
 
+use super::{PAGE_SIZE, all_pages, note_unknown};
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -20,8 +21,11 @@ pub(super) struct Order {
 pub(super) async fn on(channel: Channel, out: &mut Out, order: Order) -> Result<(), CtlError> {
     let ttl = order.ttl.and_then(|ttl| prost_types::Duration::try_from(ttl).ok());
     let scope = FreezeScope { agents: order.agents, labels: order.labels.into_iter().collect() };
+    let agents = scope.agents.clone();
     let freeze = NewFreeze { scope: Some(scope), reason: order.reason, ttl };
-    set(channel, out, Change::Freeze(freeze), "no new work is to be dispatched on").await
+    set(channel.clone(), out, Change::Freeze(freeze), "no new work is to be dispatched on").await?;
+    note_unknown(channel, &agents).await;
+    Ok(())
 }
 
 pub(super) async fn off(channel: Channel, out: &mut Out, id: String) -> Result<(), CtlError> {
@@ -39,12 +43,21 @@ async fn set(channel: Channel, out: &mut Out, change: Change, done: &str) -> Res
 }
 
 pub(super) async fn list(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
-    let answer = SilenceServiceClient::new(channel).list_freezes(ListFreezesRequest {}).await?.into_inner();
+    let client = SilenceServiceClient::new(channel);
+    let freezes = all_pages(usize::MAX, |page_token| {
+        let mut client = client.clone();
+        let request = ListFreezesRequest { page_size: PAGE_SIZE, page_token };
+        async move {
+            let answer = client.list_freezes(request).await?.into_inner();
+            Ok((answer.freezes, answer.next_page_token))
+        }
+    })
+    .await?;
     if out.is_json() {
-        let freezes: Vec<_> = answer.freezes.iter().map(json::freeze).collect();
-        return Ok(out.json(&serde_json::json!({ "freezes": freezes }))?);
+        let freezes: Vec<_> = freezes.iter().map(json::freeze).collect();
+        return Ok(out.json(&serde_json::json!({ "total_size": freezes.len(), "freezes": freezes }))?);
     }
-    if answer.freezes.is_empty() {
+    if freezes.is_empty() {
         return Ok(out.line("no freezes")?);
     }
     let row = |freeze: &Freeze| {
@@ -53,11 +66,11 @@ pub(super) async fn list(channel: Channel, out: &mut Out) -> Result<(), CtlError
             scope(freeze),
             clean(&freeze.reason),
             clean(&freeze.created_by),
-            out.time(freeze.create_time.as_ref()),
-            if freeze.expire_time.is_some() { out.time(freeze.expire_time.as_ref()) } else { "when lifted".to_owned() },
+            out.when(freeze.create_time.as_ref()),
+            if freeze.expire_time.is_some() { out.when(freeze.expire_time.as_ref()) } else { "when lifted".to_owned() },
         ]
     };
-    let rows = answer.freezes.iter().map(row).collect();
+    let rows = freezes.iter().map(row).collect();
     Ok(out.table(&["freeze", "scope", "reason", "by", "since", "ends"], rows)?)
 }
 

@@ -1,6 +1,6 @@
 //! `incidents …`.
 
-use super::{PAGE_SIZE, all_pages, counted};
+use super::{PAGE_SIZE, all_pages, counted, note_unknown};
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -20,7 +20,7 @@ pub(super) async fn list(
     agent: Option<String>,
     service: Option<String>,
 ) -> Result<(), CtlError> {
-    let client = IncidentServiceClient::new(channel);
+    let client = IncidentServiceClient::new(channel.clone());
     let incidents = all_pages(usize::MAX, |page_token| {
         let mut client = client.clone();
         let request = ListIncidentsRequest {
@@ -37,6 +37,9 @@ pub(super) async fn list(
         }
     })
     .await?;
+    if incidents.is_empty() {
+        note_unknown(channel, &agent).await;
+    }
     if out.is_json() {
         let incidents: Vec<_> = incidents.iter().map(json::incident).collect();
         return Ok(out.json(&serde_json::json!({ "total_size": incidents.len(), "incidents": incidents }))?);
@@ -49,8 +52,8 @@ pub(super) async fn list(
             clean(&incident.id),
             json::severity(incident.severity).to_owned(),
             json::incident_state(incident.state).to_owned(),
-            clean(&incident.owner),
-            out.time(incident.opened.as_ref()),
+            owner(incident),
+            out.when(incident.opened.as_ref()),
             clean(&incident.reason),
             paged(incident),
             clean(&incident.title),
@@ -59,6 +62,15 @@ pub(super) async fn list(
     let rows = incidents.iter().map(row).collect();
     out.table(&["incident", "sev", "state", "owner", "opened", "reason", "paged", "title"], rows)?;
     Ok(out.line(&format!("\n{}", counted(incidents.len(), "incident")))?)
+}
+
+/// Whose it is now; whose it was until it got much worse.
+pub(super) fn owner(incident: &Incident) -> String {
+    match incident.owner.as_str() {
+        "" => "nobody".to_owned(),
+        owner if incident.acknowledged.is_none() => format!("was {}", clean(owner)),
+        owner => clean(owner),
+    }
 }
 
 fn paged(incident: &Incident) -> String {

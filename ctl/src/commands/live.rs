@@ -45,6 +45,8 @@ struct Watches {
 /// What came.
 enum News {
     Agent(Box<Agent>),
+    /// An agent that is known no more.
+    Archived(String),
     Incident(Box<Incident>),
     Finding(Box<WatchFindingsResponse>),
 }
@@ -64,8 +66,9 @@ impl Watches {
     /// The next change on any of them.
     async fn next(&mut self) -> Result<News, CtlError> {
         tokio::select! {
-            agent = self.agents.message() => {
-                Ok(News::Agent(Box::new(agent?.ok_or(CtlError::Ended)?.agent.unwrap_or_default())))
+            told = self.agents.message() => {
+                let WatchAgentsResponse { agent, archived } = told?.ok_or(CtlError::Ended)?;
+                Ok(agent.map_or(News::Archived(archived), |agent| News::Agent(Box::new(agent))))
             }
             incident = self.incidents.message() => {
                 Ok(News::Incident(Box::new(incident?.ok_or(CtlError::Ended)?.incident.unwrap_or_default())))
@@ -141,6 +144,7 @@ async fn watch(
             },
             news = watches.next() => match news {
                 Ok(News::Agent(agent)) => board.agent(*agent),
+                Ok(News::Archived(name)) => board.archived(&name),
                 Ok(News::Incident(incident)) => board.incident(*incident),
                 Ok(News::Finding(change)) => board.change(change_line(&change, out)),
                 Err(error) => return Ok(Some(error)),
@@ -179,6 +183,8 @@ async fn lines(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
         let news = watches.next().await?;
         out.now();
         match (news, out.is_json()) {
+            (News::Archived(name), true) => out.json_line(&json!({ "archived": name }))?,
+            (News::Archived(name), false) => out.line(&format!("agent {} archived", clean(&name)))?,
             (News::Agent(agent), true) => out.json_line(&json!({ "agent": json::agent(&agent) }))?,
             (News::Incident(incident), true) => out.json_line(&json!({ "incident": json::incident(&incident) }))?,
             (News::Finding(change), true) => out.json_line(&json!({ "finding": json::finding_change(&change) }))?,

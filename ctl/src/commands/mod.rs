@@ -17,8 +17,12 @@ use crate::args::{
     Agents, Arguments, Command, Events, Failover, Findings, Format, Freeze, Incidents, Receivers, Silence,
 };
 use crate::error::CtlError;
-use crate::render::Out;
+use crate::render::{Out, clean};
 use crate::{connect, settings};
+use muster_proto::v1::GetAgentRequest;
+use muster_proto::v1::fleet_service_client::FleetServiceClient;
+use std::io::Write;
+use tonic::Code;
 use tonic::transport::Channel;
 
 /// Nothing was changed: refused, declined or not reachable.
@@ -143,6 +147,25 @@ where
         token = next;
     }
     Err(CtlError::EndlessList)
+}
+
+/// Tells of names that fit nobody: they may be of hosts to come, or misspelt, and then an empty list must not look as if
+/// all were well. On standard error, so that what programs read stays as it is.
+async fn note_unknown<'a>(channel: Channel, agents: impl IntoIterator<Item = &'a String>) {
+    let mut client = FleetServiceClient::new(channel);
+    for agent in agents.into_iter().filter(|agent| !agent.ends_with('*')) {
+        let answer = client.get_agent(GetAgentRequest { id: agent.clone() }).await;
+        if answer.is_err_and(|status| status.code() == Code::NotFound) {
+            let agent = clean(agent);
+            note(&format!("no agent {agent:?} is known now; if that is misspelt, see musterctl agents list"));
+        }
+    }
+}
+
+/// Beside the answer.
+pub(crate) fn note(text: &str) {
+    // With nowhere to tell it, it is left out.
+    drop(writeln!(std::io::stderr().lock(), "musterctl: note: {text}"));
 }
 
 /// `1 agent`, `2 agents`.

@@ -8,6 +8,7 @@ use muster_proto::v1::paging_service_client::PagingServiceClient;
 use muster_proto::v1::{
     DeadLetter, ListDeadLettersRequest, ListReceiversRequest, Receiver, ResendPageRequest, TestReceiverRequest,
 };
+use tonic::Status;
 use tonic::transport::Channel;
 
 pub(super) async fn list(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
@@ -31,7 +32,7 @@ pub(super) async fn list(channel: Channel, out: &mut Out) -> Result<(), CtlError
                 "{} sent, {} pending, {} given up",
                 receiver.pages_delivered, receiver.pages_pending, receiver.pages_failed
             ),
-            out.time(receiver.last_delivered.as_ref()),
+            out.when(receiver.last_delivered.as_ref()),
             trouble(receiver, out),
         ]
     };
@@ -65,7 +66,7 @@ pub(super) async fn test(channel: Channel, out: &mut Out, name: String) -> Resul
 }
 
 pub(super) async fn dead_letters(channel: Channel, out: &mut Out, receiver: Option<String>) -> Result<(), CtlError> {
-    let client = PagingServiceClient::new(channel);
+    let client = PagingServiceClient::new(channel.clone());
     let letters = all_pages(usize::MAX, |page_token| {
         let mut client = client.clone();
         let receiver = receiver.clone().unwrap_or_default();
@@ -76,6 +77,9 @@ pub(super) async fn dead_letters(channel: Channel, out: &mut Out, receiver: Opti
         }
     })
     .await?;
+    if let Some(receiver) = receiver.as_deref().filter(|_| letters.is_empty()) {
+        must_be_configured(channel, receiver).await?;
+    }
     if out.is_json() {
         let letters: Vec<_> = letters.iter().map(json::dead_letter).collect();
         return Ok(out.json(&serde_json::json!({ "dead_letters": letters }))?);
@@ -90,7 +94,7 @@ pub(super) async fn dead_letters(channel: Channel, out: &mut Out, receiver: Opti
             clean(&letter.incident),
             clean(&letter.action),
             json::severity(letter.severity).to_owned(),
-            out.time(letter.failed.as_ref()),
+            out.when(letter.failed.as_ref()),
             clean(&letter.error),
             clean(&letter.title),
         ]
@@ -98,6 +102,18 @@ pub(super) async fn dead_letters(channel: Channel, out: &mut Out, receiver: Opti
     let rows = letters.iter().map(row).collect();
     out.table(&["page", "receiver", "incident", "action", "sev", "given up", "error", "title"], rows)?;
     Ok(out.line("\nsend one again: musterctl receivers resend PAGE")?)
+}
+
+/// Dead letters of a receiver that does not exist are none, which must not look as if all had arrived.
+async fn must_be_configured(channel: Channel, name: &str) -> Result<(), CtlError> {
+    let answer = PagingServiceClient::new(channel).list_receivers(ListReceiversRequest {}).await?.into_inner();
+    let names: Vec<&str> = answer.receivers.iter().map(|receiver| receiver.name.as_str()).collect();
+    if names.contains(&name) {
+        return Ok(());
+    }
+    let known =
+        if names.is_empty() { "none is configured".to_owned() } else { format!("there are: {}", names.join(", ")) };
+    Err(Status::not_found(format!("no receiver {name:?}; {known}")).into())
 }
 
 pub(super) async fn resend(channel: Channel, out: &mut Out, page: String) -> Result<(), CtlError> {

@@ -11,7 +11,8 @@ pub(super) fn show(out: &mut Out, reason: Option<&str>) -> Result<(), CtlError> 
     let Some((reason, text)) = RUNBOOKS.iter().find(|(name, _)| *name == reason) else {
         let meant = nearest(reason, RUNBOOKS.iter().map(|(name, _)| *name));
         let meant = did_you_mean(meant.as_deref());
-        let text = format!("there is no runbook {reason:?}{meant}; musterctl runbook lists them all");
+        let end = if meant.is_empty() { ";" } else { "" };
+        let text = format!("there is no runbook {reason:?}{meant}{end} musterctl runbook lists them all");
         return Err(CtlError::Usage(text));
     };
     if out.is_json() {

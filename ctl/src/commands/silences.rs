@@ -1,5 +1,6 @@
 //! `silence …`.
 
+use super::{PAGE_SIZE, all_pages, note_unknown};
 use crate::args::NewSilence;
 use crate::error::CtlError;
 use crate::json;
@@ -32,7 +33,8 @@ pub(super) async fn add(channel: Channel, out: &mut Out, new: NewSilence) -> Res
         start_time: start.map(times::to_wire),
         ttl: prost_types::Duration::try_from(new.ttl).ok(),
     };
-    let silence = SilenceServiceClient::new(channel).create_silence(request).await?.into_inner();
+    let silence = SilenceServiceClient::new(channel.clone()).create_silence(request).await?.into_inner();
+    note_unknown(channel, &silence.matchers.clone().unwrap_or_default().agents).await;
     if out.is_json() {
         return Ok(out.json(&json::silence(&silence))?);
     }
@@ -45,13 +47,21 @@ pub(super) async fn add(channel: Channel, out: &mut Out, new: NewSilence) -> Res
 }
 
 pub(super) async fn list(channel: Channel, out: &mut Out, all: bool) -> Result<(), CtlError> {
-    let request = ListSilencesRequest { include_expired: all };
-    let answer = SilenceServiceClient::new(channel).list_silences(request).await?.into_inner();
+    let client = SilenceServiceClient::new(channel);
+    let silences = all_pages(usize::MAX, |page_token| {
+        let mut client = client.clone();
+        let request = ListSilencesRequest { include_expired: all, page_size: PAGE_SIZE, page_token };
+        async move {
+            let answer = client.list_silences(request).await?.into_inner();
+            Ok((answer.silences, answer.next_page_token))
+        }
+    })
+    .await?;
     if out.is_json() {
-        let silences: Vec<_> = answer.silences.iter().map(json::silence).collect();
-        return Ok(out.json(&serde_json::json!({ "silences": silences }))?);
+        let silences: Vec<_> = silences.iter().map(json::silence).collect();
+        return Ok(out.json(&serde_json::json!({ "total_size": silences.len(), "silences": silences }))?);
     }
-    if answer.silences.is_empty() {
+    if silences.is_empty() {
         return Ok(out.line(if all { "no silences" } else { "no silences hold or are to come" })?);
     }
     let row = |silence: &Silence| {
@@ -60,14 +70,14 @@ pub(super) async fn list(channel: Channel, out: &mut Out, all: bool) -> Result<(
             json::silence_kind(silence.kind).to_owned(),
             json::silence_state(silence.state).to_owned(),
             about(silence),
-            out.time(silence.start_time.as_ref()),
-            out.time(silence.end_time.as_ref()),
+            out.when(silence.start_time.as_ref()),
+            out.when(silence.end_time.as_ref()),
             clean(&silence.created_by),
             clean(&silence.incidents.join(", ")),
             clean(&silence.reason),
         ]
     };
-    let rows = answer.silences.iter().map(row).collect();
+    let rows = silences.iter().map(row).collect();
     Ok(out.table(&["silence", "kind", "state", "about", "from", "until", "by", "holds back", "reason"], rows)?)
 }
 

@@ -1,6 +1,7 @@
 //! What is on the live screen: the fleet's counts, open incidents, agents in trouble, the last changes. Bounded by what
 //! a screen can show; laid out as plain lines that fit.
 
+use crate::commands::incidents::owner;
 use crate::json;
 use crate::render::{Out, clean, table_lines};
 use muster_proto::v1::{Agent, AgentState, GetFleetStatusResponse, Incident, IncidentState};
@@ -56,6 +57,11 @@ impl Board {
         } else if self.agents.len() < KEPT_MAX || self.agents.contains_key(&agent.id) {
             self.agents.insert(agent.id.clone(), agent);
         }
+    }
+
+    /// It is known no more.
+    pub(super) fn archived(&mut self, name: &str) {
+        self.agents.remove(name);
     }
 
     pub(super) fn change(&mut self, line: String) {
@@ -121,12 +127,11 @@ impl Board {
             return vec![String::new(), "no open incidents".to_owned()];
         }
         let row = |incident: &&Incident| {
-            let owner = if incident.owner.is_empty() { "nobody" } else { &incident.owner };
             vec![
                 json::severity(incident.severity).to_owned(),
                 clean(&incident.id),
                 json::incident_state(incident.state).to_owned(),
-                clean(owner),
+                owner(incident),
                 out.ago(incident.opened.as_ref()),
                 clean(&incident.title),
             ]
@@ -185,8 +190,8 @@ mod tests {
         board.fleet(GetFleetStatusResponse { fleet: "prod".to_owned(), ..Default::default() });
         for n in 0..incidents {
             let severity = 1 + i32::try_from(n % 5).unwrap();
-            let title = format!("it\u{1b}[2J is down {}", "x".repeat(300));
-            board.incident(Incident { id: format!("INC-{n}"), severity, title, state: 1, ..Default::default() });
+            let (title, owner) = (format!("it\u{1b}[2J is down {}", "x".repeat(300)), "ada".to_owned());
+            board.incident(Incident { id: format!("INC-{n}"), severity, title, owner, state: 1, ..Default::default() });
         }
         for n in 0..agents {
             let agent = Agent { id: format!("web-{n}"), state: AgentState::Stale.into(), ..Default::default() };
@@ -215,9 +220,10 @@ mod tests {
     #[test]
     fn the_worst_is_on_top_and_what_is_well_again_goes() {
         let out = Out::stdout(Format::Table);
-        let mut board = board(3, 1, 1);
+        let mut board = board(3, 2, 1);
         let text = board.lines(&out, 200, 40).join("\n");
         let at = |words: &str| text.find(words).unwrap_or_else(|| panic!("{words}: {text}"));
+        assert!(text.contains("was ada"), "an acknowledgement that is over is none: {text}");
         assert!(at("INC-0") < at("INC-1") && at("INC-1") < at("web-0") && at("web-0") < at("change 0"));
         board.incident(Incident {
             id: "INC-0".to_owned(),
@@ -225,9 +231,10 @@ mod tests {
             ..Default::default()
         });
         board.agent(Agent { id: "web-0".to_owned(), state: AgentState::Live.into(), ..Default::default() });
+        board.archived("web-1");
         board.trouble("cannot connect\nmore");
         let text = board.lines(&out, 200, 40).join("\n");
-        assert!(!text.contains("INC-0") && !text.contains("web-0"), "{text}");
+        assert!(!text.contains("INC-0") && !text.contains("web-0") && !text.contains("web-1"), "{text}");
         assert!(text.contains("NOT CURRENT: cannot connect; trying again"), "{text}");
     }
 }
