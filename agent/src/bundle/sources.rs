@@ -77,7 +77,11 @@ pub(super) fn gather(gathering: &mut Gathering, wish: &Wish, report: &Report, ho
     let socket = config.socket.clone();
     gathering.source(move || vec![("daemon.json".to_owned(), daemon(&socket))], "daemon.json");
     let freezes = crate::freezes::path(&config.socket);
-    gathering.source(move || vec![("freezes.json".to_owned(), whole(&freezes, HOST_FILE_BYTES_MAX))], "freezes.json");
+    let told = move || match freezes.exists() {
+        true => whole(&freezes, HOST_FILE_BYTES_MAX),
+        false => Err("no coordinator has told of a freeze".to_owned()),
+    };
+    gathering.source(move || vec![("freezes.json".to_owned(), told())], "freezes.json");
     let root = host.clone();
     let host_files = move || {
         let text = |path: &&str| (item_name(path), whole(&root.path(path), HOST_FILE_BYTES_MAX));

@@ -165,7 +165,8 @@ fn endpoint(text: &str) -> Result<String, String> {
     }
     let uri: Result<tonic::codegen::http::Uri, _> = text.parse();
     if uri.as_ref().is_ok_and(|uri| uri.authority().is_some_and(|authority| authority.as_str().contains('@'))) {
-        let way = "expected an address without user and password: give them as headers = { Authorization = \"Basic …\" }";
+        let way =
+            "expected an address without user and password: give them as headers = { Authorization = \"Basic …\" }";
         return Err(way.to_owned());
     }
     match uri {

@@ -6,6 +6,8 @@ use super::door::Door;
 use crate::config::Config;
 use crate::net::NetHandle;
 use crate::run::asks::{Ask, Asks, Picture, Refused};
+use crate::senses::HostRoot;
+use crate::senses::process::id;
 use crate::uplink::UplinkStatus;
 use muster_agent_core::judgement::Problem;
 use muster_agent_core::log::{names_secret, redact};
@@ -98,8 +100,10 @@ impl Reporters {
     fn runs_as(&self, service: &ServiceName, uid: u32) -> bool {
         let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         let living = services.newest(service).filter(|instance| instance.ended_boottime_ms.is_none());
-        let process = living.map(|instance| format!("/proc/{}", instance.process.pid));
-        process.and_then(|process| std::fs::metadata(process).ok()).is_some_and(|process| process.uid() == uid)
+        let Some(process) = living.map(|instance| instance.process) else { return false };
+        let folder = std::fs::metadata(format!("/proc/{}", process.pid));
+        // Asked last: its pid may be another process's by now, of another user.
+        folder.is_ok_and(|folder| folder.uid() == uid) && id(&HostRoot::default(), process.pid) == Some(process)
     }
 }
 
@@ -348,5 +352,44 @@ fn status(picture: &Picture, link: Option<&UplinkStatus>) -> v1::LocalStatus {
         findings: picture.findings.iter().take(picture.open_count).map(finding_to_wire).collect(),
         subjects: picture.subjects.clone(),
         diagnoses: picture.stories.iter().filter_map(diagnosis).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_agent_core::services::Instance;
+    use muster_common::ids::ProcessId;
+    use std::os::unix::process::CommandExt;
+
+    #[test]
+    fn whoever_runs_under_a_pid_of_before_is_not_the_service() {
+        /// Everybody's "nobody".
+        const NOBODY: u32 = 65_534;
+        if !nix::unistd::Uid::effective().is_root() {
+            println!("skipped: only root starts a process of another user");
+            return;
+        }
+        let mut child = std::process::Command::new("sleep").arg("600").uid(NOBODY).spawn().unwrap();
+        let process = id(&HostRoot::default(), child.id()).unwrap();
+        let service = ServiceName::new("web").unwrap();
+        for (start_ticks, expected) in [(process.start_ticks, true), (process.start_ticks - 1, false)] {
+            let mut services = Services::default();
+            let process = ProcessId { start_ticks, ..process };
+            let instance = Instance {
+                process,
+                comm: "web".to_owned(),
+                exe: None,
+                cgroup: None,
+                first_seen_boottime_ms: 1,
+                ended_boottime_ms: None,
+            };
+            services.note(&service, instance);
+            let reporters = Reporters::new(Arc::new(Mutex::new(services)));
+            reporters.named.lock().unwrap().insert(service.clone(), BTreeSet::new());
+            assert_eq!(reporters.may(&service, NOBODY), Ok(expected));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

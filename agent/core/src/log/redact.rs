@@ -165,7 +165,8 @@ pub fn redact(line: &str) -> String {
 
 /// The options of this line that take a secret, by the programs that are named in it.
 fn secret_options(line: &str) -> Vec<(&'static str, bool)> {
-    if !line.contains('-') {
+    // Few lines have any option at all.
+    if ![" -", "'-", "\"-"].iter().any(|begin| line.contains(begin)) {
         return Vec::new();
     }
     let of_a_name = |c: char| c.is_alphanumeric() || "-_.".contains(c);
