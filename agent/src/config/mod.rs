@@ -356,6 +356,14 @@ singleton = true
     }
 
     #[test]
+    fn one_subject_needs_no_list() {
+        let text = "[service.a]\nports = \"127.0.0.1:80\"\nsqlite = { path = \"/a.db\", interval = \"2s\" }\n";
+        let service = &Config::parse("agent.toml", text).unwrap().services[0];
+        assert_eq!((service.ports.len(), service.sqlite[0].interval), (1, Some(Duration::from_secs(2))));
+        check("[service.a]\nports = \"http\"", &[("\"http\"", "127.0.0.1:80")]);
+    }
+
+    #[test]
     fn tables_give_every_option() {
         let text = r#"
 [service.spl]

@@ -221,13 +221,13 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         seen.note(name, format!("pid file {}", watch.what.display()), &value);
         Some(watch)
     });
-    let ports = reader.items("ports").into_iter().filter_map(|value| {
+    let ports = one_or_many(reader, "ports").into_iter().filter_map(|value| {
         let watch = short_or_table(&value, "address", |text| text.parse::<Target>().map_err(|e| e.to_string()))?;
         seen.note(name, format!("port {}", watch.what), &value);
         Some(watch)
     });
     let ports = ports.collect();
-    let sqlite = reader.items("sqlite").into_iter().filter_map(|value| {
+    let sqlite = one_or_many(reader, "sqlite").into_iter().filter_map(|value| {
         let sqlite = sqlite::walk(&value)?;
         seen.check_foreign(&sqlite.path, &value);
         seen.note(name, format!("database {}", sqlite.path.display()), &value);
