@@ -4,8 +4,6 @@ use crate::pager::alertmanager::distinct;
 use crate::pager::{Of, Outbox, OutboxError, Outcome, Pending, Standing};
 use crate::runtime::{Handle, RuntimeError};
 use muster_common::chain::Chain;
-use muster_common::reason::Reason;
-use muster_common::severity::Severity;
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::page::{Page, PageAction, PageId};
 use muster_coordinator_core::routing::LOOKED_AT_MAX;
@@ -178,6 +176,8 @@ impl Outbox for JournalOutbox {
 mod tests {
     use super::*;
     use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName};
+    use muster_common::reason::Reason;
+    use muster_common::severity::Severity;
     use muster_common::time::Timestamp;
     use muster_coordinator_core::entry::OperatorAction;
     use muster_coordinator_core::machine::Machine;
