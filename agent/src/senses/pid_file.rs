@@ -4,7 +4,7 @@
 
 use super::executable;
 use super::exit::ExitWatch;
-use super::regular::{Found, open_regular};
+use super::regular::{Found, Unchanged, open_regular};
 use super::{HostRoot, process};
 use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
@@ -19,12 +19,14 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes read: one pid is ten, PostgreSQL's file is a few hundred with a long data directory.
 const CONTENT_BYTES_MAX: u64 = 512;
-/// What `/proc` tells of a process that is known to live is read again after this: its program and cgroup may change.
+/// What `/proc` tells of a process that is known to live is read again after this: its program and cgroup may change. So
+/// is the file.
 const FACTS_KEPT_MS: u64 = 60_000;
 /// The way out of a permission problem.
 const WAY_OUT: &str = "give the agent CAP_DAC_READ_SEARCH, or make the file readable for its group";
@@ -35,6 +37,9 @@ pub struct PidFileProbe {
     subject: SubjectKey,
     root: HostRoot,
     path: String,
+    host_path: PathBuf,
+    /// What the file said when it was read, and which file that was.
+    read: Option<(FileReading, Unchanged)>,
     judge: PidFileJudge,
     watched: Option<ExitWatch>,
     facts: Option<(Facts, u64)>,
@@ -45,18 +50,19 @@ impl PidFileProbe {
     /// Watches `path` (absolute, as the host knows it).
     pub fn new(service: ServiceName, path: &str, root: HostRoot) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::PidFile, path);
-        let (path, judge) = (path.to_owned(), PidFileJudge::default());
-        Self { subject, root, path, judge, watched: None, facts: None, pid_max: PID_MAX_DEFAULT }
+        let (path, host_path, judge) = (path.to_owned(), root.path(path), PidFileJudge::default());
+        let (watched, facts, pid_max) = (None, None, PID_MAX_DEFAULT);
+        Self { subject, root, path, host_path, read: None, judge, watched, facts, pid_max }
     }
 
     fn reading(&mut self, now_ms: u64) -> Reading {
-        let host_path = self.root.path(&self.path);
         let kept = self.facts.take().filter(|(_, at_ms)| now_ms.saturating_sub(*at_ms) < FACTS_KEPT_MS);
         if kept.is_none() {
             let pid_max = std::fs::read_to_string(self.root.path("/proc/sys/kernel/pid_max"));
             self.pid_max = pid_max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(PID_MAX_DEFAULT);
+            self.read = None;
         }
-        let file = read_file(&host_path, self.pid_max);
+        let (file, symlink_to) = self.file();
         // While its pidfd says that it lives, the pid is no other process's.
         let watched = self.watched.as_ref().filter(|watched| !watched.has_ended()).map(ExitWatch::process);
         let process = match (&file, kept) {
@@ -75,12 +81,23 @@ impl PidFileProbe {
             }
             _ => None,
         };
-        let symlink_to = std::fs::read_link(&host_path).ok().map(|target| target.to_string_lossy().into_owned());
         // Asked last: a process that ended during the reading has then ended for sure.
         let known_alive = self.watched.as_ref().map(|watched| !watched.has_ended());
         let exit = self.watched.as_mut().filter(|_| known_alive == Some(false));
         let exit = exit.map(|watched| (watched.process(), watched.exit().clone()));
         Reading { file, process, symlink_to, known_alive, exit }
+    }
+
+    /// What the file says, and where it leads if it is a link: read again when it is another one, or was written to.
+    fn file(&mut self) -> (FileReading, Option<String>) {
+        if let Some((reading, _)) = self.read.as_ref().filter(|(_, unchanged)| unchanged.is_at(&self.host_path)) {
+            return (reading.clone(), None);
+        }
+        let (reading, unchanged) = read_file(&self.host_path, self.pid_max);
+        let symlink_to = std::fs::read_link(&self.host_path).ok().map(|target| target.to_string_lossy().into_owned());
+        // A link is followed each time, as it may lead elsewhere.
+        self.read = unchanged.filter(|_| symlink_to.is_none()).map(|unchanged| (reading.clone(), unchanged));
+        (reading, symlink_to)
     }
 
     /// Keeps a pidfd of the instance that lives now, or of one that ended until it is told how.
@@ -155,28 +172,30 @@ impl Probe for PidFileProbe {
     }
 }
 
-fn read_file(path: &Path, pid_max: u32) -> FileReading {
+fn read_file(path: &Path, pid_max: u32) -> (FileReading, Option<Unchanged>) {
     let unreadable = |errno: Errno| {
         let way_out = matches!(errno, Errno::ACCESS | Errno::PERM).then_some(WAY_OUT);
         FileReading::Unreadable { why: std::io::Error::from(errno).to_string(), way_out }
     };
+    let wall_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let (file, stat) = match open_regular(path, OFlags::empty()) {
         Ok(Found::File(file, stat)) => (file, stat),
-        Ok(Found::Other(kind)) => return FileReading::Malformed(Malformed::NotAFile(what_stands_there(kind))),
-        Err(Errno::NOENT | Errno::NOTDIR) => return FileReading::Missing,
-        Err(errno) => return unreadable(errno),
+        Ok(Found::Other(kind)) => return (FileReading::Malformed(Malformed::NotAFile(what_stands_there(kind))), None),
+        Err(Errno::NOENT | Errno::NOTDIR) => return (FileReading::Missing, None),
+        Err(errno) => return (unreadable(errno), None),
     };
     let mut content = Vec::new();
-    if let Err(error) = file.take(CONTENT_BYTES_MAX).read_to_end(&mut content) {
-        return FileReading::Unreadable { why: error.to_string(), way_out: None };
+    if let Err(error) = (&file).take(CONTENT_BYTES_MAX).read_to_end(&mut content) {
+        return (FileReading::Unreadable { why: error.to_string(), way_out: None }, None);
     }
     match parse(&content, pid_max) {
         Ok(pid) => {
             let nanos_ms = i64::try_from(stat.st_mtime_nsec / 1_000_000).unwrap_or(0);
             let unix_ms = stat.st_mtime.saturating_mul(1000).saturating_add(nanos_ms);
-            FileReading::Pid { pid, modified: Timestamp::from_unix_ms(unix_ms) }
+            let unchanged = Unchanged::since(&file, &stat, i128::try_from(wall_ns).unwrap_or(0));
+            (FileReading::Pid { pid, modified: Timestamp::from_unix_ms(unix_ms) }, unchanged)
         }
-        Err(why) => FileReading::Malformed(why),
+        Err(why) => (FileReading::Malformed(why), None),
     }
 }
 

@@ -4,7 +4,7 @@
 //! whoever opens a database, its -wal or its -shm holds the [`Claim`] of its inode, here and while SQLite has it open.
 
 use crate::senses::pid_file::what_stands_there;
-use crate::senses::regular::{self, Found};
+use crate::senses::regular::{self, Found, is_remote};
 use muster_agent_core::locks::sqlite_bytes::{
     PENDING_BYTE, RESERVED_BYTE, SHARED_BYTES, SHARED_FIRST, WAL_CHECKPOINT_BYTE, WAL_RECOVER_BYTE, WAL_WRITE_BYTE,
 };
@@ -185,13 +185,7 @@ fn optional(path: &Path) -> Result<Option<(FileFacts, File)>, Obstacle> {
 
 pub(super) fn facts(path: &Path, file: &File) -> Result<FileFacts, Obstacle> {
     let stat = rustix::fs::fstat(file).map_err(|error| failed(path, &error.into()))?;
-    Ok(FileFacts {
-        device: stat.st_dev,
-        inode: stat.st_ino,
-        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
-        modified_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
-        changed_ns: i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec),
-    })
+    Ok(regular::facts(&stat))
 }
 
 pub(super) fn first_bytes(path: &Path, file: &File, bytes_max: usize) -> Result<Vec<u8>, Obstacle> {
@@ -249,19 +243,6 @@ pub(super) fn conflict(file: impl AsFd, kind: i32, start: u64, bytes: u64) -> ni
     }
     let pid = u32::try_from(lock.l_pid).ok().filter(|pid| *pid > 0);
     Ok(Some((i32::from(lock.l_type) == libc::F_WRLCK, pid)))
-}
-
-/// File systems whose times and locks another host may change behind our back; one that cannot be told is one of them.
-fn is_remote(file: &File) -> bool {
-    const NFS: u32 = 0x6969;
-    const SMB: [u32; 3] = [0x517b, 0xff53_4d42, 0xfe53_4d42];
-    const FUSE: u32 = 0x6573_5546;
-    const V9FS: u32 = 0x0102_1997;
-    const CEPH: u32 = 0x00c3_6400;
-    let Ok(found) = rustix::fs::fstatfs(file) else { return true };
-    // The magic number has another width on each architecture; its lower half is the number.
-    let Ok(magic) = u32::try_from(i128::from(found.f_type) & i128::from(u32::MAX)) else { return true };
-    SMB.contains(&magic) || [NFS, FUSE, V9FS, CEPH].contains(&magic)
 }
 
 /// Sorts an I/O error on `path`.
