@@ -53,6 +53,9 @@ impl PortProbe {
     /// Watches `target`; probes of one host share one `table`.
     pub fn new(service: ServiceName, target: Target, table: Arc<SocketTable>) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::Port, &target.to_string());
+        if !matches!(target, Target::Tcp { .. }) {
+            table.want_unix();
+        }
         Self { subject, target, table, judge: PortJudge::default(), runs: 0, connecting: None, shares_network: None }
     }
 

@@ -13,6 +13,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,8 @@ const FRESH_MS: u64 = 300;
 /// Holders remembered; beyond it all are looked up anew.
 const HOLDERS_MAX: usize = 4096;
 /// Who holds a socket is believed for so long while that process lives: to hand a listening socket to another process
-/// and go on living is rare, to list the descriptors of a busy server is dear.
-const OWNER_KEPT_MS: u64 = 60_000;
+/// and go on living is rare (and who listens anew has another socket), to list the descriptors of a busy server is dear.
+const OWNER_KEPT_MS: u64 = 300_000;
 /// A holder that a walk did not find (of another user, in another pid namespace) is not looked for again before this.
 const MISS_KEPT_MS: u64 = 60_000;
 
@@ -38,6 +39,8 @@ const MISS_KEPT_MS: u64 = 60_000;
 #[derive(Debug)]
 pub struct SocketTable {
     root: HostRoot,
+    /// Somebody asks for Unix sockets: a host has hundreds, and most are nobody's question.
+    unix: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -49,6 +52,8 @@ struct State {
     /// Of the sockets that a service's own process holds.
     own: BTreeMap<u64, (Owner, u64)>,
     walks: u64,
+    /// Room for an answer of the kernel.
+    buffer: Vec<u8>,
 }
 
 /// What the last walk for a socket found.
@@ -62,9 +67,14 @@ impl SocketTable {
     /// An empty table of the host under `root`.
     pub fn new(root: HostRoot) -> Arc<Self> {
         let listeners = Err("not read yet".into());
-        let state =
-            State { taken_boottime_ms: None, listeners, holders: BTreeMap::new(), own: BTreeMap::new(), walks: 0 };
-        Arc::new(Self { root, state: Mutex::new(state) })
+        let (holders, own, buffer) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let state = State { taken_boottime_ms: None, listeners, holders, own, walks: 0, buffer };
+        Arc::new(Self { root, unix: AtomicBool::new(false), state: Mutex::new(state) })
+    }
+
+    /// Has Unix sockets be among the listeners from the next reading on.
+    pub fn want_unix(&self) {
+        self.unix.store(true, Ordering::Relaxed);
     }
 
     /// The root it reads under.
@@ -77,7 +87,8 @@ impl SocketTable {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = state.taken_boottime_ms.is_some_and(|taken| now_boottime_ms.abs_diff(taken) < FRESH_MS);
         if !fresh {
-            state.listeners = dump(&self.root).map(Arc::new);
+            let unix = self.unix.load(Ordering::Relaxed);
+            state.listeners = dump(&self.root, unix, &mut state.buffer).map(Arc::new);
             state.taken_boottime_ms = Some(now_boottime_ms);
         }
         state.listeners.clone()
@@ -134,13 +145,13 @@ impl SocketTable {
 
 /// The listening sockets of the agent's network namespace; none where they cannot be read.
 pub fn listening(root: &HostRoot) -> Vec<Listener> {
-    dump(root).unwrap_or_default()
+    dump(root, true, &mut Vec::new()).unwrap_or_default()
 }
 
 /// Netlink on the real host, else the text files.
-fn dump(root: &HostRoot) -> Result<Vec<Listener>, String> {
+fn dump(root: &HostRoot, unix: bool, buffer: &mut Vec<u8>) -> Result<Vec<Listener>, String> {
     if root.is_real()
-        && let Ok(listeners) = dump_netlink()
+        && let Ok(listeners) = dump_netlink(unix, buffer)
     {
         return Ok(listeners);
     }
@@ -152,12 +163,14 @@ fn dump(root: &HostRoot) -> Result<Vec<Listener>, String> {
     let mut listeners = proc_net::parse_tcp(&read("tcp").map_err(|error| format!("/proc/net/tcp: {error}"))?);
     // A host without IPv6 has no tcp6.
     listeners.extend(proc_net::parse_tcp(&read("tcp6").unwrap_or_default()));
-    listeners.extend(proc_net::parse_unix(&read("unix").unwrap_or_default()));
+    if unix {
+        listeners.extend(proc_net::parse_unix(&read("unix").unwrap_or_default()));
+    }
     listeners.truncate(LISTENERS_MAX);
     Ok(listeners)
 }
 
-fn dump_netlink() -> std::io::Result<Vec<Listener>> {
+fn dump_netlink(unix: bool, buffer: &mut Vec<u8>) -> std::io::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let request = SockDiagMessage::InetRequest(InetRequest {
@@ -167,7 +180,7 @@ fn dump_netlink() -> std::io::Result<Vec<Listener>> {
             states: inet::StateFlags::LISTEN,
             socket_id,
         });
-        let answered = ask(request, |message| {
+        let answered = ask(request, buffer, |message| {
             if let SockDiagMessage::InetResponse(response) = message {
                 listeners.extend(inet_listener(&response));
             }
@@ -177,13 +190,17 @@ fn dump_netlink() -> std::io::Result<Vec<Listener>> {
             answered?;
         }
     }
+    if !unix {
+        listeners.truncate(LISTENERS_MAX);
+        return Ok(listeners);
+    }
     let request = SockDiagMessage::UnixRequest(UnixRequest {
         state_flags: unix::StateFlags::LISTEN,
         inode: 0,
         show_flags: ShowFlags::NAME | ShowFlags::VFS | ShowFlags::RQLEN,
         cookie: [0xff; 8],
     });
-    ask(request, |message| {
+    ask(request, buffer, |message| {
         if let SockDiagMessage::UnixResponse(response) = message {
             listeners.extend(unix_listener(&response));
         }
@@ -193,7 +210,11 @@ fn dump_netlink() -> std::io::Result<Vec<Listener>> {
 }
 
 /// One dump: `on_message` gets every answer.
-fn ask(request: SockDiagMessage, mut on_message: impl FnMut(SockDiagMessage)) -> std::io::Result<()> {
+fn ask(
+    request: SockDiagMessage,
+    buffer: &mut Vec<u8>,
+    mut on_message: impl FnMut(SockDiagMessage),
+) -> std::io::Result<()> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     // A dump is answered in the system calls that ask for it: nothing to wait for means nothing more comes.
@@ -205,10 +226,11 @@ fn ask(request: SockDiagMessage, mut on_message: impl FnMut(SockDiagMessage)) ->
     let mut bytes = vec![0; packet.buffer_len()];
     packet.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
-    let mut buffer = Vec::with_capacity(DATAGRAM_BYTES);
+    buffer.clear();
+    buffer.reserve(DATAGRAM_BYTES);
     for _ in 0..DATAGRAMS_MAX {
         buffer.clear();
-        socket.recv(&mut buffer, 0)?;
+        socket.recv(buffer, 0)?;
         let mut rest = buffer.as_slice();
         // A message starts with its own length; the next one is aligned to four bytes.
         while let Some(length) = rest.first_chunk::<4>().map(|word| u32::from_ne_bytes(*word)) {
