@@ -1,6 +1,7 @@
 //! Watches the main process of a service, whoever noted it: its end at once by a pidfd, and what it uses while it lives.
 //!
-//! What changes slowly (limits, children, the room that its cgroup leaves) is read once a minute, the rest every run.
+//! What changes slowly (limits, children, the room that its cgroup leaves), and what is dear to ask for (`status`), is read
+//! once a minute, the rest every run.
 //! An agent that was not there when a process ended cannot be told how: it says so.
 
 use super::cgroup::MemoryCgroup;
@@ -70,6 +71,7 @@ pub struct ProcessWatch {
 struct Slow {
     process: ProcessId,
     at_ms: u64,
+    status: Status,
     limits: Limits,
     oom_score_adj: Option<i64>,
     room: Option<Room>,
@@ -127,17 +129,23 @@ impl ProcessWatch {
 
     fn usage(&mut self, instance: &Instance, context: &Context) -> Usage {
         let folder = self.root.path(format!("/proc/{}", instance.process.pid));
-        let status = read(&folder.join("status")).map(|text| proc_text::status(&text)).unwrap_or_default();
         let now_ms = context.now.boottime_ms;
         let fresh = |slow: &&Slow| slow.process == instance.process && now_ms.saturating_sub(slow.at_ms) < SLOW_MS;
         let mut children = None;
-        if self.slow.as_ref().filter(fresh).is_none() {
+        // Of `status`, memory alone is news within a minute, and `statm` has it for a quarter of the work.
+        let known = self.slow.as_ref().filter(fresh).map(|slow| slow.status);
+        let now = known.and_then(|known| known.with_memory(&read(&folder.join("statm")).ok()?, procfs::page_size()));
+        let status = now
+            .unwrap_or_else(|| read(&folder.join("status")).map(|text| proc_text::status(&text)).unwrap_or_default());
+        if known.is_none() {
+            let limits = read(&folder.join("limits")).map(|text| proc_text::limits(&text)).unwrap_or_default();
             self.slow = Some(Slow {
                 process: instance.process,
                 at_ms: now_ms,
-                limits: read(&folder.join("limits")).map(|text| proc_text::limits(&text)).unwrap_or_default(),
+                status,
+                limits,
                 oom_score_adj: read(&folder.join("oom_score_adj")).ok().and_then(|text| text.trim().parse().ok()),
-                room: room(&self.root, instance, &status),
+                room: room(&self.root, instance, &status, &limits),
             });
             children = Some(look_at_children(&self.root, instance.process.pid));
         }
@@ -236,7 +244,7 @@ fn unwatched() -> Exit {
 }
 
 /// The nearest bound: a limit of its cgroup or of one above, its own address space, the host.
-fn room(root: &HostRoot, instance: &Instance, status: &Status) -> Option<Room> {
+fn room(root: &HostRoot, instance: &Instance, status: &Status, limits: &Limits) -> Option<Room> {
     let host = read(&root.path("/proc/meminfo")).ok().and_then(|text| memory::parse(&text).ok());
     let host_bytes = host.map_or(u64::MAX, |host| host.total_bytes);
     let host = host.map(|host| Room {
@@ -247,8 +255,7 @@ fn room(root: &HostRoot, instance: &Instance, status: &Status) -> Option<Room> {
     let cgroup = instance.cgroup.as_ref().and_then(|cgroup| MemoryCgroup::find(root, cgroup).ok());
     let levels = cgroup.map(|cgroup| cgroup.limited(host_bytes)).unwrap_or_default();
     let cgroups = levels.iter().filter_map(|level| level.read()?.room());
-    let limits = read(&root.path(format!("/proc/{}/limits", instance.process.pid))).unwrap_or_default();
-    let space = proc_text::limits(&limits).address_space_bytes.zip(status.virtual_bytes).map(|(limit, used)| Room {
+    let space = limits.address_space_bytes.zip(status.virtual_bytes).map(|(limit, used)| Room {
         name: "its limit of address space".to_owned(),
         limit_bytes: limit,
         left_bytes: limit.saturating_sub(used),

@@ -29,6 +29,26 @@ impl Status {
     pub fn own_bytes(&self) -> Option<u64> {
         Some(self.anon_bytes.or(self.rss_bytes)?.saturating_add(self.swap_bytes.unwrap_or(0)))
     }
+
+    /// The same process later: its memory as `/proc/PID/statm` has it, in pages. `None` where that says nothing (a zombie),
+    /// or where the earlier look did not tell anonymous memory, so that the two could not be compared; and while some of it
+    /// is in swap, of which `statm` knows nothing.
+    ///
+    /// ```
+    /// use muster_agent_core::process::proc_text::status;
+    /// let before = status("VmSize:\t 40 kB\nVmRSS:\t 24 kB\nRssAnon:\t 8 kB\nVmSwap:\t 0 kB\nThreads:\t4\n");
+    /// let later = before.with_memory("20 8 5 1 0 7 0\n", 4096).unwrap();
+    /// assert_eq!((later.rss_bytes, later.anon_bytes, later.threads), (Some(8 << 12), Some(3 << 12), Some(4)));
+    /// ```
+    pub fn with_memory(self, statm: &str, page_bytes: u64) -> Option<Self> {
+        self.anon_bytes?;
+        self.swap_bytes.filter(|bytes| *bytes == 0)?;
+        let mut fields = statm.split_ascii_whitespace().map(|field| field.parse::<u64>().ok()?.checked_mul(page_bytes));
+        let (size, resident, of_files) = (fields.next()??, fields.next()??, fields.next()??);
+        let resident = (resident > 0).then_some(resident)?;
+        let anon = resident.checked_sub(of_files)?;
+        Some(Self { virtual_bytes: Some(size), rss_bytes: Some(resident), anon_bytes: Some(anon), ..self })
+    }
 }
 
 /// Reads `/proc/PID/status`.
