@@ -63,7 +63,9 @@ impl Evidence {
     /// Adds or replaces one value, with the bound of [`Evidence::with`]. Texts are clipped.
     pub fn insert(&mut self, key: &str, value: Value) {
         let value = match value {
-            Value::Text(text) => Value::Text(clip(&text, EVIDENCE_TEXT_BYTES_MAX)),
+            Value::Text(text) if text.len() > EVIDENCE_TEXT_BYTES_MAX => {
+                Value::Text(clip(&text, EVIDENCE_TEXT_BYTES_MAX))
+            }
             other => other,
         };
         if self.0.len() + 1 >= EVIDENCE_KEYS_MAX && !self.0.contains_key(key) {
