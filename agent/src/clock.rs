@@ -6,6 +6,7 @@ use muster_agent_core::host_clock::Kernel;
 use muster_common::ids::BootId;
 use muster_common::time::Timestamp;
 use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Both clocks, now.
@@ -23,6 +24,19 @@ pub fn suspended_ms() -> u64 {
 
 /// The id of this boot; the nil id where the kernel does not tell (every start then counts as a reboot of its own).
 pub fn boot_id(host: &HostRoot) -> BootId {
+    /// Of the host that this process runs on: it has no other.
+    static REAL: OnceLock<BootId> = OnceLock::new();
+    if let Some(known) = REAL.get().filter(|_| host.is_real()) {
+        return *known;
+    }
+    let boot = read_boot_id(host);
+    if host.is_real() && !boot.0.is_nil() {
+        REAL.set(boot).ok();
+    }
+    boot
+}
+
+fn read_boot_id(host: &HostRoot) -> BootId {
     let text = std::fs::read_to_string(host.path("/proc/sys/kernel/random/boot_id")).unwrap_or_default();
     BootId(text.trim().parse().unwrap_or_default())
 }
