@@ -38,6 +38,8 @@ pub struct Ledger {
     open_count: usize,
     suppressed_count: usize,
     suppressed_total: u64,
+    /// That there are more conditions than are told is an open condition itself.
+    limit_open: bool,
     blind_after: Duration,
 }
 
@@ -123,6 +125,7 @@ impl Default for Ledger {
             open_count: 0,
             suppressed_count: 0,
             suppressed_total: 0,
+            limit_open: false,
             blind_after: BLIND_AFTER_DEFAULT,
         }
     }
@@ -160,6 +163,7 @@ impl Ledger {
         self.open_count = other.open_count;
         self.suppressed_count = other.suppressed_count;
         self.suppressed_total = other.suppressed_total;
+        self.limit_open = other.limit_open;
     }
 
     /// The host was rebooted since the ledger was saved: what is measured by the boot-time clock starts anew.
@@ -168,6 +172,16 @@ impl Ledger {
             watched.unknown_since_boottime_ms = watched.unknown_since_boottime_ms.map(|_| 0);
             watched.rates.values_mut().for_each(|rate| rate.window_boottime_ms = 0);
         }
+    }
+
+    /// True when [`Ledger::observe`] would change nothing and tell nothing: all was well with the subject when it was last
+    /// looked at, nothing is held back, and all is well. That is nearly every run, so it is found out first.
+    pub fn is_no_news(&self, subject: &SubjectKey, judgement: &Judgement) -> bool {
+        judgement.occurrences.is_empty()
+            && judgement.verdict() == Verdict::Ok
+            && !self.limit_open
+            && self.open_count + 1 < OPEN_FINDINGS_PER_AGENT_MAX
+            && self.watched.get(subject).is_some_and(Watched::is_well)
     }
 
     /// Takes in the outcome of one run and says what changed.
@@ -369,11 +383,13 @@ impl Ledger {
         self.open_count -= lowered;
         self.observe_conditions(&about, &judgement, events);
         self.open_count += lowered;
+        self.limit_open = self.watched.get(&about).is_some_and(|limit| !limit.conditions.is_empty());
     }
 
     fn count(&mut self) {
         self.open_count = self.open().count();
         self.suppressed_count = self.watched.values().map(Watched::suppressed).sum();
+        self.limit_open = self.watched.get(&limit_subject()).is_some_and(|limit| !limit.conditions.is_empty());
     }
 }
 
@@ -390,6 +406,14 @@ impl Default for Watched {
 }
 
 impl Watched {
+    /// The last run was well, as the one before that opened or cleared anything, and no occurrence waits to be told.
+    fn is_well(&self) -> bool {
+        self.verdict == Verdict::Ok
+            && self.unknown_since_boottime_ms.is_none()
+            && self.conditions.is_empty()
+            && self.rates.is_empty()
+    }
+
     fn suppressed(&self) -> usize {
         self.conditions.values().filter(|condition| condition.suppressed).count()
     }
@@ -745,6 +769,30 @@ mod tests {
     }
 
     proptest::proptest! {
+        /// What is passed over as no news would have changed nothing, and told nothing.
+        #[test]
+        fn no_news_is_no_news(runs in proptest::collection::vec((0usize..2, 0usize..7, 1u64..900_000), 1..80)) {
+            let words = ["ok", "ok", "process_down", "port_closed", "port_closed?", "?", "!"];
+            let subjects = [subject(ProbeKind::Process, "a"), subject(ProbeKind::Port, "b")];
+            let (mut ledger, mut at_ms) = (Ledger::default(), 0);
+            for (who, word, step_ms) in runs {
+                at_ms += step_ms;
+                let judgement = match words[word] {
+                    "!" => Judgement::default().occurred(Problem::new(Reason::OomKill, "killed")),
+                    word => judge(word),
+                };
+                let no_news = ledger.is_no_news(&subjects[who], &judgement);
+                let before = ledger.clone();
+                let changes = ledger.observe(now(at_ms), &subjects[who], &judgement);
+                proptest::prop_assert!(!no_news || (changes.is_empty() && before == ledger));
+                if words[word] == "?" {
+                    ledger = serde_json::from_str(&serde_json::to_string(&ledger).unwrap()).unwrap();
+                } else if step_ms % 50 == 0 {
+                    ledger.retain(&BTreeSet::from([subjects[who].clone()]));
+                }
+            }
+        }
+
         /// The digest always is that of the opens minus the clears; unknown never changes it.
         #[test]
         fn events_and_state_agree(words in proptest::collection::vec(0usize..5, 1..60)) {

@@ -2,13 +2,15 @@
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
-use muster_common::evidence::Evidence;
+use muster_common::evidence::{Evidence, Value};
 use muster_common::reason::Reason;
 use muster_common::units::human_bytes;
 use serde::{Deserialize, Serialize};
 
 /// A band is left upwards only this far above its threshold, so that a value on the line does not flap.
 const BACK_PERCENT: u64 = 10;
+/// Evidence key of what is available.
+const AVAILABLE_KEY: &str = "available_bytes";
 /// Default thresholds.
 const APPROACHING_BYTES: u64 = 4 << 30;
 const CRITICAL_BYTES: u64 = 2 << 30;
@@ -66,6 +68,14 @@ pub fn parse(text: &str) -> Result<Reading, Absent> {
             .ok_or(Absent::NoLine(key))
     };
     Ok(Reading { available_bytes: line("MemAvailable")?, total_bytes: line("MemTotal")? })
+}
+
+/// What [`MemoryJudge::judge`] saw available; 0 where it saw nothing.
+pub fn available_bytes(seen: &Evidence) -> u64 {
+    match seen.get(AVAILABLE_KEY) {
+        Some(Value::Bytes(bytes)) => *bytes,
+        _ => 0,
+    }
 }
 
 /// Where the host is.
@@ -147,7 +157,7 @@ impl MemoryJudge {
         self.band = band;
         let in_band = now.since(self.since_boottime_ms.unwrap_or(now.boottime_ms));
         let seen = Evidence::new()
-            .bytes("available_bytes", reading.available_bytes)
+            .bytes(AVAILABLE_KEY, reading.available_bytes)
             .bytes("total_bytes", reading.total_bytes)
             .text("band", band.as_str())
             .duration("in_band_ms", in_band);
@@ -176,7 +186,6 @@ impl MemoryJudge {
 mod tests {
     use super::*;
     use crate::judgement::Verdict;
-    use muster_common::evidence::Value;
     use muster_common::time::Timestamp;
     use proptest::prelude::*;
 
