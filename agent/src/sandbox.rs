@@ -2,13 +2,15 @@
 //! write, truncate, rename or delete, except below the paths that are named.
 //!
 //! Never restrict the whole process: the spool and the sockets need their rights. A restricted thread cannot read
-//! `/proc/PID/exe` of others.
+//! `/proc/PID/exe` of others, and no thread that it starts can: what needs that is handed to [`unrestricted`].
 
 use landlock::{
     ABI, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
     path_beneath_rules,
 };
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 /// Newest Landlock version whose rights are asked for; older kernels enforce what they know.
@@ -80,6 +82,75 @@ pub fn spawn_database_thread<T: Send + 'static>(
     std::thread::Builder::new().name(name.to_owned()).spawn(move || work(restrict_thread(&writable)))
 }
 
+/// Work that one thread hands to another.
+pub type Work = Box<dyn FnOnce() + Send>;
+/// Hands work to a thread that is not restricted; what cannot be done is dropped.
+pub type Free = Box<dyn Fn(Work)>;
+
+/// A thread that is lent for good to what needs a restricted one.
+struct Lent {
+    free: Free,
+    /// Since the first such work: below what it may write, and the outcome.
+    restricted: Option<(Option<PathBuf>, SandboxState)>,
+}
+
+thread_local! {
+    static LENT: RefCell<Option<Lent>> = const { RefCell::new(None) };
+}
+
+/// Has the calling thread be restricted itself, for good, by the first [`restricted`] work on it: to start a thread for
+/// each piece of work costs more than most of that work. `free` reaches a thread that is not.
+pub fn lend(free: Free) {
+    LENT.with_borrow_mut(|lent| *lent = Some(Lent { free, restricted: None }));
+}
+
+/// Runs `work` where only what is below `scratch` can be written: on the calling thread where that is [lent](lend), else on
+/// a thread of its own.
+pub fn restricted<T: Send>(
+    scratch: Option<PathBuf>,
+    work: impl FnOnce(Result<SandboxState, SandboxError>, Option<PathBuf>) -> T + Send,
+) -> Result<T, String> {
+    if let Some(state) = on_this_thread(&scratch) {
+        return Ok(work(Ok(state), scratch));
+    }
+    let writable: Vec<PathBuf> = scratch.iter().cloned().collect();
+    let restricted = move || work(restrict_thread(&writable), scratch);
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("sqlite-probe".to_owned()).spawn_scoped(scope, restricted);
+        match thread.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_panic)) => Err("the check panicked; please report this".to_owned()),
+            Err(error) => Err(format!("no thread for the check: {error}")),
+        }
+    })
+}
+
+/// The state of the calling thread, if it is lent and restricted to just this. One that could not be restricted is tried
+/// again for each work, on a thread of its own.
+fn on_this_thread(scratch: &Option<PathBuf>) -> Option<SandboxState> {
+    LENT.with_borrow_mut(|lent| {
+        let lent = lent.as_mut()?;
+        if lent.restricted.is_none() {
+            let writable: Vec<PathBuf> = scratch.iter().cloned().collect();
+            let state = restrict_thread(&writable).ok()?;
+            lent.restricted = Some((scratch.clone(), state));
+        }
+        let (to, state) = lent.restricted.as_ref()?;
+        (to == scratch).then(|| state.clone())
+    })
+}
+
+/// Runs `work` where other processes may be looked into, and waits for it; `None` where there is no thread for it.
+pub fn unrestricted<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (answer, answered) = channel();
+    let work = move || drop(answer.send(work()));
+    LENT.with_borrow(|lent| match lent {
+        Some(Lent { free, restricted: Some(_) }) => free(Box::new(work)),
+        _ => work(),
+    });
+    answered.recv().ok()
+}
+
 /// `ioprio_set` of the calling thread to the idle class; glibc has no wrapper for it.
 #[expect(unsafe_code, reason = "no safe wrapper of ioprio_set exists in std, nix or rustix")]
 fn set_idle_io_priority() -> std::io::Result<()> {
@@ -102,6 +173,43 @@ fn set_idle_io_priority() -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lent_thread_is_restricted_once_and_what_needs_more_runs_elsewhere() {
+        let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (theirs, mine) = (folder.path().join("new"), scratch.path().join("new"));
+        let (wanted, works) = channel::<Work>();
+        let lent = std::thread::spawn(move || {
+            lend(Box::new(move |work| wanted.send(work).unwrap()));
+            let thread = std::thread::current().id();
+            let before = unrestricted(move || std::thread::current().id() == thread);
+            let mut outcomes = Vec::new();
+            for _ in 0..2 {
+                let answer = restricted(Some(scratch.path().to_owned()), |state, _| {
+                    let here = std::thread::current().id() == thread;
+                    let writes = (std::fs::write(&theirs, b"x").is_ok(), std::fs::write(&mine, b"x").is_ok());
+                    (state.unwrap().enforcement, here, writes)
+                });
+                outcomes.push(answer.unwrap());
+            }
+            // Another folder is none that this thread may ever write to again.
+            let other = restricted(None, |_, _| std::thread::current().id() == thread).unwrap();
+            let free =
+                unrestricted(move || std::fs::write(&theirs, b"x").map(|()| std::thread::current().id() == thread));
+            (before, outcomes, other, free)
+        });
+        // Until the lent thread is gone.
+        works.iter().for_each(|work| work());
+        let (before, outcomes, other, free) = lent.join().unwrap();
+        if outcomes.iter().any(|(enforcement, ..)| *enforcement == Enforcement::None) {
+            println!("skipped: this kernel has no Landlock");
+            return;
+        }
+        assert_eq!(before, Some(true), "nothing restricts it yet");
+        assert!(outcomes.iter().all(|(_, here, writes)| *here && *writes == (false, true)), "{outcomes:?}");
+        assert!(!other);
+        assert!(matches!(free, Some(Ok(false))), "{free:?}");
+    }
 
     #[test]
     fn a_restricted_thread_writes_only_where_it_may() {

@@ -11,6 +11,7 @@ use super::plan::{Planned, lane_index};
 use super::watcher::{Watcher, Wish, Woken};
 use crate::bell::Bell;
 use crate::probe::{Context, Lane as Kind, Probe};
+use crate::sandbox::Work;
 use crate::spool::{Append, SpoolError};
 use muster_agent_core::clock::Now;
 use muster_agent_core::executable;
@@ -57,6 +58,8 @@ pub enum Asked {
 struct Slot {
     /// `None` while it runs.
     probe: Option<Box<dyn Probe>>,
+    /// It may have more to remember than memory has.
+    unsaved: bool,
     /// What takes its place when it comes back: another probe, or nothing.
     successor: Option<Option<Box<dyn Probe>>>,
 }
@@ -68,6 +71,8 @@ pub struct Judge<O> {
     lanes: Vec<Lane>,
     /// Runs that are over.
     inbox: Receiver<Done>,
+    /// What restricted threads may not do themselves.
+    helps: Receiver<Work>,
     bell: Bell,
     watcher: Watcher,
     services: Arc<Mutex<Services>>,
@@ -86,8 +91,6 @@ pub struct Judge<O> {
     /// What others ask, and reports that are not durable yet.
     questions: Option<Questions>,
     unanswered: Vec<oneshot::Sender<Result<u64, String>>>,
-    /// Subjects whose probes may have more to remember than memory has.
-    unsaved: BTreeSet<SubjectKey>,
 }
 
 impl<O: StateOutlet> Judge<O> {
@@ -95,14 +98,17 @@ impl<O: StateOutlet> Judge<O> {
     pub fn new(mut memory: Memory, outlet: O, mut watcher: Watcher) -> std::io::Result<Self> {
         let services = Arc::new(Mutex::new(std::mem::take(&mut memory.services)));
         let (results, inbox) = channel();
+        let (helper, helps) = channel();
         let bell = Bell::new()?;
         watcher.listen(bell.clone())?;
-        let lane = |kind| Lane::new(lane_index(kind), kind, Delivery::with_bell(results.clone(), bell.clone()));
+        let delivery = || Delivery::with_bell(results.clone(), bell.clone(), helper.clone());
+        let lane = |kind| Lane::new(lane_index(kind), kind, delivery());
         Ok(Self {
             schedule: Schedule::default(),
             slots: BTreeMap::new(),
             lanes: vec![lane(Kind::Quick), lane(Kind::Files), lane(Kind::Database)],
             inbox,
+            helps,
             bell,
             watcher,
             services,
@@ -118,7 +124,6 @@ impl<O: StateOutlet> Judge<O> {
             watchdog_ms: 0,
             questions: None,
             unanswered: Vec::new(),
-            unsaved: BTreeSet::new(),
         })
     }
 
@@ -144,6 +149,8 @@ impl<O: StateOutlet> Judge<O> {
     pub fn watch(&mut self, planned: Vec<Planned>, blind_after: Duration) {
         let now = crate::clock::now();
         self.memory.ledger.set_blind_after(blind_after);
+        // The folder that restricted threads may write to may be another one now.
+        self.lanes.iter_mut().for_each(Lane::renew);
         let wanted: BTreeSet<SubjectKey> = planned.iter().map(|planned| planned.probe.subject().clone()).collect();
         let gone: Vec<SubjectKey> = self.slots.keys().filter(|subject| !wanted.contains(subject)).cloned().collect();
         for subject in gone {
@@ -214,6 +221,9 @@ impl<O: StateOutlet> Judge<O> {
     /// to reload, since each run that is over brings its probe back.
     fn take_in(&mut self, woken: Woken) -> Option<Asked> {
         self.bell.silence();
+        while let Ok(work) = self.helps.try_recv() {
+            help(work);
+        }
         while let Ok(done) = self.inbox.try_recv() {
             self.finish(done);
         }
@@ -341,7 +351,6 @@ impl<O: StateOutlet> Judge<O> {
             return;
         }
         tracing::debug!(%subject, verdict = done.judgement.verdict().as_str(), took = ?done.took, "probed");
-        self.unsaved.insert(subject.clone());
         if self.observe(now, &subject, done.judgement) {
             self.note_probe(&subject);
         }
@@ -375,20 +384,27 @@ impl<O: StateOutlet> Judge<O> {
         };
         self.watcher.arm(&subject, probe.wake());
         slot.probe = Some(probe);
+        slot.unsaved = true;
         true
     }
 
     /// A cursor goes into the transaction of the events that it led to, and else into the next of all.
     fn note_probe(&mut self, subject: &SubjectKey) {
-        if let Some(probe) = self.slots.get(subject).and_then(|slot| slot.probe.as_ref()) {
+        if let Some(slot) = self.slots.get_mut(subject)
+            && let Some(probe) = &slot.probe
+        {
             self.memory.note_probe(subject, probe.save());
-            self.unsaved.remove(subject);
+            slot.unsaved = false;
         }
     }
 
     fn save_all(&mut self, now: Now) {
-        for subject in self.unsaved.clone() {
-            self.note_probe(&subject);
+        for (subject, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.unsaved) {
+            // One that runs has its turn when it is back.
+            if let Some(probe) = &slot.probe {
+                self.memory.note_probe(subject, probe.save());
+                slot.unsaved = false;
+            }
         }
         self.saved_ms = now.boottime_ms;
         self.save(now);
@@ -409,7 +425,7 @@ impl<O: StateOutlet> Judge<O> {
             }
         }
         if subject.probe == ProbeKind::Memory {
-            self.outlet.memory_probed();
+            self.outlet.memory_probed(muster_agent_core::memory::available_bytes(&judgement.seen));
         }
         self.memory.recent.explain(now, subject, &mut judgement);
         {
@@ -471,6 +487,14 @@ impl<O: StateOutlet> Judge<O> {
                 self.retry_ms = now.boottime_ms.saturating_add(RETRY_SPOOL_MS);
             }
         }
+    }
+}
+
+/// Does it on a thread of a moment, which nothing restricts: who needs it waits, and this loop does not.
+fn help(work: Work) {
+    let started = std::thread::Builder::new().name("probe-help".to_owned()).spawn(work);
+    if let Err(error) = started {
+        tracing::error!(%error, "cannot start a thread that helps a probe; it answers without");
     }
 }
 

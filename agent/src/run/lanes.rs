@@ -4,13 +4,15 @@
 //! than that. A thread takes no further run of a batch once [`BATCH_MAX`] has passed, so that a deadline, which counts
 //! from the hand-over, is about the run that hangs and not about those behind it; those come back and are due still.
 //!
-//! The sandbox is not made here: the SQLite probe opens strangers' files on a thread it restricts itself.
+//! The sandbox is not made here: who opens strangers' databases restricts the thread it runs on. In the daemon the threads
+//! of that lane are lent to it for good; what it may not do from then on a helper does, a thread of a moment.
 //!
 //! A lane has no thread before its first run. A thread that hangs is left behind and replaced, up to a bound; when it
 //! comes back it delivers its probe and ends.
 
 use crate::bell::Bell;
 use crate::probe::{Context, Lane as Kind, Probe};
+use crate::sandbox::{self, Work};
 use muster_agent_core::judgement::Judgement;
 use muster_common::finding::SubjectKey;
 use std::collections::VecDeque;
@@ -66,17 +68,28 @@ impl Done {
 pub struct Delivery {
     to: Sender<Done>,
     bell: Option<Bell>,
+    helper: Option<Sender<Work>>,
 }
 
 impl Delivery {
     /// To one who waits for the channel alone.
     pub const fn new(to: Sender<Done>) -> Self {
-        Self { to, bell: None }
+        Self { to, bell: None, helper: None }
     }
 
-    /// To one who waits for other things, too, and is rung for.
-    pub const fn with_bell(to: Sender<Done>, bell: Bell) -> Self {
-        Self { to, bell: Some(bell) }
+    /// To one who waits for other things, too, is rung for, and helps where a thread must not do something itself.
+    pub const fn with_bell(to: Sender<Done>, bell: Bell, helper: Sender<Work>) -> Self {
+        Self { to, bell: Some(bell), helper: Some(helper) }
+    }
+
+    /// Lends the calling thread to the sandbox, where there is a helper for what it may not do then.
+    fn lend_thread(&self) {
+        let Some((helper, bell)) = self.helper.clone().zip(self.bell.clone()) else { return };
+        sandbox::lend(Box::new(move |work| {
+            // Nobody helps any more when the daemon ends.
+            helper.send(work).ok();
+            bell.ring();
+        }));
     }
 
     /// False when nobody takes it.
@@ -174,6 +187,15 @@ impl Lane {
         self.batch.take().map(|batch| batch.jobs().drain(..).collect()).unwrap_or_default()
     }
 
+    /// Has the next run start another thread where threads are restricted, and lets the present one end with its batch: what
+    /// it may do is settled.
+    pub fn renew(&mut self) {
+        // Not where there could be no other.
+        if self.kind == Kind::Database && self.hung < HUNG_THREADS_MAX {
+            self.batches = None;
+        }
+    }
+
     /// Leaves the thread that hangs behind, and gives back what it has not begun; the next run starts another, if the
     /// bound allows one.
     pub fn replace(&mut self) -> Vec<Job> {
@@ -195,7 +217,12 @@ impl Lane {
             Kind::Database => "probe-db",
         };
         let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-        let spawned = builder.spawn(move || work(lane, worker, &batches, &results));
+        let spawned = builder.spawn(move || {
+            if kind == Kind::Database {
+                results.lend_thread();
+            }
+            work(lane, worker, &batches, &results);
+        });
         match spawned {
             Ok(_) => self.batches = Some(sender),
             Err(error) => tracing::error!(%error, lane = name, "cannot start a probe thread"),

@@ -56,8 +56,8 @@ pub trait StateOutlet {
     /// Does what others asked of it meanwhile.
     fn serve(&mut self) {}
 
-    /// The host's memory was just looked at: a good moment to tell it in heartbeats.
-    fn memory_probed(&mut self) {}
+    /// The host's memory was just looked at: so much is available, to be told in heartbeats; 0 where that is not known.
+    fn memory_probed(&mut self, _available_bytes: u64) {}
 }
 
 /// One row of the spool.
@@ -126,6 +126,9 @@ impl Memory {
 
     /// Takes in the outcome of one run and says what changed.
     pub fn observe(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) -> Vec<Change> {
+        if self.ledger.is_no_news(subject, judgement) {
+            return Vec::new();
+        }
         self.changed.extend(Ledger::touched_by(subject).map(Row::Subject));
         self.ledger.observe(now, subject, judgement)
     }

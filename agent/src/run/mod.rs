@@ -336,9 +336,8 @@ impl StateOutlet for Outlet {
         self.spool.serve();
     }
 
-    fn memory_probed(&mut self) {
+    fn memory_probed(&mut self, memory_available_bytes: u64) {
         if let Some(setter) = &self.facts {
-            let memory_available_bytes = memory_available();
             setter.update(|facts| facts.memory_available_bytes = memory_available_bytes);
         }
     }

@@ -1,11 +1,15 @@
 //! Reads `/proc/meminfo`.
 
 use super::HostRoot;
+use super::small::read_small_text;
 use crate::probe::{Context, Probe};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::memory::{Absent, Bands, MemoryJudge, parse};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
+
+/// `/proc/meminfo` has some sixty short lines.
+const MEMINFO_BYTES_MAX: u64 = 16 * 1024;
 
 /// Watches the host's available memory.
 #[derive(Debug)]
@@ -29,7 +33,7 @@ impl Probe for MemoryProbe {
     }
 
     fn run(&mut self, context: &Context) -> Judgement {
-        let text = std::fs::read_to_string(self.root.path("/proc/meminfo"));
+        let text = read_small_text(self.root.path("/proc/meminfo"), MEMINFO_BYTES_MAX);
         let reading = text.map_err(|error| Absent::NoFile(error.to_string())).and_then(|text| parse(&text));
         self.judge.judge(reading, context.now)
     }

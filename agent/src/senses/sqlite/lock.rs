@@ -7,6 +7,7 @@
 use super::SqliteProbe;
 use super::files::{self, Claim, Look};
 use crate::probe::Context;
+use crate::sandbox;
 use crate::senses::HostRoot;
 use crate::senses::locks::{self, Located, Openers};
 use muster_agent_core::clock::Now;
@@ -83,27 +84,47 @@ impl SqliteProbe {
         self.stuck = Some(Stuck { held, may_be_meant });
     }
 
-    /// Tells the lock that was noted. Runs on a thread that may look at other processes.
+    /// Tells the lock that was noted. Looks around on a thread that may look at other processes.
     pub(super) fn stuck_lock(&mut self, context: &Context) -> Option<Problem> {
         let Stuck { held, may_be_meant } = self.stuck.take()?;
-        let root = HostRoot::default();
+        let (living, now_ms) = (locks::living(context), context.now.boottime_ms);
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
-        let living = locks::living(context);
-        let scene = Scene::of(&root, &path, &living);
         let of = (held.name, held.pid);
-        let now_ms = context.now.boottime_ms;
         let fresh = |walk: &LastWalk| walk.of == of && now_ms.saturating_sub(walk.at_boottime_ms) < OPENERS_KEPT_MS;
-        if !self.last_walk.as_ref().is_some_and(fresh) {
-            let located = Located::find(&path, None).ok();
-            let openers = located.map(|located| locks::openers(&root, &path, &located, OPENERS_MAX));
-            self.last_walk = Some(LastWalk { of, openers: openers.unwrap_or_default(), at_boottime_ms: now_ms });
-        }
-        let openers = self.last_walk.as_ref().map(|walk| walk.openers.clone()).unwrap_or_default();
-        let others = openers.pids.iter().filter(|pid| Some(**pid) != held.pid);
-        let possible: Vec<Party> = others.filter_map(|pid| locks::party(&root, &living, *pid)).collect();
-        let holder = held.pid.and_then(|pid| locks::party(&root, &living, pid));
-        let told = Told { path: &self.path, held, may_be_meant, holder, possible, hidden: openers.hidden, scene };
+        let walk = self.last_walk.take().filter(fresh);
+        let around = sandbox::unrestricted(move || Around::look(&path, held, &living, walk, now_ms));
+        // Without such a thread the lock is told all the same.
+        let Around { scene, walk, holder, possible } = around.unwrap_or_default();
+        let hidden = walk.as_ref().map_or(0, |walk| walk.openers.hidden);
+        self.last_walk = walk;
+        let told = Told { path: &self.path, held, may_be_meant, holder, possible, hidden, scene };
         Some(told.problem())
+    }
+}
+
+/// What is seen round a stuck lock.
+#[derive(Debug, Default)]
+struct Around {
+    scene: Scene,
+    walk: Option<LastWalk>,
+    holder: Option<Party>,
+    possible: Vec<Party>,
+}
+
+impl Around {
+    fn look(path: &Path, held: Held, living: &[(ServiceName, Instance)], walk: Option<LastWalk>, now_ms: u64) -> Self {
+        let root = HostRoot::default();
+        let scene = Scene::of(&root, path, living);
+        let walk = walk.unwrap_or_else(|| {
+            let located = Located::find(path, None).ok();
+            let openers = located.map(|located| locks::openers(&root, path, &located, OPENERS_MAX));
+            let openers = openers.unwrap_or_default();
+            LastWalk { of: (held.name, held.pid), openers, at_boottime_ms: now_ms }
+        });
+        let others = walk.openers.pids.iter().filter(|pid| Some(**pid) != held.pid);
+        let possible = others.filter_map(|pid| locks::party(&root, living, *pid)).collect();
+        let holder = held.pid.and_then(|pid| locks::party(&root, living, pid));
+        Self { scene, walk: Some(walk), holder, possible }
     }
 }
 

@@ -495,7 +495,7 @@ impl Probe for SqliteProbe {
         Lane::Database
     }
 
-    /// Runs on a thread of its own that is restricted before it opens anything, whatever thread calls.
+    /// Runs on a thread that is restricted before it opens anything, whatever thread calls.
     fn run(&mut self, context: &Context) -> Judgement {
         // In `doctor` there may be no state folder; a private one is made before the restriction and allowed by it.
         let deep = match &self.options.one_shot {
@@ -533,23 +533,12 @@ impl Probe for SqliteProbe {
     }
 }
 
-/// Runs `work` on a thread that is restricted before it begins.
+/// Runs `work` where it is restricted before it begins.
 fn on_restricted_thread<T: Send>(
     scratch: Option<PathBuf>,
     work: impl FnOnce(&Ground) -> T + Send,
 ) -> Result<T, String> {
-    let restricted = move || {
-        let writable: Vec<PathBuf> = scratch.iter().cloned().collect();
-        work(&Ground::new(sandbox::restrict_thread(&writable), scratch))
-    };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("sqlite-probe".to_owned()).spawn_scoped(scope, restricted);
-        match thread.map(std::thread::ScopedJoinHandle::join) {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_panic)) => Err("the check panicked; please report this".to_owned()),
-            Err(error) => Err(format!("no thread for the check: {error}")),
-        }
-    })
+    sandbox::restricted(scratch, |sandbox, scratch| work(&Ground::new(sandbox, scratch)))
 }
 
 /// What the present thread may do.
