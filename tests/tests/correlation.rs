@@ -308,3 +308,27 @@ fn a_silence_of_a_reason_holds_back_many_of_it_and_nothing_else() {
     assert_eq!(count(&fleet, " page trigger "), 1, "one that is about something else joined: {}", fleet.log());
     fleet.check_journal();
 }
+
+/// What came back from one gathering and is gathered by another one is no part of the first any more, which would wait for
+/// it for ever.
+#[test]
+fn what_is_gathered_again_is_gathered_once() {
+    let mut fleet = Fleet::new(policy());
+    troubles(&mut fleet, 10);
+    hosts(&mut fleet, 20);
+    for n in 0..6 {
+        fleet.run_line(&format!("1000 clear h{n} s{n} a port_closed"));
+    }
+    assert!(fleet.log().contains("1000 recovering fleet/incident_burst"), "{}", fleet.log());
+    // Four are on their own again; with six others they are a gathering beside the first.
+    for n in 10..16 {
+        fleet.run_line(&format!("1005 open h{n} s{n} a port_closed"));
+    }
+    assert!(fleet.log().contains("1005 opened sev2 incident_burst fleet/incident_burst-2#1"), "{}", fleet.log());
+    for n in 6..16 {
+        fleet.run_line(&format!("2000 clear h{n} s{n} a port_closed"));
+    }
+    fleet.run_line("4000 end");
+    assert!(fleet.machine.state().incidents().all(|incident| !incident.is_unresolved()), "{}", fleet.log());
+    fleet.check_journal();
+}

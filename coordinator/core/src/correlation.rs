@@ -202,6 +202,7 @@ fn gather(state: &mut State, now: Timestamp, burst_key: &str, key: String) {
         .map(|agent| state.agent(agent).and_then(|agent| agent.hello.as_ref()).map(|hello| hello.labels.clone()))
         .map(Option::unwrap_or_default)
         .collect();
+    leave_other(state, burst_key, &key);
     let cause = state.causes.entry(burst_key.to_owned()).or_default();
     let burst = cause.burst.get_or_insert_with(|| Box::new(Burst { first_opened: opened, ..Burst::new(began) }));
     if burst.gathered.len() >= GATHERED_MAX {
@@ -235,6 +236,16 @@ fn gather(state: &mut State, now: Timestamp, burst_key: &str, key: String) {
     state.gathered_in.insert(key.clone(), burst_key.to_owned());
     state.touched.insert(key);
     state.touched.insert(burst_key.to_owned());
+}
+
+/// What came back from an older gathering is watched by one alone: else the older would never hear that it is well.
+fn leave_other(state: &mut State, burst_key: &str, key: &str) {
+    let Some(other) = state.gathered_in.get(key).filter(|other| *other != burst_key).cloned() else { return };
+    if let Some(burst) = state.causes.get_mut(&other).and_then(|cause| cause.burst.as_mut()) {
+        burst.leave(key);
+    }
+    state.gathered_in.remove(key);
+    state.touched.insert(other);
 }
 
 /// Something is wrong under the key now that no fleet-wide incident explains.
