@@ -15,6 +15,7 @@ use muster_coordinator::failover::client::connect;
 use muster_coordinator::serve::Coordinator;
 use muster_coordinator_core::entry::Fact;
 use muster_proto::v1;
+use muster_proto::v1::finding_service_client::FindingServiceClient;
 use muster_proto::v1::incident_service_client::IncidentServiceClient;
 use muster_proto::v1::paging_service_client::PagingServiceClient;
 use serde_json::Value;
@@ -182,6 +183,19 @@ async fn a_dead_letter_is_listed_and_sent_again() {
     assert_eq!((&told[0]["dedup_key"], &told[0]["page_id"].to_string()), (&told[1]["dedup_key"], &letter.page_id));
     let ops = only_receiver(&mut paging).await;
     assert!(ops.last_error.is_empty() && ops.last_delivered.is_some() && ops.next_try.is_none(), "{ops:?}");
+    let mut journal = FindingServiceClient::new(world.channel(Role::Viewer, "eve").await);
+    let events = journal.list_events(v1::ListEventsRequest::default()).await.unwrap().into_inner().events;
+    let first = format!("page {} (trigger) to ops given up: answered 400", letter.page_id);
+    let mut incidents = IncidentServiceClient::new(world.channel(Role::Viewer, "eve").await);
+    let asked = v1::ExplainRequest { about: Some(v1::explain_request::About::Id(letter.incident.clone())) };
+    let why = incidents.explain(asked).await.unwrap().into_inner().answer;
+    assert!(why.contains(" paged ops ") && !why.contains("given up"), "it took it in the end: {why}");
+    for words in
+        [first, format!("page {again} (trigger) is sent to ops"), format!("page {again} (trigger) accepted by ops")]
+    {
+        let found = events.iter().any(|event| event.summary == words && event.incident == letter.incident);
+        assert!(found, "{words}: {events:#?}");
+    }
     for (id, code) in
         [(letter.page_id.as_str(), Code::FailedPrecondition), ("999999", Code::NotFound), ("x", Code::InvalidArgument)]
     {
