@@ -8,6 +8,7 @@
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem, Unknown, Verdict};
+use crate::news;
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{Finding, FindingEvent, ProbeKind, SubjectKey, open_digest};
 use muster_common::ids::ServiceName;
@@ -453,7 +454,7 @@ impl Condition {
             return None;
         }
         let graver_or_milder = seen.severity != self.finding.severity;
-        let other_words = seen.grade != self.finding.grade || !words(&seen).eq(words(&self.finding));
+        let other_words = seen.grade != self.finding.grade || !news::same_words(&seen, &self.finding);
         if other_words && !graver_or_milder {
             self.update_tokens = self.update_tokens.checked_sub(1)?;
         }
@@ -464,15 +465,6 @@ impl Condition {
         self.finding = seen;
         Some(FindingEvent::Updated(self.finding.clone()))
     }
-}
-
-/// The part of the evidence that is news when it changes: names, flags, codes and ids, not measurements.
-fn words(finding: &Finding) -> impl Iterator<Item = (&str, &Value)> {
-    finding.evidence.iter().filter(|(key, value)| match value {
-        Value::Text(_) | Value::Flag(_) | Value::Integer(_) => true,
-        Value::Count(_) => *key == "pid" || *key == "start_ticks" || *key == "inode",
-        Value::Bytes(_) | Value::Millis(_) | Value::Time(_) => false,
-    })
 }
 
 impl Rate {
@@ -688,6 +680,29 @@ mod tests {
                 .collect();
             assert_eq!(told, expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_text_whose_age_moves_on_is_no_news() {
+        let told = |text: &dyn Fn(u64) -> String| {
+            let mut ledger = Ledger::default();
+            let subject = subject(ProbeKind::Process, "x");
+            let mut updates = 0;
+            for run in 1..=600 {
+                let evidence = Evidence::new().text("diagnosis", text(run));
+                let problem = Problem::new(Reason::ProcessDown, "down").evidence(evidence);
+                let judgement = Judgement { problems: vec![problem], ..Judgement::default() };
+                let changes = ledger.observe(now(run * STEP_MS), &subject, &judgement);
+                updates += changes.iter().filter(|change| letter(change).starts_with('~')).count();
+            }
+            updates
+        };
+        let age = |run: u64| muster_common::units::human_duration(Duration::from_secs(run * run));
+        assert_eq!(told(&|run| format!("seen {} times in a row, for {}", run + 1, age(run))), 0);
+        assert_eq!(told(&|run| format!("the last good copy ({}, {run} KiB) is {} old", age(run), age(run))), 0);
+        // Neither a number without a unit nor another word is such a measure.
+        assert_eq!(told(&|run| format!("process {} holds it", run / 100)), 6);
+        assert_eq!(told(&|run| format!("{} s ago, {}", run, if run < 300 { "by hand" } else { "by a signal" })), 1);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod log;
 pub mod memory;
 pub mod mounts;
 pub mod neighbour;
+pub mod news;
 pub mod permission;
 pub mod pid_file;
 pub mod port;
