@@ -32,6 +32,18 @@ pub fn decide(state: &State, now: Timestamp, key: &str) -> Option<Conclusion> {
     }
 }
 
+/// What the rules about an unresolved incident look at.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    state: &'a State,
+    now: Timestamp,
+    key: &'a str,
+    cause: &'a Cause,
+    incident: &'a Incident,
+    /// What is wrong with the cause now.
+    found: Option<&'a Assessment>,
+}
+
 /// No incident of this cause is unresolved: is there reason for one?
 fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conclusion> {
     let found = assess(state, now, key, cause)?;
@@ -130,13 +142,14 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
         });
     }
     let found = assess(state, now, key, cause);
-    by_hand(incident, found.as_ref())
-        .or_else(|| changed(state, now, key, cause, incident, found.as_ref()))
-        .or_else(|| second_opinion_told(state, now, key, cause, incident, found.as_ref()))
-        .or_else(|| turned(state, incident, key, found.as_ref()))
+    let case = Case { state, now, key, cause, incident, found: found.as_ref() };
+    by_hand(case)
+        .or_else(|| changed(case))
+        .or_else(|| second_opinion_told(case))
+        .or_else(|| turned(case))
         .or_else(|| second_opinion::wanted(state, now, incident))
-        .or_else(|| paging::page(state, now, key, cause, incident, found.as_ref()))
-        .or_else(|| over(state, now, incident))
+        .or_else(|| paging::page(case))
+        .or_else(|| over(case))
 }
 
 fn joins(state: &State, key: &str, cause: &Cause, member: &str) -> String {
@@ -149,7 +162,7 @@ fn joins(state: &State, key: &str, cause: &Cause, member: &str) -> String {
 
 /// A person wants another severity. What the rules made of it so far is remembered with it: only worse than that counts
 /// later.
-fn by_hand(incident: &Incident, found: Option<&Assessment>) -> Option<Conclusion> {
+fn by_hand(Case { incident, found, .. }: Case<'_>) -> Option<Conclusion> {
     let wish = incident.response.wish.as_ref()?;
     let so_far = incident.response.by_hand.as_ref().map_or(incident.severity, |hand| hand.assessed);
     let assessed = found.map_or(so_far, |found| found.severity.max(so_far));
@@ -164,14 +177,7 @@ fn by_hand(incident: &Incident, found: Option<&Assessment>) -> Option<Conclusion
 }
 
 /// Worse than before, or a cause was found behind the symptoms.
-fn changed(
-    state: &State,
-    now: Timestamp,
-    key: &str,
-    cause: &Cause,
-    incident: &Incident,
-    found: Option<&Assessment>,
-) -> Option<Conclusion> {
+fn changed(Case { state, now, key, cause, incident, found }: Case<'_>) -> Option<Conclusion> {
     let found = found?;
     let worse = found.severity > incident.raised_beyond();
     let better_told = cause::telling(found.reason) > cause::telling(incident.reason);
@@ -192,7 +198,7 @@ fn changed(
 }
 
 /// Between wrong and healthy.
-fn turned(state: &State, incident: &Incident, key: &str, found: Option<&Assessment>) -> Option<Conclusion> {
+fn turned(Case { state, key, incident, found, .. }: Case<'_>) -> Option<Conclusion> {
     let open = found.is_some_and(|found| found.open);
     let id = incident.key.clone();
     match incident.status {
@@ -215,14 +221,7 @@ fn turned(state: &State, incident: &Incident, key: &str, found: Option<&Assessme
 }
 
 /// The neighbours have spoken: the title says so, and with it every page that is still to come.
-fn second_opinion_told(
-    state: &State,
-    now: Timestamp,
-    key: &str,
-    cause: &Cause,
-    incident: &Incident,
-    found: Option<&Assessment>,
-) -> Option<Conclusion> {
+fn second_opinion_told(Case { state, now, key, cause, incident, found }: Case<'_>) -> Option<Conclusion> {
     let asked = cause::kind_of(key) == CauseKind::AgentStale && incident.status == IncidentStatus::Open;
     let question = state.second_opinion(incident.agents.first().filter(|_| asked)?)?;
     question.opinion.as_ref()?;
@@ -240,7 +239,7 @@ fn gone_for_good<'a>(state: &'a State, incident: &'a Incident) -> Option<(&'a Ag
     Some((first, state.archived(first)?))
 }
 
-fn over(state: &State, now: Timestamp, incident: &Incident) -> Option<Conclusion> {
+fn over(Case { state, now, incident, .. }: Case<'_>) -> Option<Conclusion> {
     if incident.status == IncidentStatus::Recovering
         && let Some((agent, archived)) = gone_for_good(state, incident)
     {

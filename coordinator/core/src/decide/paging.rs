@@ -1,7 +1,7 @@
 //! Whether to page, and with what: once per incident and receiver, again only when it got worse or better explained.
 
 use super::assess::{Assessment, assess};
-use super::human;
+use super::{Case, human};
 use crate::apply::incidents::hold_of;
 use crate::cause;
 use crate::changes;
@@ -19,30 +19,24 @@ const AGENTS_NAMED_MAX: usize = 50;
 const LATE_HEARTBEATS: u32 = 3;
 
 /// The next page about an unresolved incident, or the reason for none.
-pub(super) fn page(
-    state: &State,
-    now: Timestamp,
-    key: &str,
-    cause: &Cause,
-    incident: &Incident,
-    found: Option<&Assessment>,
-) -> Option<Conclusion> {
+pub(super) fn page(case: Case<'_>) -> Option<Conclusion> {
+    let incident = case.incident;
     if !incident.hold_over {
         return None;
     }
     if !incident.has_paged()
-        && let Some(why) = why_not(state, now, incident, found)
+        && let Some(why) = why_not(case)
     {
         let incident_key = incident.key.clone();
         return (!incident.explained).then_some(Conclusion::NotPaged { incident: incident_key, why });
     }
-    let is_held_back = match held_back(state, incident) {
+    let is_held_back = match held_back(case.state, incident) {
         HeldBack::No => false,
         HeldBack::Told => true,
         HeldBack::News(conclusion) => return Some(conclusion),
     };
-    let triggers = if is_held_back { None } else { trigger(state, now, key, cause, incident, found) };
-    triggers.or_else(|| acknowledge(state, now, key, cause, incident, found)).or_else(|| replaced(state, now, incident))
+    let triggers = if is_held_back { None } else { trigger(case) };
+    triggers.or_else(|| acknowledge(case)).or_else(|| replaced(case.state, case.now, incident))
 }
 
 /// Whether a silence holds pages back that call somebody. What was told before is acknowledged and resolved all the same.
@@ -64,19 +58,13 @@ fn held_back(state: &State, incident: &Incident) -> HeldBack {
 }
 
 /// The next page that calls somebody.
-fn trigger(
-    state: &State,
-    now: Timestamp,
-    key: &str,
-    cause: &Cause,
-    incident: &Incident,
-    found: Option<&Assessment>,
-) -> Option<Conclusion> {
+fn trigger(case: Case<'_>) -> Option<Conclusion> {
+    let Case { state, now, incident, found, .. } = case;
     if let Some(escalation) = escalate(state, now, incident) {
         return Some(escalation);
     }
     let dedup = incident.dedup_key();
-    if let Some(wanted) = resend(state, now, key, cause, incident, found) {
+    if let Some(wanted) = resend(case) {
         return Some(wanted);
     }
     for told in told(state, incident) {
@@ -99,7 +87,7 @@ fn trigger(
         if known.is_none() && joined_later && incident.status == IncidentStatus::Recovering {
             continue;
         }
-        let page = build(state, now, key, cause, incident, found, receiver, &dedup, PageAction::Trigger, &why);
+        let page = build(case, receiver, &dedup, PageAction::Trigger, &why);
         return Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why });
     }
     None
@@ -124,41 +112,28 @@ fn escalate(state: &State, now: Timestamp, incident: &Incident) -> Option<Conclu
     (due && anybody()).then(|| Conclusion::IncidentEscalated { incident: incident.key.clone(), count, why: why() })
 }
 
-fn acknowledge(
-    state: &State,
-    now: Timestamp,
-    key: &str,
-    cause: &Cause,
-    incident: &Incident,
-    found: Option<&Assessment>,
-) -> Option<Conclusion> {
+fn acknowledge(case: Case<'_>) -> Option<Conclusion> {
+    let incident = case.incident;
     let dedup = incident.dedup_key();
     let owner = incident.owner.as_ref().filter(|_| incident.acknowledged.is_some())?;
     let page_key = incident.page_keys.iter().find(|page| !page.acknowledged && page.dedup_key == dedup)?;
     let why = format!("{owner} acknowledged it");
-    let action = PageAction::Acknowledge;
-    let page = build(state, now, key, cause, incident, found, &page_key.receiver, &dedup, action, &why);
+    let page = build(case, &page_key.receiver, &dedup, PageAction::Acknowledge, &why);
     Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
 
 /// A page that an operator wants to be sent again: under the key that counts now.
-fn resend(
-    state: &State,
-    now: Timestamp,
-    key: &str,
-    cause: &Cause,
-    incident: &Incident,
-    found: Option<&Assessment>,
-) -> Option<Conclusion> {
+fn resend(case: Case<'_>) -> Option<Conclusion> {
+    let Case { state, incident, .. } = case;
     let configured = |receiver: &String| state.policy().receivers.contains(receiver);
     let (receiver, wish) = incident.resend.iter().find(|(receiver, _)| configured(receiver))?;
     let why = format!("{} sends the page {} again, which was given up: {}", wish.by, wish.page.0, incident.why);
     let dedup = incident.dedup_key();
-    let page = build(state, now, key, cause, incident, found, receiver, &dedup, wish.action, &why);
+    let page = build(case, receiver, &dedup, wish.action, &why);
     Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
 
-fn why_not(state: &State, now: Timestamp, incident: &Incident, found: Option<&Assessment>) -> Option<String> {
+fn why_not(Case { state, now, incident, found, .. }: Case<'_>) -> Option<String> {
     let policy = state.policy();
     if incident.severity < policy.page_from {
         return Some(format!(
@@ -271,23 +246,14 @@ fn settle_key(state: &State, now: Timestamp, incident: &Incident, page_key: &Pag
     let cause = state.cause(key).unwrap_or(&empty);
     let (receiver, dedup) = (&page_key.receiver, &page_key.dedup_key);
     let found = assess(state, now, key, cause);
-    let page = build(state, now, key, cause, incident, found.as_ref(), receiver, dedup, PageAction::Resolve, &why);
+    let case = Case { state, now, key, cause, incident, found: found.as_ref() };
+    let page = build(case, receiver, dedup, PageAction::Resolve, &why);
     Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why }
 }
 
-#[expect(clippy::too_many_arguments, reason = "a page is made of everything that is known, in one place")]
-fn build(
-    state: &State,
-    now: Timestamp,
-    key: &str,
-    cause: &Cause,
-    incident: &Incident,
-    found: Option<&Assessment>,
-    receiver: &str,
-    dedup: &str,
-    action: PageAction,
-    why: &str,
-) -> Page {
+/// A page is made of everything that is known, in one place.
+fn build(case: Case<'_>, receiver: &str, dedup: &str, action: PageAction, why: &str) -> Page {
+    let Case { state, now, key, cause, incident, found } = case;
     let wording = found.filter(|_| action == PageAction::Trigger).map(|found| found.wording(state, now, key, cause));
     let (title, details, next_steps, services) = match wording {
         // The title told first stays unless a better explanation was found: receivers compare them.
