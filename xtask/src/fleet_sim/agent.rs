@@ -83,6 +83,8 @@ pub(crate) struct Agent {
     pub(crate) beat_us: AtomicU64,
     /// Sent as available memory, so that a heartbeat can be recognised.
     pub(crate) stamp: AtomicU64,
+    /// The stamp sent last, and [`Common::micros`] of when it was sent first.
+    stamped: Mutex<(u64, u64)>,
     sequence: AtomicU64,
     spool: Mutex<Spool>,
     random: AtomicU64,
@@ -112,6 +114,7 @@ impl Agent {
             welcomed_us: AtomicU64::new(0),
             beat_us: AtomicU64::new(0),
             stamp: AtomicU64::new(8 << 30),
+            stamped: Mutex::new((0, 0)),
             sequence: AtomicU64::new(0),
             spool: Mutex::new(Spool { position: Position::start(spool), digest: 0, unsent: Vec::new(), epoch: None }),
             random: AtomicU64::new(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -122,6 +125,12 @@ impl Agent {
     pub(crate) fn want(&self, what: u32) {
         self.wanted.fetch_or(what, Ordering::AcqRel);
         self.bell.notify_one();
+    }
+
+    /// When a heartbeat with this stamp was sent, if one was.
+    pub(crate) fn sent_at(&self, stamp: u64) -> Option<Instant> {
+        let (sent, micros) = *lock(&self.stamped);
+        (sent == stamp).then(|| self.common.begun + Duration::from_micros(micros))
     }
 
     /// Lets it connect, and stay connected, or not.
@@ -316,14 +325,21 @@ impl Agent {
             let spool = self.spool();
             (spool.position.sequence, spool.digest)
         };
-        self.beat_us.store(self.common.micros(), Ordering::Release);
+        let (now_us, stamp) = (self.common.micros(), self.stamp.load(Ordering::Acquire));
+        self.beat_us.store(now_us, Ordering::Release);
+        {
+            let mut stamped = lock(&self.stamped);
+            if stamped.0 != stamp {
+                *stamped = (stamp, now_us);
+            }
+        }
         self.common.beats.fetch_add(1, Ordering::Relaxed);
         let heartbeat = v1::Heartbeat {
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
             open_digest,
             head_sequence,
             boottime_ms: self.common.micros() / 1000,
-            memory_available_bytes: self.stamp.load(Ordering::Acquire),
+            memory_available_bytes: stamp,
             evicted_entries: 0,
             wall_unix_ms: wall_unix_ms(),
         };

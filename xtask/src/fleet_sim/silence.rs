@@ -63,7 +63,9 @@ pub(crate) fn measure(stage: &Stage, heartbeat: Duration, results: &mut Results)
         let since_beat = |(name, at): (&String, &Instant)| Some(at.saturating_duration_since(beat(name)?));
         let confirmed = seen.disconnected.iter().filter(|(name, _)| reset.clone().any(|agent| agent.name == **name));
         let confirmed: Vec<_> = confirmed.map(|(_, at)| at.saturating_duration_since(reset_at)).collect();
-        let stale: Vec<_> = seen.stale.iter().filter_map(since_beat).collect();
+        // Those whose connection was reset are stale later where they are held back: within a re-hear window.
+        let stale = seen.stale.iter().filter(|(name, _)| frozen.clone().any(|agent| agent.name == **name));
+        let stale: Vec<_> = stale.filter_map(since_beat).collect();
         anyhow::Ok((stale, confirmed, seen.unlinked))
     });
     stage.open_gate();

@@ -83,7 +83,7 @@ pub(crate) fn decide(agents: usize, results: &mut Results) -> Result<()> {
         ("an occurrence for the record", audit),
         ("a condition is told again", again),
         ("a condition clears", clear),
-        ("a condition opens, with its incident", open),
+        ("a condition opens", open),
     ] {
         results.add(
             &format!("decided: {what}"),
