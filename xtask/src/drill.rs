@@ -2,13 +2,12 @@
 
 use crate::lab::{Lab, WEBHOOK_PATH};
 use crate::say;
-use crate::suite::workspace;
+use crate::suite::cargo_command;
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Which one.
@@ -38,9 +37,8 @@ pub(crate) fn run(drill: &Drill) -> Result<()> {
 
 /// Runs `seeds` worlds of the simulator; a failing one says how to run it again.
 fn sim(seeds: u64) -> Result<()> {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--package", "muster-tests", "--test", "simulation", "--", "--nocapture"]);
-    let status = cargo.current_dir(workspace()).env("MUSTER_SEEDS", seeds.to_string()).status();
+    let mut cargo = cargo_command(&["test", "--package", "muster-tests", "--test", "simulation", "--", "--nocapture"]);
+    let status = cargo.env("MUSTER_SEEDS", seeds.to_string()).status();
     ensure!(status.context("cannot run cargo test")?.success(), "a world broke a promise: see its seed above");
     Ok(())
 }

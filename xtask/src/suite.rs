@@ -4,7 +4,7 @@ use crate::{demo, drill, fleet_sim, foreign, lab, say, tidy};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -95,15 +95,30 @@ fn step(name: &str, task: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-fn cargo_command(arguments: &[&str]) -> Command {
+/// cargo in the workspace. What `cargo run` says of xtask is no news of the other packages, but build scripts would take it
+/// for such and build anew.
+pub(crate) fn cargo_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO"));
     command.current_dir(workspace()).args(arguments).stdin(Stdio::null());
+    let of_xtask = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_xtask)) {
+        command.env_remove(name);
+    }
     command
+}
+
+/// Builds programs of the workspace, and returns the folder in which those of `profile` lie.
+pub(crate) fn build(arguments: &[&str], profile: &str) -> Result<PathBuf> {
+    cargo(&[&["build", "--quiet"], arguments].concat())?;
+    let own = std::env::current_exe()?;
+    let target = own.parent().and_then(Path::parent).context("the running program has no target folder")?;
+    Ok(target.join(profile))
 }
 
 fn run(mut command: Command) -> Result<()> {
     let status = command.status()?;
-    ensure!(status.success(), "{command:?} failed: {status}");
+    let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+    ensure!(status.success(), "cargo {} failed: {status}", arguments.join(" "));
     Ok(())
 }
 

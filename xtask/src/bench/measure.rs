@@ -38,6 +38,12 @@ pub(crate) struct Cost {
     pub(crate) threads_max: u64,
 }
 
+/// The 1-minute load average.
+pub(crate) fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().unwrap_or("unknown").to_owned()
+}
+
 /// Looks at a process and at its children, as one.
 pub(crate) fn look(pids: &[u32]) -> Result<Look> {
     let mut sum =

@@ -1,8 +1,9 @@
 //! `cargo xtask bench replay`: a bundle of so many facts, made by the rules themselves, replayed by the program as it is
 //! shipped; once for the same conclusions and once under another policy.
 
+use super::measure;
 use super::table::{Format, Table};
-use crate::suite::workspace;
+use crate::suite::build;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use std::path::Path;
@@ -22,12 +23,9 @@ pub(crate) struct Options {
 
 /// Measures.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let root = workspace();
-    let mut build = Command::new("cargo");
-    build.current_dir(&root).args(["build", "--release", "-p", "muster-coordinator"]);
-    build.args(["--bin", "muster-coordinator", "--example", "synthetic_bundle"]);
-    ensure!(build.status().context("cannot run cargo")?.success(), "the release build failed");
-    let programs = root.join("target/release");
+    crate::say!("building muster-coordinator and the maker of the bundle with --release …");
+    let what = ["--package", "muster-coordinator", "--bin", "muster-coordinator", "--example", "synthetic_bundle"];
+    let programs = build(&[&["--release"], &what[..]].concat(), "release")?;
     let dir = tempfile::tempdir()?;
     let (bundle, policy) = (dir.path().join("bundle.tar.gz"), dir.path().join("policy.toml"));
     let mut make = Command::new(programs.join("examples/synthetic_bundle"));
@@ -47,8 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     table.row(["the same conclusions", &format!("{:.1} s", same.as_secs_f64()), "10 s for 1,000,000 facts"]);
     table.row(["another policy", &format!("{:.1} s", other.as_secs_f64()), "10 s for 1,000,000 facts"]);
     table.print(options.format);
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    crate::say!("load average {}", load.trim());
+    crate::say!("load average {}", measure::load());
     Ok(())
 }
 

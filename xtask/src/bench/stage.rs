@@ -2,7 +2,7 @@
 
 use super::child::Logged;
 use crate::lab::{Lab, free_port};
-use crate::suite::workspace;
+use crate::suite::build;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use std::fs;
@@ -203,15 +203,5 @@ pub(crate) fn has_systemd() -> bool {
 /// The agent with the profile it is shipped with.
 fn build_agent() -> Result<PathBuf> {
     crate::say!("building muster-agent with the profile it is shipped with …");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(workspace()).args(["build", "--quiet", "--profile", "agent", "--package", "muster-agent"]);
-    // What `cargo run` says of xtask is no news of the agent, but build scripts would take it for such and build anew.
-    let of_ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    for (name, _) in std::env::vars().filter(|(name, _)| of_ours(name)) {
-        cargo.env_remove(name);
-    }
-    ensure!(cargo.status()?.success(), "the build failed");
-    let debug = std::env::current_exe()?;
-    let target = debug.parent().and_then(Path::parent).context("the running program has no target folder")?;
-    Ok(target.join("agent/muster-agent"))
+    Ok(build(&["--profile", "agent", "--package", "muster-agent"], "agent")?.join("muster-agent"))
 }

@@ -12,13 +12,14 @@ mod simulated;
 mod stage;
 mod swarm;
 
+use crate::bench::measure::load;
 use crate::bench::table::{Format, Table};
 use crate::say;
-use crate::suite::workspace;
+use crate::suite::build;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use stage::Stage;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use swarm::Manner;
@@ -204,12 +205,6 @@ impl Results {
     }
 }
 
-/// The 1-minute load average.
-fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().next().unwrap_or("unknown").to_owned()
-}
-
 fn length(text: &str) -> Result<Duration, String> {
     let parsed =
         text.strip_suffix("ms").map(|number| (number, 1)).or(text.strip_suffix('s').map(|number| (number, 1000)));
@@ -222,18 +217,7 @@ fn length(text: &str) -> Result<Duration, String> {
 /// cost more than the coordinator.
 fn in_release() -> Result<()> {
     say!("building muster-coordinator and the simulator with --release …");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(workspace()).args(["build", "--quiet", "--release"]);
-    cargo.args(["--package", "muster-coordinator", "--package", "xtask"]);
-    // What `cargo run` says of xtask is no news of the others, but build scripts would take it for such and build anew.
-    let of_ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    for (name, _) in std::env::vars().filter(|(name, _)| of_ours(name)) {
-        cargo.env_remove(name);
-    }
-    ensure!(cargo.status()?.success(), "the build failed");
-    let debug = std::env::current_exe()?;
-    let target = debug.parent().and_then(Path::parent).context("the running program has no target folder")?;
-    let programs = target.join("release");
+    let programs = build(&["--release", "--package", "muster-coordinator", "--package", "xtask"], "release")?;
     let mut simulator = Command::new(programs.join("xtask"));
     simulator.args(std::env::args_os().skip(1)).arg("--programs").arg(&programs);
     let status = simulator.status()?;

@@ -7,7 +7,7 @@
 pub(crate) mod receiver;
 pub(crate) mod service;
 
-use crate::say;
+use crate::{say, suite};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -390,13 +390,10 @@ static BUILT: OnceLock<()> = OnceLock::new();
 pub(crate) fn build() -> Result<PathBuf> {
     if BUILT.get().is_none() {
         say!("building muster-agent, muster-coordinator and musterctl …");
-        let packages = ["muster-agent", "muster-coordinator", "musterctl"];
-        let mut command = Command::new(env!("CARGO"));
-        command.current_dir(crate::suite::workspace()).args(["build", "--quiet"]);
-        packages.iter().for_each(|package| {
-            command.args(["--package", package]);
-        });
-        ensure!(command.status()?.success(), "the build failed");
+        suite::build(
+            &["--package", "muster-agent", "--package", "muster-coordinator", "--package", "musterctl"],
+            "debug",
+        )?;
         built_by_tests();
     }
     let xtask = std::env::current_exe()?;

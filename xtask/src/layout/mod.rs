@@ -10,8 +10,8 @@ pub(crate) mod trace;
 use crate::bench::stage::{AgentPlan, SERVICES, Stage};
 use crate::lab;
 use crate::say;
-use crate::suite::workspace;
-use anyhow::{Context, Result, ensure};
+use crate::suite::{build, workspace};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,7 +38,10 @@ const ALWAYS: [&str; 2] = ["*crt1.o(.text)", "*libring-*:*(.text .text.*)"];
 
 /// Runs the agent as it is shipped, but for its symbols, and writes the script.
 pub(crate) fn run() -> Result<()> {
-    let agent = build()?;
+    say!("building muster-agent as it is shipped, with its symbols …");
+    let symbols = ["--config", "profile.agent.strip = \"none\""];
+    let built = build(&[&["--profile", "agent", "--package", "muster-agent"], &symbols[..]].concat(), "agent")?;
+    let agent = built.join("muster-agent");
     let folder = tempfile::tempdir()?;
     let called = folder.path().join("called");
     let programs = programs(folder.path(), &agent, &called)?;
@@ -65,17 +68,6 @@ pub(crate) fn run() -> Result<()> {
     fs::write(&path, &script)?;
     say!("{} functions called; {} lines in {}", called.lines().count(), script.lines().count(), path.display());
     Ok(())
-}
-
-fn build() -> Result<PathBuf> {
-    say!("building muster-agent as it is shipped, with its symbols …");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(workspace()).args(["build", "--quiet", "--profile", "agent", "--package", "muster-agent"]);
-    cargo.env("CARGO_PROFILE_AGENT_STRIP", "none");
-    ensure!(cargo.status()?.success(), "the build failed");
-    let debug = std::env::current_exe()?;
-    let target = debug.parent().and_then(Path::parent).context("the running program has no target folder")?;
-    Ok(target.join("agent/muster-agent"))
 }
 
 /// A folder with the coordinator, and a script in the place of the agent that has its daemon traced.
