@@ -60,9 +60,12 @@ pub(crate) fn test(options: &Options) -> Result<()> {
 /// The pager's tests against it are skipped where it is missing; here that is an error.
 fn real_alertmanager() -> Result<()> {
     let named = std::env::var_os("MUSTER_ALERTMANAGER").map(PathBuf::from);
+    if let Some(path) = named.as_ref().filter(|path| !path.exists()) {
+        bail!("MUSTER_ALERTMANAGER names {}, and nothing is there", path.display());
+    }
     let found = named.into_iter().chain(ALERTMANAGERS.map(PathBuf::from)).find(|path| path.exists());
-    let missing = "no Alertmanager here: apt-get install prometheus-alertmanager, or unpack that package and name its \
-                   binary by MUSTER_ALERTMANAGER=PATH";
+    let missing = "no Alertmanager here (looked for /usr/bin/prometheus-alertmanager and /usr/bin/alertmanager): apt-get \
+                   install prometheus-alertmanager, or unpack that package and name its binary by MUSTER_ALERTMANAGER=PATH";
     say!("found {}", found.context(missing)?.display());
     cargo(&["test", "--quiet", "--package", "muster-coordinator", "--test", "pager", "--", "alertmanager"])
 }
