@@ -8,8 +8,6 @@ use crate::pressure::psi::Psi;
 use muster_common::units::human_bytes;
 use std::fmt;
 
-/// A worker, where the caller does not say how large it is.
-pub const WORKER_BYTES_DEFAULT: u64 = 1 << 30;
 /// Hundredths of a percent of the last ten seconds in which some process stalled for memory: from here on caution.
 const SOME_CAUTION: u64 = 10_00;
 /// In which all stalled at once: from here on caution.

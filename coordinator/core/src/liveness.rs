@@ -179,11 +179,6 @@ impl Liveness {
         self.rows.get(agent).is_some_and(|row| row.contact == Contact::Open)
     }
 
-    /// Agents not heard since this process began to listen.
-    pub fn not_reheard(&self) -> impl Iterator<Item = &AgentName> {
-        self.rows.iter().filter(|(_, row)| row.contact == Contact::Awaited).map(|(agent, _)| agent)
-    }
-
     /// This process stood still: what it did not hear meanwhile proves nothing. Every open stream is awaited again
     /// until `rehear_until`, whatever was heard before `now`.
     pub fn paused(&mut self, now: Timestamp, rehear_until: Timestamp) {

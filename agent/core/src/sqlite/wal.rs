@@ -16,8 +16,6 @@ use std::time::Duration;
 
 /// Bytes of the index that are looked at: two copies of its header, and how far it was copied back.
 pub const INDEX_BYTES: usize = 136;
-/// Bytes of the index that change with each commit.
-pub const INDEX_COPIES_BYTES: usize = 96;
 /// Bytes before the first frame.
 pub const LOG_HEADER_BYTES: usize = 32;
 /// Bytes before the page of each frame.
