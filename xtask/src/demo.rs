@@ -30,11 +30,12 @@ pub(crate) struct Options {
 const PAGE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Holds and stability windows of the demo: seconds where production has minutes. The three agents share this machine's
-/// kernel log, so that each tells the one OOM kill, and the same service is killed on all of them one after the other: both
-/// would be a storm.
+/// kernel log, so that each tells the one OOM kill, and those of whatever else ran here in the last minutes; and the same
+/// service is killed on all of them one after the other: both would be a storm.
 const COORDINATOR_EXTRA: &str = "\
 [detectors.oom_storm]\n\
 hosts = 4\n\
+kills = 100000\n\
 [detectors.restart_storm]\n\
 fleet_hosts = 4\n\
 [incidents]\n\
