@@ -26,6 +26,15 @@ fn config(folder: &Path, reporters: &str) -> PathBuf {
     folder.join("agent.sock")
 }
 
+/// A daemon that watches, in a folder of its own, and its socket.
+fn watching() -> (tempfile::TempDir, PathBuf, Agent) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = config(folder.path(), "");
+    let agent = Agent::start(folder.path());
+    agent.until(&["watching"]);
+    (folder, socket, agent)
+}
+
 fn report(socket: &Path, arguments: &[&str], uid: Option<u32>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_muster-agent"));
     let socket = socket.display().to_string();
@@ -42,10 +51,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn a_report_is_durable_when_the_command_returns_and_shows_in_the_status() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = config(folder.path(), "");
-    let agent = Agent::start(folder.path());
-    agent.until(&["watching"]);
+    let (folder, socket, agent) = watching();
     let arguments = [
         "--service",
         "web",
@@ -85,10 +91,7 @@ fn a_report_is_durable_when_the_command_returns_and_shows_in_the_status() {
 
 #[test]
 fn a_report_loses_its_secrets_before_it_is_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = config(folder.path(), "");
-    let agent = Agent::start(folder.path());
-    agent.until(&["watching"]);
+    let (folder, socket, agent) = watching();
     let arguments = [
         "--service",
         "web",
@@ -217,10 +220,7 @@ fn preflight_answers_without_a_daemon_and_obeys_a_freeze() {
 
 #[test]
 fn a_request_without_a_service_is_malformed() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = config(folder.path(), "");
-    let agent = Agent::start(folder.path());
-    agent.until(&["watching"]);
+    let (folder, socket, agent) = watching();
     let error = muster_agent::local::client::report(&socket, v1::ReportRequest::default()).unwrap_err();
     assert!(
         matches!(&error, muster_agent::local::client::LocalError::Refused(status)

@@ -112,22 +112,28 @@ fn decode(token: &str) -> Result<String, Status> {
 mod tests {
     use super::*;
 
+    /// All pages of ten, as a client takes them.
+    fn all_pages<T: prost::Message, I: Iterator<Item = (u32, T)>>(items: impl Fn() -> I, total: i32) -> Vec<Vec<T>> {
+        let (mut token, mut pages) = (String::new(), Vec::new());
+        loop {
+            let request = PageRequest::new(10, &token).unwrap();
+            let after = request.after().map(|after| after.parse::<u32>().unwrap());
+            let page = request.cut(items(), after.as_ref(), u32::to_string, |item| item);
+            assert_eq!(page.total, total);
+            pages.push(page.items);
+            token = page.next_token;
+            if token.is_empty() {
+                return pages;
+            }
+        }
+    }
+
     #[test]
     fn pages_follow_each_other_without_gap_or_repeat() {
         // In no order at all: 7 is prime to 25.
         let items = || (0..25).map(|n| n * 7 % 25).map(|n| (n, n));
-        let (mut token, mut seen) = (String::new(), Vec::new());
-        loop {
-            let request = PageRequest::new(10, &token).unwrap();
-            let after = request.after().map(|after| after.parse::<u32>().unwrap());
-            let page = request.cut(items(), after.as_ref(), u32::to_string, |n| n);
-            assert_eq!(page.total, 25);
-            seen.extend(page.items);
-            token = page.next_token;
-            if token.is_empty() {
-                break;
-            }
-        }
+        let pages = all_pages(items, 25);
+        let seen = pages.concat();
         assert_eq!(seen, (0..25).collect::<Vec<_>>());
     }
 
@@ -135,18 +141,7 @@ mod tests {
     fn a_page_of_large_items_is_short_and_the_next_one_goes_on() {
         let large = PAGE_BYTES_MAX / 3;
         let items = || (0..5).map(|n| (n, "x".repeat(if n == 4 { 2 * PAGE_BYTES_MAX } else { large })));
-        let (mut token, mut seen) = (String::new(), Vec::new());
-        loop {
-            let request = PageRequest::new(10, &token).unwrap();
-            let after = request.after().map(|after| after.parse::<u32>().unwrap());
-            let page = request.cut(items(), after.as_ref(), u32::to_string, |item| item);
-            assert_eq!(page.total, 5);
-            seen.push(page.items.len());
-            token = page.next_token;
-            if token.is_empty() {
-                break;
-            }
-        }
+        let seen: Vec<usize> = all_pages(items, 5).iter().map(Vec::len).collect();
         assert_eq!(seen, [2, 2, 1], "each is given once, also the one that is too large by itself");
     }
 
