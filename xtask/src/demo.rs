@@ -75,7 +75,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let outcome = play(&mut lab);
     match &outcome {
         Ok(rows) => print_table(rows),
-        Err(_) => say!("\nFAILED; logs are in {} (kept only with --keep)", lab.path("log")),
+        // Told here already: with --stay the process does not end by itself.
+        Err(error) => say!("\nFAILED: {error:#}; logs are in {} (kept only with --keep)", lab.path("log")),
     }
     if options.stay {
         print_commands(&lab)?;

@@ -14,8 +14,8 @@ use muster_common::reason::Reason;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Added to the coordinator's config: no hold before the page that is measured.
-pub(crate) const HOLDS: &str = "[incidents.hold]\nsev2 = \"0s\"\n";
+/// Added to the coordinator's config: no hold before the page that is measured, and each pages by itself.
+pub(crate) const HOLDS: &str = "[incidents.hold]\nsev2 = \"0s\"\n[detectors.incident_burst]\nincidents = 100000\n";
 /// Findings a second that page nobody.
 const LOAD_PER_S: u64 = 1_000;
 /// Pages that are measured, and how far apart: fewer than would be told as one.
