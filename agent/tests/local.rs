@@ -220,7 +220,7 @@ fn preflight_answers_without_a_daemon_and_obeys_a_freeze() {
 
 #[test]
 fn a_request_without_a_service_is_malformed() {
-    let (folder, socket, agent) = watching();
+    let (_folder, socket, agent) = watching();
     let error = muster_agent::local::client::report(&socket, v1::ReportRequest::default()).unwrap_err();
     assert!(
         matches!(&error, muster_agent::local::client::LocalError::Refused(status)
