@@ -99,6 +99,7 @@ impl Drop for Holder {
 
 struct Stage {
     services: Arc<Mutex<Services>>,
+    instance: Instance,
     probe: ServicePressure,
 }
 
@@ -114,8 +115,15 @@ impl Stage {
             first_seen_boottime_ms: 0,
             ended_boottime_ms: None,
         };
-        services.lock().unwrap().note(&service, instance);
-        Self { services, probe: ServicePressure::new(service, root, RULES) }
+        let probe = ServicePressure::new(service, root, RULES);
+        let mut stage = Self { services, instance, probe };
+        stage.note(|_| {});
+        stage
+    }
+
+    fn note(&mut self, change: impl FnOnce(&mut Instance)) {
+        change(&mut self.instance);
+        self.services.lock().unwrap().note(&self.probe.subject().service, self.instance.clone());
     }
 
     fn run(&mut self, one_shot: bool) -> Judgement {
@@ -146,6 +154,33 @@ fn a_service_at_the_limit_of_its_cgroup_is_told() {
     assert!(problem.summary.contains("cannot be given back"), "{}", problem.summary);
     drop(holder);
     assert_eq!(stage.run(false).verdict(), Verdict::Ok, "it gave all back");
+}
+
+#[test]
+fn a_cgroup_that_cannot_be_seen_is_unknown_and_one_that_is_gone_is_well() {
+    let nothing = tempfile::tempdir().unwrap();
+    let mut stage = Stage::new(HostRoot(nothing.path().to_owned()), "/system.slice/hog.service");
+    let unknown = stage.run(false).unknown.unwrap();
+    assert_eq!(unknown.why, "no hierarchy of cgroups is to be seen that could have /system.slice/hog.service");
+    assert!(unknown.way_out.is_some() && !unknown.told_elsewhere, "nobody else tells it: {unknown:?}");
+    stage.note(|instance| instance.cgroup = None);
+    let unknown = stage.run(false).unknown.unwrap();
+    assert!(unknown.why.contains("/proc/1/cgroup") && !unknown.told_elsewhere, "{unknown:?}");
+    stage.note(|instance| instance.ended_boottime_ms = Some(1));
+    assert!(stage.run(false).unknown.unwrap().told_elsewhere, "merely stopped");
+    *stage.services.lock().unwrap() = Services::default();
+    assert!(stage.run(false).unknown.unwrap().told_elsewhere, "never seen");
+
+    let Some(cgroup) = Cgroup::create("gone") else { return };
+    let mut stage = Stage::new(HostRoot::default(), &cgroup.path());
+    assert!(stage.run(false).seen.get("limit_bytes").is_some());
+    drop(cgroup);
+    let unknown = stage.run(false);
+    assert_eq!(unknown.seen.get("cgroup_removed"), None, "its process is not known to have ended");
+    stage.note(|instance| instance.ended_boottime_ms = Some(1));
+    let judgement = stage.run(false);
+    assert_eq!((judgement.verdict(), judgement.sees_no_process()), (Verdict::Ok, true), "{judgement:?}");
+    assert_eq!(judgement.seen.get("cgroup_removed"), Some(&Value::Flag(true)));
 }
 
 fn swaps() -> bool {

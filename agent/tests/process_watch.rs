@@ -109,6 +109,20 @@ fn rings(probe: &ProcessWatch, bound_s: i64) -> bool {
 }
 
 #[test]
+fn without_a_process_nothing_is_said_to_be_well() {
+    let mut stage = Stage::new(RULES);
+    for one_shot in [false, true] {
+        let judgement = stage.run(Duration::ZERO, one_shot);
+        let unknown = judgement.unknown.unwrap();
+        assert_eq!(unknown.why, "no running process of the service is known");
+        assert!(unknown.told_elsewhere, "its pid file or its unit tells why");
+    }
+    let shell = Shell::start("true", "true");
+    stage.note(shell.id());
+    assert_eq!(stage.run(Duration::ZERO, false).verdict(), Verdict::Ok);
+}
+
+#[test]
 fn a_living_process_tells_what_it_uses() {
     let shell = Shell::start("exec 7</dev/null", "true");
     let mut stage = Stage::new(RULES);
@@ -257,12 +271,4 @@ fn children_that_are_not_reaped_are_told_after_a_minute() {
     let mut doctor = Stage::new(RULES);
     doctor.note(child.id());
     assert_eq!(reasons(&doctor.run(Duration::ZERO, true)), [Reason::ZombieChildren]);
-}
-
-#[test]
-fn without_a_process_doctor_says_so_and_the_daemon_waits() {
-    let mut stage = Stage::new(RULES);
-    assert_eq!(stage.run(Duration::ZERO, true).verdict(), Verdict::Unknown);
-    assert_eq!(stage.run(Duration::ZERO, false).verdict(), Verdict::Ok);
-    assert!(stage.probe.wake().is_none());
 }

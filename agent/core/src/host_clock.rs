@@ -110,8 +110,8 @@ impl ClockJudge {
             (Some(skew_ms), _) => skewed(skew_ms, reading.kernel, limits),
             (None, Some(lost_for)) => unsynchronised(lost_for, reading.kernel),
             (None, None) if self.skewed => {
-                let why = "it was off, and no coordinator is heard to tell whether it still is".to_owned();
-                judgement.unknown = Some(Unknown { why, way_out: None });
+                let why = "it was off, and no coordinator is heard to tell whether it still is";
+                judgement.unknown = Some(Unknown::new(why, None));
                 return judgement;
             }
             (None, None) => return judgement,

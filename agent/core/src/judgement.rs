@@ -1,11 +1,16 @@
 //! What one run of a probe found out about its subject.
 
-use muster_common::evidence::{Evidence, Grade};
+use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::finding::{Finding, FindingKey, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use serde::{Deserialize, Serialize};
+
+/// How the process is that a probe looks at, in its evidence.
+pub const PROCESS_KEY: &str = "process";
+/// It is no more.
+pub const HAS_ENDED: &str = "has ended";
 
 /// The short answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +127,17 @@ pub struct Unknown {
     pub why: String,
     /// What would let the agent see (a capability, a drop-in), where known.
     pub way_out: Option<String>,
+    /// Another probe of the service tells what is behind it (there is no process to look at): this one's blindness is no
+    /// finding of its own.
+    #[serde(default)]
+    pub told_elsewhere: bool,
+}
+
+impl Unknown {
+    /// Why, and the way out.
+    pub fn new(why: impl Into<String>, way_out: Option<&str>) -> Self {
+        Self { why: why.into(), way_out: way_out.map(str::to_owned), told_elsewhere: false }
+    }
 }
 
 /// The outcome of one run.
@@ -151,8 +167,14 @@ impl Judgement {
 
     /// Not answered.
     pub fn unknown(why: impl Into<String>, way_out: Option<&str>) -> Self {
-        let unknown = Unknown { why: why.into(), way_out: way_out.map(str::to_owned) };
-        Self { unknown: Some(unknown), ..Self::default() }
+        Self { unknown: Some(Unknown::new(why, way_out)), ..Self::default() }
+    }
+
+    /// There is no process to look at; whoever should name it, the pid file's probe or the unit's, tells why.
+    pub fn no_process() -> Self {
+        let unknown =
+            Unknown::new("no running process of the service is known", Some("its pid file or its unit tells why"));
+        Self { unknown: Some(Unknown { told_elsewhere: true, ..unknown }), ..Self::default() }
     }
 
     /// Adds something that happened.
@@ -160,6 +182,12 @@ impl Judgement {
     pub fn occurred(mut self, occurrence: Problem) -> Self {
         self.occurrences.push(occurrence);
         self
+    }
+
+    /// Whether the run found the process that it looks at to have ended.
+    pub fn sees_no_process(&self) -> bool {
+        let down = |problem: &Problem| problem.reason == Reason::ProcessDown;
+        self.problems.iter().any(down) || self.seen.get(PROCESS_KEY) == Some(&Value::Text(HAS_ENDED.to_owned()))
     }
 
     /// The short answer: a problem outranks unknown, unknown outranks ok.

@@ -309,7 +309,7 @@ impl Ledger {
             open_count = open_count.saturating_sub(1);
             events.push(FindingEvent::Cleared {
                 key: condition.finding.key.clone(),
-                summary: cleared_summary(*reason, condition.healthy_runs),
+                summary: cleared_summary(*reason, condition.healthy_runs, judgement),
                 evidence: judgement.seen.clone(),
             });
             false
@@ -333,6 +333,11 @@ impl Ledger {
         watched.unknown.clone_from(&judgement.unknown);
         let about = blind_subject(subject);
         let unknown = judgement.unknown.as_ref().filter(|_| judgement.verdict() == Verdict::Unknown);
+        if unknown.is_some_and(|unknown| unknown.told_elsewhere) {
+            // Neither raises nor clears: a service that is merely stopped blinds nobody.
+            watched.unknown_since_boottime_ms = None;
+            return;
+        }
         let Some(unknown) = unknown else {
             watched.unknown_since_boottime_ms = None;
             if self.watched.contains_key(&about) {
@@ -555,7 +560,22 @@ fn hides(seen: &Problem, other: Reason) -> bool {
     }
 }
 
-fn cleared_summary(reason: Reason, runs: u32) -> String {
+/// Whether the condition cannot outlive the process that it was seen of.
+const fn of_a_process(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ProcessZombie
+            | Reason::FdExhaustion
+            | Reason::MemoryGrowth
+            | Reason::MemoryPressure
+            | Reason::ZombieChildren
+    )
+}
+
+fn cleared_summary(reason: Reason, runs: u32, judgement: &Judgement) -> String {
+    if of_a_process(reason) && judgement.sees_no_process() {
+        return format!("{reason} is over: its process is gone");
+    }
     let times = if runs == 1 { "once".to_owned() } else { format!("{runs} times in a row") };
     format!("{reason} is over: seen healthy {times}")
 }
@@ -606,7 +626,7 @@ mod tests {
         };
         let mut judgement = Judgement::default();
         if partly {
-            judgement.unknown = Some(Unknown { why: "half".into(), way_out: None });
+            judgement.unknown = Some(Unknown::new("half", None));
         }
         for part in word.split(',').filter(|part| *part != "ok") {
             let (part, number) = part.split_once('=').unwrap_or((part, "0"));
@@ -723,6 +743,51 @@ mod tests {
         assert_eq!(finding.next_steps, ["add a capability"]);
         let cleared = ledger.observe(now(131 * STEP_MS), &subject, &judge("ok"));
         assert_eq!(cleared.iter().map(letter).collect::<Vec<_>>(), ["-probe_blind"]);
+    }
+
+    #[test]
+    fn what_another_probe_tells_blinds_nobody() {
+        let (mut ledger, subject) = (Ledger::default(), subject(ProbeKind::Process, "main process"));
+        let mut told = Vec::new();
+        for run in 0..=130 {
+            told.extend(ledger.observe(now(run * STEP_MS), &subject, &Judgement::no_process()));
+        }
+        assert_eq!(told, [], "stopped, and its pid file's probe says so");
+        assert_eq!(ledger.subjects().map(|state| state.verdict).collect::<Vec<_>>(), [Verdict::Unknown]);
+        // Its own blindness is counted from its own beginning, and ends by an answer alone.
+        for run in 131..=251 {
+            assert_eq!(told, [], "run {run}");
+            told.extend(ledger.observe(now(run * STEP_MS), &subject, &judge("?")));
+        }
+        assert_eq!(told.iter().map(letter).collect::<Vec<_>>(), ["+probe_blind"]);
+        assert_eq!(ledger.observe(now(252 * STEP_MS), &subject, &Judgement::no_process()), []);
+        let cleared = ledger.observe(now(253 * STEP_MS), &subject, &judge("ok"));
+        assert_eq!(cleared.iter().map(letter).collect::<Vec<_>>(), ["-probe_blind"]);
+    }
+
+    #[test]
+    fn what_ended_with_its_process_is_not_said_to_be_healthy() {
+        let summary = |judgement: Judgement| {
+            let (mut ledger, subject) = (Ledger::default(), subject(ProbeKind::PidFile, "x"));
+            let mut changes = Vec::new();
+            for (run, word) in [(0, "process_zombie"), (1, "process_zombie,process_down")] {
+                ledger.observe(now(run * STEP_MS), &subject, &judge(word));
+            }
+            for run in 2..4 {
+                changes.extend(ledger.observe(now(run * STEP_MS), &subject, &judgement));
+            }
+            let zombie = |change: &Change| match &change.event {
+                FindingEvent::Cleared { key, summary, .. } if key.reason == Reason::ProcessZombie => {
+                    Some(summary.clone())
+                }
+                _ => None,
+            };
+            changes.iter().find_map(zombie).unwrap()
+        };
+        assert_eq!(summary(judge("process_down")), "process_zombie is over: its process is gone");
+        let ended = Judgement::ok(Evidence::new().text("process", "has ended"));
+        assert_eq!(summary(ended), "process_zombie is over: its process is gone");
+        assert_eq!(summary(judge("ok")), "process_zombie is over: seen healthy 2 times in a row");
     }
 
     #[test]

@@ -147,12 +147,11 @@ pub fn diagnose_kmsg(path: &Path) -> std::io::Result<Report> {
     let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Oom, &path.display().to_string());
     let kills = u64::try_from(log.kills.len()).unwrap_or(u64::MAX);
     let seen = Evidence::new().count("oom_kills", kills).count("kernel_lines", log.kernel_lines);
-    let unknown = |why: String, way_out: &str| Unknown { why, way_out: Some(way_out.to_owned()) };
     let unknown = if log.kernel_lines == 0 {
         let why = format!("no kernel messages are in its {} lines", log.lines);
-        Some(unknown(why, "save them with one of: dmesg > FILE, journalctl -k > FILE"))
+        Some(Unknown::new(why, Some("save them with one of: dmesg > FILE, journalctl -k > FILE")))
     } else if log.cut_short {
-        Some(unknown("only its beginning was read, it is too large".to_owned(), "split it"))
+        Some(Unknown::new("only its beginning was read, it is too large", Some("split it")))
     } else {
         None
     };

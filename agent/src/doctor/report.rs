@@ -42,6 +42,9 @@ pub struct Unanswered {
     pub why: String,
     /// What would let the agent see.
     pub way_out: Option<String>,
+    /// Another answer tells what is behind it.
+    #[serde(default)]
+    pub told_elsewhere: bool,
 }
 
 /// A key of the config that no probe of this version asks about. A remark: it says nothing about the host.
@@ -130,6 +133,7 @@ impl Report {
                 subject: ran.subject.subject.clone(),
                 why: unknown.why.clone(),
                 way_out: unknown.way_out.clone(),
+                told_elsewhere: unknown.told_elsewhere,
             }));
         }
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.key.cmp(&b.key)));
@@ -181,9 +185,14 @@ impl Report {
         match self.findings.iter().map(|finding| finding.severity).max() {
             Some(severity) if severity >= Severity::Sev2 => Overall::Critical,
             Some(_) => Overall::Warning,
-            None if self.unknown.is_empty() => Overall::Ok,
+            None if self.unanswered().next().is_none() => Overall::Ok,
             None => Overall::Unknown,
         }
+    }
+
+    /// What was not answered and is told by no other answer.
+    pub fn unanswered(&self) -> impl Iterator<Item = &Unanswered> {
+        self.unknown.iter().filter(|unknown| !unknown.told_elsewhere)
     }
 
     /// How many probes said ok.
@@ -234,7 +243,7 @@ impl Report {
             .map(|unknown| {
                 json!({
                     "service": unknown.service, "probe": unknown.probe, "subject": unknown.subject,
-                    "why": unknown.why, "way_out": unknown.way_out,
+                    "why": unknown.why, "way_out": unknown.way_out, "told_elsewhere": unknown.told_elsewhere,
                 })
             })
             .collect();

@@ -9,6 +9,7 @@ use muster_common::finding::Finding;
 use muster_common::limits::clip;
 use muster_common::severity::Severity;
 use muster_common::units::human_duration;
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 /// Bytes of one value without `--verbose`: a line on most terminals, and enough of a kernel line to know it.
@@ -55,9 +56,10 @@ fn alike(unknown: &[Unanswered]) -> Vec<Vec<&Unanswered>> {
     let mut groups: Vec<Vec<&Unanswered>> = Vec::new();
     for one in unknown {
         let same = |group: &&mut Vec<&Unanswered>| {
-            group
-                .first()
-                .is_some_and(|first| (&first.probe, &first.why, &first.way_out) == (&one.probe, &one.why, &one.way_out))
+            group.first().is_some_and(|first| {
+                let probe = first.told_elsewhere || first.probe == one.probe;
+                probe && (&first.why, &first.way_out) == (&one.why, &one.way_out)
+            })
         };
         match groups.iter_mut().find(same) {
             Some(group) => group.push(one),
@@ -82,7 +84,13 @@ fn write_unknown(out: &mut dyn Write, alike: &[&Unanswered], style: Style) -> io
         let shown = services.len().min(NAMES_SHOWN_MAX);
         let more = if services.len() > shown { format!(" and {} more", services.len() - shown) } else { String::new() };
         let names = services.get(..shown).unwrap_or_default().join(", ");
-        writeln!(out, "  {} {} checks ({names}{more}): {why}", alike.len(), plain(&first.probe))?;
+        if first.told_elsewhere {
+            let probes: BTreeSet<String> = alike.iter().map(|unknown| plain(&unknown.probe)).collect();
+            let probes = probes.into_iter().collect::<Vec<_>>().join(", ");
+            writeln!(out, "  {names}{more} ({probes}): {why}")?;
+        } else {
+            writeln!(out, "  {} {} checks ({names}{more}): {why}", alike.len(), plain(&first.probe))?;
+        }
     }
     match &first.way_out {
         Some(way_out) => writeln!(out, "    way out: {}", plain(way_out)),
@@ -98,8 +106,9 @@ fn write_title(out: &mut dyn Write, report: &Report, style: Style) -> io::Result
     if !report.stories.is_empty() {
         parts.push(counted(report.stories.len(), "problem"));
     }
-    if !report.unknown.is_empty() {
-        parts.push(format!("{} not answered", report.unknown.len()));
+    let unanswered = report.unanswered().count();
+    if unanswered > 0 {
+        parts.push(format!("{unanswered} not answered"));
     }
     if all > 0 {
         parts.push(format!("{ok} of {} ok", counted(all, "check")));
@@ -373,6 +382,32 @@ could not be answered
 ";
         assert_eq!(text(false), expected);
         assert!(text(true).contains("spl log journal:c: no access"), "{}", text(true));
+    }
+
+    #[test]
+    fn what_waits_for_a_process_is_one_line_and_no_alarm() {
+        let report = |probes: Vec<Ran>| {
+            let mut out = Vec::new();
+            let report = report(probes);
+            write(&mut out, &report, Style::default()).unwrap();
+            (report.overall().as_str(), String::from_utf8(out).unwrap())
+        };
+        let well = ran(ProbeKind::Unit, "spl.service", Judgement::default());
+        let waits = [ProbeKind::Process, ProbeKind::Pressure].map(|kind| ran(kind, "x", Judgement::no_process()));
+        let (overall, text) = report([well.clone()].into_iter().chain(waits.clone()).collect());
+        assert_eq!(overall, "ok");
+        let expected = "\
+OK web-1: 1 of 3 checks ok
+
+could not be answered
+  spl (pressure, process): no running process of the service is known
+    way out: its pid file or its unit tells why
+";
+        assert_eq!(text, expected);
+        let blind = ran(ProbeKind::PidFile, "/run/spl.pid", Judgement::unknown("no access", None));
+        let (overall, text) = report(waits.into_iter().chain([blind]).collect());
+        assert_eq!(overall, "unknown");
+        assert!(text.starts_with("UNKNOWN web-1: 1 not answered, 0 of 3 checks ok\n"), "{text}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ const ASK_FROM_PERCENT: u64 = 75;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryCgroup {
     version: Version,
+    folder: PathBuf,
     /// The path of each, as `/proc/PID/cgroup` has it, from the innermost outwards; and its folder.
     levels: Vec<(String, PathBuf)>,
     /// Of the innermost: stalls are told by version 2 alone, also where version 1 has the controller.
@@ -35,6 +36,10 @@ pub struct MemoryCgroup {
 pub enum NoCgroup {
     /// The process is in the root: no limit but the host's.
     Root,
+    /// The memory controller is off there, or in the whole kernel: no limit but the host's.
+    NoController,
+    /// The hierarchy is there, the cgroup is not: it was removed, or it is not seen from here.
+    Gone,
     /// It cannot be seen: why.
     Hidden(String),
 }
@@ -70,10 +75,16 @@ impl MemoryCgroup {
                 .collect();
             if let Some((_, innermost)) = levels.first() {
                 let pressure = unified(path).unwrap_or_else(|| innermost.clone()).join("memory.pressure");
-                return Ok(Self { version, levels, pressure });
+                let folder = mount.join(path.trim_start_matches('/'));
+                return Ok(Self { version, folder, levels, pressure });
             }
         }
-        Err(NoCgroup::Hidden(format!("no memory controller is to be seen for cgroup {path}")))
+        Err(why_none(root, path))
+    }
+
+    /// Whether the innermost one is still there.
+    pub fn is_there(&self) -> bool {
+        self.folder.exists()
     }
 
     /// Those with a limit below `host_bytes`, with it: all that has to be read again and again.
@@ -97,13 +108,39 @@ impl MemoryCgroup {
 
     /// What happened in the innermost one.
     pub fn counters(&self) -> Counters {
-        self.levels.first().map(|(_, folder)| read_counters(self.version, folder)).unwrap_or_default()
+        // Where it is not counted by itself, the next one above counts others with it.
+        let own = self.levels.first().filter(|(_, folder)| *folder == self.folder);
+        own.map(|(_, folder)| read_counters(self.version, folder)).unwrap_or_default()
     }
 
     /// Stalls in the innermost one, where the kernel tells.
     pub fn psi(&self) -> Option<Psi> {
         read_psi(&self.pressure).ok()
     }
+}
+
+/// Why no memory controller is to be seen for this cgroup.
+fn why_none(root: &HostRoot, path: &str) -> NoCgroup {
+    // A process tells its cgroup of version 1 where that has the controller, and then its folders are not these.
+    let of_version_1 = read(&root.path("/proc/cgroups")).is_ok_and(|text| memory_hierarchy(&text) > 0);
+    let mut mounts = MOUNTS.iter().filter(|(_, version)| (*version == Version::V1) == of_version_1);
+    let mount = mounts.find_map(|(mount, _)| {
+        let mount = root.path(mount);
+        mount.join("cgroup.procs").exists().then_some(mount)
+    });
+    let Some(mount) = mount else {
+        return NoCgroup::Hidden(format!("no hierarchy of cgroups is to be seen that could have {path}"));
+    };
+    if !mount.join(path.trim_start_matches('/')).exists() {
+        return NoCgroup::Gone;
+    }
+    NoCgroup::NoController
+}
+
+/// The number of the hierarchy of version 1 that has the memory controller; 0 where that is of version 2 or off.
+fn memory_hierarchy(text: &str) -> u32 {
+    let line = text.lines().find_map(|line| line.strip_prefix("memory")?.split_whitespace().next()?.parse().ok());
+    line.unwrap_or(0)
 }
 
 /// A cgroup with a limit.
@@ -211,6 +248,27 @@ mod tests {
     }
 
     #[test]
+    fn no_limit_is_known_from_not_to_be_seen() {
+        let none = |files: &[(&str, &str)], cgroup: &str| {
+            let (_folder, root) = host(files);
+            MemoryCgroup::find(&root, cgroup).unwrap_err()
+        };
+        let (root_of_2, service) = (("sys/fs/cgroup/cgroup.procs", ""), "/a.slice/s.service");
+        let counted = ("sys/fs/cgroup/a.slice/s.service/cgroup.procs", "9\n");
+        let line_of_1 = ("proc/cgroups", "#subsys_name\thierarchy\ncpu\t3\t1\t1\nmemory\t4\t319\t1\n");
+        let line_of_2 = ("proc/cgroups", "memory\t0\t319\t1\n");
+        // The controller is not switched on for it, or the kernel has none: then nobody can limit it.
+        assert_eq!(none(&[root_of_2, counted, line_of_2], service), NoCgroup::NoController);
+        assert_eq!(none(&[root_of_2, counted], service), NoCgroup::NoController);
+        assert_eq!(none(&[root_of_2, line_of_2], service), NoCgroup::Gone);
+        // Version 1 has it, and that is not to be seen; or nothing is.
+        assert!(matches!(none(&[root_of_2, counted, line_of_1], service), NoCgroup::Hidden(_)));
+        assert!(matches!(none(&[line_of_2], service), NoCgroup::Hidden(_)));
+        let root_of_1 = ("sys/fs/cgroup/memory/cgroup.procs", "");
+        assert_eq!(none(&[root_of_1, line_of_1], service), NoCgroup::Gone);
+    }
+
+    #[test]
     fn version_1_and_what_is_not_followed() {
         let (_folder, root) = host(&[
             ("sys/fs/cgroup/memory/g/memory.usage_in_bytes", "900\n"),
@@ -226,6 +284,9 @@ mod tests {
         assert_eq!(MemoryCgroup::find(&root, "/"), Err(NoCgroup::Root));
         assert!(matches!(MemoryCgroup::find(&root, "/../g"), Err(NoCgroup::Hidden(_))));
         assert!(matches!(MemoryCgroup::find(&root, "/nowhere"), Err(NoCgroup::Hidden(_))));
+        let parent = MemoryCgroup::find(&root, "/g/gone").unwrap();
+        assert!(!parent.is_there() && MemoryCgroup::find(&root, "/g").unwrap().is_there());
+        assert_eq!(parent.counters(), Counters::default(), "another's kills are not its own");
         assert_eq!(host_psi(&root), Err(Absent::NoPsi));
     }
 }

@@ -170,7 +170,7 @@ impl Probe for ExecutableProbe {
         }
         let Some(newest) = self.newest(context) else {
             self.reading = None;
-            return Judgement::ok(Evidence::new().text("process", "no process of the service is known"));
+            return Judgement::no_process();
         };
         let process = newest.process;
         // Whoever looks once does not wait for a large file, and knows no build to compare it with.

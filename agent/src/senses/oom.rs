@@ -228,7 +228,7 @@ impl Probe for OomProbe {
             // A broken descriptor is opened anew in the next run.
             self.log = None;
             let why = format!("the kernel log cannot be read: {why}");
-            judgement.unknown = Some(Unknown { why, way_out: Some(WAY_OUT.to_owned()) });
+            judgement.unknown = Some(Unknown::new(why, Some(WAY_OUT)));
         }
         judgement
     }
@@ -289,7 +289,7 @@ fn open_log(root: &HostRoot) -> Result<Arc<OwnedFd>, Unknown> {
         return Ok(Arc::new(handed));
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let unknown = |why: String| Unknown { why, way_out: Some(WAY_OUT.to_owned()) };
+    let unknown = |why: String| Unknown::new(why, Some(WAY_OUT));
     let log = open(root.path("/dev/kmsg"), flags, Mode::empty())
         .map_err(|errno| unknown(format!("/dev/kmsg cannot be opened: {}", std::io::Error::from(errno))))?;
     if !is_kmsg(&log) {

@@ -8,7 +8,7 @@ use super::cgroup::{Limited, MemoryCgroup, NoCgroup, host_psi};
 use super::oom::log_is_open;
 use crate::clock::boot_id;
 use crate::probe::{Context, Probe};
-use muster_agent_core::judgement::Judgement;
+use muster_agent_core::judgement::{HAS_ENDED, Judgement, PROCESS_KEY};
 use muster_agent_core::memory;
 use muster_agent_core::pressure::psi::{HostJudge, StallRules};
 use muster_agent_core::pressure::service::{PressureRules, Reading, ServiceJudge};
@@ -20,6 +20,10 @@ use std::sync::PoisonError;
 
 /// Limits are looked for this often; what is used is read every run.
 const LIMITS_MS: u64 = 60_000;
+/// The way to a process's own files.
+const WAY_OUT_PROCESS: &str = "mount /proc without hidepid for the agent's group, or give the agent CAP_SYS_PTRACE";
+/// The way to the cgroups of the host.
+const WAY_OUT_CGROUP: &str = "the agent needs the host's cgroups at /sys/fs/cgroup: run it outside of a container, or in the host's cgroup namespace";
 
 /// Watches the host's stalls.
 #[derive(Debug)]
@@ -87,8 +91,9 @@ impl ServicePressure {
         Self { subject, root, rules, judge: ServiceJudge::default(), found: None }
     }
 
-    fn find(&mut self, cgroup: &str, now_ms: u64) -> &Found {
-        let fresh = |found: &Found| found.cgroup == cgroup && now_ms.saturating_sub(found.at_ms) < LIMITS_MS;
+    /// `keep` what was found before, for a while.
+    fn find(&mut self, cgroup: &str, now_ms: u64, keep: bool) -> &Found {
+        let fresh = |found: &Found| keep && found.cgroup == cgroup && now_ms.saturating_sub(found.at_ms) < LIMITS_MS;
         let found = match self.found.take().filter(fresh) {
             Some(found) => found,
             None => {
@@ -108,21 +113,28 @@ impl Probe for ServicePressure {
     }
 
     fn run(&mut self, context: &Context) -> Judgement {
-        let cgroup = {
+        let newest = {
             let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
-            services.newest(&self.subject.service).map(|instance| instance.cgroup.clone())
+            services.newest(&self.subject.service).cloned()
         };
-        let cgroup = match cgroup {
-            Some(Some(cgroup)) => cgroup,
-            Some(None) => return nothing("cgroup", "unknown: /proc/PID/cgroup of its process cannot be read"),
-            // Whoever should name its process tells why it does not.
-            None => return nothing("process", "no process of the service is known"),
+        let Some(instance) = newest else { return Judgement::no_process() };
+        let has_ended = instance.ended_boottime_ms.is_some();
+        let Some(cgroup) = instance.cgroup else {
+            let pid = instance.process.pid;
+            return unseen(format!("/proc/{pid}/cgroup of its process cannot be read"), WAY_OUT_PROCESS, has_ended);
         };
-        let found = self.find(&cgroup, context.now.boottime_ms);
+        // That of an ended process may be removed at any time.
+        let found = self.find(&cgroup, context.now.boottime_ms, !has_ended);
         let memory = match &found.memory {
+            Ok(memory) if has_ended && !memory.is_there() => return gone(&cgroup),
             Ok(memory) => memory,
-            Err(NoCgroup::Root) => return nothing("limit", "none: its process is in the root cgroup"),
-            Err(NoCgroup::Hidden(why)) => return nothing("limit_unknown", why),
+            Err(NoCgroup::Root) => return unlimited("its process is in the root cgroup"),
+            Err(NoCgroup::NoController) => return unlimited("no memory controller is switched on for its cgroup"),
+            Err(NoCgroup::Gone) if has_ended => return gone(&cgroup),
+            Err(NoCgroup::Gone) => {
+                return unseen(format!("its cgroup {cgroup} is not to be seen"), WAY_OUT_CGROUP, has_ended);
+            }
+            Err(NoCgroup::Hidden(why)) => return unseen(why.clone(), WAY_OUT_CGROUP, has_ended),
         };
         let (counters, psi) = (memory.counters(), memory.psi());
         let levels = found.limited.iter().filter_map(Limited::read).collect();
@@ -147,8 +159,19 @@ impl Probe for ServicePressure {
     }
 }
 
-fn nothing(key: &str, text: &str) -> Judgement {
-    Judgement::ok(Evidence::new().text(key, text))
+/// An answer: nobody could limit it.
+fn unlimited(why: &str) -> Judgement {
+    Judgement::ok(Evidence::new().text("limit", format!("none: {why}")))
+}
+
+/// What is no more uses no memory.
+fn gone(cgroup: &str) -> Judgement {
+    Judgement::ok(Evidence::new().text(PROCESS_KEY, HAS_ENDED).text("cgroup", cgroup).flag("cgroup_removed", true))
+}
+
+/// Of a process that has ended nobody needs to see the cgroup: that it is down is told by whoever names it.
+fn unseen(why: String, way_out: &str, has_ended: bool) -> Judgement {
+    if has_ended { Judgement::no_process() } else { Judgement::unknown(why, Some(way_out)) }
 }
 
 fn host_bytes(root: &HostRoot) -> u64 {

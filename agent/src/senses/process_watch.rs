@@ -11,7 +11,7 @@ use super::unit::Units;
 use super::{HostRoot, process};
 use crate::clock::{boot_id, suspended_ms};
 use crate::probe::{Context, Probe};
-use muster_agent_core::judgement::Judgement;
+use muster_agent_core::judgement::{Judgement, PROCESS_KEY};
 use muster_agent_core::memory;
 use muster_agent_core::pid_file::ProcessReading;
 use muster_agent_core::process::exit::{Exit, ExitStatus};
@@ -49,8 +49,6 @@ const TELLS_EXITS: (u32, u32) = (6, 15);
 const WAY_OUT_FILES: &str = "give the agent CAP_DAC_READ_SEARCH, as the shipped unit does; Linux 6.2 needs nothing";
 /// The way to the children.
 const WAY_OUT_CHILDREN: &str = "needs a kernel with CONFIG_PROC_CHILDREN (Linux 4.2 or newer)";
-/// Where nothing is known yet.
-const NO_PROCESS: &str = "no process of the service is known";
 
 /// Watches the main process of one service.
 #[derive(Debug)]
@@ -198,21 +196,17 @@ impl Probe for ProcessWatch {
             let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
             services.newest(&self.subject.service).cloned()
         };
+        // A oneshot comes and goes.
+        let oneshot =
+            self.unit.as_ref().and_then(|(unit, units)| units.state(unit)).is_some_and(|unit| unit.is_oneshot());
         let Some(instance) = newest else {
-            // Whoever should name it tells why it does not; here nothing can be open yet.
             self.watched = None;
-            return if context.one_shot {
-                Judgement::unknown(NO_PROCESS, Some("its pid file or its unit tells why"))
-            } else {
-                Judgement::ok(Evidence::new().text("process", NO_PROCESS))
-            };
+            let between_runs = Evidence::new().text(PROCESS_KEY, "none now: its unit is a oneshot");
+            return if oneshot { Judgement::ok(between_runs) } else { Judgement::no_process() };
         };
         let hz = procfs::ticks_per_second().max(1);
         let start_ms = instance.process.start_ticks.saturating_mul(1000) / hz;
         let life = self.life(&instance, start_ms, context);
-        // A oneshot comes and goes.
-        let oneshot =
-            self.unit.as_ref().and_then(|(unit, units)| units.state(unit)).is_some_and(|unit| unit.is_oneshot());
         let rules = ProcessRules { tells_end: self.rules.tells_end && !oneshot, ..self.rules };
         let mut judgement = self.judge.judge(&rules, &instance, start_ms, &life, context.now, context.one_shot);
         if context.one_shot && matches!(life, Life::Alive(_)) {

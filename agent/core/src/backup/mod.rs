@@ -321,13 +321,13 @@ impl BackupJudge {
             let written = self.copies.iter().any(|known| known.present) || listing.unfinished > 0;
             if written {
                 let why = format!("no copy that fits {} is finished yet; one is being written", rules.pattern);
-                judgement.unknown = Some(Unknown { why, way_out: None });
+                judgement.unknown = Some(Unknown::new(why, None));
             }
             // A first copy that is being written ends nothing that is open, and opens nothing.
             if !written {
                 judgement.problems.push(told::missing(rules, self.last_gone()));
                 // What was open stays open: copies that are gone are not copies that are well.
-                let unknown = Unknown { why: "there is no copy to look into".to_owned(), way_out: None };
+                let unknown = Unknown::new("there is no copy to look into", None);
                 judgement.unknown = Some(unknown).filter(|_| !one_shot);
             }
             return judgement;
@@ -344,7 +344,7 @@ impl BackupJudge {
                 }
                 None => format!("the newest copy {path} has not been looked into yet"),
             };
-            judgement.unknown = Some(Unknown { why, way_out: None });
+            judgement.unknown = Some(Unknown::new(why, None));
         }
         judgement
     }

@@ -83,12 +83,12 @@ impl BaselineJudge {
             .count("settings", count(settings.len()))
             .count("drifted", count(drifted.len()))
             .count("not_read", count(unread.len()));
-        let unknown = unread.first().map(|first| Unknown {
-            why: match unread.len() {
+        let unknown = unread.first().map(|first| {
+            let why = match unread.len() {
                 1 => first.clone(),
                 many => format!("{many} settings cannot be read, the first is {first}"),
-            },
-            way_out: None,
+            };
+            Unknown::new(why, None)
         });
         let problems = problem(&drifted, settings.len(), &seen).into_iter().collect();
         Judgement { problems, unknown, seen, ..Judgement::default() }

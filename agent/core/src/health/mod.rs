@@ -145,7 +145,7 @@ impl HealthJudge {
         let mut judgement = Judgement { seen: seen(reading, now), ..Judgement::default() };
         judgement.problems.extend(told::expiring(rules, reading.certificate.as_ref(), now));
         if let Outcome::NotTried { why, way_out } = &reading.outcome {
-            judgement.unknown = Some(Unknown { why: why.clone(), way_out: way_out.clone() });
+            judgement.unknown = Some(Unknown::new(why, way_out.as_deref()));
             return judgement;
         }
         let needed = if one_shot { 1 } else { rules.failures };
@@ -158,7 +158,7 @@ impl HealthJudge {
                 judgement.problems.push(told::failed(rules, reading, &fault, self.failures, now.since(since)));
             } else {
                 let why = format!("{} of {needed} failures in a row: {}", self.failures, fault.why);
-                judgement.unknown = Some(Unknown { why, way_out: None });
+                judgement.unknown = Some(Unknown::new(why, None));
             }
             return judgement;
         }
@@ -178,7 +178,7 @@ impl HealthJudge {
             judgement.problems.push(told::slow(rules, answer, max, self.slow));
         } else {
             let why = format!("{} of {needed} slow answers in a row", self.slow);
-            judgement.unknown = Some(Unknown { why, way_out: None });
+            judgement.unknown = Some(Unknown::new(why, None));
         }
     }
 }

@@ -8,7 +8,7 @@ use super::exit::{Exit, ExitStatus};
 use super::growth::{Growth, GrowthRules, Trend};
 use super::proc_text::{Limits, Status};
 use crate::clock::Now;
-use crate::judgement::{Judgement, Problem};
+use crate::judgement::{HAS_ENDED, Judgement, PROCESS_KEY, Problem};
 use crate::services::Instance;
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::ids::ProcessId;
@@ -192,7 +192,7 @@ impl ProcessJudge {
         if !rules.tells_end || status.is_some_and(ExitStatus::is_orderly) {
             // A unit's program that ended in order was meant to, or asked to: whether it should run, its unit tells.
             let told_by = if rules.tells_end { "its unit" } else { "its pid file" };
-            return Judgement::ok(evidence.text("process", "has ended").text("judged_by", told_by));
+            return Judgement::ok(evidence.text(PROCESS_KEY, HAS_ENDED).text("judged_by", told_by));
         }
         let pid = instance.process.pid;
         let ago =

@@ -178,7 +178,7 @@ impl LogProbe {
         };
         let seen = seen.count("lines", self.counts.lines).count("matched_lines", self.counts.matched_lines);
         let unreadable = unreadable.or_else(|| broken.map(|why| (why, None)));
-        (seen, unreadable.map(|(why, way_out)| Unknown { why, way_out: way_out.map(str::to_owned) }))
+        (seen, unreadable.map(|(why, way_out)| Unknown::new(why, way_out)))
     }
 
     fn tell(&self, told: &Told, context: &Context) -> Option<Problem> {

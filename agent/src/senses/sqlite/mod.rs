@@ -559,7 +559,7 @@ impl Ground {
 }
 
 fn unchecked(why: &str, way_out: Option<&str>) -> Unknown {
-    Unknown { why: why.to_owned(), way_out: way_out.map(str::to_owned) }
+    Unknown::new(why, way_out)
 }
 
 fn coverage(pass: &Pass) -> String {
