@@ -12,6 +12,7 @@ use muster_agent_core::judgement::Judgement;
 use muster_common::evidence::Value;
 use muster_common::ids::ServiceName;
 use muster_common::reason::Reason;
+use muster_common::severity::Severity;
 use rusqlite::Connection;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{File, OpenOptions};
@@ -123,6 +124,27 @@ fn rotate(stage: &Stage) {
     let folder = stage.folder.path().join("backup");
     let status = Command::new("sh").arg("-c").arg(script).arg("rotate").arg(folder).arg(stage.source()).status();
     assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_database_that_loses_a_little_each_day_is_told_beside_whole_copies() {
+    let mut stage = Stage::new("hub.db.*");
+    database(&stage.source(), 2_000, "delete");
+    let mut told = Vec::new();
+    for _ in 0..6 {
+        rotate(&stage);
+        stage.next_day(&["hub.db.1"]);
+        told.push(stage.run());
+        stage.restart_agent();
+        let connection = Connection::open(stage.source()).unwrap();
+        connection.execute("DELETE FROM jobs WHERE id IN (SELECT id FROM jobs ORDER BY id LIMIT 120)", []).unwrap();
+    }
+    let counts: Vec<usize> = told.iter().map(|judgement| judgement.problems.len()).collect();
+    assert_eq!(counts, [0, 0, 0, 0, 0, 1], "2000 rows, 1880 … 1400: {told:?}");
+    let problem = &told[5].problems[0];
+    assert_eq!((problem.reason, problem.severity), (Reason::BackupShrunk, Some(Severity::Sev4)));
+    assert!(problem.summary.contains("has 1400 rows (70 %) of the 2000 rows"), "{}", problem.summary);
+    assert_eq!(told[5].seen.get("good_copies"), Some(&Value::Count(3)), "each of them is whole");
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Half of what was there: a purge takes less, a lost table or an empty source more.
 const MIN_PERCENT_DEFAULT: u64 = 50;
+/// A quarter: what is pruned on purpose keeps a level in the end.
+const MIN_PERCENT_OVER_TIME_DEFAULT: u64 = 75;
 /// Shorter than the fastest job, up to yearly ones.
 const AGES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(400 * 86_400);
 
@@ -25,6 +27,8 @@ pub struct Backup {
     pub max_age: Option<Duration>,
     /// A copy with less than this share of the last good one has shrunk.
     pub min_percent: u64,
+    /// Less than this share of the largest good one, lost little by little, has shrunk as well; 0 tells it never.
+    pub min_percent_over_time: u64,
     /// A smaller file is no copy.
     pub min_bytes: u64,
     /// How many there should be.
@@ -43,6 +47,7 @@ impl Backup {
             of: None,
             max_age: None,
             min_percent: MIN_PERCENT_DEFAULT,
+            min_percent_over_time: MIN_PERCENT_OVER_TIME_DEFAULT,
             min_bytes: 0,
             keep: None,
             interval: None,
@@ -67,9 +72,9 @@ fn options(reader: &Reader<'_>) -> Backup {
     let mut backup = Backup::new(Pattern::default());
     backup.of = reader.parsed("of", absolute);
     backup.max_age = reader.duration("max_age", AGES);
-    if let Some(percent) = reader.integer("min_percent", 0..=100) {
-        backup.min_percent = u64::try_from(percent).unwrap_or(MIN_PERCENT_DEFAULT);
-    }
+    let percent = |key, default| reader.integer(key, 0..=100).and_then(|n| u64::try_from(n).ok()).unwrap_or(default);
+    backup.min_percent = percent("min_percent", MIN_PERCENT_DEFAULT);
+    backup.min_percent_over_time = percent("min_percent_over_time", MIN_PERCENT_OVER_TIME_DEFAULT);
     backup.min_bytes = reader.bytes("min_bytes").unwrap_or(0);
     backup.keep = reader.integer("keep", 1..=i64::try_from(COPIES_MAX).unwrap_or(1)).map(narrow);
     backup.interval = reader.duration("interval", INTERVALS);
@@ -104,11 +109,12 @@ mod tests {
         let text = r#"
 [service.hub]
 backups = ["/backup/a.*", { path = "/backup/b.*", of = "/var/lib/b", max_age = "26h", min_percent = 80,
-            min_bytes = "1MiB", keep = 7, interval = "5m", check = "none" }]
+            min_percent_over_time = 60, min_bytes = "1MiB", keep = 7, interval = "5m", check = "none" }]
 "#;
         let config = Config::parse("agent.toml", text).unwrap();
         let [short, long] = config.services[0].backups.as_slice() else { panic!("{config:?}") };
         assert_eq!((short.path.as_str(), short.min_percent, short.look_inside), ("/backup/a.*", 50, true));
+        assert_eq!((short.min_percent_over_time, long.min_percent_over_time), (75, 60));
         assert_eq!((long.min_percent, long.min_bytes, long.keep), (80, 1 << 20, Some(7)));
         assert_eq!((long.interval, long.look_inside), (Some(Duration::from_secs(300)), false));
     }

@@ -34,6 +34,9 @@ const LOST_BYTES_MIN: u64 = 1024;
 const LOST_ROWS_MIN: u64 = 16;
 /// So many copies in a row of the same new size are what somebody wants (a purge), not an accident. Empty ones never.
 const ACCEPTED_AFTER: usize = 7;
+/// Of one size: the last of them has no less than this share of the largest of them. What shrinks slower than this from
+/// one to the last loses too little to be told while it is remembered.
+const LEVEL_PERCENT: u64 = 99;
 /// Copies of which the rows of each table are remembered.
 const TABLES_KEPT_FOR: usize = 4;
 /// Tables whose row counts are kept for each copy.
@@ -52,6 +55,8 @@ pub struct Rules {
     pub max_age: Option<Duration>,
     /// A copy with less than this share of the last good one (rows, or bytes) has shrunk.
     pub min_percent: u64,
+    /// Less than this share of the largest good one, lost little by little, has shrunk as well.
+    pub min_percent_over_time: u64,
     /// A copy smaller than this is none.
     pub min_bytes: u64,
     /// How many there should be.
@@ -385,7 +390,46 @@ impl BackupJudge {
             let loss = shrunk.loss.as_ref()?;
             Some(told::shrunk(rules, shrunk, loss, source, &left, now))
         });
+        let little_by_little = || Some(told::shrinking(rules, &self.shrinking(rules)?, now));
+        let shrunk = shrunk.or_else(little_by_little);
         bad.into_iter().chain(shrunk).collect()
+    }
+
+    /// Whether good copies lose little by little what no single one of them lost. A step that is large by itself is for
+    /// `min_percent` to judge, and so many copies of one size are a size that somebody wants.
+    fn shrinking(&self, rules: &Rules) -> Option<Shrinking<'_>> {
+        let mut good = self.copies.iter().rev().filter(|known| known.verdict == Verdict::Good);
+        let newest = good.next()?;
+        let content = newest.content.as_ref()?;
+        let by_rows = content.row_count.is_some();
+        let amount = |known: &Known| match known.content.as_ref()? {
+            of if by_rows => of.row_count,
+            of => (of.kind == content.kind).then_some(known.file.size_bytes),
+        };
+        let less = |now: u64, before: u64| is_less(now, before, rules.min_percent_over_time);
+        let now = amount(newest)?;
+        let mut amounts = vec![now];
+        let mut largest = (newest, now);
+        for known in good {
+            let (Some(before), Some(after)) = (amount(known), amounts.last().copied()) else { continue };
+            if less(after, before) {
+                break;
+            }
+            amounts.push(before);
+            if before > largest.1 {
+                largest = (known, before);
+            }
+            let lately = amounts.get(amounts.len().saturating_sub(ACCEPTED_AFTER)..).unwrap_or_default();
+            let most = lately.iter().max().copied().unwrap_or(0);
+            if lately.len() == ACCEPTED_AFTER && lately.first().is_some_and(|last| !is_less(*last, most, LEVEL_PERCENT))
+            {
+                break;
+            }
+        }
+        let lost_min = if by_rows { LOST_ROWS_MIN } else { LOST_BYTES_MIN };
+        let (largest, before) = largest;
+        let lost = less(now, before) && before - now >= lost_min;
+        lost.then_some(Shrinking { newest, largest, now, before, by_rows })
     }
 
     /// The good copies that are left, newest first, and how long they last.
@@ -477,6 +521,16 @@ impl BackupJudge {
     }
 }
 
+/// Good copies that lost little by little.
+struct Shrinking<'a> {
+    newest: &'a Known,
+    largest: &'a Known,
+    /// Rows or bytes.
+    now: u64,
+    before: u64,
+    by_rows: bool,
+}
+
 /// A good copy that is left.
 struct LeftCopy {
     path: String,
@@ -512,10 +566,14 @@ fn is_old(file: &CopyFile, now: Now) -> bool {
     now.wall.since(sort_time(file, now).max(file.changed)) >= SETTLED_AFTER
 }
 
+fn is_less(now: u64, before: u64, percent: u64) -> bool {
+    u128::from(now) * 100 < u128::from(before) * u128::from(percent)
+}
+
 /// Whether a copy is much less than the last good one before it.
 fn loss(rules: &Rules, good: &Known, file: &CopyFile, content: &Content) -> Option<Loss> {
     let before = good.content.as_ref()?;
-    let less = |now: u64, before: u64| u128::from(now) * 100 < u128::from(before) * u128::from(rules.min_percent);
+    let less = |now: u64, before: u64| is_less(now, before, rules.min_percent);
     let found = |what: String, grade, empty| {
         let mut lost_tables: Vec<String> = Vec::new();
         if content.row_count.is_some() {

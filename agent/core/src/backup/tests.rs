@@ -25,6 +25,7 @@ fn rules(pattern: &str) -> Rules {
         source: Some("/var/lib/hub.db".to_owned()),
         max_age: Some(Duration::from_secs(26 * 3600)),
         min_percent: 50,
+        min_percent_over_time: 75,
         min_bytes: 0,
         keep: None,
     }
@@ -241,6 +242,68 @@ fn without_rows_the_size_tells_with_less_certainty() {
         assert_eq!(reasons(&told), [Reason::BackupShrunk]);
         assert_eq!((told.problems[0].grade, told.problems[0].severity), (grade, Some(severity)));
     }
+}
+
+/// One copy a day with so many rows, or bytes where `by_rows` is false; of each day the reasons and the severity.
+fn days(amounts: &[u64], by_rows: bool) -> (World, Vec<Option<(Reason, Option<Severity>)>>) {
+    let mut world = World::new("/backup/hub.*.bak");
+    let told = (1u64..).zip(amounts).map(|(day, amount)| {
+        let size = if by_rows { 100_000 } else { *amount };
+        let file = copy(&format!("/backup/hub.{day}.bak"), day, size);
+        world.holds(&file, if by_rows { database(*amount) } else { file_of(size) });
+        let judgement = world.run(day, &[file]);
+        assert!(judgement.problems.len() < 2, "{judgement:?}");
+        judgement.problems.first().map(|problem| (problem.reason, problem.severity))
+    });
+    let told = told.collect();
+    (world, told)
+}
+
+#[test]
+fn copies_that_shrink_little_by_little_are_told_until_they_keep_a_size() {
+    for by_rows in [true, false] {
+        let shrinking = [100, 95, 90, 85, 80, 75, 70].map(|percent| percent * 1_000);
+        let (mut world, told) = days(&shrinking, by_rows);
+        let slow = Some((Reason::BackupShrunk, Some(Severity::Sev4)));
+        assert_eq!(told, [None, None, None, None, None, None, slow], "by rows: {by_rows}");
+        // The same again and again is what somebody wants.
+        let mut since = Vec::new();
+        for day in 8..15 {
+            let size = if by_rows { 60_000 } else { 70_000 };
+            let file = copy(&format!("/backup/hub.{day}.bak"), day, size);
+            world.holds(&file, if by_rows { database(70_000) } else { file_of(size) });
+            let judgement = world.run(day, &[file]);
+            if let Some(problem) = judgement.problems.first() {
+                assert_eq!(problem.grade, Grade::Possible);
+                let what = if by_rows { "70000 rows (70 %) of the 100000 rows" } else { "(70 %) of the " };
+                assert!(problem.summary.contains(what), "{}", problem.summary);
+                assert!(problem.evidence.get("largest").is_some(), "{problem:?}");
+            }
+            since.push(judgement.problems.len());
+        }
+        assert_eq!(since, [1, 1, 1, 1, 1, 0, 0], "by rows: {by_rows}");
+    }
+}
+
+#[test]
+fn what_is_meant_or_a_moment_is_no_slow_shrinking() {
+    let flat = |amounts: &[u64]| days(&amounts.iter().map(|n| n * 1_000).collect::<Vec<_>>(), true).1;
+    // A purge in one step; one a week while it grows; a VACUUM changes no rows; growth; a wobble.
+    for amounts in [
+        &[100, 60, 61, 62, 61, 60, 60, 60][..],
+        &[100, 70, 75, 80, 85, 90, 95, 100, 70, 75, 80, 85][..],
+        &[100, 100, 100, 100][..],
+        &[10, 40, 70, 100, 130][..],
+        &[100, 92, 104, 90, 101, 88, 99, 94, 103][..],
+    ] {
+        assert!(flat(amounts).iter().all(Option::is_none), "{amounts:?}: {:?}", flat(amounts));
+    }
+    // An old level is forgotten with its copies, and a switch turns it off.
+    let slow = flat(&[100, 90, 80, 70]);
+    assert!(slow.last().is_some_and(Option::is_some), "{slow:?}");
+    let (mut world, _) = days(&[100_000, 90_000, 80_000, 70_000], true);
+    world.rules.min_percent_over_time = 0;
+    assert_eq!(reasons(&world.run(4, &[copy("/backup/hub.4.bak", 4, 100_000)])), []);
 }
 
 #[test]

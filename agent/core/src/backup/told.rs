@@ -1,9 +1,9 @@
 //! The sentences, evidence and next steps about copies.
 
-use super::{Known, Left, Loss, Rules, Source, age};
+use super::{ACCEPTED_AFTER, Known, Left, Loss, Rules, Shrinking, Source, age};
 use crate::clock::Now;
 use crate::judgement::Problem;
-use muster_common::evidence::{Evidence, Grade};
+use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::units::{human_bytes, human_duration as length};
@@ -149,6 +149,48 @@ pub(super) fn shrunk(
         .severity(severity)
         .evidence(with_left(evidence, left))
         .next_steps(steps(rules, left, (!loss.empty).then_some(rules.min_percent)))
+}
+
+/// Each copy is good by itself, and the newest is much less than the largest.
+pub(super) fn shrinking(rules: &Rules, shrinking: &Shrinking<'_>, now: Now) -> Problem {
+    let Shrinking { newest, largest, by_rows, .. } = *shrinking;
+    let amount = |amount: u64| if by_rows { format!("{amount} rows") } else { human_bytes(amount) };
+    let percent = u128::from(shrinking.now) * 100 / u128::from(shrinking.before.max(1));
+    let old = age(&largest.file, now);
+    let summary = format!(
+        "the backup {} has {} ({percent} %) of the {} that the largest good copy had {} ago: copies shrink little by \
+         little, none of them by much",
+        shown(&newest.file.path),
+        amount(shrinking.now),
+        amount(shrinking.before),
+        length(old)
+    );
+    let key = |what: &str| format!("{what}_{}", if by_rows { "rows" } else { "bytes" });
+    let value = |amount| if by_rows { Value::Count(amount) } else { Value::Bytes(amount) };
+    let evidence = about(rules, newest, now)
+        .text("largest", shown(&largest.file.path))
+        .with(&key("largest"), value(shrinking.before))
+        .with(&key("newest"), value(shrinking.now))
+        .duration("largest_age_ms", old)
+        .flag("little_by_little", true);
+    let source = rules.source.as_ref().map_or_else(|| "the source".to_owned(), |source| quoted(source));
+    Problem::new(Reason::BackupShrunk, summary)
+        .grade(Grade::Possible)
+        .severity(Severity::Sev4)
+        .evidence(evidence)
+        .next_steps([
+            format!(
+                "does something prune {source} on purpose (a retention, a clean-up job)? then this is what it does"
+            ),
+            "if nothing should: keep one of the larger copies where nothing rotates, and find what is missing in the \
+             newest"
+                .to_owned(),
+            format!(
+                "if it was meant: nothing; it is over when {ACCEPTED_AFTER} copies in a row keep one size, or lower \
+                 min_percent_over_time ({}) for these backups (0: never told)",
+                rules.min_percent_over_time
+            ),
+        ])
 }
 
 /// Where the loss began: in the source, or in the copying.

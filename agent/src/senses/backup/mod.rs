@@ -51,6 +51,7 @@ impl From<&Backup> for BackupOptions {
             source: backup.of.as_ref().map(|path| path.display().to_string()),
             max_age: backup.max_age,
             min_percent: backup.min_percent,
+            min_percent_over_time: backup.min_percent_over_time,
             min_bytes: backup.min_bytes,
             keep: backup.keep,
         };
