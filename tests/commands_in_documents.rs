@@ -33,7 +33,7 @@ fn collect(path: PathBuf, documents: &mut Vec<PathBuf>) {
 }
 
 /// What stands in code, in a line or in a block, and begins with the program's name.
-fn calls(text: &str, program: &str) -> Vec<String> {
+pub(crate) fn calls(text: &str, program: &str) -> Vec<String> {
     let mut calls = Vec::new();
     let mut in_block = false;
     for line in text.lines() {
@@ -56,7 +56,7 @@ fn calls(text: &str, program: &str) -> Vec<String> {
 }
 
 /// As a shell takes them apart, as far as documents go.
-fn words(call: &str) -> Vec<String> {
+pub(crate) fn words(call: &str) -> Vec<String> {
     let mut words = Vec::new();
     for (index, part) in call.split(['"', '\'']).enumerate() {
         if index % 2 == 1 {
