@@ -526,6 +526,9 @@ fn log_to_stderr() {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // It would tell a line that cannot be written on stderr, and panic when that cannot be written either: whoever
+        // read the log may be gone (journald was killed), and watching goes on.
+        .log_internal_errors(false)
         .with_target(false)
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     if journal { builder.without_time().init() } else { builder.init() }

@@ -220,6 +220,9 @@ fn start_log() {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would tell a line that cannot be written on stderr, and panic when that cannot be written either: whoever
+        // read the log may be gone (journald was killed), and the fleet is watched all the same.
+        .log_internal_errors(false)
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // The journal adds the time itself. A second call in one process changes nothing.

@@ -99,6 +99,10 @@ struct Daemon {
 
 impl Daemon {
     fn start(stage: &Stage) -> Self {
+        Self::start_with(stage, Stdio::piped())
+    }
+
+    fn start_with(stage: &Stage, stderr: Stdio) -> Self {
         // The widest umask there is: nothing that is private may depend on it.
         let mut command = Command::new("sh");
         command.args(["-c", "umask 000; exec \"$0\" run --config \"$1\"", env!("CARGO_BIN_EXE_muster-agent")]);
@@ -112,7 +116,7 @@ impl Daemon {
             .env("WATCHDOG_USEC", WATCHDOG_USEC)
             .env("RUNTIME_DIRECTORY", stage.folder.path())
             .env_remove("WATCHDOG_PID")
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -124,9 +128,10 @@ impl Daemon {
                 counted.fetch_add(usize::from(buffer.get(..count) == Some(b"WATCHDOG=1\n")), Ordering::Relaxed);
             }
         });
-        let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = unbounded_channel();
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        if let Some(stderr) = child.stderr.take().map(BufReader::new) {
+            std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        }
         Self { child, lines, pings }
     }
 
@@ -215,4 +220,17 @@ async fn what_it_keeps_is_private_whatever_the_umask() {
         assert_eq!(daemon.stop().await, Some(0));
         std::fs::set_permissions(state.join("spool.db"), PermissionsExt::from_mode(0o666)).unwrap();
     }
+}
+
+/// As when journald was killed: each line that is logged is an error then.
+#[tokio::test]
+async fn a_log_that_nobody_reads_any_more_stops_nothing() {
+    let stage = Stage::set().await;
+    stage.config(&stage.path("state"), "[service.spl]\npid_file = \"/nonexistent/spl.pid\"\n");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut daemon = Daemon::start_with(&stage, writer.into());
+    stage.hears("spl", "pid_file_missing").await;
+    stage.more_heartbeats().await;
+    assert_eq!(daemon.stop().await, Some(0));
 }

@@ -314,6 +314,22 @@ impl Drop for Tiny {
     }
 }
 
+/// As when journald was killed: each line that is logged is an error then.
+#[tokio::test]
+async fn a_log_that_nobody_reads_any_more_stops_nothing() {
+    let fleet = Fleet::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let config = write_config(&fleet.folder(), fleet.ports[0], "");
+    let mut run = Command::new(BINARY);
+    run.args(["run", "--config"]).arg(&config).env_remove("NOTIFY_SOCKET").stdout(Stdio::null()).stderr(writer);
+    let a = Process(run.spawn().unwrap());
+    let mut agent = Agent::connect(&fleet, start()).await;
+    a.signal(Signal::SIGHUP);
+    agent.reports(&[corrupt(1, "nobody reads of it in a log")]).await.unwrap();
+    fleet.until(0, "reigns", is(CoordinatorRole::Primary)).await;
+}
+
 #[tokio::test]
 async fn a_full_disk_ends_the_process_loudly_and_loses_nothing_acknowledged() {
     let fleet = Fleet::new();
