@@ -47,7 +47,8 @@ pub(crate) fn run() -> Result<()> {
     let programs = programs(folder.path(), &agent, &called)?;
     let stage = Stage::set("5s", false, Some(programs))?;
     say!("the agent is traced …");
-    stage.start_agent(&AgentPlan { name: "layout", interval: "5s", more: "", filter: None })?;
+    // Kept: with its log closed nothing of what tells would be run as it is on a host.
+    let _log = stage.start_agent(&AgentPlan { name: "layout", interval: "5s", more: "", filter: None })?;
     let logs = stage.write_logs()?;
     std::thread::sleep(CALM);
     for index in 0..SERVICES {
@@ -61,6 +62,7 @@ pub(crate) fn run() -> Result<()> {
     }
     std::thread::sleep(CALM);
     drop(logs);
+    stage.lab.check_running(&["layout"])?;
     let called = fs::read_to_string(&called).context("what was called")?;
     stage.lab.kill("layout", Signal::SIGTERM).ok();
     let script = script(&sizes(&agent)?, &called.lines().collect::<Vec<_>>());
