@@ -118,6 +118,19 @@ fn a_plain_host_is_found_whole_and_well() {
     assert!(told.iter().any(|told| told.contains("\"nginx\"")), "{report}");
     assert!(told.iter().all(|told| told.contains("\"nginx\"")), "{report}");
 
+    // The same without any config, also of what has no process and no pid file left.
+    host.sh("systemctl stop redis-server.service");
+    let (told, report) = findings(&host, "");
+    for down in ["\"nginx\"", "\"redis-server\""] {
+        assert!(told.iter().any(|told| told.contains(down)), "{report}");
+    }
+    let init = host.sh("muster-agent init");
+    for line in
+        ["\"nginx.service\"   # it has failed", "\"redis-server.service\"   # it is enabled, and was not running"]
+    {
+        assert!(init.contains(line), "{line}: {init}");
+    }
+
     // What somebody elsewhere gets of it holds what the journal says of its end.
     host.sh("muster-agent bundle --config /root/agent.toml --output /root/bundle.tar.gz");
     let listed = host.sh("muster-agent doctor --bundle /root/bundle.tar.gz --list");

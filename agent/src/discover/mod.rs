@@ -1,5 +1,6 @@
 //! Finds what could be watched on this host: services, by the systemd unit or else the program of their processes, each
-//! with its pid file, listening ports, logs and SQLite files. For `doctor` without a config and for `init`.
+//! with its pid file, listening ports, logs and SQLite files; and units that have failed, or are enabled and do not run.
+//! For `doctor` without a config and for `init`.
 //!
 //! Reads only. Nothing is guessed: a health endpoint or a backup that nobody declared is a suggestion in a comment.
 //! Bounded: a host with more than it takes in is told so. The same host gives the same answer.
@@ -12,6 +13,7 @@ use crate::config::log::{Log, LogFormat, LogSource};
 use crate::config::sqlite::Sqlite;
 use crate::config::unit::Unit;
 use crate::config::{Config, Service, Watch};
+use crate::senses::unit::{failed_services, is_systemd};
 use crate::senses::{HostRoot, sockets};
 use muster_agent_core::accounts::Accounts;
 use muster_agent_core::port::{Address, Target};
@@ -27,7 +29,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 pub use toml::to_toml;
-use units::{Place, UnitFile, unit_file};
+use units::{Place, UnitFile, enabled, place_of_unit, unit_file};
 
 /// Folders deep under /run where pid files are: `/run/NAME/NAME.pid` and one more.
 const PID_FILE_DEPTH_MAX: usize = 3;
@@ -75,18 +77,35 @@ struct About {
     found_by_owner: BTreeSet<PathBuf>,
     /// Ports that it may have drawn, and has others of at its next start.
     drawn_ports: BTreeSet<String>,
+    /// Why it has no process now, though it should.
+    down: Option<&'static str>,
     /// What belongs to it and is not watched, with the reason.
     asides: BTreeSet<String>,
 }
 
-/// Looks at the host.
+/// Looks at the host, and asks systemd what has failed.
 pub fn discover(host: &HostRoot) -> Discovered {
+    discover_with(host, if is_systemd(host) { failed_services(None) } else { Ok(Vec::new()) })
+}
+
+/// Looks at the host, of which `failed` is known.
+fn discover_with(host: &HostRoot, failed: Result<Vec<String>, String>) -> Discovered {
     let mut search =
         Search { host, held: processes::look(host), services: BTreeMap::new(), found: Discovered::default() };
     search.of_pid_files();
     search.of_ports();
     search.of_databases();
     search.of_units();
+    match failed {
+        Ok(failed) => search.of_units_down(&failed),
+        Err(why) => {
+            search.of_units_down(&[]);
+            search
+                .found
+                .notes
+                .push(format!("systemd does not say which units have failed ({why}): systemctl --failed"));
+        }
+    }
     search.of_logs();
     search.finish()
 }
@@ -214,6 +233,35 @@ impl Search<'_> {
             about.since = booted_at.map(|booted| Timestamp::from_unix_ms(started(booted).saturating_mul(1000)));
             let limits = fs::read_to_string(self.host.path(format!("/proc/{pid}/limits"))).unwrap_or_default();
             about.open_files_limit = proc_text::limits(&limits).open_files;
+        }
+    }
+
+    /// Units without a process: what is down is what somebody looks for.
+    fn of_units_down(&mut self, failed: &[String]) {
+        let failed = failed.iter().map(|unit| (unit.clone(), "it has failed"));
+        // Whoever sees no process of others cannot say which are missing.
+        let sees_all = is_systemd(self.host) && self.host.path("/proc/1/comm").exists();
+        let enabled = if sees_all { enabled(self.host) } else { BTreeSet::new() };
+        let lives = |unit: &str| self.held.processes.values().any(|process| process.unit() == Some(unit));
+        let missing = enabled.into_iter().filter(|unit| unit_file(self.host, unit).lasts && !lives(unit));
+        let missing: Vec<_> = missing.map(|unit| (unit, "it is enabled, and was not running")).collect();
+        for (unit, why) in failed.chain(missing) {
+            if place_of_unit(&unit) != Place::Unit(unit.clone()) {
+                continue;
+            }
+            let name = unit.trim_end_matches(".service").to_owned();
+            let Some(service) = self.entry(&name, None) else { continue };
+            // Another unit of that name, or its pid file, may have been seen.
+            let its = service.unit.get_or_insert_with(|| Unit::new(unit.clone()));
+            if its.name != unit {
+                continue;
+            }
+            let file = unit_file(self.host, &unit);
+            let about = self.found.about.entry(fit(&name)).or_default();
+            about.down.get_or_insert(why);
+            if about.description.is_empty() {
+                about.description = file.description;
+            }
         }
     }
 
@@ -508,6 +556,53 @@ mod tests {
         // What is printed is read back as what was found.
         let config = Config::parse("agent.toml", &to_toml(&found)).unwrap();
         assert_eq!(config.services, found.services);
+    }
+
+    #[test]
+    fn units_that_have_failed_or_should_run_are_found_without_a_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::create_dir_all(root.join("run/systemd/system")).unwrap();
+        process(root, 1, "systemd", "/init.scope", &[]);
+        process(root, 70, "web", "/system.slice/web.service", &[]);
+        let wants = |target: &str, unit: &str, file_name: &str| {
+            let wants = root.join(format!("etc/systemd/system/{target}.wants"));
+            fs::create_dir_all(&wants).unwrap();
+            symlink(format!("/lib/systemd/system/{file_name}"), wants.join(unit)).unwrap();
+        };
+        for (unit, text) in [
+            ("web.service", "[Service]\nType=simple\n"),
+            ("queue.service", "[Unit]\nDescription=The queue\n[Service]\nType=notify\n[Install]\n"),
+            ("once.service", "[Service]\nType=oneshot\n"),
+            ("firewall.service", "[Service]\nType=simple\nRemainAfterExit=yes\n"),
+            ("rsync.service", "[Unit]\nConditionPathExists=/etc/rsyncd.conf\n[Service]\nType=simple\n"),
+            ("masked.service", "[Service]\nType=simple\n"),
+            ("screen.service", "[Service]\nType=simple\n"),
+            ("systemd-x.service", "[Service]\nType=simple\n"),
+        ] {
+            file(root, &format!("lib/systemd/system/{unit}"), text.as_bytes());
+            wants(if unit == "screen.service" { "graphical.target" } else { "multi-user.target" }, unit, unit);
+        }
+        wants("multi-user.target", "alias.service", "web.service");
+        wants("multi-user.target", "removed.service", "removed.service");
+        symlink("/dev/null", root.join("etc/systemd/system/masked.service")).unwrap();
+        let failed = ["job.service", "run-u7.service", "systemd-y.service"].map(str::to_owned).to_vec();
+        let host = HostRoot(root.to_owned());
+        let found = discover_with(&host, Ok(failed));
+        let units: Vec<&str> =
+            found.services.iter().map(|service| service.unit.as_ref().unwrap().name.as_str()).collect();
+        assert_eq!(units, ["job.service", "queue.service", "web.service"]);
+        let printed = to_toml(&found);
+        for part in [
+            "unit = \"job.service\"   # it has failed",
+            "# The queue\n[service.queue]\nunit = \"queue.service\"   # it is enabled, and was not running",
+        ] {
+            assert!(printed.contains(part), "{part}: {printed}");
+        }
+        assert_eq!(Config::parse("agent.toml", &printed).unwrap().services, found.services);
+        let blind = discover_with(&host, Err("no bus".to_owned()));
+        assert!(blind.notes[0].contains("systemctl --failed"), "{:?}", blind.notes);
+        assert_eq!(blind.services.len(), 2);
     }
 
     #[test]

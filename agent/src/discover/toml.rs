@@ -90,7 +90,8 @@ fn write_service(out: &mut String, service: &Service, about: &About) {
             let text = format!("{{ name = {name}, may_be_inactive = true }}");
             write_value(out, "unit", &text, "started when it is needed");
         } else {
-            write_value(out, "unit", &name, "systemd tells how it starts, fails and restarts");
+            let why = about.down.unwrap_or("systemd tells how it starts, fails and restarts");
+            write_value(out, "unit", &name, why);
         }
     }
     if let Some(pid_file) = &service.pid_file {

@@ -3,6 +3,7 @@
 //! Files of units are read only for what changes how a service is watched; systemd itself is asked by the probes.
 
 use crate::senses::HostRoot;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -15,6 +16,12 @@ const UNIT_FOLDERS: [&str; 5] = [
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 ];
+/// Where it is written down what is started at boot.
+const ENABLED_FOLDERS: [&str; 2] = ["/etc/systemd/system", "/run/systemd/generator"];
+/// What every boot reaches; a graphical session, a shutdown or a network that is waited for may never come.
+const REACHED: [&str; 4] = ["default.target", "multi-user.target", "basic.target", "sysinit.target"];
+/// Entries of such a folder looked at.
+const ENTRIES_MAX: usize = 1024;
 /// A unit file is a page, not a book.
 const UNIT_FILE_BYTES_MAX: u64 = 64 << 10;
 /// Bytes of a description in a comment.
@@ -68,13 +75,18 @@ pub(super) fn place(cgroup: &str, of_first: &str, systemd: bool) -> Place {
     if parts().next() == Some("user.slice") {
         return Place::Session;
     }
-    let Some(unit) = parts().rev().find(|part| part.ends_with(".service")) else {
-        return match parts().next_back() {
+    match parts().rev().find(|part| part.ends_with(".service")) {
+        Some(unit) => place_of_unit(unit),
+        None => match parts().next_back() {
             Some("init.scope") => Place::Manager,
             Some(part) if part.ends_with(".scope") => Place::Session,
             _ => Place::Nowhere,
-        };
-    };
+        },
+    }
+}
+
+/// By the name of the unit alone.
+pub(super) fn place_of_unit(unit: &str) -> Place {
     let stem = unit.trim_end_matches(".service");
     let of_system = stem.starts_with("systemd-") || HELPERS.contains(&stem) || stem == "console-getty";
     if unit.starts_with("run-") || unit.starts_with("user@") {
@@ -104,6 +116,51 @@ pub(super) struct UnitFile {
     pub(super) oneshot: bool,
     /// Something else starts it when it is needed, and it may end when it is not.
     pub(super) on_demand: bool,
+    /// Once it was started at boot it has a process: it neither ends by itself nor depends on a condition.
+    pub(super) lasts: bool,
+}
+
+/// Service units that every boot starts, under their own names.
+pub(super) fn enabled(host: &HostRoot) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for root in ENABLED_FOLDERS {
+        for folder in entries(&host.path(root)) {
+            let name = folder.file_name().to_string_lossy().into_owned();
+            let by = name.strip_suffix(".wants").or_else(|| name.strip_suffix(".requires")).unwrap_or_default();
+            if REACHED.contains(&by) || by.ends_with(".service") {
+                found.extend(entries(&folder.path()).filter_map(|link| own_name(&link)));
+            }
+        }
+    }
+    found
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = fs::DirEntry> + use<> {
+    fs::read_dir(folder).into_iter().flatten().flatten().take(ENTRIES_MAX)
+}
+
+/// The unit behind a link, which may have the name of an alias.
+fn own_name(link: &fs::DirEntry) -> Option<String> {
+    let name = link.file_name().to_str()?.to_owned();
+    let target = fs::read_link(link.path()).ok();
+    let target = target.as_deref().and_then(Path::file_name).and_then(|target| target.to_str());
+    let is_one = |name: &&str| name.ends_with(".service") && !name.contains("@.");
+    target.filter(is_one).or_else(|| Some(name.as_str()).filter(is_one)).map(str::to_owned)
+}
+
+/// Nothing starts a unit that is masked.
+fn is_masked(host: &HostRoot, unit: &str) -> bool {
+    let folders = ["/etc/systemd/system", "/run/systemd/system"].iter();
+    let mut links = folders.filter_map(|folder| fs::read_link(host.path(&Path::new(folder).join(unit))).ok());
+    links.any(|target| target == Path::new("/dev/null"))
+}
+
+/// Whether something outside of the unit decides if it runs.
+fn has_condition(host: &HostRoot, unit: &str, text: &str) -> bool {
+    let decides = |text: &str| text.lines().any(|line| ["Condition", "Assert"].iter().any(|key| line.starts_with(key)));
+    let dropins =
+        UNIT_FOLDERS.iter().flat_map(|folder| entries(&host.path(&Path::new(folder).join(format!("{unit}.d")))));
+    decides(text) || dropins.filter_map(|dropin| read(&dropin.path())).any(|text| decides(&text))
 }
 
 /// Reads the file of a unit; nothing is known where there is none.
@@ -127,6 +184,11 @@ pub(super) fn unit_file(host: &HostRoot, unit: &str) -> UnitFile {
         description: muster_common::limits::clip(&description, DESCRIPTION_BYTES_MAX),
         oneshot: kind == "oneshot",
         on_demand: by_socket || (kind == "dbus" && !installed),
+        lasts: kind != "oneshot"
+            && !by_socket
+            && !["yes", "true", "on", "1"].contains(&value("RemainAfterExit").as_str())
+            && !is_masked(host, unit)
+            && !has_condition(host, unit, &text),
     }
 }
 

@@ -5,8 +5,10 @@
 
 mod bus;
 mod decode;
+mod failed;
 mod units;
 
+pub use failed::failed_services;
 pub use units::{Told, Units, UnitsError};
 
 use super::{HostRoot, executable, process};
