@@ -28,6 +28,8 @@ const SHORT_LIVES_MIN: usize = 3;
 const ENDS_IN_WINDOW_MIN: usize = 5;
 /// The window.
 const WINDOW_MS: u64 = 600_000;
+/// A service whose lives are all shorter than this ends so often within the window.
+const LOOP_LIFE_MAX_MS: u64 = WINDOW_MS / 5;
 /// A life below this is short where nothing is known of the service.
 const SHORT_DEFAULT_MS: u64 = 60_000;
 /// A life of less than this part of the usual one is short, between the two bounds below.
@@ -140,7 +142,7 @@ impl RestartJudge {
             self.lives.pop_front();
         }
         let why = self.by_lifetimes().or_else(|| self.by_count(now));
-        self.learn();
+        self.learn(why.is_some());
         let why = why.or_else(|| by_counter(reading, self.lives.back(), now).filter(|_| one_shot));
         let over = self.outlived(&why, now);
         self.in_loop = why.is_some() && !over;
@@ -217,12 +219,14 @@ impl RestartJudge {
     /// Many ends in a short time, whoever asked for them; unless that is how this service works.
     fn by_count(&self, now: Now) -> Option<Why> {
         let since_ms = now.boottime_ms.saturating_sub(WINDOW_MS);
-        // As a worker that ends after its share of work: half of the usual life is nothing special.
+        // As a worker that ends after its share of work: half of the usual life is nothing special. Crashes are, however
+        // regular they are.
         let usual = self.usual().filter(|_| self.usual_ms.len() >= 2 * USUAL_MIN).unwrap_or(u64::MAX);
+        let is_work = |life: &Life, lifetime| life.ended == Some(Ended::Clean) && lifetime >= usual / 2;
         let ends: Vec<(&Life, u64)> = self
             .ended()
             .filter(|(life, _)| life.ended_boottime_ms >= Some(since_ms))
-            .filter(|(_, lifetime)| *lifetime < usual / 2)
+            .filter(|(life, lifetime)| !is_work(life, *lifetime))
             .collect();
         if ends.len() < ENDS_IN_WINDOW_MIN {
             return None;
@@ -252,15 +256,25 @@ impl RestartJudge {
         newest.ended_boottime_ms.is_none() && now.boottime_ms.saturating_sub(newest.start_boottime_ms) > needed
     }
 
-    /// Each end is taken into account once, and the short ones of a loop not at all: else the loop would become usual.
-    fn learn(&mut self) {
+    /// Each end is taken into account once, and those that are or may be of a loop not at all: else the loop would become
+    /// usual, and be told as over while it goes on.
+    fn learn(&mut self, in_loop: bool) {
         let short_ms = self.short_ms();
+        let teaches = |life: &Life, lifetime| match life.ended {
+            Some(Ended::Clean) => true,
+            Some(Ended::Asked) => lifetime >= short_ms,
+            Some(Ended::Badly) | None => !in_loop && lifetime >= short_ms.max(LOOP_LIFE_MAX_MS),
+        };
         let new: Vec<(u64, u64)> = self
             .ended()
             .filter(|(life, _)| life.start_boottime_ms > self.counted_until_ms)
-            .filter(|(life, lifetime)| *lifetime >= short_ms || life.ended == Some(Ended::Clean))
+            .filter(|(life, lifetime)| teaches(life, *lifetime))
             .map(|(life, lifetime)| (life.start_boottime_ms, lifetime))
             .collect();
+        // What ended within the loop is not to be learned from when the loop is over.
+        if in_loop && let Some((newest, _)) = self.ended().last() {
+            self.counted_until_ms = self.counted_until_ms.max(newest.start_boottime_ms);
+        }
         for (start_ms, lifetime) in new {
             self.counted_until_ms = self.counted_until_ms.max(start_ms);
             if self.usual_ms.len() == USUAL_MAX {
@@ -495,6 +509,25 @@ mod tests {
         world.live(S, 20 * MIN, Some(Ended::Badly));
         world.live(S, H, None);
         assert!(!world.is_in_loop());
+    }
+
+    #[test]
+    fn a_loop_of_lives_that_are_not_short_goes_on() {
+        for (lifetime_ms, ended) in [(75 * S, Some(Ended::Badly)), (62 * S, None), (110 * S, Some(Ended::Badly))] {
+            let mut world = World::default();
+            world.lives(5, S, lifetime_ms, ended);
+            assert!(world.is_in_loop(), "{:#?}", world.told);
+            for life in 6..60 {
+                world.live(S, lifetime_ms, ended);
+                assert!(world.is_in_loop(), "over at life {life}, while it goes on: {:#?}", world.told);
+            }
+            // Over when an instance has outlived it twice; told again when it begins again.
+            world.live(S, 12 * MIN, ended);
+            world.live(S, H, None);
+            assert!(!world.is_in_loop());
+            world.lives(5, S, lifetime_ms, ended);
+            assert!(world.is_in_loop(), "{:#?}", world.told);
+        }
     }
 
     #[test]
