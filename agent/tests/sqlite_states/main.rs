@@ -11,12 +11,16 @@ mod churn;
 mod live;
 mod support;
 
-use muster_agent::probe::Probe;
+use muster_agent::probe::{Context, Probe};
 use muster_agent::senses::sqlite::{SqliteOptions, SqliteProbe};
+use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Verdict};
+use muster_common::evidence::Value;
+use muster_common::time::Timestamp;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use support::{Role, context, files, is_root, probe_once, probe_once_as, reasons, service, write_long_ago};
 use tempfile::TempDir;
 
@@ -246,6 +250,47 @@ fn a_deep_check_runs_on_a_copy_and_leaves_nothing() {
 }
 
 #[test]
+fn a_deep_check_that_came_due_while_the_host_was_down_runs_soon_after_the_boot() {
+    const DAY_MS: i64 = 86_400_000;
+    let scene = Scene::new("deep", "DELETE idle", &[]);
+    let scratch = tempfile::tempdir().unwrap();
+    let options = || SqliteOptions { scratch_dir: Some(scratch.path().to_owned()), ..SqliteOptions::default() };
+    let at = |up_minutes: u64, wall_ms: i64| {
+        let context = context(up_minutes * 60_000, false);
+        Context { now: Now { wall: Timestamp::from_unix_ms(wall_ms), ..context.now }, ..context }
+    };
+    let age = |judgement: &Judgement| match judgement.seen.get("deep_check_age_ms") {
+        Some(Value::Millis(age)) => Some(*age),
+        _ => None,
+    };
+    let mut probe = SqliteProbe::new(service(), scene.database(), options());
+    let checked = |probe: &mut SqliteProbe, at: &Context| {
+        let start = Instant::now();
+        while age(&probe.run(at)) != Some(0) {
+            assert!(start.elapsed() < Duration::from_secs(60), "no deep check has ended");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    checked(&mut probe, &at(2, DAY_MS));
+    let mut saved = probe.save().unwrap();
+    // The same boot: a restart of the agent alone.
+    let mut probe = SqliteProbe::new(service(), scene.database(), options());
+    probe.restore(saved.clone());
+    assert_eq!(age(&probe.run(&at(3, DAY_MS))), Some(60_000));
+
+    // Another boot, three days later.
+    saved["boot"] = serde_json::json!("5eb7d0a2-0000-4000-8000-000000000000");
+    let mut probe = SqliteProbe::new(service(), scene.database(), options());
+    probe.restore(saved);
+    for up_minutes in [3, 9] {
+        let judgement = probe.run(&at(up_minutes, 4 * DAY_MS));
+        assert_eq!(judgement.seen.get("deep_check"), None, "the host boots: {judgement:?}");
+        assert_eq!(age(&judgement), Some(3 * 86_400_000));
+    }
+    checked(&mut probe, &at(31, 4 * DAY_MS));
+}
+
+#[test]
 fn damage_in_a_file_that_may_just_be_written_is_told_when_two_runs_saw_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hub.db");
@@ -255,7 +300,7 @@ fn damage_in_a_file_that_may_just_be_written_is_told_when_two_runs_saw_it() {
     let mut broken = healthy.clone();
     broken[2 * 4096..][..64].fill(0xff);
     write_over(&path, &broken);
-    let options = SqliteOptions { quick_interval: std::time::Duration::ZERO, ..SqliteOptions::default() };
+    let options = SqliteOptions { quick_interval: Duration::ZERO, ..SqliteOptions::default() };
     let mut probe = SqliteProbe::new(service(), path.clone(), options);
     let first = probe.run(&context(1_000, false));
     assert_eq!(first.verdict(), Verdict::Unknown, "{first:?}");

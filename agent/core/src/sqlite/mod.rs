@@ -2,6 +2,7 @@
 //! at, who locks it without progress, and what SQLite's own words about damage mean.
 
 pub mod damage;
+pub mod deep_clock;
 pub mod growth;
 pub mod header;
 pub mod lock_watch;

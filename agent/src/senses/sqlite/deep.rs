@@ -9,8 +9,10 @@ use crate::probe::Context;
 use crate::sandbox::{self, SandboxError, SandboxState};
 use muster_agent_core::clock::Now;
 use muster_agent_core::sqlite::damage::Damage;
+use muster_agent_core::sqlite::deep_clock::LastDeep;
 use muster_agent_core::sqlite::state::Token;
 use muster_common::units::human_duration;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,7 +51,7 @@ impl SqliteProbe {
         // Damage that was found is looked for again once somebody changed the file.
         let repaired = self.memory.deep_damaged && self.deep_token.as_ref() != Some(token);
         let again = repaired || !self.deep_suspicion.is_empty();
-        let due = again || old(self.memory.deep_boottime_ms, self.options.deep_interval);
+        let due = again || self.last_deep.is_due(*now, self.options.deep_interval, self.draw());
         if !due || !old(self.deep_tried_boottime_ms, DEEP_RETRY) {
             return;
         }
@@ -80,6 +82,13 @@ impl SqliteProbe {
             }
             Err(error) => self.deep_note = format!("no thread for it: {error}"),
         }
+    }
+
+    /// Another number on each host, for each boot and each database.
+    fn draw(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.boot.0.as_bytes(), &self.path).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// A deep check ends itself before this, unless the kernel does not answer its reads.
@@ -130,7 +139,7 @@ impl SqliteProbe {
             Ok(Ok(pass)) if pass.whole => {
                 if pass.integrity {
                     "integrity_check of a copy ran to its end".clone_into(&mut self.deep_note);
-                    self.memory.deep_boottime_ms = Some(now.boottime_ms);
+                    self.last_deep = LastDeep::at(*now);
                     self.memory.deep_damaged = false;
                     self.unconfirmed_count += u64::from(!self.deep_suspicion.is_empty());
                     (self.deep_damage, self.deep_suspicion) = Default::default();
@@ -150,7 +159,7 @@ impl SqliteProbe {
         let known = [&self.damage, &self.deep_damage, &self.deep_suspicion];
         if pass.proven || known.iter().any(|known| pass.damage.overlaps(known)) {
             "a check of a copy found damage".clone_into(&mut self.deep_note);
-            self.memory.deep_boottime_ms = Some(now.boottime_ms);
+            self.last_deep = LastDeep::at(*now);
             self.memory.deep_damaged = true;
             self.deep_damage = pass.damage;
             self.deep_suspicion = Damage::default();

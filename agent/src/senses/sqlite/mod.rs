@@ -20,8 +20,10 @@ mod query;
 mod recipe;
 mod report;
 
+use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
 use crate::sandbox::{self, SandboxError, SandboxState};
+use crate::senses::HostRoot;
 use check::{Access, Pass, Rotation, Task};
 pub use content::CountedTable;
 use copy::{CopyError, Limits, Scratch};
@@ -31,12 +33,13 @@ use health::Health;
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::sqlite::damage::Damage;
+use muster_agent_core::sqlite::deep_clock::LastDeep;
 use muster_agent_core::sqlite::lock_watch::LockWatch;
 use muster_agent_core::sqlite::shrink::Extent;
 use muster_agent_core::sqlite::state::{State, Token};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::finding::{ProbeKind, SubjectKey};
-use muster_common::ids::ServiceName;
+use muster_common::ids::{BootId, ServiceName};
 use muster_common::reason::Reason;
 use muster_common::units::human_duration;
 pub use options::{NOT_DEEP, OneShot, SqliteOptions};
@@ -61,7 +64,8 @@ const NO_LANDLOCK: &str = "boot a kernel with Landlock (lsm=…,landlock), or ha
                            mount (BindReadOnlyPaths= in a drop-in of its unit), or run the agent as a user who cannot \
                            write there";
 const DEEP_AGAIN: &str = "run doctor --deep again when less writes to it; TMPDIR names another folder for the copy";
-const NO_SCRATCH: &str = "give the agent a state folder: this state of a database is checked on a private copy";
+const NO_SCRATCH: &str = "give the agent a state folder: this state of a database is checked on a private copy (the daemon \
+                          makes a folder for copies again within a minute when it was removed)";
 
 /// What is remembered across a restart of the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +76,11 @@ struct Memory {
     replaced: Option<Replaced>,
     extent: Option<Extent>,
     shrunk: Option<Shrunk>,
+    /// Of the last deep check; as versions before `last_deep` wrote and read it.
     deep_boottime_ms: Option<u64>,
+    last_deep: Option<LastDeep>,
+    /// The boot whose clock all times are by.
+    boot: Option<BootId>,
     /// The last deep check found damage.
     deep_damaged: bool,
     /// Since when a lock has not moved.
@@ -114,6 +122,8 @@ pub struct SqliteProbe {
     last_walk: Option<lock::LastWalk>,
     health: Health,
     memory: Memory,
+    last_deep: LastDeep,
+    boot: BootId,
     rotation: Rotation,
     /// Damage that no complete pass has cleared.
     damage: Damage,
@@ -154,6 +164,8 @@ impl SqliteProbe {
             last_walk: None,
             health: Health::default(),
             memory: Memory::default(),
+            last_deep: LastDeep::default(),
+            boot: boot_id(&HostRoot::default()),
             rotation: Rotation::default(),
             damage: Damage::default(),
             round: Damage::default(),
@@ -351,7 +363,7 @@ impl SqliteProbe {
         }
         match &self.options.one_shot {
             OneShot::Glance(_) => return None,
-            OneShot::Deep(..) if self.memory.deep_boottime_ms.is_none() && !self.deep_note.is_empty() => {
+            OneShot::Deep(..) if self.last_deep == LastDeep::default() && !self.deep_note.is_empty() => {
                 let why = format!("its deep check was {}", self.deep_note);
                 return Some(unchecked(&why, Some(DEEP_AGAIN)));
             }
@@ -406,7 +418,7 @@ impl SqliteProbe {
             self.complete_boottime_ms = None;
             self.rotation = Rotation::default();
             (self.suspicion, self.deep_suspicion, self.deep_damage) = Default::default();
-            (self.memory.deep_damaged, self.memory.deep_boottime_ms) = (false, None);
+            (self.memory.deep_damaged, self.last_deep) = Default::default();
         }
         self.memory.inode = Some(file.inode);
         if let Some(replaced) = &mut self.memory.replaced {
@@ -468,8 +480,8 @@ impl SqliteProbe {
             }
             seen = seen.duration("check_age_ms", now.since(last.boottime_ms));
         }
-        if let Some(at) = self.memory.deep_boottime_ms {
-            seen = seen.duration("deep_check_age_ms", now.since(at));
+        if let Some(age) = self.last_deep.age(*now) {
+            seen = seen.duration("deep_check_age_ms", age);
         }
         if self.unconfirmed_count > 0 {
             seen = seen.count("unconfirmed_damage_count", self.unconfirmed_count);
@@ -522,12 +534,19 @@ impl Probe for SqliteProbe {
     }
 
     fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(Memory { health: self.health.save(), ..self.memory.clone() }).ok()
+        let (last_deep, boot) = (Some(self.last_deep), Some(self.boot));
+        let deep_boottime_ms = self.last_deep.boottime_ms();
+        let health = self.health.save();
+        serde_json::to_value(Memory { health, last_deep, deep_boottime_ms, boot, ..self.memory.clone() }).ok()
     }
 
     fn restore(&mut self, saved: serde_json::Value) {
         if let Ok(mut memory) = serde_json::from_value::<Memory>(saved) {
             self.health.restore(std::mem::take(&mut memory.health));
+            self.last_deep = memory.last_deep.unwrap_or_else(|| LastDeep::of_boot(memory.deep_boottime_ms));
+            if memory.boot.is_some_and(|boot| boot != self.boot) {
+                self.last_deep.rebooted();
+            }
             self.memory = memory;
         }
     }
