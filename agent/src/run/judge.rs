@@ -37,8 +37,8 @@ const RETRY_SPOOL_MS: u64 = 1_000;
 const SAVE_INTERVAL_MS: u64 = 60_000;
 /// After a start or a reload sooner: then most is learned, and most of the memory that it took is free again.
 const SAVE_FIRST_MS: u64 = 10_000;
-/// A state folder that cannot be used is tried again after this.
-const TRY_DISK_MS: u64 = 60_000;
+/// The state folder is looked at, or tried, again after this.
+const LOOK_AT_DISK_MS: u64 = 60_000;
 /// The loop turns at least this often, whatever is due.
 const TURN_MAX: Duration = Duration::from_secs(60);
 
@@ -49,8 +49,8 @@ pub enum Asked {
     Stop,
     /// To read the config again.
     Reload,
-    /// To try the state folder again: [`Judge::try_disk`] asked for it.
-    TryDisk,
+    /// To look at the state folder again: [`Judge::look_at_disk_later`] asked for it.
+    LookAtDisk,
 }
 
 /// A probe as the loop keeps it.
@@ -84,7 +84,7 @@ pub struct Judge<O> {
     /// The last write failed.
     spool_fails: bool,
     saved_ms: u64,
-    try_disk_ms: Option<u64>,
+    look_at_disk_ms: Option<u64>,
     /// How often the service manager wants to hear that the loop turns, and when next.
     watchdog: Option<Duration>,
     watchdog_ms: u64,
@@ -119,7 +119,7 @@ impl<O: StateOutlet> Judge<O> {
             retry_ms: 0,
             spool_fails: false,
             saved_ms: 0,
-            try_disk_ms: None,
+            look_at_disk_ms: None,
             watchdog: sd_notify::watchdog_enabled().map(|limit| limit / 3),
             watchdog_ms: 0,
             questions: None,
@@ -150,7 +150,7 @@ impl<O: StateOutlet> Judge<O> {
         let now = crate::clock::now();
         self.memory.ledger.set_blind_after(blind_after);
         // The folder that restricted threads may write to may be another one now.
-        self.lanes.iter_mut().for_each(Lane::renew);
+        self.renew_threads();
         let wanted: BTreeSet<SubjectKey> = planned.iter().map(|planned| planned.probe.subject().clone()).collect();
         let gone: Vec<SubjectKey> = self.slots.keys().filter(|subject| !wanted.contains(subject)).cloned().collect();
         for subject in gone {
@@ -188,17 +188,22 @@ impl<O: StateOutlet> Judge<O> {
         self.saved_ms = now.boottime_ms.saturating_sub(SAVE_INTERVAL_MS - SAVE_FIRST_MS);
     }
 
-    /// Gives control back in a minute, once, to try the state folder again.
-    pub fn try_disk(&mut self) {
-        self.try_disk_ms = Some(crate::clock::now().boottime_ms.saturating_add(TRY_DISK_MS));
+    /// Gives control back in a minute, once, to look at the state folder again.
+    pub fn look_at_disk_later(&mut self) {
+        self.look_at_disk_ms = Some(crate::clock::now().boottime_ms.saturating_add(LOOK_AT_DISK_MS));
     }
 
-    /// Turns until asked to stop or to reload, or until the state folder is to be tried.
+    /// Has threads that are restricted be replaced by others at the next run: what the present ones may do is settled.
+    pub fn renew_threads(&mut self) {
+        self.lanes.iter_mut().for_each(Lane::renew);
+    }
+
+    /// Turns until asked to stop or to reload, or until the state folder is to be looked at.
     pub fn run(&mut self) -> Asked {
         loop {
             let now = crate::clock::now();
-            if self.try_disk_ms.take_if(|at_ms| *at_ms <= now.boottime_ms).is_some() {
-                return Asked::TryDisk;
+            if self.look_at_disk_ms.take_if(|at_ms| *at_ms <= now.boottime_ms).is_some() {
+                return Asked::LookAtDisk;
             }
             self.start_due(now);
             self.judge_late(now);
@@ -284,7 +289,7 @@ impl<O: StateOutlet> Judge<O> {
         let next = self.schedule.next_ms(free).unwrap_or(u64::MAX);
         let next = if self.pending.is_empty() { next } else { next.min(self.retry_ms) };
         let next = if self.watchdog.is_some() { next.min(self.watchdog_ms) } else { next };
-        let next = next.min(self.try_disk_ms.unwrap_or(u64::MAX));
+        let next = next.min(self.look_at_disk_ms.unwrap_or(u64::MAX));
         Duration::from_millis(next.saturating_sub(now.boottime_ms)).min(TURN_MAX)
     }
 
@@ -383,6 +388,9 @@ impl<O: StateOutlet> Judge<O> {
             }
         };
         self.watcher.arm(&subject, probe.wake());
+        if let Some(soon) = probe.again_in() {
+            self.schedule.again_in(crate::clock::now().boottime_ms, &subject, soon);
+        }
         slot.probe = Some(probe);
         slot.unsaved = true;
         true

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod plan;
 mod service_process;
 mod service_units;
+mod state;
 mod veil;
 pub mod watcher;
 
@@ -22,25 +23,21 @@ use crate::local::{LinkStatus, LocalServer, Reporters};
 use crate::net::{Net, NetHandle};
 use crate::senses::HostRoot;
 use crate::senses::sqlite::OneShot;
-use crate::spool::{Spool, SpoolHandle, SpoolLimits, SpoolOwner};
+use crate::spool::SpoolOwner;
 use crate::uplink::{FactsSetter, Stop, UplinkFacts};
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use asks::Asks;
 use judge::{Asked, Judge};
 use link::Uplink;
 use memory::{Memory, StateOutlet};
 use muster_agent_core::clock::Now;
-use muster_common::ids::BootId;
 use plan::Means;
 use sd_notify::NotifyState;
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+pub use state::SPOOL_FILE;
+use state::State;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use watcher::Watcher;
-
-/// The spool's file below the state folder.
-pub const SPOOL_FILE: &str = "spool.db";
 
 /// `/proc/meminfo` has some sixty short lines.
 const MEMINFO_BYTES_MAX: u64 = 16 * 1024;
@@ -74,33 +71,24 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     judge.answer(questions).context("cannot wait for questions")?;
     let _local = serve_local(&config, &net, asks, &reporters, link.clone());
     judge.watch(plan::probes(&config, &means(&host, &state, &net, &link)), config.probes.blind_after);
-    tracing::info!(
-        services = config.services.len(),
-        coordinators = config.endpoints.len(),
-        state = %config.state_dir.display(),
-        "watching"
-    );
-    for not_watched in plan::not_watched(&config) {
-        tracing::warn!("{not_watched}: not watched yet, this version has no probe for it");
-    }
-    sd_notify::notify(&[NotifyState::Ready]).ok();
-    if let Err(why) = &state.disk {
-        sd_notify::notify(&[NotifyState::Status(&format!("findings are kept in memory only: {why}"))]).ok();
-        judge.try_disk();
-    }
+    tell_start(&config, &state);
+    judge.look_at_disk_later();
     let mut current = config;
     loop {
         match judge.run() {
             Asked::Stop => break,
-            Asked::TryDisk => {
+            Asked::LookAtDisk => {
                 if state.try_disk(&current, boot, &mut judge.outlet().spool) {
                     judge.watch(plan::probes(&current, &means(&host, &state, &net, &link)), current.probes.blind_after);
-                } else {
-                    judge.try_disk();
+                } else if state.mend_scratch() {
+                    judge.renew_threads();
                 }
+                judge.look_at_disk_later();
             }
             Asked::Reload => {
                 state.try_disk(&current, boot, &mut judge.outlet().spool);
+                // The reload renews the threads itself.
+                state.mend_scratch();
                 current = reload(config_path, current, &means(&host, &state, &net, &link), &mut judge);
                 reporters.set(&current);
                 if let Some(uplink) = &uplink {
@@ -109,16 +97,36 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             }
         }
     }
+    stop(judge, uplink);
+    Ok(())
+}
+
+fn tell_start(config: &Config, state: &State) {
+    tracing::info!(
+        services = config.services.len(),
+        coordinators = config.endpoints.len(),
+        state = %config.state_dir.display(),
+        "watching"
+    );
+    for not_watched in plan::not_watched(config) {
+        tracing::warn!("{not_watched}: not watched yet, this version has no probe for it");
+    }
+    sd_notify::notify(&[NotifyState::Ready]).ok();
+    if let Err(why) = state.disk() {
+        sd_notify::notify(&[NotifyState::Status(&format!("findings are kept in memory only: {why}"))]).ok();
+    }
+}
+
+/// First what is known is made durable, then the goodbye: the coordinator hears of both in this order.
+fn stop(mut judge: Judge<Outlet>, uplink: Option<Uplink>) {
     sd_notify::notify(&[NotifyState::Stopping]).ok();
     tracing::info!("stopping");
-    // First what is known is made durable, then the goodbye: the coordinator hears of both in this order.
     judge.stop();
     if let Some(uplink) = uplink {
         let stop = if host_stops() { Stop::Host } else { Stop::Agent };
         tracing::info!(?stop, "saying goodbye");
         uplink.stop(stop, &mut judge.outlet().spool);
     }
-    Ok(())
 }
 
 /// The agent's own socket. Where it cannot be made, everything else goes on.
@@ -178,115 +186,6 @@ fn reload<O: StateOutlet>(path: &Path, old: Config, means: &Means<'_>, judge: &m
     };
     sd_notify::notify(&[NotifyState::Ready]).ok();
     kept
-}
-
-/// What the agent keeps on disk, or in memory where it cannot.
-struct State {
-    /// Why nothing is kept on disk, where that is so.
-    disk: Result<OnDisk, String>,
-}
-
-/// The state folder, in use.
-struct OnDisk {
-    /// The folder for copies of databases.
-    scratch: PathBuf,
-    /// Held as long as the agent lives.
-    _lock: File,
-}
-
-impl State {
-    /// A state folder that is read-only or full is one more thing that is wrong with the host: the agent goes on and
-    /// reports from memory.
-    fn open(config: &Config, boot: BootId) -> anyhow::Result<(Self, SpoolOwner, SpoolHandle)> {
-        let (spool, disk) = match Self::on_disk(config, boot)? {
-            Ok((spool, disk)) => (spool, Ok(disk)),
-            Err(why) => {
-                tracing::error!(
-                    "{why:#}; findings are told and kept in memory only until the folder can be written, which is \
-                     tried once a minute and on SIGHUP"
-                );
-                let path = config.state_dir.join(SPOOL_FILE);
-                (Spool::open_in_memory(&path, limits(config), boot)?, Err(format!("{why:#}")))
-            }
-        };
-        let (owner, handle) = crate::spool::own(spool).context("cannot serve the spool")?;
-        Ok((Self { disk }, owner, handle))
-    }
-
-    fn scratch(&self) -> Option<&Path> {
-        self.disk.as_ref().ok().map(|disk| disk.scratch.as_path())
-    }
-
-    /// From memory to the disk, if that is now possible; true when it was done.
-    fn try_disk(&mut self, config: &Config, boot: BootId, spool: &mut SpoolOwner) -> bool {
-        if self.disk.is_ok() {
-            return false;
-        }
-        let moved = Self::on_disk(config, boot).and_then(|inner| inner).and_then(|(on_disk, disk)| {
-            spool.with(|memory| memory.move_to(on_disk))?;
-            Ok(disk)
-        });
-        match moved {
-            Ok(disk) => {
-                self.disk = Ok(disk);
-                tracing::info!(state = %config.state_dir.display(), "the state folder can be used again");
-                sd_notify::notify(&[NotifyState::Status("")]).ok();
-                true
-            }
-            Err(why) => {
-                tracing::debug!("findings are still kept in memory only: {why:#}");
-                false
-            }
-        }
-    }
-
-    /// Outer error: the agent must not run. Inner one: it can, in memory.
-    fn on_disk(config: &Config, boot: BootId) -> anyhow::Result<anyhow::Result<(Spool, OnDisk)>> {
-        let path = config.state_dir.join(SPOOL_FILE);
-        let lock = match lock_state(&config.state_dir)? {
-            Ok(lock) => lock,
-            Err(why) => return Ok(Err(why)),
-        };
-        let opened = || {
-            let scratch = plan::make_scratch(config).context("cannot make the folder for copies of databases")?;
-            let spool = Spool::open(&path, limits(config), boot, crate::clock::now())?;
-            anyhow::Ok((spool, OnDisk { scratch, _lock: lock }))
-        };
-        let opened = opened();
-        if let Some(loss) = opened.as_ref().ok().and_then(|(spool, ..)| spool.loss()) {
-            let moved_to = loss.moved_to.display();
-            tracing::error!(%moved_to, "the spool was damaged ({}); a new one was begun", loss.why);
-        }
-        Ok(opened)
-    }
-}
-
-fn limits(config: &Config) -> SpoolLimits {
-    SpoolLimits { max_bytes: config.spool_bytes_max, ..SpoolLimits::default() }
-}
-
-/// One agent per state folder: two would answer for each other's findings. The inner error is a folder that cannot be
-/// used, where there is no other agent to fear.
-fn lock_state(folder: &Path) -> anyhow::Result<anyhow::Result<File>> {
-    let shown = folder.display();
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    let made = made.with_context(|| {
-        format!("cannot make the state folder {shown}; create it for the agent's user or set [agent] state_dir")
-    });
-    if let Err(error) = made {
-        return Ok(Err(error));
-    }
-    let path: PathBuf = folder.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = match file.with_context(|| format!("cannot open {}; is the folder the agent's own?", path.display())) {
-        Ok(file) => file,
-        Err(error) => return Ok(Err(error)),
-    };
-    let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    if rustix::fs::flock(&file, operation).is_err() {
-        bail!("another muster-agent uses {shown}; stop it first, or set another [agent] state_dir");
-    }
-    Ok(Ok(file))
 }
 
 /// What the uplink may tell of the ledger: as of one entry of the spool.

@@ -22,19 +22,15 @@ use crate::senses::pid_file::PidFileProbe;
 use crate::senses::port::PortProbe;
 use crate::senses::sockets::SocketTable;
 use crate::senses::sqlite::{OneShot, QueryOptions, QueryProbe, SqliteOptions, SqliteProbe};
+use crate::senses::unit::Units;
 use muster_agent_core::host_clock::Limits;
 use muster_agent_core::locks::contention::Limits as LockLimits;
 use muster_agent_core::memory::Bands;
 use muster_agent_core::port::Target;
 use muster_agent_core::schedule::Plan;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Folder below the state folder in which databases are copied for their deep check.
-const SCRATCH: &str = "scratch";
 
 /// A probe and when it runs.
 pub struct Planned {
@@ -76,7 +72,7 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     let near = host_files::near(means);
     let units = service_units::units(config, means);
     for service in &config.services {
-        planned.extend(pid_file(config, service, means));
+        planned.extend(pid_file(config, service, means, units.as_ref()));
     }
     planned.extend(service_units::of_units(config, means, units.as_ref()));
     planned.extend(service_units::of_host(config, means, units.as_ref()));
@@ -111,10 +107,11 @@ pub(super) fn planned(config: &Config, probe: impl Probe + 'static, interval: Du
     Planned { probe: Box::new(probe), plan: Plan { lane: lane_index(lane), interval, deadline, place: None } }
 }
 
-fn pid_file(config: &Config, service: &Service, means: &Means<'_>) -> Option<Planned> {
+fn pid_file(config: &Config, service: &Service, means: &Means<'_>, units: Option<&Units>) -> Option<Planned> {
     let pid_file = service.pid_file.as_ref()?;
     let path = pid_file.what.to_string_lossy();
-    let probe = PidFileProbe::new(service.name.clone(), &path, means.host.clone());
+    let unit = service_units::asked(service, means, units);
+    let probe = PidFileProbe::new(service.name.clone(), &path, means.host.clone(), unit);
     Some(planned(config, probe, pid_file.interval.unwrap_or(config.probes.pid_file)))
 }
 
@@ -212,14 +209,6 @@ fn host_probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
 fn host_clock(config: &Config, means: &Means<'_>) -> Planned {
     let limits = Limits { max_skew: config.clock.max_skew, synchronised: config.clock.synchronised };
     planned(config, HostClockProbe::new(limits, means.link.clone(), means.host.clone()), config.probes.clock)
-}
-
-/// Makes the daemon's folder for copies.
-pub fn make_scratch(config: &Config) -> std::io::Result<PathBuf> {
-    let folder = config.state_dir.join(SCRATCH);
-    // Copies of databases are as private as the databases.
-    DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-    Ok(folder)
 }
 
 /// What is configured and cannot be answered by any probe of this version: never passed over in silence.

@@ -83,6 +83,35 @@ async fn a_full_disk_stops_neither_heartbeats_nor_the_watchdog_and_what_was_seen
 }
 
 #[tokio::test]
+async fn a_folder_for_copies_that_was_removed_is_made_again_and_can_be_used() {
+    let stage = Stage::set().await;
+    // A log without its index, as after a copy: each answer comes from a copy of its own.
+    let (path, source) = (stage.path("hub.db"), stage.path("source.db"));
+    let writer = rusqlite::Connection::open(&source).unwrap();
+    let sql = "PRAGMA journal_mode = wal; CREATE TABLE jobs (id INTEGER); INSERT INTO jobs VALUES (1);";
+    writer.execute_batch(sql).unwrap();
+    std::fs::copy(&source, &path).unwrap();
+    std::fs::copy(stage.path("source.db-wal"), stage.path("hub.db-wal")).unwrap();
+    let query = r#"{ name = "rows", sql = "select count(*) from jobs", max = 100, interval = "1s" }"#;
+    let path = path.display();
+    let service = format!("[service.hub]\nsqlite = [{{ path = \"{path}\", queries = [{query}] }}]\n");
+    stage.config(&stage.path("state"), &service);
+    let mut daemon = Daemon::start(&stage);
+    daemon.says(&["watching"]).await;
+    let scratch = stage.path("state/scratch");
+    std::fs::remove_dir_all(&scratch).unwrap();
+    stage.hears("hub", "probe_blind").await;
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon.says(&["WARN", "was removed: it is made again"]).await;
+    until(&stage.fake, |state| {
+        events(state)
+            .any(|event| matches!(&event, FindingEvent::Cleared { key, .. } if key.reason == Reason::ProbeBlind))
+    })
+    .await;
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test]
 async fn a_state_folder_that_is_read_only_leaves_an_agent_that_tells_from_memory() {
     let stage = Stage::set().await;
     let Some(disk) = Disk::mount(stage.path("state")) else { return };

@@ -10,7 +10,7 @@ use muster_common::ids::ProcessId;
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,7 +66,10 @@ impl Scratch {
             .ok_or_else(|| CopyError::Scratch("/proc does not show this process".to_owned()))?;
         let path = parent.join(format!("{PREFIX}{}-{}-{number}", owner.pid, owner.start_ticks));
         let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|error| CopyError::Scratch(error.to_string()))?;
+        made.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => CopyError::Scratch(format!("{} does not exist", parent.display())),
+            _ => CopyError::Scratch(error.to_string()),
+        })?;
         Ok(Self(path))
     }
 
