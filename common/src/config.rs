@@ -9,14 +9,14 @@
 use crate::units::{parse_bytes, parse_duration};
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Read};
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::time::Duration;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 /// Bytes of a config file: room for every subject one agent may watch, with its comments.
 pub const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -234,7 +234,7 @@ impl<'a> Reader<'a> {
 
     /// A duration such as `"5s"`, within `bounds`.
     pub fn duration(&self, key: &str, bounds: RangeInclusive<Duration>) -> Option<Duration> {
-        self.parsed(key, |text| {
+        self.value(key)?.parsed_as("a duration in quotes and with its unit, such as \"5s\"", |text| {
             let length = parse_duration(text)?;
             if bounds.contains(&length) {
                 return Ok(length);
@@ -247,7 +247,7 @@ impl<'a> Reader<'a> {
 
     /// A size such as `"4GiB"`.
     pub fn bytes(&self, key: &str) -> Option<u64> {
-        self.parsed(key, parse_bytes)
+        self.value(key)?.parsed_as("a size in quotes and with its unit, such as \"4GiB\"", parse_bytes)
     }
 
     /// A whole number within `bounds`.
@@ -281,10 +281,19 @@ impl<'a> Reader<'a> {
     }
 
     /// A table of strings (labels), in key order.
-    pub fn string_map(&self, key: &str) -> std::collections::BTreeMap<String, String> {
-        let Some(reader) = self.table(key) else { return Default::default() };
-        let names: Vec<String> = reader.table.iter().map(|(name, _)| name.get_ref().to_string()).collect();
-        names.into_iter().filter_map(|name| reader.string(&name).map(|text| (name, text))).collect()
+    pub fn string_map(&self, key: &str) -> BTreeMap<String, String> {
+        let strings = self.entries(key).into_iter();
+        strings.filter_map(|entry| Some((entry.name, entry.value.string()?.to_owned()))).collect()
+    }
+
+    /// What is in a table whose keys are not known, in key order.
+    pub fn entries(&self, key: &str) -> Vec<Entry<'a>> {
+        let Some(reader) = self.table(key) else { return Vec::new() };
+        let entry = |(name, _): (&'a Spanned<DeString<'a>>, _)| {
+            let (name, span) = (name.get_ref().to_string(), name.span());
+            Some(Entry { value: reader.value(&name)?, name, span })
+        };
+        reader.table.iter().filter_map(entry).collect()
     }
 }
 
@@ -304,6 +313,27 @@ impl Drop for Reader<'_> {
                 expected,
             });
         }
+    }
+}
+
+/// One key that the user chose, and its value.
+#[derive(Debug, Clone)]
+pub struct Entry<'a> {
+    /// The key.
+    pub name: String,
+    /// Its value.
+    pub value: Value<'a>,
+    span: Range<usize>,
+}
+
+impl Entry<'_> {
+    /// Notes a mistake about the key itself.
+    pub fn mistake(&self, message: &str, expected: &str) {
+        self.value.mistakes.borrow_mut().push(Mistake {
+            span: self.span.clone(),
+            message: message.to_owned(),
+            expected: expected.to_owned(),
+        });
     }
 }
 
@@ -348,16 +378,25 @@ impl<'a> Value<'a> {
 
     /// The string; anything else is a mistake.
     pub fn string(&self) -> Option<&'a str> {
+        self.string_as("a string")
+    }
+
+    fn string_as(&self, expected: &str) -> Option<&'a str> {
         let text = self.value.get_ref().as_str();
         if text.is_none() {
-            self.wrong_type("a string");
+            self.wrong_type(expected);
         }
         text
     }
 
     /// A string that `parse` understands.
     pub fn parsed<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        match parse(self.string()?) {
+        self.parsed_as("a string", parse)
+    }
+
+    /// The same; `expected` is told where it is no string at all.
+    pub fn parsed_as<T>(&self, expected: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        match parse(self.string_as(expected)?) {
             Ok(value) => Some(value),
             Err(expected) => {
                 self.mistake(&format!("bad value for {:?}", self.path), &expected);
@@ -400,7 +439,7 @@ impl<'a> Value<'a> {
     /// The items of an array; anything else is a mistake.
     pub fn items(&self) -> Vec<Value<'a>> {
         let Some(array) = self.value.get_ref().as_array() else {
-            self.wrong_type("an array");
+            self.wrong_type("a list in [ ]");
             return Vec::new();
         };
         let item = |(index, value)| Value { value, path: format!("{}[{index}]", self.path), mistakes: self.mistakes };
@@ -487,6 +526,36 @@ mod tests {
         let shown = error.to_string();
         assert!(shown.contains("agent.toml:2:1"), "{shown}");
         assert!(shown.ends_with("agent.toml: 5 mistakes"), "{shown}");
+    }
+
+    #[test]
+    fn a_number_without_a_unit_is_told_how_to_be_written() {
+        let text = "[memory]\ninterval = 5\ncritical = 4096\n[service.a]\npid_file = \"/run/a\"\nports = 80\n";
+        let error = read("agent.toml", text, walk).unwrap_err();
+        let at: Vec<_> = error.mistakes.iter().map(|m| (&text[m.span.clone()], m.expected.as_str())).collect();
+        let expected = [
+            ("5", "expected a duration in quotes and with its unit, such as \"5s\", found integer"),
+            ("4096", "expected a size in quotes and with its unit, such as \"4GiB\", found integer"),
+            ("80", "expected a list in [ ], found integer"),
+        ];
+        assert_eq!(at, expected);
+    }
+
+    #[test]
+    fn a_mistake_about_a_key_is_shown_at_the_key() {
+        let text = "[limits]\nnofile = \"1\"\nnofil = \"2\"\ncore = 3\n";
+        let error = read("a.toml", text, |root| {
+            for entry in root.entries("limits") {
+                match entry.name.as_str() {
+                    "nofil" => entry.mistake("\"nofil\" is no limit", "did you mean \"nofile\"?"),
+                    _ => drop(entry.value.parsed_as("a string such as \"65536\"", |text| Ok(text.to_owned()))),
+                }
+            }
+        });
+        let error = error.unwrap_err();
+        let at: Vec<_> = error.mistakes.iter().map(|m| (&text[m.span.clone()], m.expected.as_str())).collect();
+        let core = ("3", "expected a string such as \"65536\", found integer");
+        assert_eq!(at, [("nofil", "did you mean \"nofile\"?"), core]);
     }
 
     #[test]

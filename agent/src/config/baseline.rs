@@ -2,9 +2,9 @@
 
 use super::walk::absolute;
 use muster_agent_core::baseline::{limits, sysctl, unit_property};
-use muster_common::config::Reader;
+use muster_common::config::{Reader, Value, nearest};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Settings of one kind in one baseline: a page of them is read by nobody.
 const SETTINGS_MAX: usize = 64;
@@ -49,59 +49,77 @@ impl Baseline {
     }
 }
 
+/// Notes a mistake where a path leads to the agent's own files: what is declared of a file is read, and edits of it are told.
+type Foreign<'f> = &'f dyn Fn(&Path, &Value<'_>);
+
 /// `[baseline]`.
-pub(super) fn walk_host(reader: &Reader<'_>) -> Baseline {
-    let sysctl = settings(reader, "sysctl", |name, value| {
-        sysctl::path(name)?;
-        let plain = sysctl::plain(value);
-        if plain.is_empty() { Err("expected the value that /proc/sys shows".to_owned()) } else { Ok(plain) }
-    });
-    Baseline { sysctl, files: files(reader), ..Baseline::new() }
+pub(super) fn walk_host(reader: &Reader<'_>, foreign: Foreign<'_>) -> Baseline {
+    let sysctl = settings(
+        reader,
+        "sysctl",
+        |name| sysctl::path(name).map(drop),
+        |_, value| {
+            let plain = sysctl::plain(value);
+            if plain.is_empty() { Err("expected the value that /proc/sys shows".to_owned()) } else { Ok(plain) }
+        },
+    );
+    Baseline { sysctl, files: files(reader, foreign), ..Baseline::new() }
 }
 
 /// `[service.NAME.baseline]`.
-pub(super) fn walk_service(reader: &Reader<'_>) -> Baseline {
-    let limits = settings(reader, "limits", |name, value| {
-        if limits::names().any(|known| known == name) {
-            return limits::requested(value);
-        }
-        let known: Vec<&str> = limits::names().collect();
-        Err(format!("{name:?} is no limit, expected one of: {}", known.join(", ")))
-    });
-    let unit = settings(reader, "unit", unit_property::requested);
-    Baseline { limits, unit, files: files(reader), ..Baseline::new() }
+pub(super) fn walk_service(reader: &Reader<'_>, foreign: Foreign<'_>) -> Baseline {
+    let limits = settings(reader, "limits", limit_name, |_, value| limits::requested(value));
+    let unit = settings(reader, "unit", unit_property::check_name, unit_property::requested);
+    Baseline { limits, unit, files: files(reader, foreign), ..Baseline::new() }
+}
+
+fn limit_name(name: &str) -> Result<(), String> {
+    if limits::names().any(|known| known == name) {
+        return Ok(());
+    }
+    if let Some(near) = nearest(name, limits::names()) {
+        return Err(format!("did you mean {near:?}?"));
+    }
+    let known: Vec<&str> = limits::names().collect();
+    Err(format!("expected one of: {}", known.join(", ")))
 }
 
 fn settings(
     reader: &Reader<'_>,
     key: &str,
+    check_name: impl Fn(&str) -> Result<(), String>,
     check: impl Fn(&str, &str) -> Result<String, String>,
 ) -> BTreeMap<String, String> {
-    let declared = reader.string_map(key);
-    let Some(value) = reader.value(key) else { return BTreeMap::new() };
-    if declared.len() > SETTINGS_MAX {
-        value.mistake("too many settings", &format!("expected at most {SETTINGS_MAX}"));
+    let declared = reader.entries(key);
+    if let Some(beyond) = declared.get(SETTINGS_MAX) {
+        beyond.mistake("too many settings", &format!("expected at most {SETTINGS_MAX}"));
     }
     let mut settings = BTreeMap::new();
-    for (name, text) in declared {
-        match check(&name, &text) {
-            Ok(text) => drop(settings.insert(name, text)),
-            Err(expected) => value.mistake(&format!("{name:?} cannot be declared so"), &expected),
+    for entry in declared.iter().take(SETTINGS_MAX) {
+        if let Err(expected) = check_name(&entry.name) {
+            entry.mistake(&format!("{:?} cannot be declared in {key}", entry.name), &expected);
+            continue;
         }
+        let value = entry.value.parsed_as("a value in quotes", |text| check(&entry.name, text));
+        settings.extend(value.map(|value| (entry.name.clone(), value)));
     }
     settings
 }
 
-fn files(reader: &Reader<'_>) -> Vec<DeclaredFile> {
+fn files(reader: &Reader<'_>, foreign: Foreign<'_>) -> Vec<DeclaredFile> {
     let tables = reader.tables("files");
     if let Some(beyond) = tables.get(SETTINGS_MAX) {
         beyond.mistake("too many files", &format!("expected at most {SETTINGS_MAX}"));
     }
-    tables.iter().take(SETTINGS_MAX).filter_map(file).collect()
+    tables.iter().take(SETTINGS_MAX).filter_map(|table| file(table, foreign)).collect()
 }
 
-fn file(reader: &Reader<'_>) -> Option<DeclaredFile> {
-    let path = reader.required("path").and_then(|value| value.parsed(absolute));
+fn file(reader: &Reader<'_>, foreign: Foreign<'_>) -> Option<DeclaredFile> {
+    let path = reader.required("path").and_then(|value| {
+        let path = value.parsed(absolute)?;
+        foreign(&path, &value);
+        Some(path)
+    });
     let mode = reader.parsed("mode", mode);
     let owner = reader.parsed("owner", account);
     let group = reader.parsed("group", account);
@@ -155,6 +173,28 @@ unit = { MemoryMax = "3GiB", Restart = "on-failure" }
     }
 
     #[test]
+    fn the_caret_is_at_what_is_wrong() {
+        let service = |rest: &str| format!("[service.a]\npid_file = \"/a\"\nbaseline = {{ {rest} }}\n");
+        let state = "/var/lib/muster-agent/spool.db";
+        for (text, at, expected) in [
+            (service("limits = { core = \"0\", nofiles = \"1\" }"), "nofiles", "did you mean \"nofile\"?"),
+            (service("limits = { core = \"0\", nofile = \"x\" }"), "\"x\"", "\"1024:65536\""),
+            (service("limits = { nofile = 1024 }"), "1024", "expected a value in quotes, found integer"),
+            (service("unit = { \"a/b\" = \"x\", Type = \"y\" }"), "\"a/b\"", "MemoryMax"),
+            (service("unit = { Type = \"\" }"), "\"\"", "as systemctl show prints it"),
+            ("[baseline.sysctl]\n\"../x\" = \"1\"\n".to_owned(), "\"../x\"", "vm.swappiness"),
+            (format!("[baseline]\nfiles = [{{ path = \"{state}\", mode = \"600\" }}]\n"), state, "outside of"),
+            (service("files = [{ path = \"/var/lib/x/../muster-agent/k\", owner = \"x\" }]"), "/k", "its state_dir"),
+        ] {
+            let told = Config::parse("agent.toml", &text).unwrap_err();
+            let [mistake] = told.mistakes.as_slice() else { panic!("{told}") };
+            let marked = &text[mistake.span.clone()];
+            assert!(marked.len() <= at.len() + 40 && marked.contains(at), "{told}");
+            assert!(mistake.expected.contains(expected), "{told}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_told() {
         for (text, part) in [
             ("[baseline]\nsysctl = { \"../x\" = \"1\" }", "vm.swappiness"),
@@ -162,7 +202,7 @@ unit = { MemoryMax = "3GiB", Restart = "on-failure" }
             ("[baseline]\nfiles = [{ path = \"/x\" }]", "nothing is declared"),
             ("[baseline]\nfiles = [{ path = \"/x\", mode = \"9\" }]", "\"0640\""),
             ("[baseline]\nfiles = [{ path = \"/x\", sha256 = \"ab\" }]", "64 hex digits"),
-            ("[service.a]\npid_file = \"/a\"\nbaseline = { limits = { nofiles = \"1\" } }", "expected one of"),
+            ("[service.a]\npid_file = \"/a\"\nbaseline = { limits = { xy = \"1\" } }", "expected one of"),
             ("[service.a]\npid_file = \"/a\"\nbaseline = { unit = { \"a/b\" = \"x\" } }", "MemoryMax"),
             ("[service.a]\npid_file = \"/a\"\nbaseline = { limits = { nofile = \"x\" } }", "\"1024:65536\""),
         ] {

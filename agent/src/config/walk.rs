@@ -59,15 +59,15 @@ pub(super) fn walk(root: &Reader<'_>) -> Config {
     if let Some(reader) = root.table("process") {
         config.process = process::walk(&reader);
     }
+    let mut seen = Seen { state_dir: plain_path(&config.state_dir), ..Seen::default() };
     if let Some(reader) = root.table("baseline") {
-        config.baseline = baseline::walk_host(&reader);
+        config.baseline = baseline::walk_host(&reader, &|path, at| seen.check_foreign(path, at));
     }
     config.log_rules = log::walk_rules(root);
     if let Some(spool) = root.table("spool") {
         set(&mut config.spool_bytes_max, spool.parsed("max_bytes", spool_size));
     }
-    let log_rules = config.log_rules.iter().map(|rule| rule.name.clone()).collect();
-    let mut seen = Seen { state_dir: plain_path(&config.state_dir), log_rules, ..Seen::default() };
+    seen.log_rules = config.log_rules.iter().map(|rule| rule.name.clone()).collect();
     for (name, _, reader) in root.named_tables("service") {
         let before = seen.subjects.len();
         config.services.extend(walk_service(&name, &reader, &mut seen));
@@ -266,8 +266,11 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         Some(log)
     });
     let logs = logs.collect();
-    let keys = reader.list("keys", absolute);
-    let baseline = reader.table("baseline").map_or_else(Baseline::new, |table| baseline::walk_service(&table));
+    // Only looked at, never opened: the agent's own may be among them.
+    let keys = one_or_many(reader, "keys").into_iter().filter_map(|value| value.parsed(absolute)).collect();
+    let baseline = reader
+        .table("baseline")
+        .map_or_else(Baseline::new, |table| baseline::walk_service(&table, &|path, at| seen.check_foreign(path, at)));
     // A key that is there but wrong has its own mistake already.
     let empty = ["unit", "pid_file", "ports", "health", "sqlite", "backups", "locks", "logs"]
         .iter()

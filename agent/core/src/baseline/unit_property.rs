@@ -16,10 +16,7 @@ const TEXT_BYTES_MAX: usize = 255;
 /// assert!(requested("memory max", "1").is_err());
 /// ```
 pub fn requested(name: &str, value: &str) -> Result<String, String> {
-    let is_name = name.chars().all(|c| c.is_ascii_alphanumeric()) && name.starts_with(|c: char| c.is_ascii_uppercase());
-    if !is_name || name.len() > TEXT_BYTES_MAX {
-        return Err("expected the name of a property as systemctl show prints it, such as \"MemoryMax\"".to_owned());
-    }
+    check_name(name)?;
     if value.is_empty() || value.len() > TEXT_BYTES_MAX {
         return Err(format!("expected a value of at most {TEXT_BYTES_MAX} bytes, as systemctl show prints it"));
     }
@@ -32,6 +29,15 @@ pub fn requested(name: &str, value: &str) -> Result<String, String> {
         Ok(bytes) => Ok(shown_bytes(bytes)),
         Err(_) => Ok(value.to_owned()),
     }
+}
+
+/// Whether a property could have this name.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let is_name = name.chars().all(|c| c.is_ascii_alphanumeric()) && name.starts_with(|c: char| c.is_ascii_uppercase());
+    if is_name && name.len() <= TEXT_BYTES_MAX {
+        return Ok(());
+    }
+    Err("expected the name of a property as systemctl show prints it, such as \"MemoryMax\"".to_owned())
 }
 
 /// What is applied, in the form of what is requested.
