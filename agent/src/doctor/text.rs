@@ -39,9 +39,17 @@ pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<(
     for story in &report.stories {
         write_story(out, report, story, style)?;
     }
-    if !report.unknown.is_empty() {
+    write_agent_says(out, report, style)?;
+    // What a finding tells is not asked twice; where nothing tells it, it must not be lost.
+    let is_told = |unknown: &Unanswered| {
+        let of_it = |finding: &Finding| finding.key.subject.service.as_str() == unknown.service;
+        unknown.told_elsewhere && report.findings.iter().any(of_it)
+    };
+    let unknown: Vec<&Unanswered> =
+        report.unknown.iter().filter(|unknown| style.verbose || !is_told(unknown)).collect();
+    if !unknown.is_empty() {
         writeln!(out, "\n{}", paint("could not be answered", Paint::Bold, style))?;
-        for alike in alike(&report.unknown) {
+        for alike in alike(&unknown) {
             write_unknown(out, &alike, style)?;
         }
     }
@@ -52,9 +60,9 @@ pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<(
 }
 
 /// Questions without an answer for the same reason, together: twenty logs that may not be read are one thing to mend.
-fn alike(unknown: &[Unanswered]) -> Vec<Vec<&Unanswered>> {
+fn alike<'a>(unknown: &[&'a Unanswered]) -> Vec<Vec<&'a Unanswered>> {
     let mut groups: Vec<Vec<&Unanswered>> = Vec::new();
-    for one in unknown {
+    for &one in unknown {
         let same = |group: &&mut Vec<&Unanswered>| {
             group.first().is_some_and(|first| {
                 let probe = first.told_elsewhere || first.probe == one.probe;
@@ -105,6 +113,10 @@ fn write_title(out: &mut dyn Write, report: &Report, style: Style) -> io::Result
     let mut parts = Vec::new();
     if !report.stories.is_empty() {
         parts.push(counted(report.stories.len(), "problem"));
+    }
+    let open = report.agent_says.iter().filter(|said| said.open).count();
+    if open > 0 {
+        parts.push(format!("{} said by the running agent", counted(open, "problem")));
     }
     let unanswered = report.unanswered().count();
     if unanswered > 0 {
@@ -158,7 +170,8 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
             plain(&key.subject.subject)
         )?;
         writeln!(out, "    {summary}")?;
-        if style.verbose {
+        // Of what happened before a line each is enough: there may be hundreds.
+        if style.verbose && link.relation != Relation::Earlier {
             write_evidence(out, &other.evidence, "      ", style)?;
         }
     }
@@ -178,10 +191,29 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
     Ok(())
 }
 
+/// The word of the agent that runs there: it has watched for longer.
+fn write_agent_says(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
+    if report.agent_says.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{}", paint("the running agent says", Paint::Bold, style))?;
+    for said in &report.agent_says {
+        let title = format!("{} {} {}", said.severity, plain(&said.service), plain(&said.reason));
+        let colour = if said.severity >= Severity::Sev2 { Paint::Red } else { Paint::Yellow };
+        let subject = if said.open { plain(&said.subject) } else { "(within the last hour)".to_owned() };
+        writeln!(out, "  {}  {subject}", paint(&title, colour, style))?;
+        writeln!(out, "    {}", plain(&said.summary))?;
+        for step in &said.next_steps {
+            writeln!(out, "    {} {}", paint("next:", Paint::Bold, style), plain(step))?;
+        }
+    }
+    Ok(())
+}
+
 /// What the summary does not say already, in as few lines as it takes; `--verbose` has all of it, a line each.
 fn write_new_evidence(out: &mut dyn Write, finding: &Finding) -> io::Result<()> {
     let telling = |(key, value): &(&str, &Value)| match value {
-        Value::Flag(false) | Value::Bytes(0) => false,
+        Value::Flag(false) | Value::Bytes(0) | Value::Millis(0) => false,
         _ if FOR_PROGRAMS.contains(key) => false,
         value => !says(&finding.summary, &value.to_string()),
     };
@@ -292,7 +324,7 @@ fn paint(text: &str, paint: Paint, style: Style) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::report::{NotWatched, Ran};
+    use crate::doctor::report::{AgentSays, NotWatched, Ran};
     use muster_agent_core::diagnose::Recent;
     use muster_agent_core::judgement::{Judgement, Problem};
     use muster_agent_core::services::Services;
@@ -335,6 +367,57 @@ mod tests {
         let health = NotWatched { service: "spl".into(), key: "health", subject: "http://127.0.0.1:1/".into() };
         let singleton = NotWatched { service: "spl".into(), key: "singleton", subject: String::new() };
         report(probes).remarks(vec![health, singleton], vec![])
+    }
+
+    #[test]
+    fn the_word_of_the_running_agent_is_told_as_such_and_counts_while_it_lasts() {
+        let mut report = report(vec![ran(ProbeKind::Port, "tcp:1", Judgement::default())]);
+        let said = |reason: &str, open| AgentSays {
+            service: "spl".into(),
+            severity: Severity::Sev2,
+            reason: reason.into(),
+            subject: "/hub.db".into(),
+            summary: format!("{reason}\u{1b}[2J"),
+            open,
+            next_steps: vec!["look".into()],
+        };
+        report.agent_says = vec![said("process_restarted", false)];
+        assert_eq!(report.overall(), Overall::Ok);
+        report.agent_says.insert(0, said("sqlite_lock_held", true));
+        assert_eq!(report.overall(), Overall::Critical);
+        let mut out = Vec::new();
+        write(&mut out, &report, Style::default()).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with("CRITICAL web-1: 1 problem said by the running agent, 1 of 1 check ok\n"), "{text}");
+        for part in [
+            "\nthe running agent says\n  sev2 spl sqlite_lock_held  /hub.db\n    sqlite_lock_held\\u{1b}[2J\n    next: look\n",
+            "  sev2 spl process_restarted  (within the last hour)\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(report.only("other").agent_says.is_empty());
+    }
+
+    #[test]
+    fn what_a_finding_tells_is_not_asked_again_and_earlier_kills_are_a_line_each() {
+        let same = |probe, judgement| ran(probe, "/hub.db", judgement);
+        let broken = Judgement::problem(Problem::new(Reason::SqliteNotADatabase, "no database"));
+        let probes =
+            vec![same(ProbeKind::Sqlite, broken), same(ProbeKind::Lock, Judgement::unknown("it is no database", None))];
+        let report = report(probes);
+        assert_eq!(report.unanswered().count(), 0);
+        let mut out = Vec::new();
+        write(&mut out, &report, Style::default()).unwrap();
+        assert!(!String::from_utf8(out).unwrap().contains("could not be answered"));
+
+        let kill =
+            |pid: u64| Problem::new(Reason::OomKill, format!("kill {pid}")).evidence(Evidence::new().count("pid", pid));
+        let kills = Judgement { occurrences: (1..=30).map(kill).collect(), ..Judgement::default() };
+        let report = self::report(vec![ran(ProbeKind::Oom, "kernel", kills)]);
+        let mut out = Vec::new();
+        write(&mut out, &report, Style { verbose: true, ..Style::default() }).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("kill 1\n") && text.lines().count() < 75, "{text}");
     }
 
     #[test]

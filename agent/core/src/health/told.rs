@@ -50,7 +50,11 @@ pub(super) fn failed(rules: &Rules, reading: &Reading, fault: &Fault, failures: 
             }
         }
         Outcome::Failed { took, timed_out, .. } => {
-            evidence = evidence.duration("took_ms", *took).flag("timed_out", *timed_out);
+            evidence = evidence.flag("timed_out", *timed_out);
+            // A refusal comes at once.
+            if took.as_millis() > 0 {
+                evidence = evidence.duration("took_ms", *took);
+            }
         }
         Outcome::NotTried { .. } => {}
     }

@@ -35,11 +35,11 @@ pub fn occurrence(rule: &Rule, source: &str, told: &Told) -> Problem {
             format!("{meaning}: {}", clip(&told.first.text, QUOTE_BYTES_MAX))
         }
     };
-    let mut evidence = Evidence::new()
-        .text("rule", &rule.name)
-        .text("source", source)
-        .count("lines", told.count)
-        .text("first_line", &told.first.text);
+    let mut evidence =
+        Evidence::new().text("rule", &rule.name).text("source", source).text("first_line", &told.first.text);
+    if told.count > 1 {
+        evidence = evidence.count("lines", told.count);
+    }
     if let Some(last) = &told.last {
         evidence = evidence.text("last_line", &last.text);
     }
