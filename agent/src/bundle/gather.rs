@@ -54,16 +54,18 @@ impl Gathering {
         };
         let started = std::thread::Builder::new().name("bundle".to_owned()).spawn(run);
         match started.map(|_| brought.recv_timeout(SOURCE_DEADLINE)) {
-            Ok(Ok(brought)) => {
-                for (name, text) in brought {
-                    match text {
-                        Ok((text, cut)) => self.put_text(name, text, cut),
-                        Err(why) => self.miss(name, why),
-                    }
-                }
-            }
+            Ok(Ok(brought)) => self.take_in(brought),
             Ok(Err(_)) => self.miss(what.to_owned(), format!("no answer within {} s", SOURCE_DEADLINE.as_secs())),
             Err(error) => self.miss(what.to_owned(), error.to_string()),
+        }
+    }
+
+    fn take_in(&mut self, brought: Vec<(String, Text)>) {
+        for (name, text) in brought {
+            match text {
+                Ok((text, cut)) => self.put_text(name, text, cut),
+                Err(why) => self.miss(name, why),
+            }
         }
     }
 
@@ -134,8 +136,7 @@ mod tests {
         let mut gathering = Gathering::default();
         let long = "0123456789\n".repeat(ITEM_BYTES_MAX / 8);
         for at in 0..20 {
-            let long = long.clone();
-            gathering.source(move || vec![(format!("{at}.log"), text(&long))], "long");
+            gathering.take_in(vec![(format!("{at}.log"), text(&long))]);
         }
         assert!(gathering.items.iter().map(|item| item.content.len()).sum::<usize>() <= TOTAL_BYTES_MAX);
         assert!(gathering.items.iter().all(|item| item.cut.is_some() && item.content.starts_with(b"0123456789\n")));
