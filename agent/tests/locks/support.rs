@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const STEPS: &str = "MUSTER_TEST_LOCK_STEPS";
@@ -132,6 +132,8 @@ fn wait_for_the_end() {
 pub(crate) struct Role {
     child: Child,
     _stdin: ChildStdin,
+    /// Open to its end: the harness in the child has a last word, too.
+    _stdout: BufReader<ChildStdout>,
     said: u32,
 }
 
@@ -145,7 +147,7 @@ impl Role {
         while lines.read_line(&mut line).unwrap() > 0 {
             if let Some((_, word)) = line.split_once(MARK) {
                 let said = word.trim().parse().unwrap();
-                return Self { child, _stdin: stdin, said };
+                return Self { child, _stdin: stdin, _stdout: lines, said };
             }
             line.clear();
         }
