@@ -7,20 +7,22 @@
 use super::cgroup::MemoryCgroup;
 use super::exit::ExitWatch;
 use super::small::read_small_text;
+use super::soon::Soon;
 use super::unit::Units;
 use super::{HostRoot, process};
-use crate::clock::{boot_id, suspended_ms};
+use crate::clock::boot_id;
 use crate::probe::{Context, Probe};
-use muster_agent_core::judgement::{Judgement, PROCESS_KEY};
+use muster_agent_core::judgement::{Judgement, PROCESS_KEY, Verdict};
 use muster_agent_core::memory;
 use muster_agent_core::pid_file::ProcessReading;
-use muster_agent_core::process::exit::{Exit, ExitStatus};
+use muster_agent_core::process::exit::Exit;
 use muster_agent_core::process::proc_text::{self, Limits, Status};
 use muster_agent_core::process::watch::{Blind, Children, Life, ProcessJudge, ProcessRules, Room, Usage, ZOMBIES_MAX};
 use muster_agent_core::services::Instance;
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ProcessId, ServiceName};
+use muster_common::reason::Reason;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -60,6 +62,9 @@ pub struct ProcessWatch {
     judge: ProcessJudge,
     watched: Option<ExitWatch>,
     slow: Option<Slow>,
+    soon: Soon,
+    /// The process whose end was seen.
+    ended: Option<ProcessId>,
     /// Its version, where it can be read.
     kernel: Option<(u32, u32)>,
 }
@@ -81,7 +86,8 @@ impl ProcessWatch {
         let release = std::fs::read_to_string(root.path("/proc/sys/kernel/osrelease")).unwrap_or_default();
         let subject = SubjectKey::new(service, ProbeKind::Process, "main process");
         let kernel = kernel_version(&release);
-        Self { subject, root, rules, unit, judge: ProcessJudge::default(), watched: None, slow: None, kernel }
+        let (judge, soon) = (ProcessJudge::default(), Soon::default());
+        Self { subject, root, rules, unit, judge, watched: None, slow: None, soon, ended: None, kernel }
     }
 
     fn life(&mut self, instance: &Instance, start_ms: u64, context: &Context) -> Life {
@@ -120,9 +126,7 @@ impl ProcessWatch {
     /// systemd reaped it and remembers how it ended, on kernels that do not.
     fn told_by_unit(&self, process: ProcessId, start_ms: u64) -> Option<Exit> {
         let (unit, units) = self.unit.as_ref()?;
-        let (code, status) = units.exit_of(unit, process.pid, start_ms, suspended_ms())?.raw();
-        let status = ExitStatus::from_systemd(code, i32::try_from(status).ok()?)?;
-        Some(Exit::Known { status, source: "systemd".to_owned() })
+        units.told(unit, process, start_ms)
     }
 
     fn usage(&mut self, instance: &Instance, context: &Context) -> Usage {
@@ -152,6 +156,18 @@ impl ProcessWatch {
             .as_ref()
             .map_or_else(Default::default, |slow| (slow.limits, slow.oom_score_adj, slow.room.clone()));
         Usage { status, limits, open_files: self.open_files(&folder), children, oom_score_adj, room }
+    }
+
+    /// systemd's word on the end, and the successor, come a moment later. A zombie that stays is looked at as usual.
+    fn look_again(&mut self, instance: &Instance, life: &Life, judgement: &Judgement, context: &Context) {
+        let down = matches!(life, Life::Gone(_) | Life::Zombie(_)).then_some(instance.process);
+        let stays = judgement.problems.iter().any(|problem| problem.reason == Reason::ProcessZombie);
+        let new = self.rules.tells_end && down.is_some() && down != self.ended;
+        self.ended = down;
+        self.soon.looked(context.now.boottime_ms, new, judgement.verdict() == Verdict::Ok);
+        if stays {
+            self.soon = Soon::default();
+        }
     }
 
     fn say_what_the_kernel_lacks(&self, judgement: &mut Judgement) {
@@ -209,10 +225,15 @@ impl Probe for ProcessWatch {
         let life = self.life(&instance, start_ms, context);
         let rules = ProcessRules { tells_end: self.rules.tells_end && !oneshot, ..self.rules };
         let mut judgement = self.judge.judge(&rules, &instance, start_ms, &life, context.now, context.one_shot);
+        self.look_again(&instance, &life, &judgement, context);
         if context.one_shot && matches!(life, Life::Alive(_)) {
             self.say_what_the_kernel_lacks(&mut judgement);
         }
         judgement
+    }
+
+    fn again_in(&self) -> Option<Duration> {
+        self.soon.again_in()
     }
 
     fn wake(&self) -> Option<Arc<OwnedFd>> {

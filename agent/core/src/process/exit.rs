@@ -71,23 +71,6 @@ impl ExitStatus {
         }
     }
 
-    /// From systemd's `ExecMainCode` (`CLD_EXITED` 1, `CLD_KILLED` 2, `CLD_DUMPED` 3) and `ExecMainStatus`.
-    ///
-    /// ```
-    /// use muster_agent_core::process::exit::ExitStatus;
-    /// assert_eq!(ExitStatus::from_systemd(1, 203), Some(ExitStatus::Code(203)));
-    /// assert_eq!(ExitStatus::from_systemd(2, 9), Some(ExitStatus::Signal { signal: 9, core_dumped: false }));
-    /// assert_eq!(ExitStatus::from_systemd(0, 0), None);
-    /// ```
-    pub fn from_systemd(code: i32, status: i32) -> Option<Self> {
-        let status = u8::try_from(status).ok()?;
-        match code {
-            1 => Some(Self::Code(status)),
-            2 | 3 => Some(Self::Signal { signal: status, core_dumped: code == 3 }),
-            _ => None,
-        }
-    }
-
     /// Whether it looks like work done, or like the answer to a polite stop: SIGHUP, SIGINT, SIGPIPE and SIGTERM, as
     /// systemd sees it, and the codes by which programs pass them on.
     pub const fn is_orderly(self) -> bool {
@@ -218,8 +201,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_status_has_words(status in proptest::num::i32::ANY, code in proptest::num::i32::ANY) {
-            for status in ExitStatus::from_wait_status(status).into_iter().chain(ExitStatus::from_systemd(code, status)) {
+        fn any_status_has_words(status in proptest::num::i32::ANY) {
+            if let Some(status) = ExitStatus::from_wait_status(status) {
                 proptest::prop_assert!(!status.words().is_empty() && !status.name().is_empty());
             }
         }

@@ -364,7 +364,7 @@ fn inactive(view: &View<'_>) -> Found {
     } else if let Some(exit) = state.newest().and_then(|life| life.exit) {
         match exit {
             Exit::Signal(signal @ (1 | 2 | 15)) => {
-                format!("; it was stopped ({})", signal_name(signal).unwrap_or_default())
+                format!("; it was stopped ({})", signal_name(signal))
             }
             other => format!("; its main process {} and systemd counts that as a regular stop", other.words()),
         }
@@ -470,8 +470,7 @@ fn exit_evidence(evidence: Evidence, prefix: &str, exit: Option<Exit>) -> Eviden
         None => evidence,
         Some(Exit::Status(status)) => evidence.with(&key("status"), Value::Integer(status)),
         Some(Exit::Signal(signal) | Exit::Core(signal)) => {
-            let name = signal_name(signal).map_or_else(|| signal.to_string(), str::to_owned);
-            let evidence = evidence.text(&key("signal"), name);
+            let evidence = evidence.text(&key("signal"), signal_name(signal));
             if matches!(exit, Some(Exit::Core(_))) { evidence.flag(&key("core"), true) } else { evidence }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Must take whatever a bus sends: a property of another type or size than expected is ignored, never trusted.
 
+use crate::process::exit::{self, ExitStatus};
 use muster_common::limits::clip;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -142,18 +143,18 @@ impl Exit {
         matches!(self, Self::Status(0))
     }
 
-    /// Whether it looks like the answer to a polite stop: SIGTERM or SIGINT, or the statuses by which programs pass
-    /// them on.
-    pub const fn is_orderly(self) -> bool {
-        matches!(self, Self::Status(0 | 130 | 143) | Self::Signal(1 | 2 | 15))
+    /// Whether it looks like the answer to a polite stop.
+    pub fn is_orderly(self) -> bool {
+        self.status().is_some_and(ExitStatus::is_orderly)
     }
 
-    /// `si_code` and `si_status`, as they came.
-    pub const fn raw(self) -> (i32, i64) {
+    /// As the process's own probe tells it; `None` for what no kernel tells.
+    pub fn status(self) -> Option<ExitStatus> {
+        let signal = |signal, core_dumped| Some(ExitStatus::Signal { signal: u8::try_from(signal).ok()?, core_dumped });
         match self {
-            Self::Status(status) => (1, status),
-            Self::Signal(signal) => (2, signal),
-            Self::Core(signal) => (3, signal),
+            Self::Status(status) => Some(ExitStatus::Code(u8::try_from(status).ok()?)),
+            Self::Signal(number) => signal(number, false),
+            Self::Core(number) => signal(number, true),
         }
     }
 }
@@ -181,35 +182,13 @@ const fn status_name(status: i64) -> Option<&'static str> {
 
 /// `"SIGKILL (9)"`.
 pub fn signal_words(signal: i64) -> String {
-    match signal_name(signal) {
-        Some(name) => format!("{name} ({signal})"),
-        None => format!("signal {signal}"),
-    }
+    let name = signal_name(signal);
+    if name.starts_with("SIG") { format!("{name} ({signal})") } else { name }
 }
 
-/// `"SIGKILL"`; numbers as on the usual architectures.
-pub const fn signal_name(signal: i64) -> Option<&'static str> {
-    Some(match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        5 => "SIGTRAP",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        10 => "SIGUSR1",
-        11 => "SIGSEGV",
-        12 => "SIGUSR2",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        24 => "SIGXCPU",
-        25 => "SIGXFSZ",
-        31 => "SIGSYS",
-        _ => return None,
-    })
+/// `"SIGKILL"`, or `"signal 42"`.
+pub fn signal_name(signal: i64) -> String {
+    u8::try_from(signal).map_or_else(|_| format!("signal {signal}"), exit::signal_name)
 }
 
 /// One life of the unit's main process, as systemd saw it. Times are `CLOCK_MONOTONIC`.
@@ -545,6 +524,11 @@ mod tests {
             assert_eq!(Exit::new(code, status).unwrap().words(), words);
         }
         assert_eq!(Exit::new(0, 0), None);
+        assert_eq!(Exit::Status(203).status(), Some(ExitStatus::Code(203)));
+        assert_eq!(Exit::Core(11).status(), Some(ExitStatus::Signal { signal: 11, core_dumped: true }));
+        assert_eq!(Exit::Signal(-9).status(), None);
+        assert_eq!((signal_words(9), signal_words(40)), ("SIGKILL (9)".to_owned(), "signal 40".to_owned()));
+        assert!(Exit::Signal(13).is_orderly() && !Exit::Signal(9).is_orderly() && !Exit::Status(1).is_orderly());
     }
 
     fn any_property() -> impl Strategy<Value = Property> {
