@@ -6,6 +6,7 @@ use muster_agent_core::services::Services;
 use muster_common::finding::SubjectKey;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Which thread a probe runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,11 @@ pub trait Probe: Send {
     /// A descriptor that becomes readable when a run is worth it at once (a pidfd, the kernel log). Asked again after
     /// every run; `None` when there is nothing to wait for.
     fn wake(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
+
+    /// The next run is worth it this soon, if that is before its interval is over. Asked again after every run.
+    fn again_in(&self) -> Option<Duration> {
         None
     }
 

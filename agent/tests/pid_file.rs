@@ -32,7 +32,7 @@ impl Stage {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("svc.pid");
-        let probe = PidFileProbe::new(service(), path.to_str().unwrap(), HostRoot::default());
+        let probe = PidFileProbe::new(service(), path.to_str().unwrap(), HostRoot::default(), None);
         Self { folder, services: Arc::default(), probe }
     }
 
@@ -123,7 +123,7 @@ fn an_exit_wakes_the_probe_and_a_successor_clears_it() {
     assert_eq!(down.problems[0].evidence.get("exit_status"), Some(&Value::Text(told.into())), "{down:?}");
     assert!(stage.probe.wake().is_none(), "nothing more is to come");
     let reasons: Vec<Reason> = down.problems.iter().map(|problem| problem.reason).collect();
-    assert_eq!(reasons, [Reason::ProcessDown, Reason::PidFileStale]);
+    assert_eq!(reasons, [Reason::ProcessDown]);
     let noted = stage.services.lock().unwrap().newest(&service()).cloned().unwrap();
     assert!(noted.ended_boottime_ms.is_some());
 
@@ -148,9 +148,9 @@ fn a_restart_of_the_agent_forgets_nothing() {
     let saved = stage.probe.save().unwrap();
     sleeper.kill();
     sleeper.0.wait().unwrap();
-    stage.probe = PidFileProbe::new(service(), stage.path().to_str().unwrap(), HostRoot::default());
+    stage.probe = PidFileProbe::new(service(), stage.path().to_str().unwrap(), HostRoot::default(), None);
     stage.probe.restore(saved);
-    assert_eq!(stage.reasons(), [Reason::ProcessDown, Reason::PidFileStale]);
+    assert_eq!(stage.reasons(), [Reason::ProcessDown]);
     stage.probe.restore(serde_json::json!({"not": "ours"}));
 }
 

@@ -6,10 +6,15 @@ use futures_util::StreamExt;
 use muster_agent::clock;
 use muster_agent::net::{Net, NetHandle};
 use muster_agent::probe::{Context, Probe};
-use muster_agent::senses::HostRoot;
+use muster_agent::senses::pid_file::PidFileProbe;
+use muster_agent::senses::process_watch::ProcessWatch;
 use muster_agent::senses::restarts::RestartProbe;
 use muster_agent::senses::unit::{SystemdProbe, UnitProbe, Units};
+use muster_agent::senses::{HostRoot, process};
 use muster_agent_core::judgement::{Judgement, Verdict};
+use muster_agent_core::pid_file::ProcessReading;
+use muster_agent_core::process::growth::GrowthRules;
+use muster_agent_core::process::watch::ProcessRules;
 use muster_agent_core::services::Services;
 use muster_agent_core::unit::{Exit, Options, Property};
 use muster_common::evidence::Value;
@@ -338,6 +343,80 @@ fn a_failure_is_told_by_a_signal_and_the_main_process_is_noted() {
     assert_eq!(stage.units.exit_of(UNIT, pid, 1_000, 0), Some(Exit::Signal(9)));
     assert_eq!(stage.units.exit_of(UNIT, pid, 60_000, 0), None, "another life of that pid");
     assert_eq!(stage.systemd.calls("GetAll"), 2, "nothing was asked that a signal tells");
+}
+
+/// A host that gives no pidfd, as a kernel that tells nobody how a process ended.
+fn old_kernel() -> tempfile::TempDir {
+    let host = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/proc", host.path().join("proc")).unwrap();
+    host
+}
+
+#[test]
+fn systemd_tells_how_a_process_ended_where_the_kernel_does_not() {
+    let mut child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+    let pid = child.id();
+    let ProcessReading::Alive(facts) = process::read(&HostRoot::default(), pid) else { panic!("{pid} runs") };
+    let start_usec = facts.start_boottime_ms.saturating_sub(clock::suspended_ms()) * 1_000;
+    let mut unit = running(pid);
+    unit.extend(main_process(pid, start_usec, None));
+    let Some(mut stage) = Stage::new(unit) else {
+        child.kill().unwrap();
+        child.wait().unwrap();
+        return;
+    };
+    stage.until(is_ok);
+    let host = old_kernel();
+    let root = || HostRoot(host.path().into());
+    let write = |pid: u32| std::fs::write(host.path().join("spl.pid"), pid.to_string()).unwrap();
+    write(pid);
+    let asked = || Some((UNIT.to_owned(), stage.units.clone()));
+    let memory_growth = GrowthRules { window: NEVER, by_at_least: 1 << 40, by_percent: 100 };
+    let rules = ProcessRules { open_files_percent: 100, memory_growth, zombie_children: 9, tells_end: true };
+    let mut probes: [Box<dyn Probe>; 2] = [
+        Box::new(PidFileProbe::new(service(), "/spl.pid", root(), asked())),
+        Box::new(ProcessWatch::new(service(), root(), rules, asked())),
+    ];
+    let context = || stage.context(false);
+    for probe in &mut probes {
+        let ok = probe.run(&context());
+        assert_eq!((ok.verdict(), probe.again_in()), (Verdict::Ok, None), "{ok:?}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let exit = |judgement: &Judgement| judgement.problems[0].evidence.get("exit_status").cloned();
+    for probe in &mut probes {
+        let down = probe.run(&context());
+        assert_eq!(reasons(&down), [Reason::ProcessDown]);
+        assert_eq!(exit(&down), Some(Value::Text("unknown".into())));
+        assert!(probe.again_in().is_some_and(|soon| soon < Duration::from_secs(1)), "it is asked again soon");
+    }
+    let mut killed = main_process(pid, start_usec, Some((start_usec + 5_000_000, 2, 9)));
+    killed.extend(properties([("Result", text("oom-kill"))]));
+    stage.systemd.change(UNIT, killed);
+    for probe in &mut probes {
+        let end = Instant::now() + PATIENCE;
+        let down = loop {
+            let down = probe.run(&context());
+            if exit(&down) == Some(Value::Text("SIGKILL".into())) {
+                break down;
+            }
+            assert!(Instant::now() < end, "systemd's word never came: {down:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert!(down.problems[0].summary.contains(" by SIGKILL ("), "{down:?}");
+        let told_by = down.problems[0].evidence.get("exit_told_by");
+        assert_eq!(told_by, Some(&Value::Text("systemd (result oom-kill)".into())));
+    }
+    // The successor: how the old one ended is part of its story, and one more look comes soon.
+    write(std::process::id());
+    let [pid_file, _] = &mut probes;
+    let back = pid_file.run(&context());
+    assert_eq!(back.verdict(), Verdict::Ok, "{back:?}");
+    assert!(back.occurrences[0].summary.contains("the old one ended by SIGKILL"), "{back:?}");
+    assert_eq!(pid_file.again_in(), Some(Duration::from_secs(1)));
+    pid_file.run(&context());
+    assert_eq!(pid_file.again_in(), None, "seen twice");
 }
 
 #[test]

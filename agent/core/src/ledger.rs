@@ -554,6 +554,8 @@ fn hides(seen: &Problem, other: Reason) -> bool {
             let runs = seen.evidence.get("service_running") == Some(&Value::Flag(true));
             matches!(other, Reason::ProcessDown) && !runs
         }
+        // It says that too.
+        Reason::ProcessDown => matches!(other, Reason::PidFileStale),
         Reason::PortClosed => matches!(other, Reason::PortUnresponsive),
         Reason::MemoryCritical => matches!(other, Reason::MemoryApproaching),
         _ => false,

@@ -20,6 +20,8 @@ use std::time::Duration;
 /// A process that started this much after its pid file was written is not the one that wrote it. Covers clock steps of
 /// a slewing NTP daemon and files with coarse times.
 const REUSE_MARGIN: Duration = Duration::from_secs(10);
+/// A file that is gone or empty for less after its process ended is no news: a restart is on its way.
+const RESTART_GRACE: Duration = Duration::from_secs(5);
 /// `PID_MAX_LIMIT` of 64-bit kernels.
 pub const PID_MAX_DEFAULT: u32 = 4_194_304;
 
@@ -196,6 +198,12 @@ impl PidFileJudge {
         self.known.as_ref().filter(|known| known.ended_boottime_ms.is_none()).map(|known| known.facts.process)
     }
 
+    /// The instance last seen alive and its start, as long as nobody told how it ended.
+    pub fn unexplained(&self) -> Option<(ProcessId, u64)> {
+        let known = self.known.as_ref().filter(|known| !matches!(known.exit, Some(Exit::Known { .. })))?;
+        Some((known.facts.process, known.facts.start_boottime_ms))
+    }
+
     /// The instance last seen alive, for the other probes.
     pub fn instance(&self) -> Option<Instance> {
         self.known.as_ref().map(|known| Instance {
@@ -216,13 +224,20 @@ impl PidFileJudge {
     /// A file that was written anew for a process that is gone already: in a fast crash loop most lives are seen so.
     fn note_brief(&mut self, pid: u32, modified: Timestamp, gone: bool, now: Now) {
         let before = self.named.replace((pid, modified));
-        let is_known = self.known.as_ref().is_some_and(|known| known.facts.process.pid == pid);
-        if !gone || is_known || self.living().is_some() || before.is_none_or(|before| before == (pid, modified)) {
+        if !gone
+            || self.is_known(pid)
+            || self.living().is_some()
+            || before.is_none_or(|before| before == (pid, modified))
+        {
             return;
         }
         let age_ms = u64::try_from(now.wall.unix_ms().saturating_sub(modified.unix_ms())).unwrap_or(0);
         let written_boottime_ms = now.boottime_ms.saturating_sub(age_ms);
         self.brief = Some(BriefLife { pid, written_boottime_ms, gone_boottime_ms: now.boottime_ms });
+    }
+
+    fn is_known(&self, pid: u32) -> bool {
+        self.known.as_ref().is_some_and(|known| known.facts.process.pid == pid)
     }
 
     /// True while the instance has ended and how is still to be told.
@@ -245,6 +260,9 @@ impl PidFileJudge {
         self.note_end(&reading, now);
         self.note_exit(&reading);
         let mut judgement = match (reading.file, reading.process) {
+            (FileReading::Missing | FileReading::Malformed(Malformed::Empty), _) if self.may_restart(now, one_shot) => {
+                Judgement::unknown(format!("{path} names nobody yet: its process has just ended"), None)
+            }
             (FileReading::Missing, _) => self.missing(path, reading.symlink_to.as_deref()),
             (FileReading::Unreadable { why, way_out }, _) => {
                 Judgement::unknown(format!("{path} cannot be read: {why}"), way_out)
@@ -268,6 +286,12 @@ impl PidFileJudge {
             judgement.seen.insert("symlink_to", muster_common::evidence::Value::Text(target));
         }
         judgement
+    }
+
+    /// In a restart the file is taken away and written anew.
+    fn may_restart(&self, now: Now, one_shot: bool) -> bool {
+        let ended = self.known.as_ref().and_then(|known| known.ended_boottime_ms);
+        !one_shot && ended.is_some_and(|ended| now.since(ended) < RESTART_GRACE)
     }
 
     /// Whether the known instance has ended since the last run.
@@ -352,6 +376,8 @@ impl PidFileJudge {
         let last_zombie = self.zombie.take();
         self.note_brief(pid, modified, matches!(process, None | Some(ProcessReading::Gone)), now);
         match process {
+            // One exit, one finding: that it is down says all of it.
+            None | Some(ProcessReading::Gone) if self.living().is_none() && self.is_known(pid) => Judgement::default(),
             None | Some(ProcessReading::Gone) => Judgement::problem(self.stale(path, pid)),
             Some(ProcessReading::Hidden(why)) => Judgement::unknown(
                 format!("{path} names pid {pid}, which exists but cannot be seen: {why}"),
@@ -631,7 +657,7 @@ mod tests {
         assert_eq!((ok.verdict(), ok.occurrences.len()), (Verdict::Ok, 0));
         let gone = || reading(file(5, 1_000), Some(ProcessReading::Gone));
         let down = judge.judge(PATH, gone(), at(3_000), false);
-        assert_eq!(reasons(&down), [Reason::ProcessDown, Reason::PidFileStale]);
+        assert_eq!(reasons(&down), [Reason::ProcessDown], "one exit, one finding");
         assert_eq!(judge.instance().unwrap().ended_boottime_ms, Some(3_000));
         let still = judge.judge(PATH, gone(), at(9_000), false);
         assert_eq!(still.problems[0].evidence.get("down_for_ms"), Some(&Value::Millis(6_000)));

@@ -138,6 +138,16 @@ impl Schedule {
         }
     }
 
+    /// The next run is due in `soon`, if it was to be later.
+    pub fn again_in(&mut self, now_ms: u64, subject: &SubjectKey, soon: Duration) {
+        let at_ms = now_ms.saturating_add(ms(soon));
+        if let Some(slot) = self.slots.get_mut(subject).filter(|slot| slot.started_ms.is_none() && slot.due_ms > at_ms)
+        {
+            slot.due_ms = at_ms;
+            slot.tell_late_ms = late_waiting(at_ms, slot.plan);
+        }
+    }
+
     /// The probes that owe an answer, each told once past its deadline and then once per interval.
     pub fn late(&mut self, now_ms: u64) -> Vec<Late> {
         let mut late = Vec::new();
@@ -227,6 +237,21 @@ mod tests {
 
     fn plan(lane: usize) -> Plan {
         Plan { lane, interval: Duration::from_secs(5), deadline: Duration::from_secs(1), place: None }
+    }
+
+    #[test]
+    fn a_run_that_is_wanted_soon_comes_before_its_interval_and_the_interval_goes_on() {
+        let mut schedule = Schedule::default();
+        schedule.add(0, subject("a"), plan(0));
+        assert!(schedule.start_next(0, 0).is_some());
+        schedule.finished(10, &subject("a"));
+        schedule.again_in(10, &subject("a"), Duration::from_secs(60));
+        assert_eq!(schedule.next_ms(|_| true), Some(5_000), "later than its interval is not sooner");
+        schedule.again_in(10, &subject("a"), Duration::from_millis(200));
+        assert_eq!(schedule.next_ms(|_| true), Some(210));
+        assert!(schedule.start_next(209, 0).is_none() && schedule.start_next(210, 0).is_some());
+        schedule.finished(220, &subject("a"));
+        assert_eq!(schedule.next_ms(|_| true), Some(5_000));
     }
 
     #[test]

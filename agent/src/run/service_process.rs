@@ -1,12 +1,13 @@
 //! From config to the probes of main processes and of memory pressure.
 
 use super::plan::{Means, Planned, planned};
+use super::service_units;
 use crate::config::{Config, Service};
 use crate::senses::executable::ExecutableProbe;
 use crate::senses::pressure::{HostPressure, ServicePressure};
 use crate::senses::process_watch::ProcessWatch;
 use crate::senses::singleton::SingletonProbe;
-use crate::senses::unit::{Units, is_systemd};
+use crate::senses::unit::Units;
 use muster_agent_core::pressure::psi::StallRules;
 use muster_agent_core::pressure::service::PressureRules;
 use muster_agent_core::process::growth::GrowthRules;
@@ -21,11 +22,10 @@ const SINGLETON_INTERVAL: Duration = Duration::from_secs(30);
 /// For each service whose main process somebody notes: its pid file, or its unit.
 pub(super) fn of_services(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
     let one = |service: &Service| {
-        let unit = service.unit.as_ref().zip(units).filter(|_| is_systemd(means.host));
+        let unit = service_units::asked(service, means, units);
         if unit.is_none() && service.pid_file.is_none() {
             return Vec::new();
         }
-        let unit = unit.map(|(unit, units)| (unit.name.clone(), units.clone()));
         let (name, host) = (service.name.clone(), means.host.clone());
         let process = ProcessWatch::new(name.clone(), host.clone(), process_rules(config, service), unit);
         let program = ExecutableProbe::new(name.clone(), host.clone());

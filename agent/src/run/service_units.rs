@@ -40,14 +40,19 @@ pub(super) fn of_host(config: &Config, means: &Means<'_>, units: Option<&Units>)
     Some(planned(config, probe, config.probes.unit))
 }
 
+/// The service's unit, for probes that ask systemd besides.
+pub(super) fn asked(service: &Service, means: &Means<'_>, units: Option<&Units>) -> Option<(String, Units)> {
+    let unit = service.unit.as_ref().zip(units).filter(|_| is_systemd(means.host));
+    unit.map(|(unit, units)| (unit.name.clone(), units.clone()))
+}
+
 /// One probe per service whose main process is known.
 pub(super) fn restarts(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
     let one = |service: &Service| {
-        let unit = service.unit.as_ref().zip(units).filter(|_| is_systemd(means.host));
+        let unit = asked(service, means, units);
         if unit.is_none() && service.pid_file.is_none() {
             return None;
         }
-        let unit = unit.map(|(unit, units)| (unit.name.clone(), units.clone()));
         let probe = RestartProbe::new(service.name.clone(), unit, means.host.clone());
         Some(planned(config, probe, config.probes.process))
     };

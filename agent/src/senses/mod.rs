@@ -24,6 +24,7 @@ pub mod saved_log;
 pub mod singleton;
 pub(crate) mod small;
 pub mod sockets;
+mod soon;
 pub mod sqlite;
 pub mod unit;
 pub mod watched_files;

@@ -5,15 +5,19 @@
 use super::executable;
 use super::exit::ExitWatch;
 use super::regular::{Found, Unchanged, open_regular};
+use super::soon::Soon;
+use super::unit::Units;
 use super::{HostRoot, process};
 use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
-use muster_agent_core::judgement::Judgement;
+use muster_agent_core::judgement::{Judgement, Verdict};
 use muster_agent_core::pid_file::{
     Facts, FileReading, Malformed, PID_MAX_DEFAULT, PidFileJudge, ProcessReading, Reading, parse,
 };
+use muster_agent_core::process::exit::Exit;
 use muster_common::finding::{ProbeKind, SubjectKey};
-use muster_common::ids::{BootId, ServiceName};
+use muster_common::ids::{BootId, ProcessId, ServiceName};
+use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
@@ -21,7 +25,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Bytes read: one pid is ten, PostgreSQL's file is a few hundred with a long data directory.
 const CONTENT_BYTES_MAX: u64 = 512;
@@ -40,19 +44,22 @@ pub struct PidFileProbe {
     host_path: PathBuf,
     /// What the file said when it was read, and which file that was.
     read: Option<(FileReading, Unchanged)>,
+    /// Asked how a process ended, where the kernel does not tell.
+    unit: Option<(String, Units)>,
     judge: PidFileJudge,
+    soon: Soon,
     watched: Option<ExitWatch>,
     facts: Option<(Facts, u64)>,
     pid_max: u32,
 }
 
 impl PidFileProbe {
-    /// Watches `path` (absolute, as the host knows it).
-    pub fn new(service: ServiceName, path: &str, root: HostRoot) -> Self {
+    /// Watches `path` (absolute, as the host knows it); `unit` is asked how a process ended.
+    pub fn new(service: ServiceName, path: &str, root: HostRoot, unit: Option<(String, Units)>) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::PidFile, path);
         let (path, host_path, judge) = (path.to_owned(), root.path(path), PidFileJudge::default());
-        let (watched, facts, pid_max) = (None, None, PID_MAX_DEFAULT);
-        Self { subject, root, path, host_path, read: None, judge, watched, facts, pid_max }
+        let (watched, facts, pid_max, soon) = (None, None, PID_MAX_DEFAULT, Soon::default());
+        Self { subject, root, path, host_path, read: None, unit, judge, soon, watched, facts, pid_max }
     }
 
     fn reading(&mut self, now_ms: u64) -> Reading {
@@ -85,7 +92,18 @@ impl PidFileProbe {
         let known_alive = self.watched.as_ref().map(|watched| !watched.has_ended());
         let exit = self.watched.as_mut().filter(|_| known_alive == Some(false));
         let exit = exit.map(|watched| (watched.process(), watched.exit().clone()));
+        let exit = match exit {
+            Some((_, Exit::Known { .. } | Exit::Pending)) => exit,
+            // systemd reaped it and remembers how it ended, on kernels that do not, and where nobody watched.
+            untold => self.told_by_unit().or(untold),
+        };
         Reading { file, process, symlink_to, known_alive, exit }
+    }
+
+    fn told_by_unit(&self) -> Option<(ProcessId, Exit)> {
+        let (unit, units) = self.unit.as_ref()?;
+        let (process, start_boottime_ms) = self.judge.unexplained()?;
+        Some((process, units.told(unit, process, start_boottime_ms)?))
     }
 
     /// What the file says, and where it leads if it is a link: read again when it is another one, or was written to.
@@ -129,9 +147,16 @@ impl Probe for PidFileProbe {
             reading.process = Some(process::read(&self.root, facts.process.pid));
             self.facts = None;
         }
-        let before = self.judge.instance();
+        let (before, was) = (self.judge.instance(), self.judge.living());
         let judgement = self.judge.judge(&self.path, reading, context.now, context.one_shot);
         self.rewatch();
+        // A zombie that stays is looked at as usual.
+        let stays = judgement.problems.iter().any(|problem| problem.reason == Reason::ProcessZombie);
+        let ended = was.is_some() && self.judge.living().is_none();
+        self.soon.looked(context.now.boottime_ms, ended, judgement.verdict() == Verdict::Ok);
+        if stays {
+            self.soon = Soon::default();
+        }
         let brief = self.judge.take_brief();
         let after = self.judge.instance();
         let fresh = after.as_ref().filter(|new| before.as_ref().is_none_or(|old| old.process != new.process));
@@ -151,6 +176,10 @@ impl Probe for PidFileProbe {
             services.note(&self.subject.service, instance);
         }
         judgement
+    }
+
+    fn again_in(&self) -> Option<Duration> {
+        self.soon.again_in()
     }
 
     fn wake(&self) -> Option<Arc<OwnedFd>> {

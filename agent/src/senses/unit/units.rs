@@ -3,8 +3,11 @@
 
 use super::bus::{Conversation, PROPERTIES, SYSTEMD};
 use super::decode::property;
+use crate::clock::suspended_ms;
 use crate::net::{Mailbox, NetHandle};
+use muster_agent_core::process;
 use muster_agent_core::unit::{Exit, Property, UnitState};
+use muster_common::ids::ProcessId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -109,6 +112,15 @@ impl Units {
         let start_ms = |usec: u64| (usec / 1000).saturating_add(suspended_ms);
         let is_it = |usec: u64| start_ms(usec).abs_diff(start_boottime_ms) <= SAME_START_MS;
         lives.iter().rev().find(|life| life.pid == pid && is_it(life.start_usec))?.exit
+    }
+
+    /// The same as the probes of processes tell it, with what systemd made of it (`oom-kill`, `watchdog`).
+    pub fn told(&self, unit: &str, process: ProcessId, start_boottime_ms: u64) -> Option<process::exit::Exit> {
+        let status = self.exit_of(unit, process.pid, start_boottime_ms, suspended_ms())?.status()?;
+        let result = self.state(unit).filter(|state| state.newest().is_some_and(|life| life.pid == process.pid));
+        let result = result.map(|state| state.result).filter(|result| !matches!(result.as_str(), "" | "success"));
+        let source = result.map_or_else(|| "systemd".to_owned(), |result| format!("systemd (result {result})"));
+        Some(process::exit::Exit::Known { status, source })
     }
 
     /// Rings when the bus was reached or lost.
