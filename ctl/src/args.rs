@@ -41,6 +41,11 @@ pub(crate) struct Target {
     /// Your private key
     #[arg(long, global = true, env = "MUSTER_KEY", value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// Who you are, where many share the account on the socket: told beside its name [env: MUSTER_AS] [default: who called
+    /// sudo]
+    // Not by clap: a variable that is set for good must not contradict a certificate.
+    #[arg(long = "as", global = true, value_name = "NAME", conflicts_with = "endpoint")]
+    pub said: Option<String>,
     /// File with endpoint, socket, ca, cert and key [default: ~/.config/muster/ctl.toml, then /etc/muster/ctl.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -16,7 +16,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Endpoint, Uri};
+use tonic::{Request, Status};
 
 /// Longest wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -25,22 +29,52 @@ const CALL_MAX: Duration = Duration::from_secs(30);
 /// gRPC port when the endpoint names none.
 const PORT_DEFAULT: u16 = 7420;
 
-/// Connects.
-pub(crate) async fn connect(settings: &Settings) -> Result<Channel, CtlError> {
-    match settings {
-        Settings::Socket(path) => connect_socket(path).await,
-        Settings::Endpoint { url, ca, cert, key } => connect_tls(url, &Credentials::load(ca, cert, key)?).await,
+/// Header by which the coordinator hears who uses the account that has its socket.
+const SAID: &str = "muster-as";
+
+/// A connection, and who we say to be.
+pub(crate) type Channel = InterceptedService<tonic::transport::Channel, Said>;
+
+/// Puts the word that somebody on the socket gives for itself beside each call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Said(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Said {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(said) = &self.0 {
+            request.metadata_mut().insert(SAID, said.clone());
+        }
+        Ok(request)
     }
 }
 
-async fn connect_socket(path: &Path) -> Result<Channel, CtlError> {
+/// Connects.
+pub(crate) async fn connect(settings: &Settings) -> Result<Channel, CtlError> {
+    match settings {
+        Settings::Socket { path, said } => {
+            let word = said.as_ref().map(|said| said.parse().map_err(|_| not_a_name(said)));
+            let channel = connect_socket(path).await?;
+            Ok(InterceptedService::new(channel, Said(word.transpose()?)))
+        }
+        Settings::Endpoint { url, ca, cert, key } => {
+            let channel = connect_tls(url, &Credentials::load(ca, cert, key)?).await?;
+            Ok(InterceptedService::new(channel, Said::default()))
+        }
+    }
+}
+
+fn not_a_name(said: &str) -> CtlError {
+    CtlError::Usage(format!("--as {said:?} is no name: give letters, digits and . _ - @ +"))
+}
+
+async fn connect_socket(path: &Path) -> Result<tonic::transport::Channel, CtlError> {
     let target = format!("unix:{}", path.display());
     let stream = within(UnixStream::connect(path)).await;
     let stream = stream.map_err(|source| CtlError::Connect { target: target.clone(), source })?;
     channel(target, stream).await
 }
 
-async fn connect_tls(url: &str, credentials: &Credentials) -> Result<Channel, CtlError> {
+async fn connect_tls(url: &str, credentials: &Credentials) -> Result<tonic::transport::Channel, CtlError> {
     let usage = || CtlError::Usage(format!("{url:?} is not an endpoint: expected https://HOST:{PORT_DEFAULT}"));
     let uri: Uri = url.parse().map_err(|_| usage())?;
     if uri.scheme_str() != Some("https") || !matches!(uri.path(), "" | "/") {
@@ -80,7 +114,7 @@ async fn within<T>(connecting: impl Future<Output = Result<T, Error>>) -> Result
 }
 
 /// A channel over this one stream: when it breaks, the command fails rather than asks somebody else.
-async fn channel<S>(target: String, stream: S) -> Result<Channel, CtlError>
+async fn channel<S>(target: String, stream: S) -> Result<tonic::transport::Channel, CtlError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -397,6 +397,7 @@ pub(crate) fn incident(incident: &v1::Incident) -> Value {
         "agents": incident.agents,
         "services": incident.services,
         "findings": incident.findings,
+        "findings_over": incident.findings_over,
         "next_steps": incident.next_steps,
         "paged": time(&incident.paged),
         "paged_state": paged_state(incident.paged_state),

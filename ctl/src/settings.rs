@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 pub(crate) const SOCKET_DEFAULT: &str = "/run/muster/coordinator.sock";
 /// The endpoint, where no flag says another.
 const ENDPOINT_VARIABLE: &str = "MUSTER_ENDPOINT";
+/// Who uses the account, where no flag says it: set by people, and by sudo.
+const SAID_VARIABLES: [&str; 2] = ["MUSTER_AS", "SUDO_USER"];
 /// The config of the whole host.
 const CONFIG_SYSTEM: &str = "/etc/muster/ctl.toml";
 
@@ -16,7 +18,12 @@ const CONFIG_SYSTEM: &str = "/etc/muster/ctl.toml";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Settings {
     /// A Unix socket; the kernel tells the coordinator who we are.
-    Socket(PathBuf),
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Who uses its account, by their own word.
+        said: Option<String>,
+    },
     /// mTLS.
     Endpoint {
         /// `https://host:port`.
@@ -43,24 +50,37 @@ pub(crate) fn resolve(flags: &Target) -> Result<Settings, CtlError> {
     if flags.endpoint.is_none() && flags.socket.is_none() {
         flags.endpoint = std::env::var(ENDPOINT_VARIABLE).ok().filter(|url| !url.is_empty());
     }
-    choose(&flags, &file, Path::new(SOCKET_DEFAULT).exists())
+    let chosen = choose(&flags, &file, Path::new(SOCKET_DEFAULT).exists())?;
+    Ok(match chosen {
+        Settings::Socket { path, said: None } => Settings::Socket { path, said: said() },
+        chosen => chosen,
+    })
+}
+
+/// Who uses the account, as the environment tells it.
+fn said() -> Option<String> {
+    SAID_VARIABLES.iter().find_map(|name| std::env::var(name).ok().filter(|said| !said.is_empty()))
 }
 
 fn choose(flags: &Target, file: &Target, has_local_socket: bool) -> Result<Settings, CtlError> {
+    let over = |socket: &Path| Settings::Socket { path: socket.to_owned(), said: flags.said.clone() };
     if let Some(socket) = &flags.socket {
-        return Ok(Settings::Socket(socket.clone()));
+        return Ok(over(socket));
     }
     let from_file = file.socket.is_none().then_some(file.endpoint.as_ref()).flatten();
     let Some(url) = flags.endpoint.as_ref().or(from_file) else {
         return match &file.socket {
-            Some(socket) => Ok(Settings::Socket(socket.clone())),
-            None if has_local_socket => Ok(Settings::Socket(SOCKET_DEFAULT.into())),
+            Some(socket) => Ok(over(socket)),
+            None if has_local_socket => Ok(over(Path::new(SOCKET_DEFAULT))),
             None => Err(CtlError::Usage(format!(
                 "no coordinator to ask: give --endpoint https://HOST:7420 with --ca, --cert and --key, \
                  or write them into {CONFIG_SYSTEM} (there is no local socket {SOCKET_DEFAULT})"
             ))),
         };
     };
+    if flags.said.is_some() {
+        return Err(CtlError::Usage(format!("--as is for the local socket: to {url} your certificate says who you are")));
+    }
     if !url.starts_with("https://") {
         let host = url.rsplit_once("://").map_or(url.as_str(), |(_, host)| host);
         return Err(CtlError::Usage(format!("{url:?} is not an endpoint: expected \"https://{host}\"")));
@@ -99,6 +119,7 @@ fn parse(name: &str, text: &str) -> Result<Target, CtlError> {
             ca: path("ca"),
             cert: path("cert"),
             key: path("key"),
+            said: None,
             config: None,
         }
     };
@@ -118,15 +139,18 @@ mod tests {
         let flags = Target { endpoint: Some("https://b:7420".to_owned()), ..Target::default() };
         let Settings::Endpoint { url, key, .. } = choose(&flags, &file, true).unwrap() else { panic!() };
         assert_eq!((url.as_str(), key), ("https://b:7420", PathBuf::from("/k")));
-        let flags = Target { socket: Some("/s".into()), ..Target::default() };
-        assert_eq!(choose(&flags, &file, true).unwrap(), Settings::Socket("/s".into()));
+        let flags = Target { socket: Some("/s".into()), said: Some("ann".to_owned()), ..Target::default() };
+        let socket = |path: &str, said: Option<&str>| Settings::Socket { path: path.into(), said: said.map(str::to_owned) };
+        assert_eq!(choose(&flags, &file, true).unwrap(), socket("/s", Some("ann")));
+        let flags = Target { said: Some("ann".to_owned()), ..Target::default() };
+        assert!(choose(&flags, &file, true).unwrap_err().to_string().contains("your certificate says who you are"));
         for wrong in ["http://b:7420", "b:7420"] {
             let flags = Target { endpoint: Some(wrong.to_owned()), ..Target::default() };
             let error = choose(&flags, &file, true).unwrap_err();
             assert!(error.to_string().contains("expected \"https://b:7420\""), "{error}");
         }
         let none = Target::default();
-        assert_eq!(choose(&none, &none, true).unwrap(), Settings::Socket(SOCKET_DEFAULT.into()));
+        assert_eq!(choose(&none, &none, true).unwrap(), socket(SOCKET_DEFAULT, None));
         assert!(choose(&none, &none, false).unwrap_err().to_string().contains("--endpoint"));
     }
 

@@ -34,8 +34,14 @@ fn agent(number: usize) -> Agent {
         state: state.into(),
         state_reason: state_reason.to_owned(),
         agent_version: "0.1.0".to_owned(),
+        connected: true,
         ..Agent::default()
     }
+}
+
+/// What is said of a service that no host has told of.
+fn doubt(service: &str) -> String {
+    if service == "typo" { "no host has told of \u{1b}[2Ja service \"typo\"".to_owned() } else { String::new() }
 }
 
 /// Sends these, and then nothing for as long as anybody listens.
@@ -47,8 +53,9 @@ fn held<T: Send + 'static>(items: impl IntoIterator<Item = T>) -> Stream<T> {
 
 #[tonic::async_trait]
 impl FindingService for Played {
-    async fn list_findings(&self, _: Request<ListFindingsRequest>) -> Answer<ListFindingsResponse> {
-        Ok(Response::new(ListFindingsResponse::default()))
+    async fn list_findings(&self, request: Request<ListFindingsRequest>) -> Answer<ListFindingsResponse> {
+        let note = doubt(&request.get_ref().service);
+        Ok(Response::new(ListFindingsResponse { note, ..ListFindingsResponse::default() }))
     }
 
     /// One change, and the end.
@@ -72,8 +79,25 @@ impl FindingService for Played {
         Ok(Response::new(ListEventsResponse::default()))
     }
 
-    async fn get_trace(&self, _: Request<GetTraceRequest>) -> Answer<GetTraceResponse> {
-        Ok(Response::new(GetTraceResponse::default()))
+    /// Two pages of one trace.
+    async fn get_trace(&self, request: Request<GetTraceRequest>) -> Answer<GetTraceResponse> {
+        let GetTraceRequest { trace_id, page_token, .. } = request.into_inner();
+        let event = |index: u64, kind: &str, name: &str, summary: &str| JournalEvent {
+            index,
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            agent: "web-1".to_owned(),
+            incident: "INC-1".to_owned(),
+            trace_id: "41".to_owned(),
+            summary: summary.to_owned(),
+            ..JournalEvent::default()
+        };
+        let (events, next) = match (trace_id.as_str(), page_token.as_str()) {
+            ("41", "") => (vec![event(41, "fact", "finding_received", "spl\u{1b}[2J is gone")], "more"),
+            ("41", "more") => (vec![event(42, "conclusion", "incident_opened", "spl on web-1 is down")], ""),
+            _ => return Err(Status::not_found("no entry 7 is kept: see musterctl events list")),
+        };
+        Ok(Response::new(GetTraceResponse { events, next_page_token: next.to_owned() }))
     }
 }
 
@@ -188,6 +212,10 @@ impl FleetService for Played {
             next_steps: vec!["systemctl status spl".to_owned()],
             ..FindingDetail::default()
         };
+        if request.get_ref().service == "typo" {
+            let diagnosis = Some(Diagnosis::default());
+            return Ok(Response::new(DiagnoseAgentResponse { diagnosis, round_trip: None }));
+        }
         let diagnosis = Diagnosis {
             stories: vec!["spl: the OOM killer took it".to_owned()],
             findings: vec![finding],
@@ -209,12 +237,17 @@ impl FleetService for Played {
 
 #[tonic::async_trait]
 impl IncidentService for Played {
-    async fn list_incidents(&self, _: Request<ListIncidentsRequest>) -> Answer<ListIncidentsResponse> {
+    async fn list_incidents(&self, request: Request<ListIncidentsRequest>) -> Answer<ListIncidentsResponse> {
+        let note = doubt(&request.get_ref().service);
+        if !note.is_empty() {
+            return Ok(Response::new(ListIncidentsResponse { note, ..Default::default() }));
+        }
         let states = [PagedState::No, PagedState::Pending, PagedState::Yes, PagedState::Failed];
         let incident = |paged: PagedState| Incident {
             id: "INC-20261121-0002".to_owned(),
             state: IncidentState::Recovering.into(),
             paged_state: paged.into(),
+            not_paged_because: "on hold until 2026-11-22T11:59:08.555Z, so that its symptoms can gather".to_owned(),
             title: "it".to_owned(),
             ..Incident::default()
         };
@@ -230,6 +263,10 @@ impl IncidentService for Played {
             reason: "process_down".to_owned(),
             title: "spl on web-1 is down".to_owned(),
             next_steps: vec!["systemctl status spl".to_owned()],
+            findings: vec!["web-1/spl/port/x/port_closed".to_owned(), "web-1/spl/pid_file/y/process_down".to_owned()],
+            findings_over: vec!["web-1/spl/port/x/port_closed".to_owned()],
+            opened: Some(prost_types::Timestamp { seconds: 1_795_312_305, nanos: 0 }),
+            paged: Some(prost_types::Timestamp { seconds: 1_795_312_205, nanos: 0 }),
             timeline: vec![TimelineItem {
                 kind: "page".to_owned(),
                 text: "paged oncall".to_owned(),
@@ -252,11 +289,12 @@ impl IncidentService for Played {
     }
 
     async fn acknowledge_incident(&self, request: Request<AcknowledgeIncidentRequest>) -> Answer<Incident> {
+        let said = request.metadata().get("muster-as").map(|said| format!(" ({})", said.to_str().unwrap()));
         let AcknowledgeIncidentRequest { id, note } = request.into_inner();
         assert_eq!(note, "on it");
         Ok(Response::new(Incident {
             id,
-            owner: "ada".to_owned(),
+            owner: format!("ada{}", said.unwrap_or_default()),
             title: "spl is down".to_owned(),
             ..Default::default()
         }))
@@ -523,16 +561,28 @@ fn status_show_and_ping_are_readable() {
     let fenced = stdout(&Bench::start_as("fenced").run(&["status"]));
     assert!(fenced.starts_with("coord-a is fenced, not the primary: what follows is what it knew"), "{fenced}");
     let incidents = stdout(&bench.run(&["incidents", "list"]));
-    let paged = ["no", "pending", "yes", "failed"];
+    let paged = ["on hold", "pending", "yes", "failed"];
     for (line, paged) in incidents.lines().skip(1).zip(paged) {
-        assert!(line.contains("recovering") && line.split_whitespace().any(|word| word == paged), "{paged}: {line}");
+        assert!(line.contains("recovering") && line.contains(&format!("  {paged}  ")), "{paged}: {line}");
+        assert!(line.len() < 80, "a column holds a word, not a sentence: {line}");
     }
     let incident = stdout(&bench.run(&["incidents", "show", "INC-20261121-0001"]));
-    for expected in ["INC-20261121-0001 sev2 spl on web-1 is down", "  - systemctl status spl", "paged oncall"] {
+    for expected in [
+        "INC-20261121-0001 sev2 spl on web-1 is down",
+        "  - systemctl status spl",
+        "paged oncall",
+        "  - web-1/spl/port/x/port_closed (over)\n",
+        "  - web-1/spl/pid_file/y/process_down\n",
+        "(the page of an older incident, which goes on for this one), 0 pages in all",
+    ] {
         assert!(incident.contains(expected), "{expected}: {incident}");
     }
     let acknowledged = stdout(&bench.run(&["incidents", "ack", "INC-20261121-0001", "--note", "on it"]));
     assert_eq!(acknowledged, "INC-20261121-0001 acknowledged by ada: spl is down\n");
+    let said = stdout(&bench.run(&["--as", "ann", "incidents", "ack", "INC-20261121-0001", "--note", "on it"]));
+    assert_eq!(said, "INC-20261121-0001 acknowledged by ada (ann): spl is down\n");
+    assert!(refused(&bench.run(&["--as", "\u{e4}\n", "status"]), 2).contains("is no name"));
+    refused(&musterctl(&bench.socket(), &["--as", "ann", "--endpoint", "https://a:7420", "status"]), 2);
 }
 
 #[test]
@@ -604,6 +654,19 @@ fn a_name_that_nobody_has_does_not_look_like_all_is_well() {
         let told = String::from_utf8(unknown.stderr).unwrap();
         assert!(told.contains("no agent \"wbe-1\" is known now"), "{told}");
     }
+    for list in ["findings", "incidents"] {
+        let known = bench.run(&[list, "list", "--service", "spl"]);
+        assert!(known.status.success() && known.stderr.is_empty(), "{known:?}");
+        let typo = bench.run(&[list, "list", "--service", "typo"]);
+        assert!(stdout(&typo).starts_with("no open "), "{typo:?}");
+        let told = String::from_utf8(typo.stderr).unwrap();
+        assert_eq!(told, "musterctl: note: no host has told of \\u{1b}[2Ja service \"typo\"\n");
+    }
+    let diagnose = ["agents", "diagnose", "web-1", "--service", "typo"];
+    let text = stdout(&bench.run(&diagnose));
+    assert!(text.contains("it watches nothing of a service \"typo\"") && !text.contains("nothing is open"), "{text}");
+    let told = bench.run(&[&["--format", "json"], &diagnose[..]].concat()).stderr;
+    assert!(String::from_utf8(told).unwrap().contains("web-1: it watches nothing of a service \"typo\""));
     let silence =
         ["silence", "add", "--reason", "x", "--ttl", "1h", "--agent", "web-1", "--agent", "wbe-1", "--agent", "w*"];
     let freeze = ["freeze", "on", "--reason", "x", "--agent", "web-1", "--agent", "wbe-1"];
@@ -775,6 +838,26 @@ fn incidents_are_led_weighed_and_exported() {
 }
 
 #[test]
+fn a_trace_is_told_from_its_fact_on_over_all_its_pages() {
+    let bench = Bench::start();
+    let text = stdout(&bench.run(&["trace", "41"]));
+    let row = |index: &str| text.lines().find(|line| line.starts_with(index)).unwrap_or_else(|| panic!("{index}: {text}"));
+    for (index, words) in [
+        ("41", ["fact", "finding_received", "web-1", "INC-1", "spl\\u{1b}[2J is gone"]),
+        ("42", ["conclusion", "incident_opened", "web-1", "INC-1", "spl on web-1 is down"]),
+    ] {
+        assert!(words.iter().all(|word| row(index).contains(word)), "{text}");
+    }
+    assert!(text.find("finding_received") < text.find("incident_opened") && !text.contains('\u{1b}'), "{text}");
+    let json = stdout(&bench.run(&["--format", "json", "trace", "41"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let indices: Vec<_> = json["events"].as_array().unwrap().iter().map(|event| &event["trace_id"]).collect();
+    assert_eq!(indices, ["41", "41"], "{json:#}");
+    assert!(refused(&bench.run(&["trace", "7"]), 1).contains("no entry 7 is kept"));
+    refused(&bench.run(&["trace"]), 2);
+}
+
+#[test]
 fn runbooks_are_there_without_a_coordinator() {
     let nowhere = Path::new("/nonexistent/coordinator.sock");
     let text = stdout(&musterctl(nowhere, &["runbook", "oom_kill"]));
@@ -803,5 +886,9 @@ fn what_is_watched_comes_line_by_line_and_its_end_is_told() {
     let text = String::from_utf8(live.stdout.clone()).unwrap();
     assert!(text.starts_with("prod  coord-a (primary, epoch 3)") && !text.contains('\u{1b}'), "{text}");
     assert!(text.contains("agents 11 live, 1 stale"), "{text}");
+    // Neither an empty table nor that somebody is well, whom nobody asked about.
+    for noise in ["no open incidents", "q quits", "agent web-8"] {
+        assert!(!text.contains(noise), "{noise}: {text}");
+    }
     assert!(refused(&live, 1).contains("ended the stream"));
 }

@@ -202,6 +202,43 @@ mod restarts {
         assert!(storm.is_unresolved());
     }
 
+    /// A restart and how the old process ended.
+    fn ended(fleet: &mut Fleet, host: &str, key_of_ending: &str, how: &str) {
+        let words = format!("spl restarted: pid 1 became pid 2; the old one ended by {how}");
+        let evidence = Evidence::new().text(key_of_ending, how).text("executable_sha256", "aaaa");
+        let finding = Finding::new(key("spl", "/run/spl.pid", Reason::ProcessRestarted), &words).evidence(evidence);
+        fleet.event(&agent(host), FindingEvent::Occurred(finding), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_page_of_a_storm_tells_how_they_ended_on_each_host_and_what_else_is_known() {
+        let mut fleet = Fleet::new(policy());
+        fleet.run("0 connect h0 h1 h2 h3\n5 occur h0 spl update_failed 0\n10 end");
+        ended(&mut fleet, "h0", "exit_status", "SIGSEGV");
+        ended(&mut fleet, "h1", "exit_signal", "SIGSEGV");
+        ended(&mut fleet, "h2", "exit_status", "exit code 3");
+        fleet.run_line("60 end");
+        fleet.check_journal();
+        let page = fleet.pages().map(|(_, page)| page).find(|page| page.cause_key.starts_with("fleet/")).unwrap();
+        let details: Vec<&str> = page.details.iter().map(String::as_str).collect();
+        assert_eq!(details.first(), Some(&"how they ended: 2 × SIGSEGV, 1 × exit code 3"), "{details:#?}");
+        for (host, how) in [("h0", "SIGSEGV"), ("h1", "SIGSEGV"), ("h2", "exit code 3")] {
+            let tells = |line: &&str| line.starts_with(&format!("{host} at ")) && line.ends_with(how);
+            assert_eq!(details.iter().copied().filter(tells).count(), 1, "{host}: {details:#?}");
+        }
+        assert!(details.iter().any(|line| line.starts_with("h0: update_failed at ")), "{details:#?}");
+    }
+
+    #[test]
+    fn the_page_of_a_very_wide_storm_tells_some_hosts_and_how_many_more() {
+        let script = hosts(30) + &restarts(0..30, 10, "sha256=aaaa") + "60 end\n";
+        let fleet = run(policy(), &script);
+        let page = &fleet.machine.state().past_pages().next_back().unwrap().page;
+        assert_eq!(page.details.first().map(String::as_str), Some("how they ended: 30 × not known"));
+        assert!(page.details.len() <= 12, "{:#?}", page.details);
+        assert!(page.details.iter().any(|line| line.starts_with("and 23 more like these")), "{:#?}", page.details);
+    }
+
     #[test]
     fn builds_that_are_below_the_threshold_count_together_once() {
         // Two hosts of each of two builds, and one that cannot tell its build.
@@ -382,13 +419,38 @@ mod kills {
     }
 
     #[test]
+    fn victims_that_nobody_watches_are_named_in_the_title_and_told_by_host() {
+        let mut fleet = Fleet::new(policy());
+        fleet.run("0 connect a b c d\n10 end");
+        for (host, comm) in [("a", "glutton"), ("b", "python3"), ("c", "glutton"), ("d", "glutton")] {
+            let words = format!("the kernel killed {comm} (pid 7): cgroup /batch reached its limit of 64 MiB");
+            let evidence = Evidence::new().text("comm", comm).text("cgroup", "/batch");
+            let finding = Finding::new(key("host", comm, Reason::OomKill), &words).evidence(evidence);
+            fleet.event(&agent(host), FindingEvent::Occurred(finding), Duration::ZERO);
+        }
+        fleet.run_line("60 end");
+        fleet.check_journal();
+        let storm = newest(&fleet, "fleet/oom_storm/host");
+        let title = "OOM kills of unwatched processes (glutton, python3) on ";
+        assert!(storm.title.contains(title), "{}", storm.title);
+        let page = fleet.pages().map(|(_, page)| page).find(|page| page.cause_key.starts_with("fleet/")).unwrap();
+        assert!(page.title.contains(title) && page.services.is_empty(), "{page:#?}");
+        assert_eq!(page.details.first().map(String::as_str), Some("killed: 3 × glutton, 1 × python3"), "{page:#?}");
+        let told = |host: &str| page.details.iter().any(|line| line.starts_with(&format!("{host} at ")));
+        assert!(["a", "b", "c", "d"].into_iter().all(told), "{:#?}", page.details);
+        assert!(page.details.iter().any(|line| line.contains("/batch reached its limit of 64 MiB")), "{page:#?}");
+        // Incidents say the same, and which services they are about: of no service, none.
+        assert_eq!(storm.services_named().count(), 0, "{:?}", storm.services);
+    }
+
+    #[test]
     fn ten_kills_of_one_service_on_one_host_are_a_storm_and_nine_are_not() {
         let kills = |n: u64| (0..n).map(|n| format!("{} occur a spl oom_kill 0\n", n * 10)).collect::<String>();
         let fleet = run(policy(), &("0 connect a\n".to_owned() + &kills(9)));
         assert!(!fleet.log().contains("oom_storm"), "{}", fleet.log());
         let looks = detect::explain(fleet.machine.state(), fleet.now, &agent("a"));
         let look = looks.iter().find(|look| look.about == "fleet/oom_storm/spl").unwrap();
-        assert_eq!(look.held_back_by, "below by 2 hosts or 1 occurrences within 10 min", "{look:?}");
+        assert_eq!(look.held_back_by, "below the threshold by 2 hosts or 1 occurrence", "{look:?}");
         let fleet = run(policy(), &("0 connect a\n".to_owned() + &kills(10)));
         assert!(fleet.log().contains("90 opened sev2 oom_storm fleet/oom_storm/spl#1"), "{}", fleet.log());
     }

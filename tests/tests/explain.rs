@@ -3,10 +3,14 @@
 use muster_common::ids::{AgentName, ServiceName};
 use muster_common::time::Timestamp;
 use muster_coordinator_core::State;
-use muster_coordinator_core::explain::{Asked, Explanation, Outcome, RuleLook, why, why_finding, why_not, why_page};
+use muster_coordinator_core::entry::Fact;
+use muster_coordinator_core::explain::{
+    Asked, Explanation, Outcome, RuleLook, unheard_service, why, why_finding, why_not, why_page,
+};
 use muster_coordinator_core::page::PageId;
 use muster_coordinator_core::policy::{Policy, Route};
-use muster_tests::scenario::{Fleet, agent, policy};
+use muster_tests::scenario::{Fleet, START_UNIX_MS, agent, policy};
+use std::time::Duration;
 
 fn ran_under(policy: Policy, script: &str) -> Fleet {
     let mut fleet = Fleet::new(policy);
@@ -89,7 +93,13 @@ fn below_a_threshold_says_by_how_much() {
     let found = ask(fleet.machine.state(), fleet.now, "a");
     let storm = found.rules.iter().find(|look| look.rule == "restart_storm" && look.outcome == Outcome::BelowThreshold);
     let storm = storm.unwrap_or_else(|| panic!("{found:#?}"));
-    assert!(storm.figures[0].value.contains('4') || storm.figures[0].value.contains('1'), "{storm:#?}");
+    let (figure, about) = (&storm.figures[0], "host/a/service/spl");
+    let (value, threshold) = ("4 restarts", "5 restarts of one service on one host within 10 min");
+    assert_eq!((figure.value.as_str(), figure.threshold.as_str(), storm.about.as_str()), (value, threshold, about));
+    assert_eq!(storm.why, format!("saw {value}, asks for {threshold}; below the threshold by 1 restart"));
+    let fleet_wide = look(&found, "restart_storm", "fleet/restart_storm/spl");
+    assert!(fleet_wide.why.starts_with("saw 4 occurrences from 1 source on 1 host within 10 min"), "{fleet_wide:#?}");
+    assert!(fleet_wide.why.ends_with("; below the threshold by 2 hosts"), "{fleet_wide:#?}");
     assert!(found.answer.starts_with("nobody was paged about a: nothing reached its threshold"), "{}", found.answer);
 }
 
@@ -198,4 +208,74 @@ fn why_of_what_is_over_tells_what_was_seen_and_what_is_not_kept() {
     assert_eq!(seen, 3, "{found:#?}");
     look(&found, "process_down", "a/spl/pid_file//run/spl.pid/process_down");
     assert!(found.unknown.iter().any(|words| words.contains("not kept after it was resolved")), "{:?}", found.unknown);
+}
+
+/// A receiver that takes nothing holds nothing back from a host about which there is nothing to tell.
+#[test]
+fn a_failing_receiver_is_no_answer_about_a_healthy_host() {
+    let mut fleet = ran("0 pager down\n0 connect a b\n1 open b spl x port_closed\n20 end");
+    let pending: Vec<PageId> = fleet.machine.state().pending_pages().map(|record| record.id).collect();
+    for page in pending {
+        fleet.feed(Fact::PageAttempted { page });
+        fleet.feed(Fact::PageFailed { page, error: "answered 400".to_owned() });
+    }
+    for receiver in ["ops", "chat"] {
+        let (receiver, error) = (receiver.to_owned(), "refused".to_owned());
+        fleet.feed(Fact::ReceiverFailing { receiver, for_ms: 300_000, error });
+    }
+    let healthy = ask(fleet.machine.state(), fleet.now, "a");
+    assert!(healthy.answer.contains("nothing was wrong"), "{}", healthy.answer);
+    let receiver = look(&healthy, "routing", "ops");
+    assert_eq!(receiver.outcome, Outcome::NothingSeen, "{receiver:#?}");
+    assert!(receiver.why.ends_with("nothing about a waits for it"), "{receiver:#?}");
+    let ill = ask(fleet.machine.state(), fleet.now, "b");
+    let receiver = look(&ill, "routing", "ops");
+    let number = &fleet.machine.state().newest_incident("host/b/service/spl").unwrap().number;
+    assert_eq!((receiver.outcome, &receiver.incident), (Outcome::HeldBack, number), "{receiver:#?}");
+}
+
+#[test]
+fn no_receiver_at_all_is_no_answer_about_a_healthy_host() {
+    let none = || Policy { receivers: Vec::new(), ..policy() };
+    let fleet = ran_under(none(), "0 connect a\n20 end");
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    assert!(found.answer.contains("nothing was wrong"), "{}", found.answer);
+    let fleet = ran_under(none(), "0 connect a\n1 open a spl x port_closed\n20 end");
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    assert!(found.answer.contains("no receiver is configured"), "{}", found.answer);
+}
+
+#[test]
+fn a_service_that_nobody_told_of_is_doubted_and_one_that_was_is_not() {
+    let fleet = ran("0 connect a b\n1 open a spl x port_closed sev4\n2 occur b web update_failed 0\n20 end");
+    let ask = |service: &str| {
+        let (name, service) = (agent("a"), ServiceName::new(service).unwrap());
+        let asked = Asked { agent: &name, at: fleet.now, service: Some(&service), last_heard: None, is_past: false };
+        why_not(fleet.machine.state(), &asked).unwrap().answer
+    };
+    let doubted = "nobody was paged about a: a has not told of a service \"web\": hosts tell only of what is wrong, so it \
+                   is well or the name is misspelt (told of lately: spl)";
+    assert_eq!(ask("web"), doubted);
+    assert!(ask("spl").contains("nothing reached its threshold"), "{}", ask("spl"));
+    let of_fleet = |service| unheard_service(fleet.machine.state(), None, service);
+    assert_eq!((of_fleet("web"), of_fleet("spl")), (None, None));
+    assert!(of_fleet("wbe").unwrap().starts_with("no host has told of a service \"wbe\""));
+}
+
+/// What went into the incident of many hosts names it, also where the host never had one of its own.
+#[test]
+fn what_was_taken_in_names_the_incident_that_tells_it() {
+    let mut script = "0 connect a b c d\n".to_owned();
+    for (n, host) in ["b", "c", "d", "a"].iter().enumerate() {
+        script += &format!("{} occur {host} spl oom_kill 0\n", 10 + n);
+    }
+    let fleet = ran(&(script + "60 end"));
+    let storm = &fleet.machine.state().newest_incident("fleet/oom_storm/spl").unwrap().number;
+    for host in ["a", "b"] {
+        let found = ask(fleet.machine.state(), fleet.now, host);
+        let kill = look(&found, "oom_kill", "oom/");
+        assert!(kill.why.contains(storm.as_str()), "{kill:#?}");
+        let open = format!("; {storm} is open");
+        assert!(found.rules.iter().any(|look| look.rule == "oom_storm" && look.why.ends_with(&open)), "{found:#?}");
+    }
 }

@@ -11,6 +11,7 @@ mod agent_flood;
 mod agent_stale;
 mod at_once;
 mod auth_abuse;
+mod behind;
 mod corruption_spread;
 mod explain;
 mod incident_burst;

@@ -4,9 +4,11 @@
 //! the journal that proves it. It must never reason for itself where a rule has spoken, and looks only.
 
 mod incident;
+mod services;
 mod why_not;
 
 pub use incident::{why, why_finding, why_page};
+pub use services::unheard_service;
 pub use why_not::{Asked, NEAR, why_not};
 
 use crate::state::{Incident, IncidentStatus, State};
@@ -193,6 +195,6 @@ fn word_for(said: &str) -> &'static str {
 }
 
 /// The first page about an incident that was asked for, as its timeline has it.
-fn first_page(incident: &Incident) -> Option<&TimelineLine> {
+pub(crate) fn first_page(incident: &Incident) -> Option<&TimelineLine> {
     incident.timeline.iter().find(|line| line.kind == LineKind::Page && line.text.starts_with("page trigger to "))
 }

@@ -4,17 +4,17 @@
 //! Deterministic, bounded by what State keeps of an incident. Everything in it may come from a hostile host: the Markdown
 //! escapes all of it. Must say what is not known rather than leave it out.
 
+mod chain;
 mod markdown;
 
 pub use markdown::markdown;
 
-use crate::cause;
 use crate::changes;
 use crate::entry::Resolution;
-use crate::explain::held_back;
+use crate::explain::{first_page, held_back};
 use crate::policy::Policy;
 use crate::state::{Incident, IncidentStatus, PageRecord, State, TIMELINE_MAX};
-use crate::timeline::LineKind;
+use crate::timeline::{ACKNOWLEDGEMENT_ENDED, LineKind};
 use muster_common::evidence::Grade;
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
@@ -89,6 +89,8 @@ pub struct People {
     pub commander: Option<String>,
     /// Who acknowledged it.
     pub owner: Option<String>,
+    /// When that did not hold any more, since it got much worse.
+    pub acknowledgement_ended: Option<String>,
 }
 
 /// Whom it hit, for how long, who was told.
@@ -116,6 +118,10 @@ pub struct Impact {
     pub lasted_ms: u64,
     /// From its beginning to the first page that a receiver took.
     pub until_told_ms: Option<u64>,
+    /// Whose page goes on for it, where that was taken before it was opened.
+    pub told_before: Option<String>,
+    /// From its opening to the first page that was asked for: what its hold came to.
+    pub held_ms: Option<u64>,
     /// From its opening to the acknowledgement.
     pub until_acknowledged_ms: Option<u64>,
     /// From its opening to its end.
@@ -217,10 +223,10 @@ pub fn note(state: &State, incident: &Incident, now: Timestamp, then: Option<&Po
         fleet: incident.fleet.clone(),
         made: now.to_string(),
         why: incident.why.clone(),
-        people: People { commander: incident.response.commander.clone(), owner: incident.owner.clone() },
+        people: people(incident),
         impact: impact(state, incident, now),
-        causes: causes(state, incident, &pages),
-        reasons: reasons(incident),
+        causes: chain::causes(state, incident, &pages),
+        reasons: chain::reasons(state, incident),
         actions: timeline.iter().filter(|line| line.kind == LineKind::Operator.as_str()).cloned().collect(),
         traces: traces(incident),
         pages: pages.iter().map(|record| PageLine::of(record)).collect(),
@@ -234,6 +240,27 @@ pub fn note(state: &State, incident: &Incident, now: Timestamp, then: Option<&Po
         unknown: unknown(state, incident, then.is_some()),
         timeline,
     }
+}
+
+fn people(incident: &Incident) -> People {
+    People {
+        commander: incident.response.commander.clone(),
+        owner: incident.owner.clone(),
+        acknowledgement_ended: ended(incident).map(|at| at.to_string()),
+    }
+}
+
+/// When somebody first took it: also where that did not hold to its end.
+fn taken(incident: &Incident) -> Option<Timestamp> {
+    let acts = incident.timeline.iter().filter(|line| line.kind == LineKind::Operator);
+    let first = acts.filter(|line| line.text.starts_with("acknowledged by ")).map(|line| line.at);
+    first.chain(incident.acknowledged).min()
+}
+
+/// When an acknowledgement ended that nobody repeated.
+fn ended(incident: &Incident) -> Option<Timestamp> {
+    let worse = incident.timeline.iter().rev().find(|line| line.text == ACKNOWLEDGEMENT_ENDED);
+    worse.filter(|_| incident.acknowledged.is_none()).map(|line| line.at)
 }
 
 fn status(incident: &Incident) -> &'static str {
@@ -290,27 +317,27 @@ fn impact(state: &State, incident: &Incident, now: Timestamp) -> Impact {
         Resolution::FoldedInto { incident } => format!("a symptom of {}", number_of(state, incident)),
         Resolution::MergedInto { incident } => format!("merged into {}", number_of(state, incident)),
     });
-    let mut services = incident.services.clone();
-    services.extend(
-        incident
-            .members
-            .iter()
-            .filter(|m| !m.starts_with("host/"))
-            .filter_map(|m| Some(m.split('/').nth(1)?.to_owned())),
-    );
+    // A page that was taken before it was opened is that of an older incident, which it goes on for.
+    let (own, adopted) = match incident.first_delivered {
+        Some(at) if at < incident.opened => (None, Some(at)),
+        first => (first, None),
+    };
+    let whose = incident.response.adopted.as_ref().map_or("an older incident", |adopted| adopted.number.as_str());
     Impact {
         n_hosts: incident.agents.len(),
         hosts: incident.agents.iter().take(HOSTS_MAX).map(AgentName::to_string).collect(),
-        services: services.into_iter().collect(),
+        services: incident.services_named().map(str::to_owned).collect(),
         n_findings: u64::try_from(incident.members.len()).unwrap_or(u64::MAX).saturating_add(incident.members_dropped),
         began: incident.began.to_string(),
         opened: incident.opened.to_string(),
-        acknowledged: incident.acknowledged.map(|at| at.to_string()),
+        acknowledged: taken(incident).map(|at| at.to_string()),
         resolved: incident.resolved.map(|at| at.to_string()),
         resolution,
         lasted_ms: ms(end.since(incident.began)),
-        until_told_ms: incident.first_delivered.map(|at| ms(at.since(incident.began))),
-        until_acknowledged_ms: since_opened(incident.acknowledged),
+        until_told_ms: own.map(|at| ms(at.since(incident.began))),
+        told_before: adopted.map(|at| format!("the page of {whose}, taken at {at}, goes on for it")),
+        held_ms: since_opened(first_page(incident).map(|line| line.at)),
+        until_acknowledged_ms: since_opened(taken(incident)),
         until_resolved_ms: since_opened(incident.resolved),
         pages_delivered: incident.pages_delivered,
         pages_given_up: incident.triggers_failed,
@@ -322,59 +349,6 @@ fn impact(state: &State, incident: &Incident, now: Timestamp) -> Impact {
 
 fn number_of(state: &State, key: &crate::entry::IncidentKey) -> String {
     state.incident(key).map_or_else(|| key.cause.clone(), |incident| incident.number.clone())
-}
-
-/// What led to it: its own reason, then what is open, or what its last page told where that is over, then its symptoms.
-fn causes(state: &State, incident: &Incident, pages: &[&PageRecord]) -> Vec<Link> {
-    let own = Link {
-        grade: Some(incident.grade.as_str()),
-        what: incident.reason.to_string(),
-        words: format!("{} ({})", incident.title, incident.why),
-    };
-    let mut links = vec![own];
-    let known = state.cause(&incident.key.cause).filter(|_| incident.is_unresolved());
-    let mut open: Vec<_> = known
-        .into_iter()
-        .flat_map(|known| known.members.values())
-        .filter_map(|member| {
-            let finding = &state.agent(&member.agent)?.open.get(member.key.as_ref()?)?.finding;
-            Some((std::cmp::Reverse(cause::telling(finding.key.reason)), &member.agent, finding))
-        })
-        .take(LINKS_MAX)
-        .collect();
-    open.sort_by(|a, b| (a.0, a.1, &a.2.key).cmp(&(b.0, b.1, &b.2.key)));
-    links.extend(open.iter().map(|(_, agent, finding)| Link {
-        grade: Some(finding.grade.as_str()),
-        what: finding.key.reason.to_string(),
-        words: format!("{agent}: {}", finding.summary),
-    }));
-    if open.is_empty() {
-        let told = pages.iter().rev().find(|record| !record.page.details.is_empty());
-        let details = told.into_iter().flat_map(|record| &record.page.details);
-        links.extend(details.map(|detail| Link {
-            grade: None,
-            what: "told in its page".to_owned(),
-            words: detail.clone(),
-        }));
-    }
-    let symptoms = incident.members.iter().filter(|member| member.starts_with("host/") || member.starts_with("fleet/"));
-    links.extend(symptoms.map(|symptom| Link { grade: None, what: "symptom".to_owned(), words: symptom.clone() }));
-    links.truncate(LINKS_MAX);
-    links
-}
-
-/// By the names of its members, which end in their reason.
-fn reasons(incident: &Incident) -> Vec<Count> {
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    let findings = incident.members.iter().filter(|member| !member.starts_with("host/") && member.contains('/'));
-    for reason in findings.filter_map(|member| member.rsplit('/').next()) {
-        *counts.entry(reason).or_default() += 1;
-    }
-    let mut counts: Vec<_> =
-        counts.into_iter().map(|(reason, count)| Count { reason: reason.to_owned(), count }).collect();
-    counts.sort_by(|a, b| (std::cmp::Reverse(a.count), &a.reason).cmp(&(std::cmp::Reverse(b.count), &b.reason)));
-    counts.truncate(REASONS_MAX);
-    counts
 }
 
 fn traces(incident: &Incident) -> Vec<u64> {
@@ -397,10 +371,13 @@ fn follow_ups(incident: &Incident, policy: &Policy) -> Vec<String> {
         );
     }
     let expected = *policy.response.get(incident.severity);
-    let taken = incident.acknowledged.map(|at| at.since(incident.opened));
-    match taken {
-        None if incident.has_paged() => todo.push("find out why nobody acknowledged it".to_owned()),
-        Some(taken) if taken > expected && !expected.is_zero() => {
+    let waited = taken(incident).map(|at| at.since(incident.opened));
+    match waited {
+        _ if ended(incident).is_some() => {
+            todo.push("find out why nobody acknowledged it again after it got much worse".to_owned());
+        }
+        None if incident.has_paged() && incident.owner.is_none() => todo.push("find out why nobody acknowledged it".to_owned()),
+        Some(waited) if waited > expected && !expected.is_zero() => {
             todo.push("find out why it was acknowledged later than expected".to_owned());
         }
         _ => {}

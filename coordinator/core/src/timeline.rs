@@ -3,6 +3,9 @@
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+/// Line of an acknowledgement that ended since its incident got much worse.
+pub(crate) const ACKNOWLEDGEMENT_ENDED: &str = "so much worse that the acknowledgement does not hold any more";
+
 /// Where a line of a timeline comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -11,9 +11,10 @@ use muster_common::ids::{AgentName, ServiceName};
 use muster_common::limits::{SUBJECT_BYTES_MAX, clip};
 use muster_common::time::Timestamp;
 use muster_coordinator_core::explain::{
-    Asked, Explanation, Figure, Outcome, RuleLook, held_back, why, why_finding, why_not, why_page,
+    Asked, Explanation, Figure, Outcome, RuleLook, held_back, unheard_service, why, why_finding, why_not, why_page,
 };
 use muster_coordinator_core::page::PageId;
+use muster_coordinator_core::state::State;
 use muster_proto::convert::{grade_to_wire, timestamp_to_wire};
 use muster_proto::v1::explain_request::About;
 use muster_proto::v1::{self, RuleOutcome};
@@ -120,21 +121,27 @@ async fn what_became(handle: &Handle, explanation: &mut Explanation) -> Result<(
     let read = move |view: &View<'_>| {
         let known = numbers.into_iter().filter_map(|number| {
             let incident = view.state.incident_by_number(&number)?;
-            let words = match held_back(view.state, incident, view.now) {
-                None => "it has paged since".to_owned(),
-                Some((_, why)) => format!("it has paged nobody to this day: {why}"),
-            };
-            Some((number, words))
+            Some((number, held_back(view.state, incident, view.now).map(|(_, why)| why)))
         });
-        known.collect::<BTreeMap<String, String>>()
+        known.collect::<BTreeMap<String, Option<String>>>()
     };
     let became = handle.query(read).await.map_err(|error| status_of(&error))?;
     for look in &mut explanation.rules {
-        if let Some(words) = became.get(&look.incident).filter(|_| look.outcome == Outcome::HeldBack) {
-            look.why = format!("{}; {words}", look.why);
-        }
+        let Some(since) = became.get(&look.incident).filter(|_| look.outcome == Outcome::HeldBack) else { continue };
+        look.why = match since {
+            None => format!("{}; it has paged since", look.why),
+            // Nothing has changed: the same reason twice says no more.
+            Some(why) if look.why.contains(why) => format!("{}; it has paged nobody to this day", look.why),
+            Some(why) => format!("{}; it has paged nobody to this day: {why}", look.why),
+        };
     }
     Ok(())
+}
+
+/// What to say of an empty list about a service that nobody told of.
+pub(super) fn doubted_service(state: &State, service: &str, found: i32) -> String {
+    let asked = !service.is_empty() && found == 0;
+    asked.then(|| unheard_service(state, None, service)).flatten().unwrap_or_default()
 }
 
 fn unknown_agent(agent: &AgentName) -> Status {

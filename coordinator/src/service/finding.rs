@@ -2,6 +2,7 @@
 
 use super::caller::{READERS, allow};
 use super::events::event;
+use super::explain::doubted_service;
 use super::paging::{PAGE_BYTES_MAX, PageRequest, bad_token, encode};
 use super::status_of;
 use super::watch::{Watched, Watchers};
@@ -142,7 +143,8 @@ fn list(
         serde_json::to_string(&(severity, agent, key, index)).unwrap_or_default()
     };
     let page = wanted.cut(keyed, after.as_ref(), token, |row| row.wire(view));
-    v1::ListFindingsResponse { findings: page.items, next_page_token: page.next_token, total_size: page.total }
+    let note = doubted_service(view.state, &filter.service, page.total);
+    v1::ListFindingsResponse { findings: page.items, next_page_token: page.next_token, total_size: page.total, note }
 }
 
 /// What followed from one fact, oldest first, from `from` on; none when there is no such entry. An entry within the trace

@@ -110,18 +110,21 @@ impl IncidentService for IncidentApi {
                 let agent = &request.agent;
                 by_state
                     && (agent.is_empty() || incident.agents.iter().any(|name| name.as_str() == agent))
-                    && (request.service.is_empty() || services(incident).contains(&request.service))
+                    && (request.service.is_empty() || incident.concerns_service(&request.service))
             });
             let after = after.as_ref().map(|(opened_ms, number)| (Reverse(*opened_ms), number.as_str()));
             let keyed = matching.map(|incident| (order(incident), incident));
             let token = |(Reverse(opened_ms), number): &Order<'_>| format!("{opened_ms}/{number}");
-            wanted.cut(keyed, after.as_ref(), token, |incident| wire(view, incident, false))
+            let page = wanted.cut(keyed, after.as_ref(), token, |incident| wire(view, incident, false));
+            let note = explain::doubted_service(view.state, &request.service, page.total);
+            (page, note)
         };
-        let page = self.handle.query(read).await.map_err(|error| status_of(&error))?;
+        let (page, note) = self.handle.query(read).await.map_err(|error| status_of(&error))?;
         Ok(Response::new(v1::ListIncidentsResponse {
             incidents: page.items,
             next_page_token: page.next_token,
             total_size: page.total,
+            note,
         }))
     }
 
@@ -259,9 +262,21 @@ fn state_of(incident: &Incident) -> IncidentState {
     }
 }
 
-/// Members are named `agent/service/probe/subject/reason`.
-fn services(incident: &Incident) -> BTreeSet<String> {
-    incident.members.iter().filter_map(|member| member.split('/').nth(1)).map(str::to_owned).collect()
+/// What it was made of, without the agents that fell silent.
+fn findings(incident: &Incident) -> impl Iterator<Item = &String> {
+    incident.members.iter().filter(|member| member.contains('/'))
+}
+
+/// Findings and symptoms of an unresolved incident of which nothing is open any more.
+fn over(view: &View<'_>, incident: &Incident) -> Vec<String> {
+    let own = view.state.cause(&incident.key.cause);
+    let is_open = |member: &String| {
+        own.is_some_and(|cause| cause.members.contains_key(member))
+            || view.state.cause(member).is_some_and(|symptom| {
+                !symptom.members.is_empty() || symptom.storm.as_ref().is_some_and(|storm| storm.active)
+            })
+    };
+    findings(incident).filter(|member| incident.is_unresolved() && !is_open(member)).cloned().collect()
 }
 
 fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incident {
@@ -290,8 +305,8 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
         owner: incident.owner.clone().unwrap_or_default(),
         acknowledged: maybe(incident.acknowledged),
         agents: incident.agents.iter().map(ToString::to_string).collect(),
-        services: services(incident).into_iter().collect(),
-        findings: incident.members.iter().filter(|member| member.contains('/')).cloned().collect(),
+        services: incident.services_named().map(str::to_owned).collect(),
+        findings: findings(incident).cloned().collect(),
         next_steps: incident.next_steps.clone(),
         paged: maybe(incident.first_delivered),
         pages_sent: u32::try_from(incident.pages_delivered).unwrap_or(u32::MAX),
@@ -305,6 +320,7 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
         escalations: u32::try_from(incident.response.escalations).unwrap_or(u32::MAX),
         silenced_by: silenced_by(view, incident),
         changes: incident.changes.clone(),
+        findings_over: if with_timeline { over(view, incident) } else { Vec::new() },
     }
 }
 

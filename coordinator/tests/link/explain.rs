@@ -16,12 +16,14 @@ async fn ask(channel: &Channel, about: About) -> Result<ExplainResponse, Status>
     Ok(IncidentServiceClient::new(channel.clone()).explain(request).await?.into_inner())
 }
 
-async fn about_host(
+/// Why nobody was paged about a host; about all of it where `service` is empty.
+pub async fn about_host(
     channel: &Channel,
     agent: &str,
+    service: &str,
     at: Option<prost_types::Timestamp>,
 ) -> Result<ExplainResponse, Status> {
-    ask(channel, About::WhyNot(WhyNot { agent: agent.to_owned(), at, service: String::new() })).await
+    ask(channel, About::WhyNot(WhyNot { agent: agent.to_owned(), at, service: service.to_owned() })).await
 }
 
 /// The only incident there is.
@@ -69,7 +71,7 @@ async fn why_and_why_not_are_answered_for_now_and_for_then() {
     let of_finding = ask(&viewer, About::Id(finding.clone())).await.unwrap();
     assert!(of_finding.answer.contains(&incident.id), "{of_finding:?}");
     // No receiver is configured, so nobody was paged, and that is said.
-    let now = about_host(&viewer, "web-1", None).await.unwrap();
+    let now = about_host(&viewer, "web-1", "", None).await.unwrap();
     assert!(now.answer.starts_with("nobody was paged about web-1"), "{now:?}");
     let held: Vec<&str> = now
         .rules
@@ -79,7 +81,7 @@ async fn why_and_why_not_are_answered_for_now_and_for_then() {
         .collect();
     assert!(held.contains(&"routing"), "{now:?}");
     // The same a moment later, of the moment at which it was opened: rebuilt from the journal.
-    let then = about_host(&viewer, "web-1", incident.opened).await.unwrap();
+    let then = about_host(&viewer, "web-1", "", incident.opened).await.unwrap();
     assert!(then.rules.iter().any(|rule| rule.incident == incident.id), "{then:?}");
     assert!(then.unknown.iter().any(|words| words.contains("heartbeats are not in the journal")), "{then:?}");
     world.coordinator.stop().await.unwrap();
@@ -105,7 +107,7 @@ async fn wrong_questions_are_refused() {
         ("web-1", at(opened.seconds - 86_400), Code::OutOfRange, "the oldest that can be told is"),
         ("web-1", at(i64::MIN), Code::OutOfRange, "the oldest that can be told is"),
     ] {
-        let status = about_host(&viewer, agent, at).await.unwrap_err();
+        let status = about_host(&viewer, agent, "", at).await.unwrap_err();
         assert_eq!(status.code(), expected, "{status}");
         assert!(status.message().contains(words), "{status}");
     }
@@ -117,7 +119,7 @@ async fn wrong_questions_are_refused() {
     assert_eq!(client.export_incident(export(&incident.id, 77)).await.unwrap_err().code(), Code::InvalidArgument);
     assert_eq!(bundle(&viewer, "INC-1").await.unwrap_err().code(), Code::NotFound);
     let agent = world.channel(Role::Agent, "web-2").await;
-    assert_eq!(about_host(&agent, "web-1", None).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(about_host(&agent, "web-1", "", None).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(bundle(&agent, &incident.id).await.unwrap_err().code(), Code::PermissionDenied);
     world.coordinator.stop().await.unwrap();
 }

@@ -8,6 +8,7 @@ mod freezes;
 mod hostile;
 mod questions;
 mod resync;
+mod services;
 mod silences;
 
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};

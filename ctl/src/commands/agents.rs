@@ -1,12 +1,12 @@
 //! `agents diagnose` and `agents archive`.
 
-use super::counted;
+use super::{counted, note};
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean, duration};
 use muster_proto::v1::fleet_service_client::FleetServiceClient;
 use muster_proto::v1::{ArchiveAgentRequest, DiagnoseAgentRequest, Diagnosis, FindingDetail};
-use tonic::transport::Channel;
 
 pub(super) async fn diagnose(
     channel: Channel,
@@ -14,14 +14,21 @@ pub(super) async fn diagnose(
     name: String,
     service: Option<String>,
 ) -> Result<(), CtlError> {
-    let request = DiagnoseAgentRequest { id: name.clone(), service: service.unwrap_or_default() };
+    let asked = service.unwrap_or_default();
+    let request = DiagnoseAgentRequest { id: name.clone(), service: asked.clone() };
     let answer = FleetServiceClient::new(channel).diagnose_agent(request).await?.into_inner();
+    let watches_none = !asked.is_empty() && answer.diagnosis.as_ref().is_none_or(is_empty);
+    let none = || format!("it watches nothing of a service {:?}: is the name misspelt?", clean(&asked));
+    if watches_none && out.is_json() {
+        note(&format!("{}: {}", clean(&name), none()));
+    }
     if out.is_json() {
         return Ok(out.json(&json::diagnosis(&name, &answer))?);
     }
     let diagnosis = answer.diagnosis.unwrap_or_default();
     let took = duration(answer.round_trip.as_ref());
-    out.line(&format!("{} answered after {took}: {}", clean(&name), summary(&diagnosis)))?;
+    let told = if watches_none { none() } else { summary(&diagnosis) };
+    out.line(&format!("{} answered after {took}: {told}", clean(&name)))?;
     if !diagnosis.stories.is_empty() {
         out.line("\nWhat happened")?;
         diagnosis.stories.iter().try_for_each(|story| out.line(&format!("  - {}", clean(story))))?;
@@ -49,6 +56,14 @@ pub(super) async fn diagnose(
         }
     }
     Ok(())
+}
+
+/// Nothing open, nothing well and nothing unknown: it looked at nothing.
+fn is_empty(diagnosis: &Diagnosis) -> bool {
+    diagnosis.findings.is_empty()
+        && diagnosis.findings_left_out == 0
+        && diagnosis.subjects_ok == 0
+        && diagnosis.unknown.is_empty()
 }
 
 fn summary(diagnosis: &Diagnosis) -> String {

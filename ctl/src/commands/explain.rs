@@ -1,5 +1,6 @@
 //! `why` and `why-not`.
 
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -7,7 +8,6 @@ use crate::times;
 use muster_proto::v1::explain_request::About;
 use muster_proto::v1::incident_service_client::IncidentServiceClient;
 use muster_proto::v1::{ExplainRequest, ExplainResponse, RuleExplanation, WhyNot};
-use tonic::transport::Channel;
 
 pub(super) async fn why(channel: Channel, out: &mut Out, id: String) -> Result<(), CtlError> {
     ask(channel, out, About::Id(id)).await

@@ -2,6 +2,7 @@
 //! there at all.
 
 use crate::args::Format;
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::render::{Out, clean, clean_lines};
 use muster_common::units::human_bytes;
@@ -11,7 +12,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use tonic::transport::Channel;
 
 /// Bytes of one chunk of a bundle, and more than any note has.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;

@@ -1,6 +1,7 @@
 //! `failover …`.
 
 use super::{NOT_PROMOTED, OLD_PRIMARY_MISSING};
+use crate::connect::Channel;
 use crate::error::{CtlError, code_name};
 use crate::json;
 use crate::render::{Out, clean, duration};
@@ -11,7 +12,6 @@ use muster_proto::v1::{
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// How often the new primary is asked whether the old one has attached.

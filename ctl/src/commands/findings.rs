@@ -1,6 +1,7 @@
 //! `findings …`, `events …` and `trace`.
 
-use super::{PAGE_SIZE, all_pages, counted, note_unknown};
+use super::{PAGE_SIZE, all_pages, counted, note_doubt, note_unknown};
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -11,7 +12,6 @@ use muster_proto::v1::{
     Finding, GetTraceRequest, JournalEvent, ListEventsRequest, ListFindingsRequest, WatchFindingsRequest,
     WatchFindingsResponse,
 };
-use tonic::transport::Channel;
 
 /// What `findings list` was asked for.
 #[derive(Debug)]
@@ -37,6 +37,7 @@ pub(super) async fn list(channel: Channel, out: &mut Out, filter: Filter) -> Res
         };
         async move {
             let answer = client.list_findings(request).await?.into_inner();
+            note_doubt(&answer.note);
             Ok((answer.findings, answer.next_page_token))
         }
     })

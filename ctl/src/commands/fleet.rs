@@ -2,6 +2,7 @@
 
 use super::{PAGE_SIZE, all_pages, counted};
 use crate::args::State;
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean, duration};
@@ -10,7 +11,6 @@ use muster_proto::v1::fleet_service_client::FleetServiceClient;
 use muster_proto::v1::{
     Agent, AgentState, GetAgentRequest, GetFleetStatusRequest, ListAgentsRequest, PingAgentRequest,
 };
-use tonic::transport::Channel;
 
 pub(super) async fn status(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
     let status = FleetServiceClient::new(channel).get_fleet_status(GetFleetStatusRequest {}).await?.into_inner();

@@ -1,6 +1,7 @@
 //! `freeze …`.
 
 use super::{PAGE_SIZE, all_pages, note_unknown};
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -8,7 +9,6 @@ use muster_proto::v1::set_freeze_request::Change;
 use muster_proto::v1::silence_service_client::SilenceServiceClient;
 use muster_proto::v1::{Freeze, FreezeScope, ListFreezesRequest, NewFreeze, SetFreezeRequest};
 use std::time::Duration;
-use tonic::transport::Channel;
 
 /// What `freeze on` is asked for.
 pub(super) struct Order {

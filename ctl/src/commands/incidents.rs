@@ -1,6 +1,7 @@
 //! `incidents …`.
 
-use super::{PAGE_SIZE, all_pages, counted, note_unknown};
+use super::{PAGE_SIZE, all_pages, counted, note_doubt, note_unknown};
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -11,7 +12,6 @@ use muster_proto::v1::{
     AcknowledgeIncidentRequest, AddNoteRequest, GetIncidentRequest, Incident, IncidentState, ListIncidentsRequest,
     ResolveIncidentRequest, SetCommanderRequest, SetSeverityRequest,
 };
-use tonic::transport::Channel;
 
 pub(super) async fn list(
     channel: Channel,
@@ -33,6 +33,7 @@ pub(super) async fn list(
         };
         async move {
             let answer = client.list_incidents(request).await?.into_inner();
+            note_doubt(&answer.note);
             Ok((answer.incidents, answer.next_page_token))
         }
     })
@@ -55,7 +56,7 @@ pub(super) async fn list(
             owner(incident),
             out.when(incident.opened.as_ref()),
             clean(&incident.reason),
-            paged(incident),
+            paged_word(incident),
             clean(&incident.title),
         ]
     };
@@ -73,10 +74,35 @@ pub(super) fn owner(incident: &Incident) -> String {
     }
 }
 
+/// In one word, for a column.
+fn paged_word(incident: &Incident) -> String {
+    let why = incident.not_paged_because.as_str();
+    let known = [
+        ("on hold", "on hold"),
+        ("held back by maintenance", "maintenance"),
+        ("held back", "silenced"),
+        ("sev", "below"),
+        ("no receiver", "no receiver"),
+    ];
+    match json::paged_state(incident.paged_state) {
+        "no" => known.iter().find(|(start, _)| why.starts_with(start)).map_or("no", |(_, word)| word).to_owned(),
+        word => word.to_owned(),
+    }
+}
+
 fn paged(incident: &Incident) -> String {
     match (json::paged_state(incident.paged_state), incident.not_paged_because.as_str()) {
         ("no", why) if !why.is_empty() => format!("no: {}", clean(why)),
         (word, _) => word.to_owned(),
+    }
+}
+
+/// A page that is older than the incident is that of another one, which goes on for it.
+fn taken_over(incident: &Incident) -> &'static str {
+    let at = |time: &Option<prost_types::Timestamp>| time.as_ref().map(|time| (time.seconds, time.nanos));
+    match (at(&incident.paged), at(&incident.opened)) {
+        (Some(paged), Some(opened)) if paged < opened => " (the page of an older incident, which goes on for this one)",
+        _ => "",
     }
 }
 
@@ -90,7 +116,10 @@ pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<
     out.line("")?;
     let began = if incident.began == incident.opened { String::new() } else { out.time(incident.began.as_ref()) };
     let paged = match incident.paged.as_ref() {
-        Some(at) => format!("{}, {} in all", out.time(Some(at)), counted(count(incident.pages_sent), "page")),
+        Some(at) => {
+            let (at, over) = (out.time(Some(at)), taken_over(&incident));
+            format!("{at}{over}, {} in all", counted(count(incident.pages_sent), "page"))
+        }
         None => paged(&incident),
     };
     let given_up = match incident.pages_failed {
@@ -126,7 +155,11 @@ pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<
     ])?;
     bullets(out, "What changed shortly before", &incident.changes)?;
     bullets(out, "What to do", &incident.next_steps)?;
-    bullets(out, "Findings", &incident.findings)?;
+    let marked = |finding: &String| match incident.findings_over.contains(finding) {
+        true => format!("{finding} (over)"),
+        false => finding.clone(),
+    };
+    bullets(out, "Findings", &incident.findings.iter().map(marked).collect::<Vec<_>>())?;
     if !incident.timeline.is_empty() {
         out.line("\nTimeline")?;
         let rows = incident.timeline.iter();

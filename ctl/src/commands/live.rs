@@ -7,7 +7,7 @@ mod board;
 mod terminal;
 
 use super::findings::change_line;
-use crate::connect;
+use crate::connect::{self, Channel};
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -17,20 +17,22 @@ use muster_proto::v1::finding_service_client::FindingServiceClient;
 use muster_proto::v1::fleet_service_client::FleetServiceClient;
 use muster_proto::v1::incident_service_client::IncidentServiceClient;
 use muster_proto::v1::{
-    Agent, GetFleetStatusRequest, GetFleetStatusResponse, Incident, WatchAgentsRequest, WatchAgentsResponse,
+    Agent, AgentState, GetFleetStatusRequest, GetFleetStatusResponse, Incident, IncidentState, WatchAgentsRequest, WatchAgentsResponse,
     WatchFindingsRequest, WatchFindingsResponse, WatchIncidentsRequest, WatchIncidentsResponse,
 };
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use terminal::{Key, Keys, Screen};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 /// Drawn this often while things change: no eye follows faster, and a terminal far away has to.
 const DRAW_INTERVAL: Duration = Duration::from_millis(500);
 /// Counts of the whole fleet are asked for this often.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// Ids of which the last line is kept.
+const LAST_MAX: usize = 10_000;
 /// A coordinator that went away is tried again after this.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -175,31 +177,94 @@ async fn lines(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
     } else {
         let mut board = Board::default();
         board.fleet(status);
-        for line in board.lines(out, usize::MAX, usize::MAX) {
+        for line in board.counts(out) {
             out.line(&line)?;
         }
     }
+    let mut last = Last::default();
     loop {
         let news = watches.next().await?;
         out.now();
         match (news, out.is_json()) {
             (News::Archived(name), true) => out.json_line(&json!({ "archived": name }))?,
-            (News::Archived(name), false) => out.line(&format!("agent {} archived", clean(&name)))?,
+            (News::Archived(name), false) => {
+                last.forget(&name);
+                out.line(&format!("agent {} archived", clean(&name)))?;
+            }
             (News::Agent(agent), true) => out.json_line(&json!({ "agent": json::agent(&agent) }))?,
             (News::Incident(incident), true) => out.json_line(&json!({ "incident": json::incident(&incident) }))?,
             (News::Finding(change), true) => out.json_line(&json!({ "finding": json::finding_change(&change) }))?,
             (News::Agent(agent), false) => {
                 let (state, why) = (json::agent_state(agent.state), clean(&agent.state_reason));
-                out.line(format!("agent {} {state} {why}", clean(&agent.id)).trim_end())?;
+                // That an agent is well is news only of one that was not.
+                let well = agent.state() == AgentState::Live && agent.connected;
+                if well && !last.knows(&agent.id) {
+                    continue;
+                }
+                let line = format!("agent {} {state} {why}", clean(&agent.id));
+                if last.is_news(&agent.id, &line) {
+                    out.line(line.trim_end())?;
+                }
+                if well {
+                    last.forget(&agent.id);
+                }
             }
             (News::Incident(incident), false) => {
                 let words = [json::severity(incident.severity), json::incident_state(incident.state)].join(" ");
-                out.line(&format!("incident {} {words} {}", clean(&incident.id), clean(&incident.title)))?;
+                let line = format!("incident {} {words} {}", clean(&incident.id), clean(&incident.title));
+                if last.is_news(&incident.id, &line) {
+                    out.line(&line)?;
+                }
+                if incident.state() == IncidentState::Resolved {
+                    last.forget(&incident.id);
+                }
             }
             (News::Finding(change), false) => {
                 let line = change_line(&change, out);
                 out.line(&format!("finding {line}"))?;
             }
         }
+    }
+}
+
+/// What was said last of each incident and of each agent that is not well: of most changes a line shows nothing.
+#[derive(Debug, Default)]
+struct Last(BTreeMap<String, String>);
+
+impl Last {
+    /// True when a line about `id` says something else than the one before it. Beyond the bound all is forgotten: lines may
+    /// come twice then.
+    fn is_news(&mut self, id: &str, line: &str) -> bool {
+        if self.0.len() >= LAST_MAX && !self.0.contains_key(id) {
+            self.0.clear();
+        }
+        self.0.insert(id.to_owned(), line.to_owned()).is_none_or(|before| before != line)
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        self.0.contains_key(id)
+    }
+
+    fn forget(&mut self, id: &str) {
+        self.0.remove(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_told_when_it_says_something_new_of_its_id() {
+        let mut last = Last::default();
+        let told: Vec<bool> = [("a", "open"), ("a", "open"), ("b", "open"), ("a", "resolved"), ("a", "open")]
+            .into_iter()
+            .map(|(id, line)| last.is_news(id, line))
+            .collect();
+        assert_eq!(told, [true, false, true, true, true]);
+        last.forget("a");
+        assert!(!last.knows("a") && last.knows("b") && last.is_news("a", "open"));
+        assert!((0..=LAST_MAX).all(|n| last.is_news(&n.to_string(), "x")));
+        assert!(last.0.len() <= LAST_MAX);
     }
 }

@@ -16,6 +16,7 @@ mod silences;
 use crate::args::{
     Agents, Arguments, Command, Events, Failover, Findings, Format, Freeze, Incidents, Receivers, Silence,
 };
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::render::{Out, clean};
 use crate::{connect, settings};
@@ -23,7 +24,6 @@ use muster_proto::v1::GetAgentRequest;
 use muster_proto::v1::fleet_service_client::FleetServiceClient;
 use std::io::Write;
 use tonic::Code;
-use tonic::transport::Channel;
 
 /// Nothing was changed: refused, declined or not reachable.
 pub(crate) const NOT_PROMOTED: u8 = 18;
@@ -159,6 +159,13 @@ async fn note_unknown<'a>(channel: Channel, agents: impl IntoIterator<Item = &'a
             let agent = clean(agent);
             note(&format!("no agent {agent:?} is known now; if that is misspelt, see musterctl agents list"));
         }
+    }
+}
+
+/// What the coordinator says of a question whose answer is empty.
+fn note_doubt(text: &str) {
+    if !text.is_empty() {
+        note(&clean(text));
     }
 }
 

@@ -1,6 +1,7 @@
 //! `receivers …`.
 
 use super::{PAGE_SIZE, all_pages};
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean, duration};
@@ -9,7 +10,6 @@ use muster_proto::v1::{
     DeadLetter, ListDeadLettersRequest, ListReceiversRequest, Receiver, ResendPageRequest, TestReceiverRequest,
 };
 use tonic::Status;
-use tonic::transport::Channel;
 
 pub(super) async fn list(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
     let answer = PagingServiceClient::new(channel).list_receivers(ListReceiversRequest {}).await?.into_inner();

@@ -2,6 +2,7 @@
 
 use super::{PAGE_SIZE, all_pages, note_unknown};
 use crate::args::NewSilence;
+use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
 use crate::render::{Out, clean};
@@ -10,7 +11,6 @@ use muster_proto::v1::silence_service_client::SilenceServiceClient;
 use muster_proto::v1::{
     CreateSilenceRequest, ExpireSilenceRequest, ListSilencesRequest, Silence, SilenceKind, SilenceMatchers,
 };
-use tonic::transport::Channel;
 
 pub(super) async fn add(channel: Channel, out: &mut Out, new: NewSilence) -> Result<(), CtlError> {
     let matchers = SilenceMatchers {

@@ -13,6 +13,11 @@ use std::collections::BTreeSet;
 
 /// Lines of a timeline that tell of facts, at most.
 const FACT_LINES_MAX: usize = TIMELINE_MAX / 2;
+/// Of these, lines that tell of what was known already in other words: figures move on all the time. Overflow rule: the
+/// middle one goes, so that the first ones and the newest stay.
+const UPDATES_MAX: usize = FACT_LINES_MAX / 4;
+/// What a line says of a finding that was told anew.
+pub(super) const UPDATED: &str = "is now";
 
 /// Something was observed that concerns the unresolved incident of a cause, or the one that it is a symptom of. Of very
 /// many the first and the newest stay, so that a chatty host does not push out what was decided.
@@ -27,9 +32,13 @@ pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: &str) {
     let Some(incident) = unresolved_mut(state, &key) else { return };
     let facts = incident.timeline.iter().enumerate().filter(|(_, line)| line.kind == LineKind::Fact);
     let facts: Vec<usize> = facts.map(|(place, _)| place).collect();
-    if facts.len() >= FACT_LINES_MAX
-        && let Some(place) = facts.get(FACT_LINES_MAX / 2)
-    {
+    let updates = is_update(text).then(|| updates(incident)).unwrap_or_default();
+    let dropped = match (updates.len() >= UPDATES_MAX, facts.len() >= FACT_LINES_MAX) {
+        (true, _) => updates.get(UPDATES_MAX / 2),
+        (false, true) => facts.get(FACT_LINES_MAX / 2),
+        (false, false) => None,
+    };
+    if let Some(place) = dropped {
         incident.timeline.remove(*place);
         if incident.response.facts_dropped == 0 {
             let words = "more is observed than is kept here: musterctl events list has it all".to_owned();
@@ -38,6 +47,17 @@ pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: &str) {
         incident.response.facts_dropped = incident.response.facts_dropped.saturating_add(1);
     }
     note(incident, step, LineKind::Fact, clip(text, SUMMARY_BYTES_MAX));
+}
+
+/// `AGENT: REASON of SUBJECT is now …`. A host whose own words look like it harms its own lines alone.
+fn is_update(text: &str) -> bool {
+    text.contains(&format!(" {UPDATED}: ")) || text.contains(&format!(" {UPDATED} sev"))
+}
+
+/// Places of the lines that tell of updates.
+fn updates(incident: &Incident) -> Vec<usize> {
+    let lines = incident.timeline.iter().enumerate();
+    lines.filter(|(_, line)| line.kind == LineKind::Fact && is_update(&line.text)).map(|(place, _)| place).collect()
 }
 
 /// Something was observed of an agent: all its unresolved incidents tell it.

@@ -56,9 +56,15 @@ pub(super) fn received(
 /// Opens or updates. An update counts as news only when it is worse than what was known.
 fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, seen: Seen, news: bool) {
     let record = links::record(state, step, agent);
+    let mut told = None;
     if let Some(known) = record.open.get_mut(&finding.key) {
         if news || finding.severity > known.finding.severity {
             known.event_index = step.index;
+        }
+        let (before, now) = (known.finding.severity, finding.severity);
+        if before != now || known.finding.summary != finding.summary {
+            let severity = if before == now { String::new() } else { format!(" {now}") };
+            told = Some(format!("{}{severity}: {}", facts::UPDATED, finding.summary));
         }
         known.finding = finding.clone();
     } else if record.open.len() >= OPEN_FINDINGS_PER_AGENT_MAX {
@@ -71,6 +77,9 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
         let (key, words) = (open.finding.key.clone(), format!("opens: {}", open.finding.summary));
         record.open.insert(key.clone(), open);
         tell(state, step, agent, &key, &words);
+    }
+    if let Some(words) = told {
+        tell(state, step, agent, &finding.key, &words);
     }
     for group in causes(state, agent, &finding.key) {
         join(state, agent, &finding.key, group);

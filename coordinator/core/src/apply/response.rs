@@ -7,7 +7,7 @@ use crate::entry::{IncidentKey, TimerKey};
 use crate::response::{ByHand, escalates_at};
 use crate::silence::{self, Ended};
 use crate::state::{Incident, State};
-use crate::timeline::LineKind;
+use crate::timeline::{ACKNOWLEDGEMENT_ENDED, LineKind};
 use muster_common::severity::Severity;
 
 /// An incident that gets this bad, or worse than this, is paged again under a new key: receivers keep quiet about a key
@@ -24,8 +24,7 @@ fn much_worse(before: Severity, after: Severity) -> bool {
 pub(super) fn risen(incident: &mut Incident, step: Step, before: Severity) {
     let void = much_worse(before, incident.severity) && incident.acknowledged.take().is_some();
     if void {
-        let words = "so much worse that the acknowledgement does not hold any more".to_owned();
-        note(incident, step, LineKind::Decision, words);
+        note(incident, step, LineKind::Decision, ACKNOWLEDGEMENT_ENDED.to_owned());
     }
     repage(incident, void);
 }

@@ -32,7 +32,7 @@ pub fn explain(state: &State, now: Timestamp, agent: &AgentName) -> Vec<Look> {
         if let Some(incident) = state.unresolved(&look.about) {
             let recovers = incident.status == IncidentStatus::Recovering;
             let stands = if recovers { "recovering" } else { "open" };
-            look.held_back_by = format!("nothing: {} is {stands}", incident.number);
+            look.held_back_by = format!("{} is {stands}", incident.number);
         } else if let Some(incident) = super::explained_by(state, &look.about) {
             look.held_back_by = format!("it is a symptom of {}: {}", incident.number, incident.title);
         } else if look.reached && look.held_back_by.is_empty() {
@@ -44,12 +44,19 @@ pub fn explain(state: &State, now: Timestamp, agent: &AgentName) -> Vec<Look> {
     looks
 }
 
+/// `1 host`, `2 hosts`. `units`: of several.
+fn counted(n: usize, units: &str) -> String {
+    let unit = if n == 1 { units.strip_suffix('s').unwrap_or(units) } else { units };
+    format!("{n} {unit}")
+}
+
 /// A look at figures: how many more it takes.
 pub(super) fn look(rule: &'static str, about: String, seen: (usize, usize, &str), threshold: String) -> Look {
     let (n, needed, unit) = seen;
     let reached = n >= needed;
-    let held_back_by = if reached { String::new() } else { format!("below the threshold by {} {unit}", needed - n) };
-    Look { rule, about, seen: format!("{n} {unit}"), threshold, reached, held_back_by }
+    let held_back_by =
+        if reached { String::new() } else { format!("below the threshold by {}", counted(needed - n, unit)) };
+    Look { rule, about, seen: counted(n, unit), threshold, reached, held_back_by }
 }
 
 /// A detector's look at the windows that a host's occurrences are in. For a question, not for an input: it goes through
@@ -61,18 +68,18 @@ pub(super) fn windows(detector: &dyn Detector, state: &State, now: Timestamp, ag
         let rule = detector.storm_rule(state.policy(), key)?;
         let seen = window.seen(now, &rule);
         let held_back_by =
-            if seen.is_enough(&rule) { String::new() } else { format!("below by {}", below(&seen, &rule)) };
+            if seen.is_enough(&rule) { String::new() } else { format!("below the threshold by {}", below(&seen, &rule)) };
         Some(Look {
             rule: detector.name(),
             about: key.clone(),
             seen: format!(
-                "{} occurrences from {} sources on {} hosts within {}",
-                seen.count,
-                seen.sources,
-                seen.hosts,
+                "{} from {} on {} within {}",
+                counted(seen.count, "occurrences"),
+                counted(seen.sources, "sources"),
+                counted(seen.hosts, "hosts"),
                 human(rule.window)
             ),
-            threshold: figures(&rule, [rule.hosts, rule.sources, rule.count]),
+            threshold: format!("{} within {}", figures(&rule, [rule.hosts, rule.sources, rule.count]), human(rule.window)),
             reached: held_back_by.is_empty(),
             held_back_by,
         })
@@ -86,11 +93,12 @@ fn below(seen: &Seen, rule: &StormRule) -> String {
     figures(rule, short)
 }
 
-/// `3 hosts or 10 occurrences within 10 min`.
+/// `3 hosts or 10 occurrences`.
 fn figures(rule: &StormRule, [hosts, sources, count]: [u32; 3]) -> String {
     let asked = [(rule.hosts, hosts, "hosts"), (rule.sources, sources, "sources"), (rule.count, count, "occurrences")];
-    let parts = asked.iter().filter(|(needed, ..)| *needed > 0).map(|(_, n, unit)| format!("{n} {unit}"));
-    format!("{} within {}", parts.collect::<Vec<_>>().join(" or "), human(rule.window))
+    let n = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    let parts = asked.iter().filter(|(needed, ..)| *needed > 0).map(|(_, short, unit)| counted(n(*short), unit));
+    parts.collect::<Vec<_>>().join(" or ")
 }
 
 /// A detector's look at the groups that a host's open conditions are in. `threshold`: hosts that a group asks for, and in

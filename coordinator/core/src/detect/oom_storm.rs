@@ -2,7 +2,7 @@
 //! the service that was hit; what no service explains is counted over all of them. A restart storm of the same service on
 //! the same hosts is its symptom.
 
-use super::{Detector, Feed, Look, StormRule, places, rest, restart_storm};
+use super::{Detector, Feed, Look, StormRule, behind, places, rest, restart_storm};
 use crate::cause;
 use crate::decide::assess::{Assessment, names, of_fleet};
 use crate::decide::human;
@@ -21,6 +21,9 @@ const LOOKED_AT_MAX: usize = 256;
 /// Services named in a sentence.
 const SERVICES_NAMED_MAX: usize = 5;
 
+/// What nobody watches, for people.
+const UNWATCHED: &str = "unwatched processes";
+
 /// See the head of the file.
 #[derive(Debug)]
 pub(super) struct OomStorm;
@@ -28,7 +31,16 @@ pub(super) struct OomStorm;
 /// Which services the kernel hit: those whose causes are symptoms. `host`: a process that nobody watches.
 fn victims(storm: &Storm) -> BTreeSet<&str> {
     let causes = storm.symptoms.iter().take(LOOKED_AT_MAX);
-    causes.map(|cause| cause.split_once("/service/").map_or("unwatched processes", |(_, service)| service)).collect()
+    causes.map(|cause| cause.split_once("/service/").map_or(UNWATCHED, |(_, service)| service)).collect()
+}
+
+/// The unwatched processes that were hit, by name where the hosts told it.
+fn unwatched(state: &State, storm: &Storm) -> String {
+    let name = |finding: &Finding| behind::victim(finding).filter(|_| finding.key.subject.service.is_host());
+    match behind::named(state, storm, Reason::OomKill, name) {
+        names if names.is_empty() => UNWATCHED.to_owned(),
+        names => format!("{UNWATCHED} ({})", names.join(", ")),
+    }
 }
 
 impl Detector for OomStorm {
@@ -46,11 +58,18 @@ impl Detector for OomStorm {
         let (kills, hosts) = (storm.restarts, storm.agents.len());
         let named = names(storm.agents.iter());
         let summary = match rest(key, PREFIX) {
-            Some("host") => format!("{kills} OOM kills of unwatched processes on {hosts} hosts within {span}: {named}"),
+            Some("host") => {
+                let killed = unwatched(state, storm);
+                format!("{kills} OOM kills of {killed} on {hosts} hosts within {span}: {named}")
+            }
             Some(service) => format!("{service} was OOM-killed {kills} times on {hosts} hosts within {span}: {named}"),
             None => {
-                let victims = victims(storm);
-                let some = victims.iter().take(SERVICES_NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
+                let mut some: Vec<String> =
+                    victims(storm).into_iter().take(SERVICES_NAMED_MAX).map(str::to_owned).collect();
+                if let Some(killed) = some.iter_mut().find(|name| *name == UNWATCHED) {
+                    *killed = unwatched(state, storm);
+                }
+                let some = some.join(", ");
                 format!("{kills} OOM kills on {hosts} hosts within {span} ({some}): {named}")
             }
         };
@@ -79,6 +98,13 @@ impl Detector for OomStorm {
 
     fn recovered(&self, state: &State, _key: &str) -> String {
         format!("no OOM kill for {}", human(state.policy().detect.oom_storm.window))
+    }
+
+    /// Whom the kernel hit, on each host, in which cgroup and at which limit.
+    fn details(&self, state: &State, key: &str, cause: &Cause) -> Option<Vec<String>> {
+        let (storm, group) = (cause.storm.as_ref()?, rest(key, PREFIX));
+        let fits = |finding: &Finding| group.is_none_or(|service| finding.key.subject.service.as_str() == service);
+        Some(behind::details(state, storm, Reason::OomKill, "killed", behind::victim, fits))
     }
 
     fn services(&self, key: &str) -> Vec<String> {

@@ -2,7 +2,7 @@
 //! build explains is grouped by service alone. A service that restarts on one host is that host's own cause, and folds
 //! in.
 
-use super::{Detector, Feed, Look, StormRule, rest};
+use super::{Detector, Feed, Look, StormRule, behind, rest};
 use crate::cause;
 use crate::decide::assess::{Assessment, names, of_fleet};
 use crate::decide::human;
@@ -93,7 +93,9 @@ impl Detector for RestartStorm {
             format!("{service}{of_build} restarted {} times on {n} hosts within {span}: {named}", storm.restarts);
         let next_steps = vec![
             format!("ask what was deployed or changed for {service} shortly before {}", storm.began),
-            format!("read the log of {service} on one of the hosts before its last exit"),
+            format!(
+                "read the log of {service} on one of the hosts before its last exit; how each ended is among the details"
+            ),
         ];
         let mut found = of_fleet(state, Reason::RestartStorm, storm.began, storm.active, summary, next_steps);
         found.raise(state, Reason::RestartStorm, &circumstances(state, service, storm));
@@ -111,6 +113,16 @@ impl Detector for RestartStorm {
 
     fn recovered(&self, _state: &State, _key: &str) -> String {
         "no restart for a whole window".to_owned()
+    }
+
+    /// How they ended, on each host: a loop without its cause is only a number.
+    fn details(&self, state: &State, key: &str, cause: &Cause) -> Option<Vec<String>> {
+        let (storm, (service, build)) = (cause.storm.as_ref()?, parts(key)?);
+        let fits = |finding: &Finding| {
+            finding.key.subject.service.as_str() == service
+                && build.is_none_or(|build| build_of(finding).as_deref() == Some(build))
+        };
+        Some(behind::details(state, storm, Reason::ProcessRestarted, "how they ended", behind::ending, fits))
     }
 
     fn services(&self, key: &str) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! Why nobody was paged about a host: every rule that looked, and what held it back.
 
-use super::{Explanation, Figure, Outcome, RuleLook, held_back};
+use super::{Explanation, Figure, Outcome, RuleLook, held_back, unheard_service};
 use crate::cause;
 use crate::detect;
 use crate::policy::LivenessPolicy;
@@ -43,8 +43,10 @@ pub fn why_not(state: &State, asked: &Asked<'_>) -> Option<Explanation> {
     rules.extend(occurrences(state, asked));
     rules.extend(looks(state, asked));
     rules.extend(around(state, record, asked));
+    rules.extend(receivers(state, &incidents, asked));
     let mut explanation = Explanation { answer: String::new(), rules, unknown: unknown(state, record, asked) }.settle();
-    explanation.answer = answer(&explanation.rules, record, asked);
+    let doubted = asked.service.and_then(|service| unheard_service(state, Some(asked.agent), service.as_str()));
+    explanation.answer = answer(&explanation.rules, record, asked, doubted);
     Some(explanation)
 }
 
@@ -60,7 +62,7 @@ fn incidents<'a>(state: &'a State, record: &AgentRecord, asked: &Asked<'_>) -> V
         let cause = &incident.key.cause;
         crate::routing::service_of_cause(cause) == Some(service.as_str())
             || cause.split('/').any(|part| part == service.as_str())
-            || incident.members.iter().any(|member| member.split('/').nth(1) == Some(service.as_str()))
+            || incident.concerns_service(service.as_str())
     };
     state.incidents().filter(concerns).filter(of_service).collect()
 }
@@ -206,7 +208,7 @@ fn open(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<RuleLook>
                     .held_by("severity")
                     .figures([Figure::new("severity", severity, Severity::Sev3)])
             }
-            None => flooded(state, record, asked, &name, summary),
+            None => flooded(state, record, asked, &key, &name, summary),
         };
         Some(look.graded(finding.grade).at(open.received, open.event_index))
     });
@@ -217,7 +219,26 @@ fn outcome_of(incident: &Incident) -> Outcome {
     if incident.has_paged() { Outcome::Paged } else { Outcome::HeldBack }
 }
 
-fn flooded(state: &State, record: &AgentRecord, asked: &Asked<'_>, name: &str, summary: &str) -> RuleLook {
+/// The incident that told of a cause which has none of its own since `since`: one that took it in.
+fn told_in<'a>(state: &'a State, key: &str, since: Timestamp) -> Option<&'a Incident> {
+    detect::explained_by(state, key).or_else(|| {
+        let took_in = |incident: &&Incident| {
+            incident.members.contains(key) && incident.resolved.is_none_or(|resolved| resolved >= since)
+        };
+        state.incidents().filter(took_in).max_by_key(|incident| incident.opened)
+    })
+}
+
+/// Where it goes on, when it ended as a symptom.
+fn goes_on(state: &State, incident: &Incident) -> String {
+    state.goes_on_in(incident).map(|cause| format!(", which goes on in {}", cause.number)).unwrap_or_default()
+}
+
+fn flooded(state: &State, record: &AgentRecord, asked: &Asked<'_>, key: &str, name: &str, summary: &str) -> RuleLook {
+    if let Some(incident) = told_in(state, key, asked.at) {
+        let why = format!("{summary}: told in {} ({})", incident.number, incident.title);
+        return RuleLook::new("grouping", name, outcome_of(incident), why).held_by("grouping").of(incident);
+    }
     let flood = state.unresolved(&cause::agent_flood(asked.agent)).filter(|_| record.floods());
     match flood {
         Some(flood) => {
@@ -232,7 +253,7 @@ fn flooded(state: &State, record: &AgentRecord, asked: &Asked<'_>, name: &str, s
             "grouping",
             name,
             Outcome::HeldBack,
-            format!("{summary}: part of no open incident of its own"),
+            format!("{summary}: no incident that is open tells of it"),
         ),
     }
 }
@@ -249,11 +270,13 @@ fn occurrences(state: &State, asked: &Asked<'_>) -> Vec<RuleLook> {
         let severity = state.severity_of(finding.key.reason, finding.severity);
         let name = cause::member_name(asked.agent, &finding.key);
         let rule = finding.key.reason.as_str();
-        let newest = state.newest_incident(&cause::of_finding(asked.agent, &finding.key));
-        let incident = newest.filter(|incident| incident.resolved.is_none_or(|resolved| resolved >= seen.received));
-        let look = match incident {
+        let key = cause::of_finding(asked.agent, &finding.key);
+        let newest = state.newest_incident(&key);
+        let own = newest.filter(|incident| incident.resolved.is_none_or(|resolved| resolved >= seen.received));
+        let look = match own.or_else(|| told_in(state, &key, seen.received)) {
             Some(incident) => {
-                let why = format!("{} at {}: told in {}", finding.summary, seen.observed, incident.number);
+                let on = goes_on(state, incident);
+                let why = format!("{} at {}: told in {}{on}", finding.summary, seen.observed, incident.number);
                 RuleLook::new(rule, &name, outcome_of(incident), why).of(incident)
             }
             None if severity < Severity::Sev3 => {
@@ -265,7 +288,7 @@ fn occurrences(state: &State, asked: &Asked<'_>) -> Vec<RuleLook> {
                 )])
             }
             None => {
-                let why = format!("{} at {}: no incident of its own", finding.summary, seen.observed);
+                let why = format!("{} at {}: no incident that is kept tells of it", finding.summary, seen.observed);
                 RuleLook::new(rule, &name, Outcome::HeldBack, why).held_by("grouping")
             }
         };
@@ -305,14 +328,18 @@ fn looks(state: &State, asked: &Asked<'_>) -> Vec<RuleLook> {
     told.collect()
 }
 
-/// Circumstances: silences, freezes, the re-hear window, receivers, who reigns, the agent's own hysteresis.
+/// Circumstances: silences, freezes, the re-hear window, who reigns, the agent's own hysteresis.
 fn around(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<RuleLook> {
     let mut rules = Vec::new();
     let name = asked.agent.as_str();
     let labels = record.hello.as_ref().map(|hello| hello.labels.clone()).unwrap_or_default();
     if let Some(silence) = state.maintenance_of(asked.agent) {
         let why = format!("maintenance: {}; a goodbye within it is expected", silence.words());
-        rules.push(RuleLook::new("silence", name, Outcome::HeldBack, why).held_by("silence"));
+        let well = record.link == Link::Heard && record.open.is_empty() && record.incidents.is_empty();
+        rules.push(match well {
+            true => RuleLook::new("silence", name, Outcome::NothingSeen, why),
+            false => RuleLook::new("silence", name, Outcome::HeldBack, why).held_by("silence"),
+        });
     }
     for freeze in state.freezes().filter(|freeze| freeze.scope.concerns(asked.agent, &labels)) {
         let why = format!(
@@ -327,16 +354,6 @@ fn around(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<RuleLoo
         );
         rules.push(RuleLook::new("rehear_window", name, Outcome::NothingSeen, why));
     }
-    if state.policy().receivers.is_empty() {
-        let why = "no receiver is configured: no page can leave (add a [[receiver.…]] to the coordinator's config)";
-        rules.push(RuleLook::new("routing", name, Outcome::HeldBack, why).held_by("routing"));
-    }
-    for receiver in &state.policy().receivers {
-        if let Some(since) = state.receiver(receiver).and_then(|known| known.failing_since) {
-            let why = format!("the receiver {receiver} has taken no page since {since}");
-            rules.push(RuleLook::new("routing", receiver, Outcome::HeldBack, why).held_by("routing"));
-        }
-    }
     if let Some(epoch) = state.fenced_by() {
         let why = format!("this coordinator stopped deciding: {epoch} reigns; ask that one");
         rules.push(RuleLook::new("epoch", name, Outcome::HeldBack, why).held_by("epoch"));
@@ -344,6 +361,38 @@ fn around(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<RuleLoo
     let why = "an agent tells of a condition only when its own probes are sure; what was below that stays on the host (muster-agent doctor, or its probes' verdicts, tell)";
     rules.push(RuleLook::new("hysteresis", name, Outcome::NothingSeen, why));
     rules
+}
+
+/// Receivers hold something back only where there is something to tell them, and they have not taken it.
+fn receivers(state: &State, incidents: &[&Incident], asked: &Asked<'_>) -> Vec<RuleLook> {
+    let name = asked.agent.as_str();
+    if state.policy().receivers.is_empty() {
+        let why = "no receiver is configured: no page can leave (add a [[receiver.…]] to the coordinator's config)";
+        let look = |outcome| RuleLook::new("routing", name, outcome, why);
+        return vec![match incidents.is_empty() {
+            true => look(Outcome::NothingSeen),
+            false => look(Outcome::HeldBack).held_by("routing"),
+        }];
+    }
+    let failing = state.policy().receivers.iter().filter_map(|receiver| {
+        let since = state.receiver(receiver)?.failing_since?;
+        let why = format!("the receiver {receiver} has taken no page since {since}");
+        let untold = |incident: &&&Incident| {
+            incident.first_delivered.is_none() && incident.page_keys.iter().any(|page| page.receiver == *receiver)
+        };
+        Some(match incidents.iter().find(untold) {
+            Some(incident) => {
+                RuleLook::new("routing", receiver, Outcome::HeldBack, why).held_by("routing").of(incident)
+            }
+            None => RuleLook::new(
+                "routing",
+                receiver,
+                Outcome::NothingSeen,
+                format!("{why}; nothing about {name} waits for it"),
+            ),
+        })
+    });
+    failing.collect()
 }
 
 fn unknown(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<String> {
@@ -377,7 +426,8 @@ fn unknown(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<String
     unknown
 }
 
-fn answer(rules: &[RuleLook], record: &AgentRecord, asked: &Asked<'_>) -> String {
+/// `doubted`: the service that is asked about is not known of this host.
+fn answer(rules: &[RuleLook], record: &AgentRecord, asked: &Asked<'_>, doubted: Option<String>) -> String {
     let agent = &record.name;
     let when = if asked.is_past { format!(" at {}", asked.at) } else { String::new() };
     let of = |outcome: Outcome| rules.iter().filter(move |look| look.outcome == outcome);
@@ -399,6 +449,9 @@ fn answer(rules: &[RuleLook], record: &AgentRecord, asked: &Asked<'_>) -> String
             "nobody was paged about {agent}{when}: nothing reached its threshold; {} {}",
             look.rule, look.why
         );
+    }
+    if let Some(doubted) = doubted {
+        return format!("nobody was paged about {agent}{when}: {doubted}");
     }
     format!(
         "nobody was paged about {agent}{when}: as far as is known here nothing was wrong; its agent was heard and had told of nothing"

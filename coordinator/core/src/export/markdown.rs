@@ -1,6 +1,7 @@
 //! A note as Markdown. Whatever is not ours is escaped: it can neither format, nor link, nor break out of its line.
 
 use super::{Line, Note};
+use muster_common::severity::Severity;
 use muster_common::units::human_duration;
 use std::fmt::Write;
 use std::time::Duration;
@@ -50,7 +51,9 @@ fn head(out: &mut String, note: &Note) {
     write(out, format_args!("- cause: {}, generation {}\n", code(&note.cause), note.generation));
     let person = |name: &Option<String>| name.as_ref().map_or_else(|| "nobody".to_owned(), |name| text(name));
     write(out, format_args!("- commander: {}\n", person(&note.people.commander)));
-    write(out, format_args!("- acknowledged by: {}\n", person(&note.people.owner)));
+    let ended = note.people.acknowledgement_ended.as_ref();
+    let ended = ended.map(|at| format!(", until it got much worse at {at}")).unwrap_or_default();
+    write(out, format_args!("- acknowledged by: {}{ended}\n", person(&note.people.owner)));
 }
 
 fn impact(out: &mut String, note: &Note) {
@@ -75,7 +78,11 @@ fn impact(out: &mut String, note: &Note) {
         row("how it ended", text(resolution));
     }
     row("lasted", length(impact.lasted_ms));
-    row("beginning to first page taken", maybe(impact.until_told_ms));
+    if let Some(held_ms) = impact.held_ms {
+        row("opening to first page asked for", length(held_ms));
+    }
+    let told_before = impact.told_before.as_ref().map(|words| text(words));
+    row("beginning to first page taken", told_before.unwrap_or_else(|| maybe(impact.until_told_ms)));
     row("opening to acknowledgement", maybe(impact.until_acknowledged_ms));
     row("opening to end", maybe(impact.until_resolved_ms));
     row("pages taken", impact.pages_delivered.to_string());
@@ -131,9 +138,12 @@ fn configuration(out: &mut String, note: &Note) {
     write(out, format_args!("\n## Configuration\n\nThe policy in force {when} ({at}):\n\n"));
     let mut line = |what: &str, value: String| write(out, format_args!("- {what}: {value}\n"));
     line("rules version", policy.rules_version.to_string());
-    let severity = note.severity.parse().unwrap_or(policy.page_from);
+    let severity: Severity = note.severity.parse().unwrap_or(policy.page_from);
     line("pages go out from", policy.page_from.to_string());
-    line(&format!("hold of {severity}"), human_duration(*policy.hold.get(severity)));
+    // It may have had several severities, and the hold of an earlier one may have counted.
+    let holds = Severity::ALL.iter().filter(|severity| **severity >= policy.page_from);
+    let holds = holds.map(|severity| format!("{severity} {}", human_duration(*policy.hold.get(*severity))));
+    line("holds", holds.collect::<Vec<_>>().join(", "));
     line(&format!("stability of {severity}"), human_duration(*policy.stability.get(severity)));
     line(&format!("expected acknowledgement of {severity}"), human_duration(*policy.response.get(severity)));
     let liveness = &policy.liveness;

@@ -13,6 +13,9 @@ use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Name of the service that stands for the host itself.
+const HOST: &str = "host";
+
 /// Where an incident stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -133,6 +136,21 @@ impl Incident {
     /// True until it is resolved.
     pub fn is_unresolved(&self) -> bool {
         self.status != IncidentStatus::Resolved
+    }
+
+    /// Services concerned, for people: what the host itself stands for is no service.
+    pub fn services_named(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().map(String::as_str).filter(|service| *service != HOST)
+    }
+
+    /// Whether it is about a service, or a finding or a symptom in it is; the names of services are bounded, so that both
+    /// are asked.
+    pub fn concerns_service(&self, service: &str) -> bool {
+        self.services.contains(service)
+            || self.members.iter().any(|member| match member.strip_prefix("host/") {
+                Some(cause) => cause.split_once("/service/").is_some_and(|(_, named)| named == service),
+                None => !member.starts_with("fleet/") && member.split('/').nth(1) == Some(service),
+            })
     }
 
     /// True once a trigger was requested.

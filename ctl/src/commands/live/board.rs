@@ -14,6 +14,9 @@ const CHANGES_MAX: usize = 100;
 /// Lines for the last changes, where there is room.
 const CHANGES_SHOWN: usize = 8;
 
+/// How to end it, on a terminal.
+const QUIT_HINT: &str = "q quits";
+
 #[derive(Debug, Default)]
 pub(super) struct Board {
     status: GetFleetStatusResponse,
@@ -89,12 +92,21 @@ impl Board {
         lines.into_iter().take(rows.saturating_sub(1)).map(|line| cut(&line, columns)).collect()
     }
 
+    /// The counts alone, for where nothing is redrawn: what is open follows line by line.
+    pub(super) fn counts(&self, out: &Out) -> Vec<String> {
+        let mut lines = self.heading(out);
+        if let Some(first) = lines.first_mut() {
+            *first = first.trim_end_matches(QUIT_HINT).trim_end().to_owned();
+        }
+        lines
+    }
+
     fn heading(&self, out: &Out) -> Vec<String> {
         let status = &self.status;
         let epoch = status.epoch.as_ref().map(|epoch| epoch.number).unwrap_or_default();
         let mut lines = vec![
             format!(
-                "{}  {} ({}, epoch {epoch})  {}  q quits",
+                "{}  {} ({}, epoch {epoch})  {}  {QUIT_HINT}",
                 clean(&status.fleet),
                 clean(&status.coordinator_id),
                 clean(&status.role),
