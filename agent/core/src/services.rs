@@ -12,6 +12,9 @@ const INSTANCES_MAX: usize = 16;
 /// Programs remembered per service: of the process that runs and of those that ended before it.
 const EXECUTABLES_MAX: usize = 4;
 
+/// Milliseconds of a tick, the unit of start times, on every architecture since Linux 2.6.
+const TICK_MS: u64 = 10;
+
 /// One life of a service's main process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -40,6 +43,18 @@ pub struct BriefLife {
     pub gone_boottime_ms: u64,
 }
 
+/// The last life of a service as somebody else tells of it: systemd, or a pid file that was left. Its start time in ticks
+/// is not known, so that it joins to a kill by its pid and the time of the kill alone. Times are `CLOCK_BOOTTIME`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ToldLife {
+    /// Its pid.
+    pub pid: u32,
+    /// It lived from then on.
+    pub from_boottime_ms: u64,
+    /// When it ended, where that is known.
+    pub until_boottime_ms: Option<u64>,
+}
+
 /// The instances of all services of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Services {
@@ -50,6 +65,12 @@ pub struct Services {
     /// Lives that nobody saw, oldest first; whoever counts lives remembers them himself.
     #[serde(skip)]
     brief: BTreeMap<ServiceName, VecDeque<BriefLife>>,
+    /// The last life that somebody else tells of.
+    #[serde(skip)]
+    told: BTreeMap<ServiceName, ToldLife>,
+    /// The systemd unit of each service that has one.
+    #[serde(skip)]
+    units: BTreeMap<ServiceName, String>,
     /// The programs behind the newest processes, oldest first; not saved, since each is soon looked at again.
     #[serde(skip)]
     executables: BTreeMap<ServiceName, VecDeque<(ProcessId, Executable)>>,
@@ -115,6 +136,22 @@ impl Services {
         list.push_back(life);
     }
 
+    /// Notes the last life of a service that somebody else tells of.
+    pub fn note_told(&mut self, service: &ServiceName, life: ToldLife) {
+        let known = self.told.entry(service.clone()).or_insert(life);
+        // Who tells the end knows more than who only left a file.
+        if known.pid != life.pid || known.until_boottime_ms.is_none() || life.until_boottime_ms.is_some() {
+            *known = life;
+        }
+    }
+
+    /// Notes which systemd unit a service is.
+    pub fn note_unit(&mut self, service: &ServiceName, unit: &str) {
+        if self.units.get(service).is_none_or(|known| known != unit) {
+            self.units.insert(service.clone(), unit.to_owned());
+        }
+    }
+
     /// The lives of one service that nobody saw, oldest first.
     pub fn brief(&self, service: &ServiceName) -> impl Iterator<Item = &BriefLife> {
         self.brief.get(service).into_iter().flatten()
@@ -154,8 +191,9 @@ impl Services {
     }
 
     /// Whose process the victim of a kill was. A pid alone is not enough: the instance must have lived at
-    /// `at_boottime_ms`. A matching cgroup (exact, or a child) makes it likely where the pid is unknown (a worker
-    /// process of the service).
+    /// `at_boottime_ms`. What systemd or a left pid file tells of a life that was over before anybody looked is as good
+    /// as what is told of its times. A matching cgroup (exact, or a child; or that of the service's unit) makes it likely
+    /// where the pid is unknown (a worker process of the service).
     pub fn of_victim(
         &self,
         pid: u32,
@@ -164,9 +202,11 @@ impl Services {
     ) -> Option<(&ServiceName, Option<&Instance>, Grade)> {
         // The kernel stamps its record before the exit is noticed; an instance that ended this much earlier is not it.
         const SLACK_MS: u64 = 2_000;
+        let at_latest = at_boottime_ms.saturating_add(SLACK_MS);
         let lived = |instance: &&Instance| {
             instance.process.pid == pid
-                && instance.first_seen_boottime_ms <= at_boottime_ms.saturating_add(SLACK_MS)
+                // It may have run for long before it was first seen, as all do for a command that looks once.
+                && instance.process.start_ticks.saturating_mul(TICK_MS) <= at_latest
                 && instance.ended_boottime_ms.is_none_or(|ended| at_boottime_ms <= ended.saturating_add(SLACK_MS))
         };
         for (service, list) in &self.instances {
@@ -174,11 +214,25 @@ impl Services {
                 return Some((service, Some(instance), Grade::Confirmed));
             }
         }
+        let told = self.told.iter().filter(|(_, life)| pid != 0 && life.pid == pid);
+        let mut told = told.filter(|(_, life)| {
+            let ended = |until: u64| at_boottime_ms <= until.saturating_add(SLACK_MS);
+            life.from_boottime_ms <= at_latest && life.until_boottime_ms.is_none_or(ended)
+        });
+        if let Some((service, life)) = told.next() {
+            let grade = if life.until_boottime_ms.is_some() { Grade::Confirmed } else { Grade::Likely };
+            return Some((service, None, grade));
+        }
         let cgroup = cgroup?;
-        self.instances.iter().find_map(|(service, list)| {
+        let of_unit = |unit: &str| unit.ends_with(".service") && cgroup.split('/').any(|part| part == unit);
+        let by_cgroup = self.instances.iter().find_map(|(service, list)| {
             let own = list.back()?.cgroup.as_deref().filter(|own| is_of_one_service(own))?;
             let inside = cgroup == own || cgroup.strip_prefix(own).is_some_and(|rest| rest.starts_with('/'));
             inside.then_some((service, None, Grade::Likely))
+        });
+        by_cgroup.or_else(|| {
+            let (service, _) = self.units.iter().find(|(_, unit)| of_unit(unit))?;
+            Some((service, None, Grade::Likely))
         })
     }
 }
@@ -218,6 +272,38 @@ mod tests {
         services.note(&spl, instance(100, 9, 50_000, None));
         let (_, found, _) = services.of_victim(100, None, 60_000).unwrap();
         assert_eq!(found.unwrap().process.start_ticks, 9);
+    }
+
+    #[test]
+    fn a_life_that_nobody_saw_joins_by_what_is_told_of_its_times() {
+        let (spl, web) = (ServiceName::new("spl").unwrap(), ServiceName::new("web").unwrap());
+        let mut services = Services::default();
+        let life = |pid, until_boottime_ms| ToldLife { pid, from_boottime_ms: 10_000, until_boottime_ms };
+        services.note_told(&spl, life(7, Some(20_000)));
+        services.note_told(&spl, life(7, None));
+        services.note_told(&web, life(8, None));
+        let grade =
+            |pid, at_ms| services.of_victim(pid, None, at_ms).map(|(service, _, grade)| (service.as_str(), grade));
+        assert_eq!(grade(7, 19_990), Some(("spl", Grade::Confirmed)));
+        assert_eq!(grade(8, 90_000), Some(("web", Grade::Likely)));
+        // The same pid of before, or of after.
+        for (pid, at_ms) in [(7, 5_000), (7, 30_000), (8, 5_000), (0, 15_000)] {
+            assert_eq!(grade(pid, at_ms), None, "{pid} {at_ms}");
+        }
+        services.note_unit(&spl, "spl.service");
+        let in_cgroup =
+            |cgroup| services.of_victim(99, Some(cgroup), 1_000).map(|(service, _, grade)| (service.as_str(), grade));
+        assert_eq!(in_cgroup("/system.slice/spl.service/worker"), Some(("spl", Grade::Likely)));
+        assert_eq!(in_cgroup("/system.slice/spl.service2"), None);
+    }
+
+    #[test]
+    fn who_ran_before_it_was_first_seen_is_joined() {
+        let spl = ServiceName::new("spl").unwrap();
+        let mut services = Services::default();
+        services.note(&spl, instance(100, 500, 60_000, None));
+        assert_eq!(services.of_victim(100, None, 57_000).unwrap().2, Grade::Confirmed);
+        assert!(services.of_victim(100, None, 2_000).is_none());
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub const OLD_PID_KEY: &str = "old_pid";
 pub const OLD_START_TICKS_KEY: &str = "old_start_ticks";
 /// The file or database that copies are of.
 pub const SOURCE_PATH_KEY: &str = "source_path";
+/// When something happened, by the kernel's own clock.
+pub const SINCE_BOOT_KEY: &str = "since_boot_ms";
 /// How a process ended, in words: `"SIGKILL"`, `"exit code 3"`, `"unknown"`.
 pub const EXIT_STATUS_KEY: &str = "exit_status";
 /// Services that a finding about the host concerns, separated by `", "`.

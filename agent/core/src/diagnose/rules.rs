@@ -74,7 +74,9 @@ const fn within(rule: Rule, within: Duration) -> Rule {
 const RULES: &[Rule] = &[
     // A killed process ends; systemd says so too.
     rule(&[R::OomKill], ENDS, Join::Process, Grade::Confirmed),
-    rule(&[R::OomKill], &[R::UnitFailed, R::UnitInactive], Join::Process, Grade::Confirmed),
+    // What it left is seen for as long as nobody starts it again, also by a command that looks for the first time.
+    within(rule(&[R::OomKill], &[R::UnitFailed, R::UnitInactive], Join::Process, Grade::Confirmed), HOUR),
+    within(rule(&[R::OomKill], &[R::PidFileStale], Join::Process, Grade::Likely), HOUR),
     rule(&[R::OomKill], ENDS, Join::Unnamed, Grade::Likely),
     rule(&[R::OomKill], &[R::UnitFailed, R::UnitInactive, R::RestartLoop], Join::Service, Grade::Likely),
     rule(&[R::OomKill], &[R::PortClosed, R::HealthCheckFailed, R::SqliteJournalHot], Join::Service, Grade::Possible),

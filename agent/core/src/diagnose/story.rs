@@ -3,14 +3,14 @@
 
 use super::recent::{Recent, Trace};
 use super::rules::explains;
-use super::{EXIT_STATUS_KEY, PID_KEY, START_TICKS_KEY, number, text};
+use super::{EXIT_STATUS_KEY, PID_KEY, SINCE_BOOT_KEY, START_TICKS_KEY, number, text};
 use crate::judgement::Judgement;
 use crate::services::Services;
 use crate::shell::quoted;
 use muster_common::evidence::{Grade, Value};
 use muster_common::finding::{Finding, ProbeKind, SubjectKey};
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
-use muster_common::reason::Reason;
+use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
 use muster_common::units::human_duration;
 use serde::{Deserialize, Serialize};
@@ -123,7 +123,13 @@ impl Recent {
 
 /// The finding with what is remembered of its times.
 fn known(finding: &Finding, recent: &Recent) -> Trace {
-    let fresh = Trace::new(finding, u64::MAX);
+    // What happened is forgotten after a while; then it says itself when it was. A condition lasts until now.
+    let happened = finding.key.reason.kind() == ReasonKind::Occurrence;
+    let from_ms = match finding.evidence.get(SINCE_BOOT_KEY) {
+        Some(Value::Millis(since_boot_ms)) if happened => *since_boot_ms,
+        _ => u64::MAX,
+    };
+    let fresh = Trace::new(finding, from_ms);
     let service = &finding.key.subject.service;
     let mut same = recent.of_service(service).filter(|trace| trace.key == finding.key && trace.facts == fresh.facts);
     // Of several that look the same the last is meant.
@@ -489,6 +495,35 @@ mod tests {
         let told = shown(&findings);
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].starts_with("sev3 oom_kill [Earlier oom_kill confirmed, "), "{told:?}");
+    }
+
+    #[test]
+    fn of_many_kills_over_hours_the_newest_is_told() {
+        const MIN: u64 = 60_000;
+        let at_ms = |n: u64| MIN + n * 6 * MIN;
+        let kill = |n| {
+            let evidence = process(n, n).with(SINCE_BOOT_KEY, Value::Millis(at_ms(n)));
+            let mut kill = Problem::new(Reason::OomKill, format!("kill {n}")).evidence(evidence);
+            kill.observed_boottime_ms = Some(at_ms(n));
+            kill
+        };
+        let kills = Judgement { occurrences: (0..30).map(kill).collect(), ..Judgement::default() };
+        let host = subject("host", Reason::OomKill);
+        let mut recent = Recent::default();
+        recent.note(now(at_ms(29) + 3_000), &host, &kills);
+        let findings: Vec<Finding> = kills.occurrences.iter().map(|kill| kill.finding(&host)).collect();
+        let told = stories(&findings, &recent, &Services::default());
+        let [story] = told.as_slice() else { panic!("{told:?}") };
+        assert_eq!((findings[story.cause].summary.as_str(), story.links.len()), ("kill 29", 29));
+    }
+
+    #[test]
+    fn a_left_pid_file_and_a_dead_unit_are_symptoms_of_the_kill_of_that_pid() {
+        let kill = |pid: u64| finding("spl", Reason::OomKill, Evidence::new().count(PID_KEY, pid));
+        let left = |reason| finding("spl", reason, Evidence::new().count(PID_KEY, 7u64));
+        let findings = [kill(7), left(Reason::PidFileStale), left(Reason::UnitFailed)];
+        assert_eq!(shown(&findings), ["sev2 oom_kill [Symptom pid_file_stale likely, Symptom unit_failed likely]"]);
+        assert_eq!(shown(&[kill(8), left(Reason::PidFileStale)]).len(), 2);
     }
 
     #[test]

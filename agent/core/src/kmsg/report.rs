@@ -1,6 +1,7 @@
 //! From a victim to the finding about it.
 
 use super::events::{Proof, Scope, Unnamed, Victim};
+use crate::diagnose::SINCE_BOOT_KEY;
 use crate::judgement::Problem;
 use crate::services::Instance;
 use muster_common::evidence::{Evidence, Grade, Value};
@@ -150,7 +151,7 @@ fn facts(victim: &Victim) -> Evidence {
         evidence = evidence.count("kmsg_sequence", sequence);
     }
     if let Some(usec) = victim.usec {
-        evidence = evidence.with("since_boot_ms", Value::Millis(usec / 1000));
+        evidence = evidence.with(SINCE_BOOT_KEY, Value::Millis(usec / 1000));
     }
     evidence
 }
