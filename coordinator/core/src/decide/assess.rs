@@ -7,7 +7,7 @@ use crate::severity::{self, Raise, When};
 use crate::state::{Cause, CauseOccurrence, State};
 use crate::updates;
 use muster_common::evidence::{Grade, Value};
-use muster_common::ids::AgentName;
+use muster_common::ids::{AgentName, ServiceName};
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
@@ -197,13 +197,26 @@ fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Asses
     })
 }
 
-/// `spl on web-1` from `host/web-1/service/spl`.
+/// `spl on web-1` from `host/web-1/service/spl` and from `host/web-1/timeout/spl/api.example`.
 fn subject_of(key: &str) -> String {
-    let mut parts = key.splitn(4, '/').skip(1);
+    let mut parts = key.splitn(5, '/').skip(1);
     let agent = parts.next().unwrap_or(key);
-    match (parts.next(), parts.next()) {
-        (Some("service"), Some(service)) => format!("{service} on {agent}"),
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("service"), Some(service), _) => format!("{service} on {agent}"),
+        (Some(_), Some(service), Some(_)) if service != ServiceName::host().as_str() => format!("{service} on {agent}"),
         _ => agent.to_owned(),
+    }
+}
+
+/// A summary with the host, the service and the subject that it leaves out: "call timed out" alone wakes nobody wisely.
+fn titled(key: &str, summary: &str) -> String {
+    let about = subject_of(key);
+    if !key.starts_with("host/") || summary.contains(about.as_str()) {
+        return summary.to_owned();
+    }
+    match key.splitn(5, '/').nth(4).filter(|subject| !subject.is_empty() && !summary.contains(*subject)) {
+        Some(subject) => format!("{about}, {subject}: {summary}"),
+        None => format!("{about}: {summary}"),
     }
 }
 
@@ -251,12 +264,7 @@ impl Assessment {
             let seen = items(state, now, cause);
             story(state, cause).into_iter().chain(seen.iter().map(Item::line)).take(DETAILS_MAX).collect()
         });
-        let about = subject_of(key);
-        let title = if key.starts_with("host/") && !self.summary.contains(about.as_str()) {
-            format!("{about}: {}", self.summary)
-        } else {
-            self.summary.clone()
-        };
+        let title = titled(key, &self.summary);
         Wording {
             title: clip(&title, SUMMARY_BYTES_MAX),
             why: self.why(state, key),
@@ -326,4 +334,25 @@ fn services(key: &str, cause: &Cause) -> Vec<String> {
     names.sort();
     names.dedup();
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_names_host_service_and_subject_once() {
+        for (key, summary, expected) in [
+            ("host/web-1/timeout/spl/api.example", "call timed out", "spl on web-1, api.example: call timed out"),
+            ("host/web-1/timeout/spl/api.example", "api.example is slow", "spl on web-1: api.example is slow"),
+            ("host/web-1/sqlite/spl//var/a.db", "/var/a.db is damaged", "spl on web-1: /var/a.db is damaged"),
+            ("host/web-1/disk_full/host//var", "98 % are used", "web-1, /var: 98 % are used"),
+            ("host/web-1/service/spl", "it is down", "spl on web-1: it is down"),
+            ("host/web-1/service/spl", "spl on web-1 restarted 5 times", "spl on web-1 restarted 5 times"),
+            ("host/web-1/memory", "memory runs out", "web-1: memory runs out"),
+            ("fleet/mass_stale", "20 agents fell silent", "20 agents fell silent"),
+        ] {
+            assert_eq!(titled(key, summary), expected);
+        }
+    }
 }
