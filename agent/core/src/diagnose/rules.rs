@@ -115,6 +115,8 @@ const RULES: &[Rule] = &[
         Join::File,
         Grade::Likely,
     ),
+    // What was cut off is what the check misses.
+    rule(&[R::SqliteShrunk], &[R::SqliteCorrupt], Join::File, Grade::Likely),
     rule(
         &[R::SqliteCorrupt, R::SqliteNotADatabase, R::SqliteMissing],
         &[R::HealthCheckFailed, R::RestartLoop, R::UnitFailed],

@@ -209,7 +209,9 @@ fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<Strin
         .collect();
     let mut clauses: Vec<String> = Vec::new();
     clauses.extend(end_seen(cause, &effects));
-    let mut backgrounds: Vec<_> = recent.causes_of(cause).collect();
+    // A loop is its ends: it is not behind one of them.
+    let circular = |background: &Trace| background.key.reason == Reason::RestartLoop && ends(cause.key.reason);
+    let mut backgrounds: Vec<_> = recent.causes_of(cause).filter(|(background, _)| !circular(background)).collect();
     backgrounds.sort_by_key(|(background, explained)| (std::cmp::Reverse(explained.grade), background.from_ms));
     clauses.extend(
         backgrounds
@@ -222,9 +224,7 @@ fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<Strin
     let is_last = |at: usize, effect: &Trace| !effects.iter().skip(at + 1).any(|(later, _)| later.key == effect.key);
     let others = effects.iter().enumerate().filter(|(at, (effect, _))| is_last(*at, effect));
     let others: Vec<_> = others.map(|(_, told)| told).filter(|(effect, _)| !ends(effect.key.reason)).collect();
-    clauses.extend(
-        others.iter().take(SYMPTOMS_TOLD_MAX).map(|(effect, grade)| format!("and so ({grade}) {}", effect.summary)),
-    );
+    clauses.extend(others.iter().take(SYMPTOMS_TOLD_MAX).map(|(effect, grade)| symptom(effect, *grade)));
     if others.len() > SYMPTOMS_TOLD_MAX {
         clauses.push(format!("and {} more symptoms", others.len() - SYMPTOMS_TOLD_MAX));
     }
@@ -232,6 +232,14 @@ fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<Strin
         return None;
     }
     Some(clip(&format!("{}; {}", cause.summary, clauses.join("; ")), SUMMARY_BYTES_MAX))
+}
+
+/// One that is over is told as such: its own words are of the time when it was seen.
+fn symptom(effect: &Trace, grade: Grade) -> String {
+    let lasted = effect.until_ms.filter(|until| *until > effect.from_ms && effect.from_ms != u64::MAX);
+    let over = lasted.map(|until| human_duration(Duration::from_millis(until - effect.from_ms)));
+    let over = over.map(|lasted| format!(", over after {lasted}:")).unwrap_or_default();
+    format!("and so ({grade}){over} {}", effect.summary)
 }
 
 /// How things stand since something ended.
@@ -316,11 +324,11 @@ fn databases(cause: &Trace, recent: &Recent) -> Vec<String> {
     };
     if !since.is_empty() {
         let verb = if since.len() == 1 { "passes its check" } else { "pass their checks" };
-        clauses.push(format!("{} {verb} since", names(&since)));
+        clauses.push(format!("{} {verb} since then", names(&since)));
     }
     if !not_since.is_empty() {
         let verb = if not_since.len() == 1 { "has" } else { "have" };
-        clauses.push(format!("{} {verb} not been checked since", names(&not_since)));
+        clauses.push(format!("{} {verb} not been checked since then", names(&not_since)));
     }
     clauses
 }
@@ -563,11 +571,15 @@ mod tests {
             told(&recent, &services),
             "the kernel killed spl (pid 7); its end was seen 40 ms later; MemAvailable had been critical for 95 s (likely \
              behind it: 1.1 GiB of memory are available, below 2 GiB); no successor is known; hub.db has not been \
-             checked since; its worktree may hold unsaved work: see the salvage steps"
+             checked since then; its worktree may hold unsaved work: see the salvage steps"
         );
         services.note(&spl, instance(4188, None));
         recent.note(now(198_000), &database, &checked(1_000));
-        assert!(told(&recent, &services).contains("; hub.db passes its check since; "), "{}", told(&recent, &services));
+        assert!(
+            told(&recent, &services).contains("; hub.db passes its check since then; "),
+            "{}",
+            told(&recent, &services)
+        );
         assert!(told(&recent, &services).contains("it has restarted as pid 4188"), "{}", told(&recent, &services));
         let mut alone = Judgement::problem(Problem::new(Reason::PortClosed, "closed"));
         recent.tell(&services, &subject("other", Reason::PortClosed), &mut alone);
@@ -614,6 +626,42 @@ mod tests {
             let cause = recent.cause_of(&known(&down, &recent)).map(|(_, explained)| explained.grade);
             assert_eq!(cause, expected, "{held_ms}");
         }
+    }
+
+    #[test]
+    fn a_symptom_that_is_over_is_told_as_over() {
+        let mut recent = noted(&[finding("spl", Reason::ProcessDown, process(7, 1))]);
+        let port = subject("spl", Reason::PortClosed);
+        recent.note(now(2_000), &port, &Judgement::problem(Problem::new(Reason::PortClosed, "nobody listens")));
+        let told = |recent: &Recent| {
+            let mut down = Judgement::problem(Problem::new(Reason::ProcessDown, "down").evidence(process(7, 1)));
+            recent.tell(&Services::default(), &subject("spl", Reason::ProcessDown), &mut down);
+            down.problems[0].evidence.get("diagnosis").unwrap().to_string()
+        };
+        assert!(told(&recent).ends_with("; and so (likely) nobody listens"), "{}", told(&recent));
+        recent.note(now(14_000), &port, &Judgement::default());
+        assert!(told(&recent).ends_with("; and so (likely), over after 12 s: nobody listens"), "{}", told(&recent));
+    }
+
+    #[test]
+    fn a_loop_is_not_behind_one_of_its_restarts() {
+        let mut recent = Recent::default();
+        let of_loop = subject("spl", Reason::RestartLoop);
+        let problem = Problem::new(Reason::RestartLoop, "spl keeps restarting");
+        recent.note(now(1_000), &of_loop, &Judgement::problem(problem));
+        let restart = finding("spl", Reason::ProcessRestarted, Evidence::new());
+        let seen = Problem::new(Reason::ProcessRestarted, restart.summary.clone());
+        recent.note(now(2_000), &restart.key.subject, &Judgement::default().occurred(seen));
+        let told = stories(std::slice::from_ref(&restart), &recent, &Services::default());
+        assert!(!told[0].sentence.contains("behind it"), "{}", told[0].sentence);
+    }
+
+    #[test]
+    fn one_truncated_database_is_one_story() {
+        let database = SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::Sqlite, "/hub.db");
+        let one = |reason| Finding::new(FindingKey { subject: database.clone(), reason }, reason.as_str());
+        let findings = [one(Reason::SqliteCorrupt), one(Reason::SqliteShrunk)];
+        assert_eq!(shown(&findings), ["sev1 sqlite_shrunk [Symptom sqlite_corrupt likely]"]);
     }
 
     #[test]

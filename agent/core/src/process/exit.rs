@@ -88,7 +88,7 @@ impl ExitStatus {
     /// What happened, after the word "ended": `by SIGKILL (…)`, `with exit code 3 (…)`.
     pub fn words(self) -> String {
         match self {
-            Self::Code(0) => "with exit code 0 (by itself, its work was done)".to_owned(),
+            Self::Code(0) => "with exit code 0 (in order: its work was done, or it was asked to stop)".to_owned(),
             Self::Code(code) => {
                 let known = SYSTEMD_CODES.iter().find(|(known, _)| *known == code);
                 let meaning = known.map_or("it gave up because of an error", |(_, meaning)| *meaning);
@@ -180,7 +180,7 @@ mod tests {
             (signal(11), "SIGSEGV", "a core was dumped"),
             (signal(6), "SIGABRT", "abort"),
             (signal(40), "signal 40", "unusual"),
-            (ExitStatus::Code(0), "exit code 0", "work was done"),
+            (ExitStatus::Code(0), "exit code 0", "or it was asked to stop"),
             (ExitStatus::Code(3), "exit code 3", "an error"),
             (ExitStatus::Code(203), "exit code 203", "could not execute"),
         ] {
