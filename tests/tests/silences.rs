@@ -1,8 +1,8 @@
 //! What silences hold back, and what they do not: one `check` per situation.
 
 use muster_common::time::Timestamp;
-use muster_coordinator_core::entry::Fact;
-use muster_coordinator_core::silence::{Matchers, PAST_SILENCES_MAX, SILENCES_MAX, SilenceKind};
+use muster_coordinator_core::entry::{EntryBody, Fact, TimerKey};
+use muster_coordinator_core::silence::{self, Matchers, PAST_SILENCES_MAX, SILENCES_MAX, SilenceKind};
 use muster_tests::scenario::{Fleet, agent, check, policy};
 use std::time::Duration;
 
@@ -294,4 +294,28 @@ fn silences_are_bounded_and_empty_ones_hold_nothing() {
     fleet.advance(now + Duration::from_secs(100));
     assert_eq!(fleet.machine.state().past_silences().count(), PAST_SILENCES_MAX);
     fleet.check_journal();
+}
+
+/// That a silence is over is said so, and not only that its time came: also by what is asked later.
+#[test]
+fn a_silence_that_begins_or_ends_is_told_as_what_it_is() {
+    let fleet = check(
+        "0 connect a
+         0 maintenance 100 600 agent=a
+         1000 end",
+        "",
+    );
+    let told: Vec<String> = fleet
+        .journal
+        .iter()
+        .filter_map(|entry| match &entry.body {
+            EntryBody::Deadline(TimerKey::SilenceTurn { index }) => {
+                Some(silence::turned(fleet.machine.state(), *index, entry.at))
+            }
+            _ => None,
+        })
+        .collect();
+    let [begins, over] = told.as_slice() else { panic!("{told:?}") };
+    assert!(begins.contains(" begins (") && begins.contains("wait until"), "{begins}");
+    assert!(over.contains("is over after 10 min") && over.contains("pages now"), "{over}");
 }

@@ -175,6 +175,22 @@ pub fn id(index: u64) -> String {
     format!("SIL-{index}")
 }
 
+/// What it meant that its time came `at`, the deadline of a silence: it began, or it was over.
+pub fn turned(state: &State, index: u64, at: Timestamp) -> String {
+    let name = id(index);
+    let past = state.held_back.past.iter().rev().find(|silence| silence.id == name);
+    let Some(silence) = state.held_back.current.get(&index).or(past) else {
+        return format!("{name} began, or was over: it is not kept any more");
+    };
+    let (kind, by, reason) = (silence.kind.as_str(), &silence.by, &silence.reason);
+    if at < silence.ended.unwrap_or(silence.ends) {
+        let until = silence.ends.to_utc_minute();
+        return format!("{kind} {name} of {by} begins ({reason}): pages about what it matches wait until {until}");
+    }
+    let held = human_duration(at.since(silence.starts.min(at)));
+    format!("{kind} {name} of {by} ({reason}) is over after {held}: what it held back and is still open pages now")
+}
+
 /// The index in an id, or none when it is not one.
 pub fn index_of(id: &str) -> Option<u64> {
     id.strip_prefix("SIL-")?.parse().ok()

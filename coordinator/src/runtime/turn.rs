@@ -20,10 +20,11 @@ use crate::store::JournalStore;
 use muster_common::ids::{AgentName, CoordinatorId};
 use muster_common::time::Timestamp;
 use muster_coordinator_core::agent_stream::{greet, wants_resync};
-use muster_coordinator_core::entry::{AgentHello, Disconnect, Entry, EntryBody, Fact};
+use muster_coordinator_core::entry::{AgentHello, Disconnect, Entry, EntryBody, Fact, TimerKey};
 use muster_coordinator_core::liveness::{Liveness, PauseWatch, Swept};
 use muster_coordinator_core::machine::Machine;
 use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::silence;
 use muster_coordinator_core::state::next_deadline;
 use muster_proto::v1;
 use std::collections::BTreeMap;
@@ -398,10 +399,20 @@ impl Turner {
             }
             !same
         });
+        self.announce(&batch);
         self.shared.metrics.journal_index.set(i64::try_from(batch.head.index).unwrap_or(i64::MAX));
         self.shared.head.send_replace(batch.head);
         // Nobody may be watching.
         drop(self.shared.committed.send(batch));
+    }
+
+    /// A silence that begins or ends is told in the log, whether or not anything pages then: who made it may have forgotten.
+    fn announce(&self, batch: &Batch) {
+        for entry in batch.entries.iter() {
+            if let EntryBody::Deadline(TimerKey::SilenceTurn { index }) = &entry.body {
+                tracing::info!("{}", silence::turned(self.machine.state(), *index, entry.at));
+            }
+        }
     }
 
     /// Keeps the snapshot that was begun, once it is made, and begins the next one when it is due.
