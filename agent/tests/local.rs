@@ -90,6 +90,30 @@ fn a_report_is_durable_when_the_command_returns_and_shows_in_the_status() {
 }
 
 #[test]
+fn doctor_tells_what_only_the_running_agent_knows() {
+    let (folder, socket, agent) = watching();
+    let arguments = ["--service", "web", "--reason", "timeout", "--message", "no answer from the hub"];
+    assert!(report(&socket, &arguments, None).status.success());
+    agent.until(&["occurred", "no answer from the hub"]);
+    agent.until(&["opened", "pid_file_missing"]);
+    let doctor = |more: &[&str]| {
+        let config = folder.path().join("agent.toml").display().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster-agent"));
+        let output = command.args(["doctor", "--config", &config, "--service", "web"]).args(more).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let told = doctor(&[]);
+    let (found, said) = told.split_once("the running agent says").unwrap_or_else(|| panic!("{told}"));
+    assert!(said.contains("web timeout  (within the last hour)") && said.contains("no answer from the hub"), "{told}");
+    // What both know is told once, by who looked now.
+    assert!(found.contains("pid_file_missing") && !said.contains("pid_file_missing"), "{told}");
+    let json: serde_json::Value = serde_json::from_str(&doctor(&["--format", "json"])).unwrap();
+    assert_eq!(json["agent_says"][0]["reason"], "timeout", "{json:#}");
+    assert_eq!(agent.stop(), Some(0));
+    assert!(!doctor(&[]).contains("the running agent"));
+}
+
+#[test]
 fn a_report_loses_its_secrets_before_it_is_kept() {
     let (folder, socket, agent) = watching();
     let arguments = [

@@ -16,7 +16,7 @@ pub use open::{OpenError, Opened};
 pub use store::{StoreError, is_free};
 
 use crate::config::Config;
-use crate::doctor::report::{Ran, Report, Unanswered};
+use crate::doctor::report::{AgentSays, Ran, Report, Unanswered};
 use crate::doctor::text::plain;
 use crate::senses::HostRoot;
 use gather::Gathering;
@@ -109,6 +109,8 @@ struct SavedReport {
     host: String,
     findings: Vec<Finding>,
     stories: Vec<Story>,
+    #[serde(default)]
+    agent_says: Vec<AgentSays>,
     unknown: Vec<Unanswered>,
     probes: Vec<Ran>,
     notes: Vec<String>,
@@ -122,6 +124,7 @@ impl SavedReport {
             host: report.host.clone(),
             findings: report.findings.clone(),
             stories: report.stories.clone(),
+            agent_says: report.agent_says.clone(),
             unknown: report.unknown.clone(),
             probes: report.probes.clone(),
             notes: report.notes.iter().cloned().chain(told).collect(),
@@ -129,8 +132,8 @@ impl SavedReport {
     }
 
     fn into_report(self) -> Report {
-        let Self { host, findings, stories, unknown, probes, notes } = self;
-        Report { host, findings, stories, unknown, probes, not_watched: Vec::new(), notes }
+        let Self { host, findings, stories, agent_says, unknown, probes, notes } = self;
+        Report { host, findings, stories, agent_says, unknown, probes, not_watched: Vec::new(), notes }
     }
 }
 

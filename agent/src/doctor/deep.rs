@@ -74,10 +74,10 @@ pub(super) const fn is_deep(kind: ProbeKind) -> bool {
 /// One after the other: they share a disk.
 pub(super) fn run_each(planned: Vec<Planned>, context: &Context, host: &HostRoot) -> Vec<Ran> {
     let bytes = |planned: &Planned| {
-        // A pattern of copies has no size; it counts as a small file.
-        std::fs::metadata(host.path(&planned.probe.subject().subject)).map_or(1, |metadata| metadata.len().max(1))
+        // A pattern of copies, or a file that is not there, has no size.
+        std::fs::metadata(host.path(&planned.probe.subject().subject)).map_or(0, |metadata| metadata.len())
     };
-    let all_bytes = planned.iter().map(bytes).fold(0, u64::saturating_add);
+    let all_bytes = planned.iter().map(|planned| bytes(planned).max(1)).fold(0, u64::saturating_add);
     let mut progress = Progress::new(planned.len(), all_bytes);
     let mut ran = Vec::new();
     for planned in planned {

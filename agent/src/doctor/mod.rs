@@ -2,6 +2,7 @@
 //!
 //! Needs no coordinator, no state and, with discovery, no config. Changes nothing.
 
+mod agent;
 mod deep;
 mod progress;
 pub mod report;
@@ -94,10 +95,16 @@ fn diagnose_with(
         ran.extend(deep::run_each(last, &context, host));
     }
     notes.extend(read_in_part(&ran));
+    notes.extend(unkept_clock(&ran));
     notes.extend(history(now, host, &mut ran));
     let (ran, recent) = explain(now, ran);
-    let services = services.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(Report::new(host_name(host), ran, &recent, &services).remarks(not_watched(config), notes))
+    let report = {
+        let services = services.lock().unwrap_or_else(PoisonError::into_inner);
+        Report::new(host_name(host), ran, &recent, &services)
+    };
+    let mut report = report.remarks(not_watched(config), notes);
+    agent::add(&mut report, host, &config.socket);
+    Ok(report)
 }
 
 /// Takes away what is no news and explains nothing: kills from before this container was started, and, where nothing is
@@ -121,7 +128,7 @@ fn history(now: Now, host: &HostRoot, ran: &mut [Ran]) -> Option<String> {
     };
     let parts = [counted(old, "more than a day ago"), counted(before_start, "before this container was started")];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    (!parts.is_empty()).then(|| format!("{}: muster-agent doctor --kmsg-file /dev/kmsg", parts.join(", ")))
+    (!parts.is_empty()).then(|| format!("{}: {}", parts.join(", "), report::OLD_KILLS_COMMAND))
 }
 
 /// Databases of which a glance did not see everything.
@@ -133,6 +140,17 @@ fn read_in_part(ran: &[Ran]) -> Option<String> {
     let databases = ran.iter().filter(glanced).count();
     let them = if databases == 1 { "1 database was".to_owned() } else { format!("{databases} databases were") };
     (databases > 0).then(|| format!("{them} checked quickly; --deep checks all of it, on a copy"))
+}
+
+/// A clock that nothing keeps right, where the config does not ask for that.
+fn unkept_clock(ran: &[Ran]) -> Option<String> {
+    let unkept = |ran: &Ran| {
+        let clock = ran.subject.probe == ProbeKind::Clock && ran.judgement.problems.is_empty();
+        clock && ran.judgement.seen.get("synchronised") == Some(&Value::Flag(false))
+    };
+    let note = "nothing keeps this host's clock right, says the kernel: timedatectl; with `synchronised = true` in [clock] \
+                that is a finding";
+    ran.iter().any(unkept).then(|| note.to_owned())
 }
 
 /// Whether other probes ask what this one noted.
@@ -330,6 +348,20 @@ mod tests {
         assert_eq!(history(now, &nowhere, &mut ill), None);
         let left: Vec<u64> = kills(&ill[0]);
         assert_eq!(left.len(), 2);
+    }
+
+    #[test]
+    fn a_clock_that_nothing_keeps_right_is_remarked() {
+        let clock = |kept| {
+            let subject = SubjectKey::new(ServiceName::host(), ProbeKind::Clock, "clock");
+            vec![Ran {
+                subject,
+                judgement: Judgement::ok(Evidence::new().flag("synchronised", kept)),
+                took: Duration::ZERO,
+            }]
+        };
+        assert!(unkept_clock(&clock(false)).unwrap().contains("timedatectl"));
+        assert_eq!(unkept_clock(&clock(true)), None);
     }
 
     #[test]

@@ -45,17 +45,14 @@ impl Progress {
     /// One begins.
     pub(super) fn begin(&mut self, name: &str, bytes: u64) {
         self.index += 1;
+        // What has no size is a small file on the bar, and none in words.
+        let size = if bytes > 0 { format!(" ({})", human_bytes(bytes)) } else { String::new() };
+        let bytes = bytes.max(1);
         self.current = Some(Current { name: super::text::plain(name), bytes, read_before: bytes_read() });
         if self.terminal {
             self.tick();
         } else {
-            let line = format!(
-                "deep check {} of {}: {} ({})\n",
-                self.index,
-                self.checks,
-                super::text::plain(name),
-                human_bytes(bytes)
-            );
+            let line = format!("deep check {} of {}: {}{size}\n", self.index, self.checks, super::text::plain(name));
             tell(&line);
         }
     }

@@ -29,6 +29,28 @@ impl Ran {
     }
 }
 
+/// The command that tells of kills that are history; a remark with it is about the host.
+pub(super) const OLD_KILLS_COMMAND: &str = "muster-agent doctor --kmsg-file /dev/kmsg";
+
+/// A cause that the running agent tells, and that was not found here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentSays {
+    /// The service.
+    pub service: String,
+    /// How bad, with all that belongs to it.
+    pub severity: Severity,
+    /// Reason code.
+    pub reason: String,
+    /// About what, where it is open.
+    pub subject: String,
+    /// The one sentence.
+    pub summary: String,
+    /// It lasts; else it happened lately.
+    pub open: bool,
+    /// What a person could do, in order.
+    pub next_steps: Vec<String>,
+}
+
 /// A question without an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unanswered {
@@ -74,6 +96,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// The findings as causes with what belongs to them, worst first.
     pub stories: Vec<Story>,
+    /// What the agent that runs on the host says beside, worst first.
+    pub agent_says: Vec<AgentSays>,
     /// In order of subject.
     pub unknown: Vec<Unanswered>,
     /// In order of subject.
@@ -127,19 +151,27 @@ impl Report {
         for ran in &probes {
             let problems = ran.judgement.problems.iter().chain(&ran.judgement.occurrences);
             findings.extend(problems.map(|problem| problem.finding(&ran.subject)));
+            // A finding about the same thing says more than that it could not be looked at.
+            let told = |other: &Ran| {
+                !other.judgement.problems.is_empty()
+                    && other.subject.service == ran.subject.service
+                    && other.subject.subject == ran.subject.subject
+            };
+            let told = probes.iter().any(told);
             unknown.extend(ran.judgement.unknown.as_ref().map(|unknown| Unanswered {
                 service: ran.subject.service.to_string(),
                 probe: ran.subject.probe.to_string(),
                 subject: ran.subject.subject.clone(),
                 why: unknown.why.clone(),
                 way_out: unknown.way_out.clone(),
-                told_elsewhere: unknown.told_elsewhere,
+                told_elsewhere: unknown.told_elsewhere || told,
             }));
         }
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.key.cmp(&b.key)));
         unknown.sort_by(|a, b| (&a.service, &a.probe, &a.subject).cmp(&(&b.service, &b.probe, &b.subject)));
         let stories = stories(&findings, recent, services);
-        Self { host, findings, stories, unknown, probes, not_watched: Vec::new(), notes: Vec::new() }
+        let (agent_says, not_watched, notes) = (Vec::new(), Vec::new(), Vec::new());
+        Self { host, findings, stories, agent_says, unknown, probes, not_watched, notes }
     }
 
     /// Adds remarks.
@@ -174,6 +206,9 @@ impl Report {
             })
             .collect();
         self.findings.retain(kept);
+        self.agent_says.retain(|said| said.service == service);
+        // What is history of the whole host is not about one service.
+        self.notes.retain(|note| service == "host" || !note.ends_with(OLD_KILLS_COMMAND));
         self.unknown.retain(|unknown| unknown.service == service);
         self.probes.retain(|ran| ran.subject.service.as_str() == service);
         self.not_watched.retain(|not_watched| not_watched.service == service);
@@ -182,7 +217,8 @@ impl Report {
 
     /// The overall verdict.
     pub fn overall(&self) -> Overall {
-        match self.findings.iter().map(|finding| finding.severity).max() {
+        let said = self.agent_says.iter().filter(|said| said.open).map(|said| said.severity);
+        match self.findings.iter().map(|finding| finding.severity).chain(said).max() {
             Some(severity) if severity >= Severity::Sev2 => Overall::Critical,
             Some(_) => Overall::Warning,
             None if self.unanswered().next().is_none() => Overall::Ok,
@@ -229,6 +265,16 @@ impl Report {
         self.stories.iter().map(story).collect()
     }
 
+    fn agent_says_json(&self) -> Vec<serde_json::Value> {
+        let said = |said: &AgentSays| {
+            json!({
+                "service": said.service, "severity": said.severity.as_str(), "reason": said.reason,
+                "subject": said.subject, "summary": said.summary, "open": said.open, "next_steps": said.next_steps,
+            })
+        };
+        self.agent_says.iter().map(said).collect()
+    }
+
     /// One JSON object on several lines, safe to print on a terminal.
     pub fn to_json(&self) -> String {
         self.to_json_with(None)
@@ -262,7 +308,7 @@ impl Report {
         let notes: Vec<String> = self.notes.iter().cloned().chain(not_watched).collect();
         let mut object = json!({
             "host": self.host, "verdict": self.overall().as_str(), "diagnoses": self.diagnoses_json(),
-            "findings": findings, "unknown": unknown, "probes": probes, "notes": notes,
+            "findings": findings, "agent_says": self.agent_says_json(), "unknown": unknown, "probes": probes, "notes": notes,
         });
         if let Some((key, value)) = more {
             object[key] = value;
