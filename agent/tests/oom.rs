@@ -5,9 +5,10 @@
     reason = "a test stops at the first surprise and says what it skips"
 )]
 
-use muster_agent::clock;
+use muster_agent::config::Config;
 use muster_agent::probe::{Context, Probe};
 use muster_agent::senses::{HostRoot, oom, saved_log};
+use muster_agent::{clock, doctor};
 use muster_agent_core::judgement::{Judgement, Problem};
 use muster_agent_core::services::{Instance, Services};
 use muster_common::evidence::Value;
@@ -228,6 +229,9 @@ fn a_real_kill_in_a_cgroup_is_found_and_given_to_its_service() {
     let service = ServiceName::new("hog").unwrap();
     let name = format!("/{}", cgroup.0.file_name().unwrap().to_string_lossy());
     services.lock().unwrap().note(&service, instance_of(pid, Some(name.clone())));
+    let folder = tempfile::tempdir().unwrap();
+    let pid_file = folder.path().join("hog.pid");
+    std::fs::write(&pid_file, pid.to_string()).unwrap();
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let status = child.wait().unwrap();
     assert!(!status.success(), "the kernel did not kill it");
@@ -266,6 +270,22 @@ fn a_real_kill_in_a_cgroup_is_found_and_given_to_its_service() {
     let mut doctor = oom::OomProbe::new(HostRoot::default());
     let report = doctor.run(&context(&services, true));
     assert_eq!(report.occurrences.iter().filter(repeated).count(), all);
+    if pids.contains(&Some(pid.into())) {
+        the_doctor_joins_it_to_what_it_left(&pid_file);
+    }
+}
+
+/// Nobody watched: the pid file that was left names the victim.
+fn the_doctor_joins_it_to_what_it_left(pid_file: &Path) {
+    let text = format!("[service.hog]\npid_file = \"{}\"\n", pid_file.display());
+    let config = Config::parse("agent.toml", &text).unwrap();
+    let report = doctor::diagnose(&config, &HostRoot::default(), Vec::new()).unwrap();
+    let of_hog = |at: usize| report.findings[at].key.subject.service.as_str() == "hog";
+    let told: Vec<_> = report.stories.iter().filter(|story| of_hog(story.cause)).collect();
+    let [story] = told.as_slice() else { panic!("{told:#?}") };
+    let reason = |at: usize| report.findings[at].key.reason;
+    assert_eq!(reason(story.cause), Reason::OomKill, "{story:#?}");
+    assert!(story.links.iter().any(|link| reason(link.finding) == Reason::PidFileStale), "{story:#?}");
 }
 
 #[test]

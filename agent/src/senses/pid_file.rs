@@ -10,11 +10,13 @@ use super::unit::Units;
 use super::{HostRoot, process};
 use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
+use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Verdict};
 use muster_agent_core::pid_file::{
     Facts, FileReading, Malformed, PID_MAX_DEFAULT, PidFileJudge, ProcessReading, Reading, parse,
 };
 use muster_agent_core::process::exit::Exit;
+use muster_agent_core::services::ToldLife;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ProcessId, ServiceName};
 use muster_common::reason::Reason;
@@ -147,6 +149,7 @@ impl Probe for PidFileProbe {
             reading.process = Some(process::read(&self.root, facts.process.pid));
             self.facts = None;
         }
+        let left = left_by(&reading, context.now);
         let (before, was) = (self.judge.instance(), self.judge.living());
         let judgement = self.judge.judge(&self.path, reading, context.now, context.one_shot);
         self.rewatch();
@@ -164,6 +167,9 @@ impl Probe for PidFileProbe {
             executable::glance(&self.root, &context.services, &self.subject.service, new.process);
         }
         let mut services = context.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(left) = left {
+            services.note_told(&self.subject.service, left);
+        }
         if let Some(brief) = brief {
             services.note_brief(&self.subject.service, brief);
         }
@@ -226,6 +232,16 @@ fn read_file(path: &Path, pid_max: u32) -> (FileReading, Option<Unchanged>) {
         }
         Err(why) => (FileReading::Malformed(why), None),
     }
+}
+
+/// The life that a file tells of whose process is gone: it was written while that lived.
+fn left_by(reading: &Reading, now: Now) -> Option<ToldLife> {
+    let (FileReading::Pid { pid, modified }, Some(ProcessReading::Gone)) = (&reading.file, &reading.process) else {
+        return None;
+    };
+    let age_ms = u64::try_from(now.wall.since(*modified).as_millis()).unwrap_or(u64::MAX);
+    let from_boottime_ms = now.boottime_ms.saturating_sub(age_ms);
+    Some(ToldLife { pid: *pid, from_boottime_ms, until_boottime_ms: None })
 }
 
 /// What stands in a file's place.

@@ -17,7 +17,7 @@ use crate::net::Mailbox;
 use crate::probe::{Context, Probe};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::pid_file::{Facts, ProcessReading};
-use muster_agent_core::services::{Instance, Services};
+use muster_agent_core::services::{Instance, Services, ToldLife};
 use muster_agent_core::unit::{MainProcess, Options, UnitJudge, UnitState};
 use muster_common::evidence::Evidence;
 use muster_common::finding::{ProbeKind, SubjectKey};
@@ -100,6 +100,14 @@ impl UnitProbe {
     /// Tells the other probes of the service whose process the main process is.
     fn note(&mut self, context: &Context, state: &UnitState, facts: Option<&Facts>) {
         let mut services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
+        services.note_unit(&self.subject.service, &self.unit);
+        if let Some(life) = state.newest().filter(|life| life.exit_usec > 0 && life.start_usec > 0) {
+            // A kill that is read later may be of it, though nobody here saw it.
+            let boottime_ms = |usec: u64| (usec / 1000).saturating_add(suspended_ms());
+            let (from_boottime_ms, until) = (boottime_ms(life.start_usec), boottime_ms(life.exit_usec));
+            let told = ToldLife { pid: life.pid, from_boottime_ms, until_boottime_ms: Some(until) };
+            services.note_told(&self.subject.service, told);
+        }
         let living = facts.map(|facts| facts.process);
         // It may live on where systemd does not know its pid for a moment (a reload); then it is noted again.
         if let Some(old) = self.noted.filter(|old| Some(*old) != living && !self.still_runs(*old)) {
