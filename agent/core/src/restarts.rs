@@ -107,8 +107,15 @@ pub struct Reading {
     pub n_restarts: Option<u64>,
     /// systemd waits to start it again.
     pub awaits_restart: bool,
+    /// Why systemd has given up on it, where it has.
+    pub gave_up: Option<String>,
     /// The unit, for the commands that a person is told.
     pub unit: Option<String>,
+}
+
+/// Why the unit is down for good, in systemd's words.
+pub fn why_gave_up(state: &UnitState) -> Option<String> {
+    (state.active_state == "failed").then(|| unit::result_words(state))
 }
 
 /// Judges the restarts of one service over time.
@@ -129,6 +136,7 @@ struct Why {
     /// The longest life of it.
     longest_ms: u64,
     asked_only: bool,
+    sure: Grade,
 }
 
 impl RestartJudge {
@@ -150,14 +158,14 @@ impl RestartJudge {
         match why.filter(|_| !over) {
             None => Judgement::ok(seen),
             Some(why) => {
-                let unit = reading.unit.as_deref();
-                let state = match self.left_down_for(reading, now) {
-                    None => "keeps restarting".to_owned(),
-                    Some(down) => {
+                let state = match (&reading.gave_up, self.left_down_for(reading, now)) {
+                    (Some(last), _) => format!("ended again and again, and systemd gave up ({last})"),
+                    (None, None) => "keeps restarting".to_owned(),
+                    (None, Some(down)) => {
                         format!("ended again and again, and nothing has started it for {}", human_duration(down))
                     }
                 };
-                Judgement::problem(problem(service, &state, unit, &why, one_shot).evidence(seen))
+                Judgement::problem(problem(service, &state, reading, &why, one_shot).evidence(seen))
             }
         }
     }
@@ -213,7 +221,7 @@ impl RestartJudge {
         let usual = self.usual().map(|usual| format!(", while it usually runs for {}", human(usual)));
         let words =
             format!("its last {} lives lasted at most {}{}", row.len(), human(longest_ms), usual.unwrap_or_default());
-        Some(Why { words, longest_ms, asked_only: false })
+        Some(Why { words, longest_ms, asked_only: false, sure: Grade::Confirmed })
     }
 
     /// Many ends in a short time, whoever asked for them; unless that is how this service works.
@@ -235,7 +243,7 @@ impl RestartJudge {
         let asked_only = ends.iter().all(|(life, _)| life.ended == Some(Ended::Asked));
         let asked = if asked_only { ", each time because somebody asked for it" } else { "" };
         let words = format!("it ended {} times within {}{asked}", ends.len(), human(WINDOW_MS));
-        Some(Why { words, longest_ms, asked_only })
+        Some(Why { words, longest_ms, asked_only, sure: Grade::Confirmed })
     }
 
     /// How long it has been down, when that is longer than it ever waited for the next start: nobody restarts it now.
@@ -320,23 +328,28 @@ fn by_counter(reading: &Reading, newest: Option<&Life>, now: Now) -> Option<Why>
     let restarts = reading.n_restarts.filter(|restarts| *restarts >= u64::try_from(SHORT_LIVES_MIN).unwrap_or(3))?;
     let age_ms = newest.map_or(0, |life| now.boottime_ms.saturating_sub(life.start_boottime_ms));
     let ended = newest.is_some_and(|life| life.ended_boottime_ms.is_some());
-    let young = reading.awaits_restart || ended || age_ms < SHORT_DEFAULT_MS;
+    // One that is down for good does not keep restarting: the unit tells why, and that systemd gave up.
+    let young = reading.awaits_restart || (!ended && age_ms < SHORT_DEFAULT_MS);
     let state = if reading.awaits_restart {
         "waits for the next one".to_owned()
-    } else if ended {
-        "is not running now".to_owned()
     } else {
-        format!("runs since {}", human(age_ms))
+        format!("has been running for {}", human(age_ms))
     };
     let words = format!("systemd restarted it {restarts} times since it was last started by hand, and it {state}");
-    young.then_some(Why { words, longest_ms: 0, asked_only: false })
+    // So many in a year and a start a minute ago look the same.
+    let sure = if reading.awaits_restart { Grade::Likely } else { Grade::Possible };
+    young.then_some(Why { words, longest_ms: 0, asked_only: false, sure })
 }
 
-fn problem(service: &str, state: &str, unit: Option<&str>, why: &Why, one_shot: bool) -> Problem {
+fn problem(service: &str, state: &str, reading: &Reading, why: &Why, one_shot: bool) -> Problem {
     let problem = Problem::new(Reason::RestartLoop, format!("{service} {state}: {}", why.words));
     // Somebody's script, not a crash: it is to be told, but nobody must get up for it.
     let problem = if why.asked_only { problem.severity(Severity::Sev3) } else { problem };
-    let problem = if one_shot { problem.grade(Grade::Likely) } else { problem };
+    let problem = match why.sure {
+        Grade::Possible => problem.severity(Severity::Sev3).grade(Grade::Possible),
+        _ if one_shot => problem.grade(Grade::Likely),
+        _ => problem,
+    };
     if why.asked_only {
         return problem.next_steps([
             "find out who restarts it (a timer, a deploy, a monitor): journalctl -b | grep -i 'systemctl\\|Stopping'",
@@ -344,7 +357,12 @@ fn problem(service: &str, state: &str, unit: Option<&str>, why: &Why, one_shot: 
         ]);
     }
     let last_words = "see its own last words before each end; the first of them tells most".to_owned();
-    match unit {
+    match reading.unit.as_deref() {
+        Some(unit) if reading.gave_up.is_some() => problem.next_steps([
+            format!("see how each life ended: journalctl -u {unit} -b | grep -iE 'exited|killed|result'"),
+            last_words,
+            format!("once the cause is gone: systemctl reset-failed {unit} && systemctl start {unit}"),
+        ]),
         Some(unit) => problem.next_steps([
             format!("see how each life ended: journalctl -u {unit} -b | grep -iE 'exited|killed|result'"),
             last_words,
@@ -449,8 +467,35 @@ mod tests {
         ]);
         let ended = Life { ended_boottime_ms: Some(world.now_ms), ..last };
         let reading = Reading { n_restarts: Some(4), ..Reading::default() };
-        let why = by_counter(&reading, Some(&ended), at(world.now_ms)).unwrap();
-        assert!(why.words.ends_with("and it is not running now"), "{}", why.words);
+        assert!(by_counter(&reading, Some(&ended), at(world.now_ms)).is_none());
+        let waits = Reading { awaits_restart: true, ..reading.clone() };
+        let why = by_counter(&waits, Some(&ended), at(world.now_ms)).unwrap();
+        assert!(why.words.ends_with("and it waits for the next one"), "{}", why.words);
+        let fresh = Life { pid: 99, start_boottime_ms: world.now_ms - 2 * S, ended_boottime_ms: None, ended: None };
+        let why = by_counter(&reading, Some(&fresh), at(world.now_ms)).unwrap();
+        assert!(why.words.ends_with("and it has been running for 2 s"), "{}", why.words);
+    }
+
+    #[test]
+    fn where_systemd_gave_up_the_cause_and_the_way_back_are_told() {
+        let mut world = World::default();
+        world.lives(5, S, S, Some(Ended::Badly));
+        let mut state = UnitState::default();
+        assert_eq!(why_gave_up(&state), None);
+        for (name, text) in [("ActiveState", "failed"), ("Result", "watchdog")] {
+            state.set(name, &unit::Property::Text(text.to_owned()));
+        }
+        let unit = Some("spl.service".to_owned());
+        let reading = Reading { gave_up: why_gave_up(&state), unit, ..Reading::default() };
+        let judgement = world.judge.judge("spl", &reading, at(world.now_ms), false);
+        let [problem] = judgement.problems.as_slice() else { panic!("{judgement:?}") };
+        assert_eq!(
+            problem.summary,
+            "spl ended again and again, and systemd gave up (it did not report to its watchdog in time): its last 5 \
+             lives lasted at most 1 s"
+        );
+        let steps = problem.next_steps.join("\n");
+        assert!(steps.contains("reset-failed spl.service") && !steps.contains("systemctl stop"), "{steps}");
     }
 
     #[test]
@@ -589,13 +634,13 @@ mod tests {
     fn a_first_look_believes_systemds_counter() {
         let life = Life { pid: 7, start_boottime_ms: 95 * S, ended_boottime_ms: None, ended: None };
         let look = |n_restarts, now_ms, one_shot| {
-            let reading = Reading { lives: vec![life], n_restarts, awaits_restart: false, unit: None };
+            let reading = Reading { lives: vec![life], n_restarts, awaits_restart: false, ..Reading::default() };
             let judgement = RestartJudge::default().judge("spl", &reading, at(now_ms), one_shot);
-            judgement.problems.first().map(|problem| (problem.grade, problem.summary.clone()))
+            judgement.problems.first().map(|problem| (problem.grade, problem.severity, problem.summary.clone()))
         };
         let told = look(Some(12), 100 * S, true).unwrap();
-        assert_eq!(told.0, Grade::Likely);
-        assert!(told.1.contains("restarted it 12 times") && told.1.contains("runs since 5 s"), "{told:?}");
+        assert_eq!((told.0, told.1), (Grade::Possible, Some(Severity::Sev3)), "it may have been started by hand");
+        assert!(told.2.contains("restarted it 12 times") && told.2.contains("has been running for 5 s"), "{told:?}");
         assert_eq!(look(Some(12), H, true), None, "it runs well since");
         assert_eq!(look(Some(2), 100 * S, true), None);
         assert_eq!(look(Some(12), 100 * S, false), None, "the daemon sees the lives themselves");

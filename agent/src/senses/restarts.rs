@@ -5,7 +5,7 @@ use super::unit::Units;
 use crate::clock::{boot_id, suspended_ms};
 use crate::probe::{Context, Probe};
 use muster_agent_core::judgement::Judgement;
-use muster_agent_core::restarts::{Life, Reading, RestartJudge, of_unit};
+use muster_agent_core::restarts::{Life, Reading, RestartJudge, of_unit, why_gave_up};
 use muster_agent_core::services::{BriefLife, Instance};
 use muster_common::evidence::Evidence;
 use muster_common::finding::{ProbeKind, SubjectKey};
@@ -44,6 +44,7 @@ impl Probe for RestartProbe {
             reading.lives = of_unit(&state, suspended_ms());
             reading.n_restarts = state.n_restarts;
             reading.awaits_restart = state.sub_state == "auto-restart";
+            reading.gave_up = why_gave_up(&state);
         }
         let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
         let hz = procfs::ticks_per_second().max(1);

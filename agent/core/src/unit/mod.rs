@@ -86,12 +86,18 @@ impl View<'_> {
         self.since(self.state.state_change_usec)
     }
 
-    /// ` since 3 min`; nothing where systemd does not tell.
-    fn since_words(&self) -> String {
-        if self.state.state_change_usec == 0 {
-            return String::new();
-        }
-        format!(" since {}", human_duration(self.in_state()))
+    /// ` (3 min ago)`; nothing where systemd does not tell.
+    fn ago_words(&self) -> String {
+        self.in_state_words(|lasted| format!(" ({lasted} ago)"))
+    }
+
+    /// ` (for 3 min)`; nothing where systemd does not tell.
+    fn for_words(&self) -> String {
+        self.in_state_words(|lasted| format!(" (for {lasted})"))
+    }
+
+    fn in_state_words(&self, words: fn(String) -> String) -> String {
+        if self.state.state_change_usec == 0 { String::new() } else { words(human_duration(self.in_state())) }
     }
 }
 
@@ -186,7 +192,7 @@ impl UnitJudge {
             None => String::new(),
         };
         let why = result_words(state);
-        let summary = format!("{unit} has failed{}: {why}{gave_up}", view.since_words());
+        let summary = format!("{unit} has failed{}: {why}{gave_up}", view.ago_words());
         let mut steps = vec![format!("see why: systemctl status {unit}; journalctl -u {unit} -b -e")];
         match state.result.as_str() {
             "oom-kill" => steps.push(format!(
@@ -376,7 +382,7 @@ fn inactive(view: &View<'_>) -> Found {
     };
     let disabled = state.unit_file_state == "disabled";
     let disabled = if disabled { "; it is disabled: the next boot will not start it either" } else { "" };
-    let since = if state.active_enter_usec == 0 { String::new() } else { view.since_words() };
+    let since = if state.active_enter_usec == 0 { String::new() } else { view.for_words() };
     let problem = Problem::new(Reason::UnitInactive, format!("{unit} {what}{since}{why}{disabled}"));
     let problem = if masked {
         problem.severity(Severity::Sev3).next_steps([
@@ -400,11 +406,8 @@ fn passing(view: &View<'_>) -> Found {
         if lasted < DOWN_GRACE && !view.one_shot {
             return Found::Passing;
         }
-        let summary = format!(
-            "{unit} is down and waits for its automatic restart{}: {}",
-            view.since_words(),
-            result_words(state)
-        );
+        let summary =
+            format!("{unit} is down and waits for its automatic restart{}: {}", view.for_words(), result_words(state));
         return Found::Wrong(Problem::new(Reason::UnitInactive, summary).next_steps([
             format!("see why it ended: journalctl -u {unit} -b -e"),
             format!("see how long systemd waits: systemctl show {unit} -p RestartUSec -p NRestarts"),
@@ -448,7 +451,7 @@ fn gave_up(state: &UnitState) -> Option<Grade> {
 }
 
 /// Why it ended, in words.
-fn result_words(state: &UnitState) -> String {
+pub(crate) fn result_words(state: &UnitState) -> String {
     let exit = state.newest().and_then(|life| life.exit);
     let main = exit.map(|exit| format!("its main process {}", exit.words()));
     match state.result.as_str() {
