@@ -92,12 +92,29 @@ impl fmt::Display for SubjectKey {
 
 /// Identity of a finding within one agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "WrittenKey")]
 pub struct FindingKey {
     /// What it is about.
     #[serde(flatten)]
     pub subject: SubjectKey,
     /// What is wrong with it.
     pub reason: Reason,
+}
+
+/// A key as it is written: its parts side by side. Read by itself, since serde's `flatten` copies what it reads first, and
+/// a journal is full of keys.
+#[derive(Deserialize)]
+struct WrittenKey {
+    service: ServiceName,
+    probe: ProbeKind,
+    subject: String,
+    reason: Reason,
+}
+
+impl From<WrittenKey> for FindingKey {
+    fn from(WrittenKey { service, probe, subject, reason }: WrittenKey) -> Self {
+        Self { subject: SubjectKey { service, probe, subject }, reason }
+    }
 }
 
 impl FindingKey {
@@ -244,5 +261,16 @@ mod tests {
         assert_ne!(open_digest([&a]), open_digest([&b]));
         assert_ne!(open_digest([&a]), open_digest([&key("1", Reason::PortConflict)]));
         assert_eq!(open_digest([]), 0);
+    }
+
+    #[test]
+    fn a_key_is_read_as_it_is_written_in_any_order() {
+        let key = key("1", Reason::PortClosed);
+        let text = serde_json::to_string(&key).unwrap();
+        assert_eq!(text, r#"{"service":"host","probe":"port","subject":"1","reason":"port_closed"}"#);
+        assert_eq!(serde_json::from_str::<FindingKey>(&text).unwrap(), key);
+        let other = r#"{"reason":"port_closed","later":{},"subject":"1","service":"host","probe":"port"}"#;
+        assert_eq!(serde_json::from_str::<FindingKey>(other).unwrap(), key);
+        assert!(serde_json::from_str::<FindingKey>(r#"{"service":"host","probe":"port","subject":"1"}"#).is_err());
     }
 }
