@@ -1,7 +1,8 @@
 //! Typed identifiers. A pid is (pid, start time), a file is (device, inode), a boot is its boot id.
 
 use crate::limits::NAME_BYTES_MAX;
-use serde::{Deserialize, Serialize};
+use crate::name_text::{NameText, read_text};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
@@ -36,27 +37,26 @@ fn check_name(text: &str, also: &[char]) -> Result<(), NameError> {
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, also: $also:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(NameText);
 
         impl $name {
             /// Checks `text` and wraps it.
-            pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
-                let text = text.into();
-                check_name(&text, $also)?;
-                Ok(Self(text))
+            pub fn new(text: impl AsRef<str>) -> Result<Self, NameError> {
+                let text = text.as_ref();
+                check_name(text, $also)?;
+                Ok(Self(NameText::new(text)))
             }
 
             /// The name as text.
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
@@ -69,7 +69,19 @@ macro_rules! name_type {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.as_str().to_owned()
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                read_text(deserializer, |text| Self::new(text))
             }
         }
 
@@ -102,12 +114,12 @@ name_type!(
 impl ServiceName {
     /// The name under which findings about the host itself (memory, OOM kills of unwatched processes) are kept.
     pub fn host() -> Self {
-        Self("host".to_owned())
+        Self(NameText::new("host"))
     }
 
     /// True for [`ServiceName::host`].
     pub fn is_host(&self) -> bool {
-        self.0 == "host"
+        self.as_str() == "host"
     }
 }
 

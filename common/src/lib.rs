@@ -13,6 +13,7 @@ pub mod finding;
 pub mod identity;
 pub mod ids;
 pub mod limits;
+mod name_text;
 pub mod neighbour;
 pub mod reason;
 pub mod retry;

@@ -66,10 +66,12 @@ pub struct State {
     pub(crate) epoch: Option<Epoch>,
     pub(crate) fenced_by: Option<Epoch>,
     pub(crate) policy: Policy,
-    pub(crate) agents: BTreeMap<AgentName, AgentRecord>,
+    /// Boxed: of a million only names lie side by side, so that one is found quickly.
+    pub(crate) agents: BTreeMap<AgentName, Box<AgentRecord>>,
     pub(crate) n_silent: u64,
     pub(crate) causes: BTreeMap<String, Cause>,
-    pub(crate) incidents: BTreeMap<String, BTreeMap<u64, Incident>>,
+    /// Boxed: a cause has few of them, and a map makes room for many.
+    pub(crate) incidents: BTreeMap<String, BTreeMap<u64, Box<Incident>>>,
     pub(crate) numbers: BTreeMap<String, IncidentKey>,
     pub(crate) number_day: u32,
     pub(crate) number_next: u64,
@@ -161,8 +163,9 @@ pub struct AgentRecord {
 impl AgentRecord {
     /// True when no more incidents are opened for what it tells.
     pub fn floods(&self) -> bool {
-        let own = usize::from(self.incidents.contains(&cause::agent_flood(&self.name)));
-        self.incidents.len() - own >= INCIDENTS_PER_AGENT_MAX
+        let n = self.incidents.len();
+        n >= INCIDENTS_PER_AGENT_MAX
+            && n - usize::from(self.incidents.contains(&cause::agent_flood(&self.name))) >= INCIDENTS_PER_AGENT_MAX
     }
 }
 
@@ -428,7 +431,7 @@ impl State {
 
     /// Every known agent, by name.
     pub fn agents(&self) -> impl Iterator<Item = &AgentRecord> {
-        self.agents.values()
+        self.agents.values().map(Box::as_ref)
     }
 
     /// What the fleet is compared by: changes, builds, singletons, refusals.
@@ -448,7 +451,7 @@ impl State {
 
     /// One agent.
     pub fn agent(&self, name: &AgentName) -> Option<&AgentRecord> {
-        self.agents.get(name)
+        self.agents.get(name).map(Box::as_ref)
     }
 
     /// Open conditions of all agents, by agent and key.
@@ -463,7 +466,7 @@ impl State {
 
     /// Every incident that is kept, by cause and generation.
     pub fn incidents(&self) -> impl Iterator<Item = &Incident> {
-        self.incidents.values().flat_map(BTreeMap::values)
+        self.incidents.values().flat_map(BTreeMap::values).map(Box::as_ref)
     }
 
     /// The operator who forgot an agent, while that is remembered.
@@ -473,7 +476,7 @@ impl State {
 
     /// One incident.
     pub fn incident(&self, key: &IncidentKey) -> Option<&Incident> {
-        self.incidents.get(&key.cause)?.get(&key.generation)
+        self.incidents.get(&key.cause)?.get(&key.generation).map(Box::as_ref)
     }
 
     /// One incident by its `INC-…` number.
@@ -483,7 +486,7 @@ impl State {
 
     /// The newest incident of a cause key.
     pub fn newest_incident(&self, cause: &str) -> Option<&Incident> {
-        self.incidents.get(cause)?.values().next_back()
+        self.incidents.get(cause)?.values().next_back().map(Box::as_ref)
     }
 
     /// What feeds a cause key.

@@ -6,7 +6,7 @@ use muster_common::ids::AgentName;
 
 /// Whether an agent has more unresolved incidents than are opened is a condition of its own, kept here.
 pub(super) fn watch(state: &mut State, agent: &AgentName) {
-    let Some(floods) = state.agents.get(agent).map(AgentRecord::floods) else { return };
+    let Some(floods) = state.agent(agent).map(AgentRecord::floods) else { return };
     let key = cause::agent_flood(agent);
     let known = state.causes.get(&key).is_some_and(|cause| !cause.members.is_empty());
     if floods == known {

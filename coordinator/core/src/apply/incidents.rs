@@ -18,11 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub(crate) fn get_mut<'a>(state: &'a mut State, key: &IncidentKey) -> Option<&'a mut Incident> {
-    state.incidents.get_mut(&key.cause)?.get_mut(&key.generation)
+    state.incidents.get_mut(&key.cause)?.get_mut(&key.generation).map(Box::as_mut)
 }
 
 pub(super) fn unresolved_mut<'a>(state: &'a mut State, cause: &str) -> Option<&'a mut Incident> {
-    state.incidents.get_mut(cause)?.values_mut().next_back().filter(|incident| incident.is_unresolved())
+    let newest = state.incidents.get_mut(cause)?.values_mut().next_back()?;
+    newest.is_unresolved().then_some(newest)
 }
 
 /// Adds a line to the timeline: of a full one the first half and the newest lines stay.
@@ -158,7 +159,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     };
     note(&mut incident, step, LineKind::Decision, format!("opened: {title} ({why})"));
     state.numbers.insert(number.clone(), key.clone());
-    state.incidents.entry(key.cause.clone()).or_default().insert(key.generation, incident);
+    state.incidents.entry(key.cause.clone()).or_default().insert(key.generation, Box::new(incident));
     agents_joined(state, &key.cause, &agents);
     changes::note(state, &key.cause);
     signals::flapped(state, step, &key.cause);
@@ -183,7 +184,7 @@ fn count_number(state: &mut State, step: Step) {
 pub(super) fn agents_joined(state: &mut State, cause: &str, agents: &BTreeSet<AgentName>) {
     let counts_blind = counts_blind(cause);
     for agent in agents {
-        let sure = state.agents.get(agent).is_none_or(links::is_sure);
+        let sure = state.agent(agent).is_none_or(links::is_sure);
         let Some(incident) = unresolved_mut(state, cause) else { return };
         if incident.agents.len() < MEMBERS_MAX && incident.agents.insert(agent.clone()) {
             if counts_blind && !sure {

@@ -19,10 +19,15 @@ const SILENCES_MAX: usize = 4096;
 
 /// The agent's record; a new one on its first fact.
 pub(super) fn record<'a>(state: &'a mut State, step: Step, agent: &AgentName) -> &'a mut AgentRecord {
-    state.agents.entry(agent.clone()).or_insert_with(|| AgentRecord {
-        name: agent.clone(),
+    state.agents.entry(agent.clone()).or_insert_with(|| Box::new(unheard(agent.clone(), step.at)))
+}
+
+/// An agent of which nothing is known.
+fn unheard(name: AgentName, first_seen: Timestamp) -> AgentRecord {
+    AgentRecord {
+        name,
         hello: None,
-        first_seen: step.at,
+        first_seen,
         connected_at: None,
         link: Link::Heard,
         position: None,
@@ -37,7 +42,7 @@ pub(super) fn record<'a>(state: &'a mut State, step: Step, agent: &AgentName) ->
         watched_oom_at: None,
         incidents: BTreeSet::new(),
         watch: AgentWatch::default(),
-    })
+    }
 }
 
 /// True when silence of this agent would be noticed and its open set is believed.
@@ -58,19 +63,19 @@ pub(super) fn connected(state: &mut State, step: Step, agent: &AgentName, hello:
         record.watch.rebooted_while_silent = rebooted;
     }
     record.connected_at = Some(step.at);
-    let old = record.hello.clone();
     let relabelled = record.hello.as_ref().is_some_and(|known| known.labels != hello.labels);
     // A silence of a label holds for it no more, or now.
     let concerned: Vec<String> = record.incidents.iter().filter(|_| relabelled).cloned().collect();
     state.touched.extend(concerned);
     heard(state, step, agent);
-    moved(state, agent, hello);
+    let old = moved(state, agent, hello);
     signals::connected(state, step, agent, old.as_ref(), hello);
 }
 
-/// What the agent says of itself from now on. Where that moves it to other places its open conditions move with it.
-fn moved(state: &mut State, agent: &AgentName, hello: &AgentHello) {
-    let Some(record) = state.agents.get(agent) else { return };
+/// What the agent says of itself from now on; what it said before. Where that moves it to other places its open conditions
+/// move with it.
+fn moved(state: &mut State, agent: &AgentName, hello: &AgentHello) -> Option<AgentHello> {
+    let record = state.agents.get(agent)?;
     let old = record.hello.as_ref().map(places::of_hello);
     let new = places::of_hello(hello);
     let open: Vec<FindingKey> = match old.as_ref() == Some(&new) {
@@ -82,12 +87,11 @@ fn moved(state: &mut State, agent: &AgentName, hello: &AgentHello) {
         places::leave(state, &old.unwrap_or_default(), false);
         places::enter(state, &new, false);
     }
-    if let Some(record) = state.agents.get_mut(agent) {
-        record.hello = Some(hello.clone());
-    }
+    let said_before = state.agents.get_mut(agent)?.hello.replace(hello.clone());
     for (key, before) in open.iter().zip(before) {
         findings::regroup(state, agent, key, &before);
     }
+    said_before
 }
 
 pub(super) fn heard(state: &mut State, step: Step, agent: &AgentName) {
