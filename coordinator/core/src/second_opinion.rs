@@ -7,6 +7,8 @@
 //!
 //! A question is a conclusion, its answers are a fact: a replay asks nobody.
 
+mod behind;
+
 use crate::apply::incidents::note;
 use crate::apply::{Step, incidents};
 use crate::cause::{self, CauseKind};
@@ -22,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
+
+use behind::Behind;
 
 /// Agents asked about one silence: an odd number, so that they may outvote one that is cut off itself.
 pub const ASKERS_MAX: usize = 3;
@@ -131,7 +135,7 @@ pub struct Question {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SecondOpinions {
     /// Known agents by the address they connect from.
-    pub(crate) by_address: BTreeMap<IpAddr, BTreeSet<AgentName>>,
+    pub(crate) by_address: BTreeMap<IpAddr, Behind>,
     /// The newest question about each silent agent.
     pub(crate) questions: BTreeMap<AgentName, Question>,
     /// Who was asked about, when and of whom: for the rates. At most one window's bound, and one per target.
@@ -240,7 +244,7 @@ pub(crate) fn wanted(state: &State, now: Timestamp, incident: &Incident) -> Opti
     }
     let address = address_of(record)?;
     // Behind a shared address it is not known which host answers.
-    let alone = state.second_opinions.by_address.get(&address).is_none_or(|agents| agents.len() == 1);
+    let alone = state.second_opinions.by_address.get(&address).is_none_or(Behind::is_one);
     let ports = record.hello.as_ref().map(|hello| hello.listening_ports.clone()).unwrap_or_default();
     let askers = askers(state, now, record, address);
     if !alone || ports.is_empty() || askers.is_empty() {
@@ -310,24 +314,13 @@ pub(crate) fn moved(state: &mut State, agent: &AgentName, new: Option<&str>) {
     let old = state.agents.get(agent).and_then(|record| record.hello.as_ref());
     let parsed = |text: &str| text.parse::<IpAddr>().ok().map(|address| address.to_canonical());
     let (old, new) = (old.and_then(|hello| parsed(&hello.peer_address)), new.and_then(parsed));
-    if old == new {
-        // Snapshots of older versions have no index.
-        if let Some(address) = new {
-            state.second_opinions.by_address.entry(address).or_default().insert(agent.clone());
-        }
-        return;
-    }
     let index = &mut state.second_opinions.by_address;
-    if let Some(old) = old
-        && let Some(agents) = index.get_mut(&old)
-    {
-        agents.remove(agent);
-        if agents.is_empty() {
-            index.remove(&old);
-        }
+    if let Some(old) = old.filter(|old| Some(*old) != new) {
+        behind::leave(index, old, agent);
     }
+    // Also where it did not move: snapshots of older versions have no index.
     if let Some(new) = new {
-        index.entry(new).or_default().insert(agent.clone());
+        behind::enter(index, new, agent);
     }
 }
 
