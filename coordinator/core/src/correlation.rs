@@ -250,12 +250,16 @@ fn leave_other(state: &mut State, burst_key: &str, key: &str) {
 
 /// Something is wrong under the key now that no fleet-wide incident explains.
 fn is_wrong(state: &State, key: &str) -> bool {
+    is_open(state, key) && symptom::of_detector(state, key).is_none()
+}
+
+/// Something is wrong under the key now.
+fn is_open(state: &State, key: &str) -> bool {
     let Some(cause) = state.cause(key) else { return false };
     let count = state.policy.correlation.incidents;
     let storms = cause.storm.as_ref().is_some_and(|storm| storm.active && storm.index > cause.dismissed_index);
     let bursts = cause.burst.as_ref().is_some_and(|burst| burst.goes_on(count));
-    let wrong = storms || bursts || cause.members.values().any(|member| member_counts(state, cause, member));
-    wrong && symptom::of_detector(state, key).is_none()
+    storms || bursts || cause.members.values().any(|member| member_counts(state, cause, member))
 }
 
 fn member_counts(state: &State, cause: &Cause, member: &MemberRef) -> bool {
@@ -277,9 +281,9 @@ pub(crate) fn update(state: &mut State) {
     let known = |key: &String| state.gathered_in.get(key).map(|burst| (key.clone(), burst.clone()));
     let touched: Vec<(String, String)> = state.touched.iter().filter_map(known).collect();
     for (key, burst_key) in touched {
-        let wrong = is_wrong(state, &key);
-        let speaks = wrong || state.cause(&key).is_some_and(|cause| !cause.occurrences.is_empty());
         let explained = symptom::of_detector(state, &key).map(|incident| incident.key.cause.clone());
+        let wrong = explained.is_none() && is_open(state, &key);
+        let speaks = wrong || state.cause(&key).is_some_and(|cause| !cause.occurrences.is_empty());
         let now = state.last_at;
         let stability = &state.policy.stability;
         let Some(burst) = state.causes.get_mut(&burst_key).and_then(|cause| cause.burst.as_mut()) else { continue };

@@ -57,8 +57,11 @@ fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conc
         let is_member = !by_name || target.members.contains(key) || target.members.len() >= MEMBERS_MAX;
         let known = is_member && cause.occurrences.is_empty();
         let here = if key.starts_with("host/") { " on this host" } else { "" };
-        let why = format!("{}{here} is a symptom of {}", found.reason, target.number);
-        let joined = || Conclusion::IncidentJoined { incident: target.key.clone(), member: key.to_owned(), why };
+        let joined = || Conclusion::IncidentJoined {
+            incident: target.key.clone(),
+            member: key.to_owned(),
+            why: format!("{}{here} is a symptom of {}", found.reason, target.number),
+        };
         return carried(state, target, key, found.severity, &found.worst).or_else(|| (!known).then(joined));
     }
     if let Some(target) = flood_of(state, key) {

@@ -9,7 +9,6 @@ use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
 use std::time::Duration;
 
 /// Times that one incident is told again because nobody acknowledged it: whoever has not come after so many is not going
@@ -88,11 +87,8 @@ pub fn dedup_key(fleet: &str, cause: &str, generation: u64, repages: u64) -> Str
     }
     hash.update(generation.to_be_bytes());
     hash.update(repages.to_be_bytes());
-    hash.finalize().iter().take(20).fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        write!(text, "{byte:02x}").ok();
-        text
-    })
+    let digit = |half: u8| char::from(if half < 10 { b'0' + half } else { b'a' + half - 10 });
+    hash.finalize().iter().take(20).flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 impl Incident {

@@ -35,8 +35,9 @@ pub(super) fn page(case: Case<'_>) -> Option<Conclusion> {
         HeldBack::Told => true,
         HeldBack::News(conclusion) => return Some(conclusion),
     };
-    let triggers = if is_held_back { None } else { trigger(case) };
-    triggers.or_else(|| acknowledge(case)).or_else(|| replaced(case.state, case.now, incident))
+    let dedup = incident.dedup_key();
+    let triggers = if is_held_back { None } else { trigger(case, &dedup) };
+    triggers.or_else(|| acknowledge(case, &dedup)).or_else(|| replaced(case.state, case.now, incident, &dedup))
 }
 
 /// Whether a silence holds pages back that call somebody. What was told before is acknowledged and resolved all the same.
@@ -57,14 +58,13 @@ fn held_back(state: &State, incident: &Incident) -> HeldBack {
     HeldBack::News(Conclusion::IncidentSilenced { incident: incident.key.clone(), silence: index, why })
 }
 
-/// The next page that calls somebody.
-fn trigger(case: Case<'_>) -> Option<Conclusion> {
+/// The next page that calls somebody, under the key that counts now.
+fn trigger(case: Case<'_>, dedup: &str) -> Option<Conclusion> {
     let Case { state, now, incident, found, .. } = case;
     if let Some(escalation) = escalate(state, now, incident) {
         return Some(escalation);
     }
-    let dedup = incident.dedup_key();
-    if let Some(wanted) = resend(case) {
+    if let Some(wanted) = resend(case, dedup) {
         return Some(wanted);
     }
     for told in told(state, incident) {
@@ -87,7 +87,7 @@ fn trigger(case: Case<'_>) -> Option<Conclusion> {
         if known.is_none() && joined_later && incident.status == IncidentStatus::Recovering {
             continue;
         }
-        let page = build(case, receiver, &dedup, PageAction::Trigger, &why);
+        let page = build(case, receiver, dedup, PageAction::Trigger, &why);
         return Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why });
     }
     None
@@ -112,24 +112,22 @@ fn escalate(state: &State, now: Timestamp, incident: &Incident) -> Option<Conclu
     (due && anybody()).then(|| Conclusion::IncidentEscalated { incident: incident.key.clone(), count, why: why() })
 }
 
-fn acknowledge(case: Case<'_>) -> Option<Conclusion> {
+fn acknowledge(case: Case<'_>, dedup: &str) -> Option<Conclusion> {
     let incident = case.incident;
-    let dedup = incident.dedup_key();
     let owner = incident.owner.as_ref().filter(|_| incident.acknowledged.is_some())?;
     let page_key = incident.page_keys.iter().find(|page| !page.acknowledged && page.dedup_key == dedup)?;
     let why = format!("{owner} acknowledged it");
-    let page = build(case, &page_key.receiver, &dedup, PageAction::Acknowledge, &why);
+    let page = build(case, &page_key.receiver, dedup, PageAction::Acknowledge, &why);
     Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
 
 /// A page that an operator wants to be sent again: under the key that counts now.
-fn resend(case: Case<'_>) -> Option<Conclusion> {
+fn resend(case: Case<'_>, dedup: &str) -> Option<Conclusion> {
     let Case { state, incident, .. } = case;
     let configured = |receiver: &String| state.policy().receivers.contains(receiver);
     let (receiver, wish) = incident.resend.iter().find(|(receiver, _)| configured(receiver))?;
     let why = format!("{} sends the page {} again, which was given up: {}", wish.by, wish.page.0, incident.why);
-    let dedup = incident.dedup_key();
-    let page = build(case, receiver, &dedup, wish.action, &why);
+    let page = build(case, receiver, dedup, wish.action, &why);
     Some(Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why })
 }
 
@@ -195,8 +193,7 @@ fn why_now(incident: &Incident, found: Option<&Assessment>) -> String {
 }
 
 /// A key that is not in use any more, since the page goes on under another one: resolved there where the new one is told.
-fn replaced(state: &State, now: Timestamp, incident: &Incident) -> Option<Conclusion> {
-    let in_use = incident.dedup_key();
+fn replaced(state: &State, now: Timestamp, incident: &Incident, in_use: &str) -> Option<Conclusion> {
     let is_told = |receiver: &str| {
         let mut keys = incident.page_keys.iter();
         keys.any(|page| page.receiver == receiver && page.dedup_key == in_use)
