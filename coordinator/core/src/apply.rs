@@ -164,8 +164,8 @@ fn load_policy(state: &mut State, policy: &crate::policy::Policy) {
 }
 
 fn apply_deadline(state: &mut State, step: Step, timer: &TimerKey) {
-    let due: Vec<_> = state.timers.iter().take_while(|(due, _)| *due <= step.at).cloned().collect();
-    for entry in due.into_iter().filter(|(_, key)| key == timer) {
+    let due = state.timers.iter().take_while(|(due, _)| *due <= step.at).filter(|(_, key)| key == timer);
+    for entry in due.cloned().collect::<Vec<_>>() {
         state.timers.remove(&entry);
     }
     match timer {

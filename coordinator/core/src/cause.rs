@@ -35,38 +35,35 @@ pub enum CauseKind {
 
 /// The kind of a key.
 pub fn kind_of(cause: &str) -> CauseKind {
+    if let Some(of_host) = cause.strip_prefix("host/") {
+        // What has more parts than the agent and one word is about a subject or a service.
+        return match of_host.split_once('/') {
+            Some((_, "agent")) => CauseKind::AgentStale,
+            Some((_, "flood")) => CauseKind::AgentFlood,
+            Some((_, rest)) if is_nth(rest, "burst") => CauseKind::Burst,
+            _ => CauseKind::Host,
+        };
+    }
     if cause == MASS_STALE || cause.starts_with("fleet/mass_stale/") {
         CauseKind::MassStale
-    } else if is_burst(cause) {
+    } else if is_nth(cause, FLEET_BURST) {
         CauseKind::Burst
     } else if cause.starts_with("fleet/") {
         CauseKind::Fleet
-    } else if cause.starts_with("host/") && cause.ends_with("/agent") && cause.matches('/').count() == 2 {
-        CauseKind::AgentStale
-    } else if cause.starts_with("host/") && cause.ends_with("/flood") && cause.matches('/').count() == 2 {
-        CauseKind::AgentFlood
     } else {
         CauseKind::Host
     }
 }
 
-/// A gathering of the fleet or of one host, also one of those that came while an older one was still open.
-fn is_burst(cause: &str) -> bool {
-    let base = match cause.rsplit_once('-') {
-        Some((base, nth)) if nth.parse::<usize>().is_ok() => base,
-        _ => cause,
-    };
-    base == FLEET_BURST || is_of_host(base, "/burst")
-}
-
-/// `host/AGENT` and this end, and nothing between.
-fn is_of_host(cause: &str, end: &str) -> bool {
-    cause.starts_with("host/") && cause.ends_with(end) && cause.matches('/').count() == 2
+/// A gathering, also one of those that came while an older one was still open: see [`nth_burst`].
+fn is_nth(key: &str, base: &str) -> bool {
+    let Some(rest) = key.strip_prefix(base) else { return false };
+    rest.is_empty() || rest.strip_prefix('-').is_some_and(|nth| nth.parse::<usize>().is_ok())
 }
 
 /// Cause key of many new incidents of one host that nothing explains.
 pub fn host_burst(agent: &AgentName) -> String {
-    format!("host/{agent}/burst")
+    of_host(agent, &["burst"])
 }
 
 /// The nth of several gatherings that are open at once: the first has the plain key.
@@ -76,7 +73,7 @@ pub fn nth_burst(base: &str, nth: usize) -> String {
 
 /// Cause key of more incidents of one agent than are opened.
 pub fn agent_flood(agent: &AgentName) -> String {
-    format!("host/{agent}/flood")
+    of_host(agent, &["flood"])
 }
 
 /// The agent that told of a cause, and so may tell of too many; none for what the coordinator found out by itself.
@@ -92,7 +89,7 @@ pub fn agent_of(cause: &str) -> Option<AgentName> {
 
 /// Cause key of an agent's silence.
 pub fn agent_stale(agent: &AgentName) -> String {
-    format!("host/{agent}/agent")
+    of_host(agent, &["agent"])
 }
 
 /// Cause key of two agents under one identity.
@@ -112,32 +109,52 @@ pub fn failing_receiver(cause: &str) -> Option<&str> {
 
 /// Cause key of a service's availability on one host.
 pub fn service(agent: &AgentName, service: &ServiceName) -> String {
-    format!("host/{agent}/service/{service}")
+    of_service(agent, service.as_str())
+}
+
+/// The same by the service's text.
+pub(crate) fn of_service(agent: &AgentName, service: &str) -> String {
+    of_host(agent, &["service", service])
 }
 
 /// Cause key of a host's memory.
 pub fn memory(agent: &AgentName) -> String {
-    format!("host/{agent}/memory")
+    of_host(agent, &["memory"])
 }
 
 /// Cause key of a finding on its own host.
 pub fn of_finding(agent: &AgentName, key: &FindingKey) -> String {
-    let (name, subject) = (&key.subject.service, &key.subject.subject);
+    let name = &key.subject.service;
+    let of_subject = |family: &str| of_host(agent, &[family, name.as_str(), &key.subject.subject]);
     match family(key.reason) {
         Family::Availability => service(agent, name),
         // Of the host's own update nothing else is known here.
-        Family::Update if name.is_host() => format!("host/{agent}/{}/{name}/{subject}", key.reason),
+        Family::Update if name.is_host() => of_subject(key.reason.as_str()),
         Family::Update => service(agent, name),
-        Family::Oom if name.is_host() => format!("host/{agent}/oom"),
+        Family::Oom if name.is_host() => of_host(agent, &["oom"]),
         Family::Oom => service(agent, name),
         Family::Memory if name.is_host() => memory(agent),
         // A service at the limit of its own cgroup is what its kill and its silence come from.
         Family::Memory => service(agent, name),
-        Family::Sqlite => format!("host/{agent}/sqlite/{name}/{subject}"),
-        Family::Lock => format!("host/{agent}/lock/{name}/{subject}"),
-        Family::Backup => format!("host/{agent}/backup/{name}/{subject}"),
-        Family::Other => format!("host/{agent}/{}/{name}/{subject}", key.reason),
+        Family::Sqlite => of_subject("sqlite"),
+        Family::Lock => of_subject("lock"),
+        Family::Backup => of_subject("backup"),
+        Family::Other => of_subject(key.reason.as_str()),
     }
+}
+
+/// `host/AGENT` and the parts after it. Keys are made for every fact: put together by hand, which costs a fraction of
+/// what `format!` does.
+fn of_host(agent: &AgentName, parts: &[&str]) -> String {
+    let length: usize = parts.iter().map(|part| 1 + part.len()).sum();
+    let mut key = String::with_capacity("host/".len() + agent.as_str().len() + length);
+    key.push_str("host/");
+    key.push_str(agent.as_str());
+    for part in parts {
+        key.push('/');
+        key.push_str(part);
+    }
+    key
 }
 
 /// Cause key of the same lock on all hosts: the service and the file's name, since paths differ between hosts.
@@ -229,7 +246,9 @@ pub fn telling(reason: Reason) -> u8 {
 
 /// `agent/service/probe/subject/reason`: the name of a member.
 pub fn member_name(agent: &AgentName, key: &FindingKey) -> String {
-    format!("{agent}/{key}")
+    let FindingKey { subject, reason } = key;
+    let parts = [agent.as_str(), subject.service.as_str(), subject.probe.as_str(), &subject.subject, reason.as_str()];
+    parts.join("/")
 }
 
 #[cfg(test)]
@@ -243,6 +262,7 @@ mod tests {
         let key = FindingKey { subject, reason };
         assert_eq!(of_finding(&agent, &key), host);
         assert_eq!(of_fleet_lock(&key).as_deref(), fleet);
+        assert_eq!(member_name(&agent, &key), format!("{agent}/{key}"));
     }
 
     #[test]

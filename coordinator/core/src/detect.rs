@@ -37,6 +37,7 @@ pub(crate) use restart_storm::is_crash_loop;
 pub use windows::{AgentStorms, WINDOW_EVENTS_MAX, WINDOWS_MAX, Window, WindowEvent};
 pub(crate) use windows::{Raging, count, index};
 
+use crate::cause::{self, CauseKind};
 use crate::decide::assess::Assessment;
 use crate::policy::Policy;
 use crate::state::{Cause, Incident, IncidentStatus, State};
@@ -195,7 +196,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static dyn Detector> {
 
 /// The detector that owns a cause key; none for what hosts tell of themselves.
 pub(crate) fn of(key: &str) -> Option<&'static dyn Detector> {
-    all().find(|detector| detector.owns(key))
+    // Most keys are of that kind, and every rule asks.
+    let own = key.starts_with("host/") && cause::kind_of(key) == CauseKind::Host;
+    if own { None } else { all().find(|detector| detector.owns(key)) }
 }
 
 /// Every group that an open condition is a member of.
@@ -207,11 +210,12 @@ pub(crate) fn groups(state: &State, agent: &AgentName, key: &FindingKey) -> Vec<
 pub(crate) fn explained_by<'a>(state: &'a State, cause: &str) -> Option<&'a Incident> {
     let storms = windows::storms_of(state, cause);
     all().find_map(|detector| {
-        let by_name = storms.iter().filter(|group| detector.owns(group)).cloned();
-        by_name.chain(detector.groups_of(state, cause)).filter(|group| group != cause).find_map(|group| {
-            let incident = state.unresolved(&group)?;
+        let by_name = storms.into_iter().flatten().filter(|group| detector.owns(group));
+        let groups = detector.groups_of(state, cause);
+        by_name.chain(&groups).filter(|group| *group != cause).find_map(|group| {
+            let incident = state.unresolved(group)?;
             let takes = detector.lasting() || incident.status == IncidentStatus::Open;
-            (takes && detector.takes(state, &group, state.cause(&group)?, cause)).then_some(incident)
+            (takes && detector.takes(state, group, state.cause(group)?, cause)).then_some(incident)
         })
     })
 }
@@ -226,7 +230,7 @@ pub(crate) fn symptoms(state: &State, group: &str) -> Vec<String> {
 
 /// Whether a group of conditions has about as many hosts as it takes.
 pub(crate) fn is_near_threshold(state: &State, group: &str) -> bool {
-    let few = of(group).map_or(0, |detector| detector.threshold(&state.policy, group));
+    let Some(few) = of(group).map(|detector| detector.threshold(&state.policy, group)) else { return false };
     state.cause(group).is_some_and(|cause| cause.agents.len() <= few)
 }
 

@@ -3,7 +3,7 @@
 use crate::apply::apply;
 use crate::decide::decide;
 use crate::entry::{Conclusion, Entry, EntryBody, Fact};
-use crate::state::{State, next_deadline};
+use crate::state::State;
 use muster_common::limits::{NOTE_BYTES_MAX, clip};
 use muster_common::time::Timestamp;
 use std::collections::BTreeSet;
@@ -96,7 +96,7 @@ impl Machine {
             return;
         }
         for _ in 0..DEADLINES_PER_RUN_MAX {
-            let Some((due, key)) = next_deadline(&self.state).filter(|(due, _)| *due <= now) else { return };
+            let Some((due, key)) = self.state.timers.first().filter(|(due, _)| *due <= now).cloned() else { return };
             let at = at.unwrap_or(due).max(self.state.last_at());
             self.run(at, EntryBody::Deadline(key), entries);
         }

@@ -10,6 +10,7 @@ use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
+use std::ops::Bound;
 
 /// Before service and file in the cause keys.
 const PREFIX: &str = "fleet/lock";
@@ -119,16 +120,19 @@ impl Detector for LockContention {
     /// A contended lock is worse while its service restarts in a storm.
     fn concerned_by(&self, state: &State, storm: &str) -> Vec<String> {
         let Some(service) = restart_storm::service_of(storm) else { return Vec::new() };
-        let of_fleet = format!("{PREFIX}/{service}/");
+        let mut locks = Vec::new();
+        let mut add = |prefix: String| {
+            let causes = state.causes.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+            locks.extend(causes.map(|(key, _)| key).take_while(|key| key.starts_with(&prefix)).cloned());
+        };
+        add(format!("{PREFIX}/{service}/"));
         let of_storm = state.cause(storm).and_then(|cause| cause.storm.as_ref());
-        let hosts = of_storm.into_iter().flat_map(|storm| storm.agents.iter().take(STORMING_AGENTS_MAX));
-        let of_hosts =
-            hosts.flat_map(|agent| ["lock", "repo_locked"].map(|family| format!("host/{agent}/{family}/{service}/")));
-        let locks = [of_fleet].into_iter().chain(of_hosts).flat_map(|prefix| {
-            let causes = state.causes.range(prefix.clone()..);
-            causes.map(|(key, _)| key).take_while(move |key| key.starts_with(&prefix)).cloned()
-        });
-        locks.collect()
+        for agent in of_storm.into_iter().flat_map(|storm| storm.agents.iter().take(STORMING_AGENTS_MAX)) {
+            for family in ["lock", "repo_locked"] {
+                add(["host/", agent.as_str(), "/", family, "/", service, "/"].concat());
+            }
+        }
+        locks
     }
 
     fn lasting(&self) -> bool {

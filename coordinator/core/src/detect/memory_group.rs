@@ -117,7 +117,8 @@ impl Detector for MemoryGroup {
             let places = places::of(state, agent).into_iter().map(|place| format!("{PREFIX}/{place}"));
             [PREFIX.to_owned()].into_iter().chain(places).collect()
         };
-        if let Some(agent) = cause::agent_of(cause).filter(|agent| cause == cause::memory(agent)) {
+        let own = cause::agent_of(cause).filter(|_| cause.ends_with("/memory"));
+        if let Some(agent) = own.filter(|agent| cause == cause::memory(agent)) {
             return of_place(&agent);
         }
         let first = rest(cause, PREFIX).and_then(|_| state.cause(cause)?.agents.keys().next());

@@ -31,11 +31,17 @@ pub struct Place {
 /// The places of an agent that says this of itself: labels first.
 pub(crate) fn of_hello(hello: &AgentHello) -> Vec<String> {
     let labels = hello.labels.iter().filter(|(name, value)| !name.is_empty() && !value.is_empty());
-    let labels = labels.take(LABELS_COUNTED_MAX).map(|(name, value)| clip(&format!("{name}={value}"), PLACE_BYTES_MAX));
-    let mut places: Vec<String> = labels.chain(subnet(&hello.peer_address)).collect();
-    // Two long ones may be clipped to the same.
-    let mut seen = BTreeSet::new();
-    places.retain(|place| seen.insert(place.clone()));
+    let labels = labels.take(LABELS_COUNTED_MAX).map(|(name, value)| {
+        let place = format!("{name}={value}");
+        if place.len() <= PLACE_BYTES_MAX { place } else { clip(&place, PLACE_BYTES_MAX) }
+    });
+    let mut places: Vec<String> = Vec::new();
+    for place in labels.chain(subnet(&hello.peer_address)) {
+        // Two long ones may be clipped to the same.
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
     places
 }
 
@@ -76,11 +82,15 @@ pub(super) fn count(state: &State, place: &str) -> Place {
 /// An agent is in these places from now on.
 pub(crate) fn enter(state: &mut State, places: &[String], silent: bool) {
     for place in places {
-        if state.detect.places.len() >= PLACES_MAX && !state.detect.places.contains_key(place) {
-            state.detect.places_dropped = state.detect.places_dropped.saturating_add(1);
-            continue;
-        }
-        let count = state.detect.places.entry(place.clone()).or_default();
+        let has_room = state.detect.places.len() < PLACES_MAX;
+        let count = match state.detect.places.get_mut(place) {
+            Some(count) => count,
+            None if has_room => state.detect.places.entry(place.clone()).or_default(),
+            None => {
+                state.detect.places_dropped = state.detect.places_dropped.saturating_add(1);
+                continue;
+            }
+        };
         count.agents = count.agents.saturating_add(1);
         count.silent = count.silent.saturating_add(u64::from(silent));
     }

@@ -171,7 +171,7 @@ pub(crate) fn is_crash_loop(state: &State, storm: &Storm) -> bool {
 fn circumstances(state: &State, service: &str, storm: &Storm) -> Vec<When> {
     let mut holds = Vec::new();
     let loops = |agent: &AgentName| {
-        let cause = state.cause(&format!("host/{agent}/service/{service}"));
+        let cause = state.cause(&cause::of_service(agent, service));
         cause.and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| is_crash_loop(state, storm))
     };
     if storm.active && storm.agents.iter().take(LOOPING_AGENTS_MAX).any(loops) {
@@ -188,7 +188,7 @@ pub(super) fn rages<'a>(state: &State, service: &str, mut agents: impl Iterator<
     let rages = |key: &str| state.cause(key).and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| storm.active);
     rages(&format!("{PREFIX}/{service}"))
         || agents.any(|agent| {
-            let own = format!("host/{agent}/service/{service}");
-            rages(&own) || super::windows::storms_of(state, &own).iter().any(|group| rages(group))
+            let own = cause::of_service(agent, service);
+            rages(&own) || super::windows::storms_of(state, &own).into_iter().flatten().any(|group| rages(group))
         })
 }

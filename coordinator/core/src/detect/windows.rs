@@ -153,10 +153,8 @@ fn leave<K: Ord + Copy>(counts: &mut BTreeMap<K, usize>, key: K) {
 }
 
 /// The groups that count a cause of an agent.
-pub(super) fn storms_of(state: &State, key: &str) -> Vec<String> {
-    let record = cause::agent_of(key).and_then(|agent| state.agent(&agent));
-    let groups = record.and_then(|record| record.watch.storms.get(key));
-    groups.into_iter().flatten().cloned().collect()
+pub(super) fn storms_of<'a>(state: &'a State, key: &str) -> Option<&'a BTreeSet<String>> {
+    state.agent(&cause::agent_of(key)?)?.watch.storms.get(key)
 }
 
 /// Remembers that a group counts a cause of an agent. False where there is no room: it does not fold then.
