@@ -236,6 +236,23 @@ fn a_dead_letter_is_kept_and_sent_again_once() {
     fleet.check_journal();
 }
 
+/// Nobody acknowledges, and the receiver refuses each escalation: one letter, the newest.
+#[test]
+fn what_is_told_again_and_given_up_again_is_one_dead_letter() {
+    let mut fleet = run(policy(), &["0 pager down", "0 connect a", "0 open a spl x port_closed", "20 end"]);
+    let mut given_up = Vec::new();
+    for second in [20, 3700, 7400] {
+        fleet.run_line(&format!("{second} end"));
+        let page = attempt(&mut fleet, "ops");
+        fleet.feed(Fact::PageFailed { page, error: "answered 400".to_owned() });
+        given_up.push(page);
+    }
+    let letters: Vec<_> = fleet.machine.state().dead_letters().map(|letter| letter.record.id).collect();
+    assert_eq!(letters, given_up[2..], "of {given_up:?}");
+    assert_eq!(fleet.machine.state().receiver("ops").map(|receiver| receiver.failed), Some(3), "each is counted");
+    fleet.check_journal();
+}
+
 #[test]
 fn dead_letters_and_events_are_bounded() {
     let mut fleet = run(policy(), &["0 pager down", "0 connect a"]);

@@ -1,6 +1,7 @@
 //! What people do about incidents and by when: escalation, severity by hand, commander, and pages that merge.
 
 use muster_common::severity::Severity;
+use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::page::{Page, PageAction};
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::response::ESCALATIONS_MAX;
@@ -369,6 +370,43 @@ fn an_acknowledgement_that_ends_always_brings_a_new_key() {
          30 page trigger sev1 sqlite_corrupt host/web-1/sqlite/spl/a
          30 page resolve sev1 sqlite_corrupt host/web-1/sqlite/spl/a",
     );
+}
+
+/// A phone must not say "resolved" about what got worse before it says how much worse.
+#[test]
+fn a_resolve_waits_for_the_page_that_takes_its_place() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run(
+        "0 connect web-1
+         0 open web-1 spl a sqlite_corrupt
+         10 severity host/web-1/sqlite/spl/a sev3
+         20 ack host/web-1/sqlite/spl/a
+         25 pager down
+         30 severity host/web-1/sqlite/spl/a sev1",
+    );
+    let sendable = |fleet: &Fleet| -> Vec<String> {
+        let pages = fleet.machine.state().sendable_pages();
+        pages.iter().map(|record| format!("{} {}", record.page.receiver, record.page.action.as_str())).collect()
+    };
+    assert_eq!(fleet.machine.state().pending_pages().count(), 4, "a trigger and a resolve to each of two");
+    assert_eq!(sendable(&fleet), ["chat trigger", "ops trigger"]);
+    let trigger = |fleet: &Fleet, receiver: &str| {
+        let mut pages = fleet.machine.state().pending_pages();
+        let found = pages.find(|record| record.page.receiver == receiver && record.page.action == PageAction::Trigger);
+        found.map(|record| record.id).unwrap()
+    };
+    let (ops, chat) = (trigger(&fleet, "ops"), trigger(&fleet, "chat"));
+    fleet.feed(Fact::PageAttempted { page: ops });
+    fleet.feed(Fact::PageAttempted { page: chat });
+    assert_eq!(sendable(&fleet), ["chat trigger", "ops trigger"], "tried is not taken");
+    fleet.feed(Fact::PageDelivered { page: ops });
+    assert_eq!(sendable(&fleet), ["chat trigger", "ops resolve"], "each receiver by itself");
+    fleet.feed(Fact::PageFailed { page: chat, error: "answered 400".to_owned() });
+    assert!(sendable(&fleet).contains(&"chat resolve".to_owned()), "{:?}", sendable(&fleet));
+    fleet.run_line("60 pager up");
+    fleet.run_line("61 end");
+    assert_eq!(fleet.machine.state().pending_pages().count(), 0);
+    fleet.check_journal();
 }
 
 /// What lists show is what was told: the steps are those of the cause, and not of what was seen first.

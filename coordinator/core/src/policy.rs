@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Changes whenever a rule's meaning changes. Replay reproduces conclusions byte for byte only under equal versions.
-pub const RULES_VERSION: u32 = 1;
+pub const RULES_VERSION: u32 = 2;
 
 /// One value per severity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,17 @@ impl<T> PerSeverity<T> {
             Severity::Sev2 => &self.sev2,
             Severity::Sev3 => &self.sev3,
             Severity::Sev4 => &self.sev4,
+        }
+    }
+
+    /// The same, to be changed.
+    pub const fn get_mut(&mut self, severity: Severity) -> &mut T {
+        match severity {
+            Severity::Sev0 => &mut self.sev0,
+            Severity::Sev1 => &mut self.sev1,
+            Severity::Sev2 => &mut self.sev2,
+            Severity::Sev3 => &mut self.sev3,
+            Severity::Sev4 => &mut self.sev4,
         }
     }
 }
@@ -111,6 +122,9 @@ pub struct LockContentionPolicy {
     /// A lock that has been contended for so long is worse.
     #[serde(default = "sustained_lock")]
     pub sustained: Duration,
+    /// So many subjects of one service at once on one host make each of them worse.
+    #[serde(default = "many_subjects")]
+    pub host_subjects: u32,
 }
 
 /// Which receivers are told of what. A condition that is empty holds for everything.
@@ -150,6 +164,10 @@ impl Default for SecondOpinionPolicy {
     fn default() -> Self {
         Self { enabled: true, askers: 3 }
     }
+}
+
+const fn many_subjects() -> u32 {
+    5
 }
 
 const fn sustained_lock() -> Duration {
@@ -247,7 +265,11 @@ impl Default for Policy {
                 admission_per_s: 2_000,
             },
             restart_storm: RestartStormPolicy { window: seconds(600), host_restarts: 5, fleet_hosts: 3 },
-            lock_contention: LockContentionPolicy { fleet_hosts: 3, sustained: sustained_lock() },
+            lock_contention: LockContentionPolicy {
+                fleet_hosts: 3,
+                sustained: sustained_lock(),
+                host_subjects: many_subjects(),
+            },
             detect: DetectPolicy::default(),
             signals: SignalPolicy::default(),
             second_opinion: SecondOpinionPolicy::default(),

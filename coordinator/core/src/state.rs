@@ -351,6 +351,16 @@ pub struct ReceiverRecord {
     pub last_error: String,
     /// Since when it counts as failing.
     pub failing_since: Option<Timestamp>,
+    /// Since when a page to it was given up, and it has accepted none.
+    #[serde(default)]
+    pub given_up_since: Option<Timestamp>,
+}
+
+impl ReceiverRecord {
+    /// It took no page when it was last asked.
+    pub fn takes_nothing(&self) -> bool {
+        self.failing_since.is_some() || self.given_up_since.is_some()
+    }
 }
 
 impl State {
@@ -499,13 +509,22 @@ impl State {
         self.pages.values()
     }
 
-    /// Pending pages that may be sent now: for each receiver and key the oldest only, and no silence of an agent while
-    /// agents are still being re-heard.
+    /// Pending pages that may be sent now: for each receiver and key the oldest only, no resolve while the page that takes
+    /// its place under another key is not told (a phone would say that it is over when it got worse), and no silence of
+    /// an agent while agents are still being re-heard.
     pub fn sendable_pages(&self) -> Vec<&PageRecord> {
         let mut seen = BTreeSet::new();
+        let mut calls = BTreeSet::new();
         self.pages
             .values()
-            .filter(|record| seen.insert((&record.page.receiver, &record.page.dedup_key)))
+            .filter(|record| {
+                let of_incident = (&record.page.receiver, &record.incident);
+                let waits = record.page.action == PageAction::Resolve && calls.contains(&of_incident);
+                if record.page.action == PageAction::Trigger {
+                    calls.insert(of_incident);
+                }
+                seen.insert((&record.page.receiver, &record.page.dedup_key)) && !waits
+            })
             .filter(|record| {
                 let of_silence = matches!(record.page.reason, Reason::AgentStale | Reason::MassStale);
                 let trigger = record.page.action == PageAction::Trigger;

@@ -30,7 +30,11 @@ pub(super) fn ended(state: &mut State, step: Step, record: &PageRecord, outcome:
             receiver.delivered = receiver.delivered.saturating_add(1);
             receiver.last_delivered = Some(step.at);
             receiver.last_error.clear();
-            receiver.failing_since = None;
+            let took_nothing = receiver.takes_nothing();
+            (receiver.failing_since, receiver.given_up_since) = (None, None);
+            if took_nothing {
+                state.touched.insert(cause::receiver(name));
+            }
         }
         PageOutcome::Failed { error } => {
             if is_configured {
@@ -38,6 +42,12 @@ pub(super) fn ended(state: &mut State, step: Step, record: &PageRecord, outcome:
                 receiver.failed = receiver.failed.saturating_add(1);
                 receiver.last_error = clip(error, SUMMARY_BYTES_MAX);
             }
+            // What is told again and given up again is one letter: the newest says all that the older ones said.
+            let page = &record.page;
+            let is_older = |known: &Page| {
+                (&known.receiver, &known.dedup_key, known.action) == (&page.receiver, &page.dedup_key, page.action)
+            };
+            state.dead_letters.retain(|letter| !is_older(&letter.record.page));
             let letter = PageRecord { outcome: Some(outcome.clone()), ..record.clone() };
             state.dead_letters.push_back(DeadLetter { record: letter, failed: step.at, resent: None });
             if state.dead_letters.len() > DEAD_LETTERS_MAX {
@@ -57,6 +67,7 @@ fn given_up(state: &mut State, step: Step, record: &PageRecord, error: &str, is_
     if page.action != PageAction::Trigger || !is_configured || tells_of_another {
         return;
     }
+    state.receivers.entry(receiver.clone()).or_default().given_up_since.get_or_insert(step.at);
     let fallback = state.policy.fallbacks.get(receiver).cloned();
     if let Some(fallback) = fallback
         && let Some(incident) = incidents::get_mut(state, &record.incident).filter(|incident| incident.is_unresolved())
