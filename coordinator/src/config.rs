@@ -13,6 +13,7 @@ use crate::store::sqlite;
 use muster_common::config::{ConfigErrors, Reader, read};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
+use muster_common::units::human_duration;
 use muster_coordinator_core::policy::{PerSeverity, Policy};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -204,11 +205,7 @@ fn read_policy(root: &Reader<'_>) -> Policy {
             }
         }
         // The next working day may be some days away.
-        for (key, values) in [("response", &mut policy.response), ("escalation", &mut policy.escalation)] {
-            if let Some(per_severity) = table.table(key) {
-                read_per_severity(&per_severity, values, DAY * 14);
-            }
-        }
+        read_response(&table, &mut policy);
         set(&mut policy.page_from, table.parsed("page_from", |text| text.parse::<Severity>()));
     }
     if let Some(table) = root.table("severity") {
@@ -219,6 +216,36 @@ fn read_policy(root: &Reader<'_>) -> Policy {
         }
     }
     policy
+}
+
+/// Until when somebody is to answer, and after what it is told again. Told again before anybody was to answer makes no
+/// sense: where only one of the two stands in the config, the default of the other gives way.
+fn read_response<'a>(table: &Reader<'a>, policy: &mut Policy) {
+    let (response, escalation) = (table.table("response"), table.table("escalation"));
+    for (told, values) in [(&response, &mut policy.response), (&escalation, &mut policy.escalation)] {
+        if let Some(per_severity) = told {
+            read_per_severity(per_severity, values, DAY * 14);
+        }
+    }
+    for severity in Severity::ALL {
+        let (answer, again) = (*policy.response.get(severity), *policy.escalation.get(severity));
+        if again.is_zero() || again >= answer {
+            continue;
+        }
+        let of = |table: Option<&Reader<'a>>| table.and_then(|table| table.value(severity.as_str()));
+        match (of(response.as_ref()), of(escalation.as_ref())) {
+            (Some(_), Some(value)) => {
+                let message = format!(
+                    "{severity} would be told again after {}, before anybody is to answer ({})",
+                    human_duration(again),
+                    human_duration(answer)
+                );
+                value.mistake(&message, "expected at least as long as response, or \"0s\": never");
+            }
+            (None, _) => *policy.response.get_mut(severity) = again,
+            (Some(_), None) => *policy.escalation.get_mut(severity) = answer,
+        }
+    }
 }
 
 fn read_per_severity(table: &Reader<'_>, values: &mut PerSeverity<Duration>, longest: Duration) {
@@ -289,6 +316,26 @@ mod tests {
         assert_eq!(config.policy.severities.get(&Reason::PortClosed), Some(&Severity::Sev1));
         assert_eq!(config.policy.receivers, ["ops"]);
         assert_eq!(config.failover.follow.as_deref(), Some("https://a:7420"));
+    }
+
+    #[test]
+    fn nobody_is_told_again_before_an_answer_is_due() {
+        let policy = |keys: &str| parse_policy("p.toml", &format!("[incidents]\n{keys}\n"));
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        let both = |keys: &str| {
+            let policy = policy(keys).unwrap_or_else(|errors| panic!("{errors}"));
+            (policy.response.sev2, policy.escalation.sev2)
+        };
+        assert_eq!(both("escalation = { sev2 = \"2m\" }"), (minutes(2), minutes(2)), "the default gives way");
+        assert_eq!(both("response = { sev2 = \"2h\" }"), (minutes(120), minutes(120)));
+        assert_eq!(both("escalation = { sev2 = \"0s\" }"), (minutes(30), Duration::ZERO), "never is not too early");
+        let equal = "response = { sev2 = \"5m\" }\nescalation = { sev2 = \"5m\" }";
+        assert_eq!(both(equal), (minutes(5), minutes(5)));
+        let error = policy("response = { sev2 = \"30m\" }\nescalation = { sev2 = \"2m\" }").unwrap_err().to_string();
+        assert!(
+            error.contains("sev2 would be told again after 2 min, before anybody is to answer (30 min)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -126,6 +126,8 @@ impl Metrics {
         registry.register("page_retries", "Calls that failed and will be repeated", pager.retries.clone());
         registry.register("pages_delivered", "Pages that a receiver accepted", pager.delivered.clone());
         registry.register("pages_failed", "Pages given up", pager.failed.clone());
+        let failing = pager.failing.clone();
+        registry.register("receiver_failing", "1 while the last call to a receiver was not accepted", failing);
         registry.register("heartbeats_out", "Signs of life that arrived outside", pager.heartbeats_out.clone());
         let failed = pager.heartbeats_out_failed.clone();
         registry.register("heartbeats_out_failed", "Signs of life that did not arrive outside", failed);

@@ -58,6 +58,7 @@ const SECTIONS: &[Section] = &[
         "[[receiver.webhook]]\nname = \"a\"\nurl = \"http://a/\"\n[[route]]\nreceivers = [\"a\"]\nHERE",
         &["receivers"],
     ),
+    section("[runbooks]", "[runbooks]\nurl = \"http://a/{reason}\"\nHERE", &["url"]),
     section("[pagerduty_webhook]", "[pagerduty_webhook]\nsecret_files = [\"/a\"]\nHERE", &["secret_files"]),
     section("[heartbeat_out]", "[heartbeat_out]\nurl = \"http://a/\"\nHERE", &["url"]),
 ];

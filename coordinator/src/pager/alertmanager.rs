@@ -6,7 +6,7 @@
 //!
 //! An acknowledgement is an annotation: the Alertmanager has no word for it.
 
-use super::webhook::runbook;
+use super::runbook::{self, RunbookUrl};
 use super::{Pending, is_test};
 use hyper::Uri;
 use hyper::body::Bytes;
@@ -59,6 +59,7 @@ pub(super) struct Frame<'a> {
     pub(super) labels: &'a BTreeMap<String, String>,
     pub(super) valid_for: Duration,
     pub(super) now: Timestamp,
+    pub(super) runbooks: Option<&'a RunbookUrl>,
 }
 
 /// The body that tells of `page`: what it replaces has ended, and what it is about stands or has ended as well.
@@ -98,7 +99,7 @@ pub(super) fn alert(frame: Frame<'_>, id: Option<PageId>, page: &Page, acknowled
     let began_ms = began.min(now_ms.saturating_sub(1));
     Alert {
         labels: labels(frame, page),
-        annotations: annotations(id, page, acknowledged),
+        annotations: annotations(frame, id, page, acknowledged),
         starts_at: rfc3339(began_ms, frame.now),
         ends_at: rfc3339(ends_ms, frame.now),
     }
@@ -153,7 +154,12 @@ const fn word(severity: Severity) -> &'static str {
     }
 }
 
-fn annotations(id: Option<PageId>, page: &Page, acknowledged: &str) -> BTreeMap<&'static str, String> {
+fn annotations(
+    frame: Frame<'_>,
+    id: Option<PageId>,
+    page: &Page,
+    acknowledged: &str,
+) -> BTreeMap<&'static str, String> {
     let mut annotations = BTreeMap::new();
     let mut set = |name: &'static str, value: String| {
         if !value.is_empty() {
@@ -168,7 +174,9 @@ fn annotations(id: Option<PageId>, page: &Page, acknowledged: &str) -> BTreeMap<
     set("services", page.services.join(", "));
     set("grade", page.grade.as_str().to_owned());
     set("cause_key", page.cause_key.clone());
-    set("runbook", runbook(page));
+    set("runbook", runbook::command(page.reason));
+    // The name that dashboards and notification templates look for.
+    set("runbook_url", frame.runbooks.map(|url| url.of(page.reason)).unwrap_or_default());
     set("acknowledged", acknowledged.to_owned());
     if let Some(id) = id {
         set("page_id", id.0.to_string());
@@ -196,7 +204,9 @@ mod tests {
     fn told(action: PageAction, before: Vec<(Severity, Reason)>) -> Vec<Value> {
         let labels = BTreeMap::from([("team".to_owned(), "db".to_owned())]);
         let now = "2026-11-21T02:00:00Z".parse().unwrap();
-        let frame = Frame { fleet: "prod", labels: &labels, valid_for: Duration::from_secs(900), now };
+        let runbooks = RunbookUrl::parse("https://wiki.example/{reason}").unwrap();
+        let runbooks = Some(&runbooks);
+        let frame = Frame { fleet: "prod", labels: &labels, valid_for: Duration::from_secs(900), now, runbooks };
         let pending = Pending { told_before: before, ..Pending::new(PageId(17), page(action, "abc")) };
         serde_json::from_slice(&body(frame, &pending)).unwrap()
     }
@@ -210,6 +220,8 @@ mod tests {
         assert_eq!((&labels["host"], &labels["service"]), (&"web-1".into(), &"spl".into()));
         assert_eq!((&labels["team"], &labels["dedup_key"]), (&"db".into(), &"abc".into()));
         assert_eq!((&annotations["page_id"], &annotations["hosts"]), (&"17".into(), &"1 (web-1)".into()));
+        assert_eq!(annotations["runbook"], "musterctl runbook process_down");
+        assert_eq!(annotations["runbook_url"], "https://wiki.example/process_down");
         assert_eq!(alerts[0]["startsAt"], "2026-11-21T01:44:05.678Z");
         assert_eq!(alerts[0]["endsAt"], "2026-11-21T02:15:00Z");
     }
@@ -238,7 +250,7 @@ mod tests {
         let pending = Pending { calls, ..Pending::new(PageId(18), acknowledgement) };
         let labels = BTreeMap::new();
         let now = "2026-11-21T02:00:00Z".parse().unwrap();
-        let frame = Frame { fleet: "prod", labels: &labels, valid_for: Duration::from_secs(900), now };
+        let frame = Frame { fleet: "prod", labels: &labels, valid_for: Duration::from_secs(900), now, runbooks: None };
         let alerts: Vec<Value> = serde_json::from_slice(&body(frame, &pending)).unwrap();
         let annotations = &alerts[0]["annotations"];
         assert_eq!(alerts.len(), 1);
@@ -259,7 +271,7 @@ mod tests {
         let mut future = page(PageAction::Resolve, "abc");
         future.began = future.began + Duration::from_secs(86_400);
         let (now, labels) = ("2026-11-21T02:00:00Z".parse().unwrap(), BTreeMap::new());
-        let frame = Frame { fleet: "prod", labels: &labels, valid_for: Duration::from_secs(900), now };
+        let frame = Frame { fleet: "prod", labels: &labels, valid_for: Duration::from_secs(900), now, runbooks: None };
         let alert = alert(frame, None, &future, "", true);
         assert!(alert.starts_at < alert.ends_at, "{alert:?}");
     }

@@ -3,6 +3,7 @@
 //! Only names of files with secrets are here, never the secrets; and as a webhook's URL is often a secret by itself,
 //! `Debug` shows scheme and host alone.
 
+use super::runbook::{RunbookUrl, read_runbooks};
 use super::secret::SecretFile;
 use hyper::Uri;
 use muster_common::config::Reader;
@@ -50,6 +51,8 @@ pub struct ReceiverConfig {
     pub fallback_after: Duration,
     /// Muster leaves escalation to it.
     pub escalates_itself: bool,
+    /// Where its pages send people; the same for all receivers.
+    pub runbooks: Option<RunbookUrl>,
     /// What it is.
     pub kind: ReceiverKind,
 }
@@ -142,6 +145,7 @@ impl ReceiverConfig {
             fallback: None,
             fallback_after: FALLBACK_AFTER_DEFAULT,
             escalates_itself: kind.escalates_itself(),
+            runbooks: None,
             kind,
         }
     }
@@ -215,6 +219,8 @@ type ReadKind = fn(&Reader<'_>) -> Option<ReceiverConfig>;
 
 /// Reads all receivers; mistakes are noted in the reader.
 pub fn read_receivers(root: &Reader<'_>) -> Vec<ReceiverConfig> {
+    // Before the receivers: a table that is not asked for would be a mistake where there are none.
+    let runbooks = read_runbooks(root);
     let Some(receivers) = root.table("receiver") else { return Vec::new() };
     let kinds: [(&str, ReadKind); 5] = [
         ("pagerduty", read_pagerduty),
@@ -239,6 +245,7 @@ pub fn read_receivers(root: &Reader<'_>) -> Vec<ReceiverConfig> {
             tables.push(table);
         }
     }
+    found.iter_mut().for_each(|config| config.runbooks.clone_from(&runbooks));
     let names: Vec<String> = found.iter().map(|config| config.name.clone()).collect();
     for (config, table) in found.iter().zip(&tables) {
         if let Some(fallback) = &config.fallback

@@ -4,7 +4,7 @@
 //! is sent twice has the same id twice. No header is made of text that could end it: line breaks and other control
 //! characters are replaced before, and what is not ASCII is encoded.
 
-use super::webhook::runbook;
+use super::runbook;
 use super::{is_test, steers};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -24,8 +24,15 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Lines of one list.
 const LINES_MAX: usize = 50;
 
-/// The whole message, lines ended by CRLF.
-pub fn message(fleet: &str, from: &str, to: &[String], id: PageId, page: &Page, now: Timestamp) -> String {
+/// The whole message, lines ended by CRLF; `link` leads to the runbook.
+pub fn message(
+    fleet: &str,
+    (from, to): (&str, &[String]),
+    id: PageId,
+    page: &Page,
+    link: Option<&str>,
+    now: Timestamp,
+) -> String {
     let domain = from.rsplit_once('@').map_or("localhost", |(_, domain)| domain);
     let thread = format!("{}.{}@{domain}", id_part(&page.incident), id_part(fleet));
     let own = match is_test(id) {
@@ -52,7 +59,7 @@ pub fn message(fleet: &str, from: &str, to: &[String], id: PageId, page: &Page, 
     header("Content-Type", "text/plain; charset=utf-8");
     header("Content-Transfer-Encoding", "base64");
     text.push_str("\r\n");
-    let body = STANDARD.encode(clip(&body(fleet, id, page), BODY_BYTES_MAX));
+    let body = STANDARD.encode(clip(&body(fleet, id, page, link), BODY_BYTES_MAX));
     let mut rest = body.as_str();
     while !rest.is_empty() {
         let (line, after) = rest.split_at(rest.len().min(LINE_CHARS));
@@ -119,7 +126,7 @@ fn encoded(text: &str) -> String {
     words.join("\r\n ")
 }
 
-fn body(fleet: &str, id: PageId, page: &Page) -> String {
+fn body(fleet: &str, id: PageId, page: &Page, link: Option<&str>) -> String {
     let mut text = String::new();
     let mut line = |line: &str| {
         text.push_str(line);
@@ -147,7 +154,10 @@ fn body(fleet: &str, id: PageId, page: &Page) -> String {
         let late = muster_common::units::human_duration(std::time::Duration::from_millis(late));
         line(&format!("Late by:   {late}"));
     }
-    line(&format!("Runbook:   musterctl runbook {} ({})", page.reason, runbook(page)));
+    line(&format!("Runbook:   {}", runbook::command(page.reason)));
+    if let Some(link) = link {
+        line(&format!("           {link}"));
+    }
     line(&format!("Page:      {} ({})", id.0, page.action.as_str()));
     // What hosts wrote must not steer a terminal that shows the mail.
     text.chars().map(|letter| if steers(letter) && letter != '\n' { ' ' } else { letter }).collect()
@@ -159,9 +169,18 @@ mod tests {
     use crate::pager::receiver::tests::page;
     use proptest::prelude::*;
 
+    const LINK: &str = "https://wiki.example/process_down";
+
     fn mail(id: u64, page: &Page) -> String {
         let to = ["ops@example.com".to_owned(), "me@example.com".to_owned()];
-        message("prod", "muster@example.com", &to, PageId(id), page, "2026-11-21T02:00:00Z".parse().unwrap())
+        message(
+            "prod",
+            ("muster@example.com", &to),
+            PageId(id),
+            page,
+            Some(LINK),
+            "2026-11-21T02:00:00Z".parse().unwrap(),
+        )
     }
 
     fn header<'a>(mail: &'a str, name: &str) -> &'a str {
@@ -184,13 +203,16 @@ mod tests {
         let body = trigger.split_once("\r\n\r\n").unwrap().1.replace("\r\n", "");
         let body = String::from_utf8(STANDARD.decode(body).unwrap()).unwrap();
         assert!(body.contains("What to do:\n  systemctl status spl\n") && body.contains("Page:      17 (trigger)"));
+        let runbook = format!("Runbook:   musterctl runbook process_down\n           {LINK}\n");
+        assert!(body.contains(&runbook), "{body}");
     }
 
     #[test]
     fn as_many_and_as_long_addresses_as_a_config_may_have_are_lines_of_a_mail() {
         let to = vec![format!("{}@{}.example", "a".repeat(64), "b".repeat(180)); 32];
         let now = "2026-11-21T02:00:00Z".parse().unwrap();
-        let mail = message("prod", "muster@example.com", &to, PageId(1), &page(PageAction::Trigger, "abc"), now);
+        let mail =
+            message("prod", ("muster@example.com", &to), PageId(1), &page(PageAction::Trigger, "abc"), None, now);
         let longest = mail.split("\r\n").map(str::len).max().unwrap();
         assert!(longest <= 998, "{longest}");
         assert_eq!(mail.matches("@bbb").count(), 32);

@@ -22,6 +22,7 @@ mod rate;
 pub mod receiver;
 mod refresh;
 pub mod routes;
+pub mod runbook;
 pub mod secret;
 pub mod signature;
 pub mod slack;
@@ -42,6 +43,7 @@ use muster_coordinator_core::page::{Page, PageId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use std::future::Future;
 use std::time::Duration;
 
@@ -168,6 +170,8 @@ pub struct Stats {
     pub delivered: Family<ReceiverLabel, Counter>,
     /// Pages given up.
     pub failed: Family<ReceiverLabel, Counter>,
+    /// 1 while the last call to a receiver was not accepted.
+    pub failing: Family<ReceiverLabel, Gauge>,
     /// Signs of life to the outside that arrived.
     pub heartbeats_out: Counter,
     /// Those that did not.

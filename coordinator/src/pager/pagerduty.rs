@@ -2,7 +2,7 @@
 //!
 //! Alerts are joined by `dedup_key`: a repeated trigger joins the open alert, so sending at least once is enough.
 
-use super::webhook::runbook;
+use super::runbook;
 use hyper::body::Bytes;
 use muster_common::limits::clip;
 use muster_common::severity::Severity;
@@ -21,8 +21,8 @@ const ITEMS_MAX: usize = 64;
 /// How a text over its bound ends.
 const ELLIPSIS: &str = "…";
 
-/// The request's body.
-pub fn body(routing_key: &str, fleet: &str, id: PageId, page: &Page) -> Bytes {
+/// The request's body; `link` leads to the runbook.
+pub fn body(routing_key: &str, fleet: &str, id: PageId, page: &Page, link: Option<&str>) -> Bytes {
     let mut event = json!({
         "routing_key": routing_key,
         "event_action": page.action.as_str(),
@@ -31,6 +31,9 @@ pub fn body(routing_key: &str, fleet: &str, id: PageId, page: &Page) -> Bytes {
     if page.action == PageAction::Trigger {
         event["client"] = json!("muster");
         event["payload"] = payload(fleet, id, page, details(fleet, id, page));
+        if let Some(link) = link {
+            event["links"] = json!([{ "href": link, "text": format!("Runbook: {}", page.reason) }]);
+        }
     }
     let body = serde_json::to_vec(&event).unwrap_or_default();
     if body.len() <= BODY_BYTES_MAX {
@@ -97,7 +100,7 @@ fn details(fleet: &str, id: PageId, page: &Page) -> Value {
         "began": page.began.to_string(),
         "requested": page.requested.to_string(),
         "late_by_ms": page.late_by_ms,
-        "runbook": runbook(page),
+        "runbook": runbook::command(page.reason),
     })
 }
 
@@ -119,9 +122,10 @@ mod tests {
     use crate::pager::receiver::tests::page;
 
     const KEY: &str = "0123456789abcdef0123456789abcdef";
+    const LINK: &str = "https://wiki.example/process_down";
 
     fn event(page: &Page) -> Value {
-        serde_json::from_slice(&body(KEY, "prod", PageId(17), page)).unwrap()
+        serde_json::from_slice(&body(KEY, "prod", PageId(17), page, Some(LINK))).unwrap()
     }
 
     #[test]
@@ -139,7 +143,10 @@ mod tests {
         assert_eq!(payload["group"], "prod");
         assert_eq!(payload["class"], "process_down");
         assert_eq!(payload["custom_details"]["page_id"], 17);
-        assert_eq!(payload["custom_details"]["runbook"], "docs/runbooks/process_down.md");
+        assert_eq!(payload["custom_details"]["runbook"], "musterctl runbook process_down");
+        assert_eq!(event["links"], json!([{ "href": LINK, "text": "Runbook: process_down" }]));
+        let unlinked = body(KEY, "prod", PageId(17), &page(PageAction::Trigger, "abc"), None);
+        assert_eq!(serde_json::from_slice::<Value>(&unlinked).unwrap().get("links"), None);
     }
 
     #[test]
@@ -147,7 +154,7 @@ mod tests {
         for action in [PageAction::Acknowledge, PageAction::Resolve] {
             let event = event(&page(action, "abc"));
             assert_eq!(event["event_action"], action.as_str());
-            assert!(event.get("payload").is_none());
+            assert!(event.get("payload").is_none() && event.get("links").is_none());
         }
     }
 
@@ -159,7 +166,7 @@ mod tests {
         worst.details = vec!["\u{1}".repeat(10_000); 5000];
         worst.agents = vec!["h".repeat(64); 10_000];
         worst.n_agents = 10_000;
-        let bytes = body(KEY, "prod", PageId(17), &worst);
+        let bytes = body(KEY, "prod", PageId(17), &worst, Some(LINK));
         assert!(bytes.len() <= BODY_BYTES_MAX, "{}", bytes.len());
         let event: Value = serde_json::from_slice(&bytes).unwrap();
         let summary = event["payload"]["summary"].as_str().unwrap();

@@ -126,21 +126,23 @@ impl Receiver {
     pub fn calls(&self, pending: &Pending, now: Timestamp) -> Vec<Call> {
         let secrets = self.secrets.load();
         let Pending { id, page, .. } = pending;
+        let link = self.config.runbooks.as_ref().map(|url| url.of(page.reason));
+        let link = link.as_deref();
         let one = |url: Uri, bearer: Option<Secret>, headers, body: Bytes| {
             Call::Http(Request { url, bearer, headers, body: Some(body) })
         };
         match &self.config.kind {
             ReceiverKind::PagerDuty { url, .. } => {
                 let key = secrets.main.as_ref().map(Secret::expose).unwrap_or_default();
-                vec![one(url.clone(), None, Vec::new(), pagerduty::body(key, &self.fleet, *id, page))]
+                vec![one(url.clone(), None, Vec::new(), pagerduty::body(key, &self.fleet, *id, page, link))]
             }
             ReceiverKind::Alertmanager { .. } => self.alertmanager_calls(&alertmanager::body(self.frame(now), pending)),
             ReceiverKind::Slack { .. } => {
                 let url = secrets.url.as_ref().map(|(_, url)| url.clone()).unwrap_or_default();
-                vec![one(url, None, Vec::new(), slack::body(&self.fleet, *id, page))]
+                vec![one(url, None, Vec::new(), slack::body(&self.fleet, *id, page, link))]
             }
             ReceiverKind::Mail(config) => {
-                let message = mail::message(&self.fleet, &config.from, &config.to, *id, page, now);
+                let message = mail::message(&self.fleet, (&config.from, &config.to), *id, page, link, now);
                 vec![Call::Mail(Box::new(Mail { config: config.clone(), password: secrets.main.clone(), message }))]
             }
             ReceiverKind::Webhook { url, .. } => {
@@ -148,7 +150,7 @@ impl Receiver {
                     (WebhookUrl::Plain(url), _) => url.clone(),
                     (WebhookUrl::File(_), secret) => secret.as_ref().map(|(_, url)| url.clone()).unwrap_or_default(),
                 };
-                let body = webhook::body(&self.fleet, *id, page);
+                let body = webhook::body(&self.fleet, *id, page, link);
                 let headers = match secrets.signing.as_slice() {
                     [] => Vec::new(),
                     keys => signature::headers(keys, now.as_second(), &body),
@@ -165,7 +167,7 @@ impl Receiver {
             ReceiverKind::Alertmanager { labels, valid_for, .. } => (labels, *valid_for),
             _ => (&NONE, super::config::VALID_FOR_DEFAULT),
         };
-        alertmanager::Frame { fleet: &self.fleet, labels, valid_for, now }
+        alertmanager::Frame { fleet: &self.fleet, labels, valid_for, now, runbooks: self.config.runbooks.as_ref() }
     }
 
     /// The same body to every member of the cluster.

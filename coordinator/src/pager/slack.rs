@@ -2,7 +2,7 @@
 //!
 //! What strangers wrote is text: `&`, `<` and `>` are escaped, so that nobody can mention `<!channel>` or forge a link.
 
-use super::{is_test, steers};
+use super::{is_test, runbook, steers};
 use hyper::body::Bytes;
 use muster_common::limits::clip;
 use muster_coordinator_core::page::{Page, PageAction, PageId};
@@ -17,8 +17,8 @@ const TEXT_CHARS_MAX: usize = 2_900;
 const LINES_MAX: usize = 10;
 const LINE_BYTES_MAX: usize = 300;
 
-/// The request's body.
-pub fn body(fleet: &str, id: PageId, page: &Page) -> Bytes {
+/// The request's body; `link` leads to the runbook.
+pub fn body(fleet: &str, id: PageId, page: &Page, link: Option<&str>) -> Bytes {
     let head = heading(page);
     let mut blocks = vec![json!({
         "type": "header",
@@ -36,14 +36,13 @@ pub fn body(fleet: &str, id: PageId, page: &Page) -> Bytes {
         n => format!("{n} hosts"),
     };
     let test = if is_test(id) { " · test" } else { "" };
-    let context = format!(
-        "fleet {} · {} · {} · musterctl runbook {} · page {}{test}",
-        escaped(fleet),
-        escaped(&hosts),
-        page.incident,
-        page.reason,
-        id.0
-    );
+    let runbook = match link {
+        // Checked when the config was read: it holds nothing that would end the link.
+        Some(link) => format!("<{}|runbook {}>", escaped(link), page.reason),
+        None => runbook::command(page.reason),
+    };
+    let context =
+        format!("fleet {} · {} · {} · {runbook} · page {}{test}", escaped(fleet), escaped(&hosts), page.incident, id.0);
     blocks.push(
         json!({ "type": "context", "elements": [{ "type": "mrkdwn", "text": chars(&context, SECTION_CHARS_MAX) }] }),
     );
@@ -108,7 +107,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn message(page: &Page) -> Value {
-        serde_json::from_slice(&body("prod", PageId(17), page)).unwrap()
+        serde_json::from_slice(&body("prod", PageId(17), page, None)).unwrap()
     }
 
     #[test]
@@ -120,6 +119,35 @@ mod tests {
         assert_eq!(blocks[3]["text"]["text"], "*What to do*\n• systemctl status spl");
         let context = blocks[4]["elements"][0]["text"].as_str().unwrap();
         assert!(context.ends_with("musterctl runbook process_down · page 17"), "{context}");
+        let link = "https://wiki.example/process_down?a=1&b=2";
+        let linked = body("prod", PageId(17), &page(PageAction::Trigger, "abc"), Some(link));
+        let linked: Value = serde_json::from_slice(&linked).unwrap();
+        let context = linked["blocks"][4]["elements"][0]["text"].as_str().unwrap();
+        let expected = " · <https://wiki.example/process_down?a=1&amp;b=2|runbook process_down> · page 17";
+        assert!(context.ends_with(expected), "{context}");
+    }
+
+    /// What became of a page is told in the channel as well: by whom, or why it is over, and nothing to do any more.
+    #[test]
+    fn an_acknowledgement_and_a_resolve_say_so_and_ask_for_nothing() {
+        for (action, word, why) in [
+            (PageAction::Acknowledge, "acknowledged", "ann acknowledged it"),
+            (PageAction::Resolve, "resolved", "resolved: evidence of health held for 15 min"),
+        ] {
+            let page = Page { why: why.to_owned(), ..page(action, "abc") };
+            let head = format!("{word}: INC-20261121-0001");
+            let context = "fleet prod · web-1 · INC-20261121-0001 · musterctl runbook process_down · page 17";
+            let section = format!("*spl on web-1 is down*\n{why}");
+            let expected = json!({
+                "text": format!("{head}: spl on web-1 is down"),
+                "blocks": [
+                    { "type": "header", "text": { "type": "plain_text", "text": head, "emoji": false } },
+                    { "type": "section", "text": { "type": "mrkdwn", "text": section } },
+                    { "type": "context", "elements": [{ "type": "mrkdwn", "text": context }] },
+                ],
+            });
+            assert_eq!(message(&page), expected);
+        }
     }
 
     #[test]

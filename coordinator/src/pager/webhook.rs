@@ -12,12 +12,12 @@
 //! | `agents`, `n_agents`, `services` | hosts (the first ones), how many in all, services |
 //! | `began`, `requested` | RFC 3339, UTC |
 //! | `late_by_ms` | how late the coordinator heard of it; null when it was told at once |
-//! | `runbook` | path of the runbook within the documentation |
+//! | `runbook`, `runbook_url` | the command that shows the runbook; its address, null where `[runbooks]` names none |
 //! | `test` | true when a person tries whether pages arrive; nobody needs to act |
 //!
 //! With signing keys, each call carries its time and signatures ([`super::signature`]).
 
-use super::is_test;
+use super::{is_test, runbook};
 use hyper::body::Bytes;
 use muster_coordinator_core::page::{Page, PageId};
 use serde::Serialize;
@@ -48,16 +48,12 @@ struct Message<'a> {
     requested: String,
     late_by_ms: Option<u64>,
     runbook: String,
+    runbook_url: Option<&'a str>,
     test: bool,
 }
 
-/// Path of a reason's runbook, as pages name it.
-pub fn runbook(page: &Page) -> String {
-    format!("docs/runbooks/{}.md", page.reason)
-}
-
-/// The request's body.
-pub fn body(fleet: &str, id: PageId, page: &Page) -> Bytes {
+/// The request's body; `link` leads to the runbook.
+pub fn body(fleet: &str, id: PageId, page: &Page, link: Option<&str>) -> Bytes {
     let message = Message {
         schema: SCHEMA,
         page_id: id.0,
@@ -79,7 +75,8 @@ pub fn body(fleet: &str, id: PageId, page: &Page) -> Bytes {
         began: page.began.to_string(),
         requested: page.requested.to_string(),
         late_by_ms: page.late_by_ms,
-        runbook: runbook(page),
+        runbook: runbook::command(page.reason),
+        runbook_url: link,
         test: is_test(id),
     };
     // Strings and numbers only: serializing them into memory cannot fail. If it ever did, an empty body would be
@@ -95,10 +92,10 @@ mod tests {
 
     #[test]
     fn the_object_is_as_documented() {
-        let body = body("prod", PageId(17), &page(PageAction::Trigger, "abc"));
-        let text = String::from_utf8(body.to_vec()).unwrap();
+        let page = page(PageAction::Trigger, "abc");
+        let text = |link| String::from_utf8(body("prod", PageId(17), &page, link).to_vec()).unwrap();
         assert_eq!(
-            text,
+            text(None),
             concat!(
                 r#"{"schema":1,"page_id":17,"action":"trigger","dedup_key":"abc","fleet":"prod","#,
                 r#""incident":"INC-20261121-0001","cause_key":"host/web-1/service/spl","severity":"sev2","#,
@@ -106,8 +103,10 @@ mod tests {
                 r#""why":"process_down for 10 s (hold of sev2: 10 s)","details":["pid 42 ended at 03:04:05"],"#,
                 r#""next_steps":["systemctl status spl"],"agents":["web-1"],"n_agents":1,"services":["spl"],"#,
                 r#""began":"2026-11-21T01:44:05.678Z","requested":"2026-11-21T01:44:15.678Z","late_by_ms":null,"#,
-                r#""runbook":"docs/runbooks/process_down.md","test":false}"#
+                r#""runbook":"musterctl runbook process_down","runbook_url":null,"test":false}"#
             )
         );
+        let linked = text(Some("https://wiki.example/process_down"));
+        assert!(linked.ends_with(r#","runbook_url":"https://wiki.example/process_down","test":false}"#), "{linked}");
     }
 }

@@ -70,7 +70,10 @@ struct Worker<O, T> {
 
 impl<O: Outbox, T: Transport> Worker<O, T> {
     fn new(outbox: Arc<O>, lane: Arc<Lane<T>>, stats: Arc<Stats>) -> Self {
-        Self { outbox, lane, calls: Semaphore::new(CALLS_MAX), stats }
+        let worker = Self { outbox, lane, calls: Semaphore::new(CALLS_MAX), stats };
+        // There from the beginning: an alert on what is missing is one that nobody writes.
+        worker.failing_now(false);
+        worker
     }
 
     async fn work<W>(self: Arc<Self>, mut wake: watch::Receiver<W>, stop: CancellationToken) {
@@ -162,20 +165,23 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
     /// `None`: this coordinator is no longer the one that pages.
     async fn try_until_outcome(&self, pending: &Pending) -> Option<Outcome> {
         let started = Instant::now();
-        let mut ceilings = ExponentialBuilder::default()
-            .with_min_delay(RETRY_FIRST)
-            .with_max_delay(RETRY_CAP)
-            .without_max_times()
-            .build();
+        let mut ceilings = ceilings();
         loop {
-            let (error, after) = match self.try_once(pending).await? {
+            let Some(judgement) = self.try_once(pending).await else {
+                // Its successor knows how the receiver does from here on.
+                self.failing_now(false);
+                return None;
+            };
+            let (error, after) = match judgement {
                 Judgement::Delivered => {
                     self.lane.succeeded();
+                    self.failing_now(false);
                     return Some(Outcome::Delivered);
                 }
                 Judgement::Refused(error) => {
                     let error = clip(&error, ERROR_BYTES_MAX);
                     self.lane.refused(&error);
+                    self.failing_now(true);
                     return Some(Outcome::Failed(error));
                 }
                 Judgement::Retry { error, after } => (clip(&error, ERROR_BYTES_MAX), after),
@@ -194,6 +200,7 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
             count(&self.stats.retries, self.name());
             let page = pending.id.0;
             warn!(receiver = self.name(), page, error, wait_ms = wait.as_millis(), "page will be retried");
+            self.failing_now(true);
             let failing = self.lane.failed(&error, wait);
             self.tell_failing(failing, &error).await;
             sleep(wait).await;
@@ -222,6 +229,11 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
         let judgement = self.lane.tell(pending).await;
         drop(right_to_call);
         Some(judgement)
+    }
+
+    fn failing_now(&self, is_failing: bool) {
+        let label = ReceiverLabel { receiver: self.name().to_owned() };
+        self.stats.failing.get_or_create(&label).set(i64::from(is_failing));
     }
 
     fn name(&self) -> &str {
@@ -275,11 +287,47 @@ async fn conclude<O: Outbox>(outbox: &O, page: PageId, outcome: Outcome) {
 
 /// Uniform in `0..=ceiling`.
 fn jitter(ceiling: Duration) -> Duration {
-    let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
+    // The first half of such an id has bits that never change; the second half has them at its upper end.
+    let (_, random) = uuid::Uuid::new_v4().as_u64_pair();
+    spread(random, ceiling)
+}
+
+/// Maps `random` to `0..=ceiling`, in milliseconds.
+fn spread(random: u64, ceiling: Duration) -> Duration {
     let ceiling_ms = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(random % ceiling_ms.saturating_add(1).max(1))
+    Duration::from_millis(random.checked_rem(ceiling_ms.saturating_add(1)).unwrap_or(random))
+}
+
+/// The longest waits before the first try after the first one, the second, and so on.
+fn ceilings() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default().with_min_delay(RETRY_FIRST).with_max_delay(RETRY_CAP).without_max_times().build()
 }
 
 fn count(counter: &Family<ReceiverLabel, Counter>, receiver: &str) {
     counter.get_or_create(&ReceiverLabel { receiver: receiver.to_owned() }).inc();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_to_their_cap_and_go_on_for_ever() {
+        let waits: Vec<u64> = ceilings().take(9).map(|wait| wait.as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(ceilings().nth(10_000), Some(RETRY_CAP));
+    }
+
+    #[test]
+    fn a_wait_is_spread_over_all_of_its_ceiling_and_never_beyond() {
+        let ceiling = Duration::from_millis(4);
+        let waits: Vec<u128> = (0..10).map(|random| spread(random, ceiling).as_millis()).collect();
+        assert_eq!(waits, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4], "each as often as any other");
+        assert_eq!(spread(u64::MAX, Duration::ZERO), Duration::ZERO);
+        assert!(spread(u64::MAX, RETRY_CAP) <= RETRY_CAP);
+        assert_eq!(spread(7, Duration::MAX), Duration::from_millis(7), "no overflow");
+        // Real randomness: that a thousand waits of a minute fall into one half of it does not happen.
+        let early = (0..1000).filter(|_| jitter(RETRY_CAP) < RETRY_CAP / 2).count();
+        assert!((300..700).contains(&early), "{early}");
+    }
 }

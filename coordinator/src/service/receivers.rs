@@ -153,6 +153,14 @@ fn may_resend(state: &State, page: PageId) -> Result<(), Status> {
             page.0, resent.0
         )));
     }
+    let mut pages = state.pending_pages();
+    let of_same = |page: &Page| page.incident == told.incident && page.receiver == told.receiver;
+    if let Some(newer) = pages.find(|record| record.id > page && of_same(&record.page)) {
+        return Err(Status::failed_precondition(format!(
+            "the page {}, a newer one about {}, is on its way to {}: nothing has to be sent again",
+            newer.id.0, told.incident, told.receiver
+        )));
+    }
     if !state.incident(&letter.record.incident).is_some_and(Incident::is_unresolved) {
         return Err(Status::failed_precondition(format!(
             "{} is resolved: nobody needs to be told of it",
