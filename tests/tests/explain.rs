@@ -279,3 +279,28 @@ fn what_was_taken_in_names_the_incident_that_tells_it() {
         assert!(found.rules.iter().any(|look| look.rule == "oom_storm" && look.why.ends_with(&open)), "{found:#?}");
     }
 }
+
+/// The relapses of what was paged page nobody again: damping says that it does so, since when and until when.
+#[test]
+fn what_flaps_is_said_to_and_until_when() {
+    let comes_and_goes =
+        |second: u64| format!("{second} open a spl x process_down\n{} clear a spl x process_down\n", second + 20);
+    let mut fleet = ran(&format!("0 connect a\n{}{}", comes_and_goes(1000), comes_and_goes(1100)));
+    let key = "host/a/service/spl";
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    let below = look(&found, "flapping", key);
+    assert_eq!((below.outcome, below.why.contains("20 %")), (Outcome::NothingSeen, true), "{below:#?}");
+    assert!(below.why.ends_with("it would flap from 30 % on"), "{}", below.why);
+    comes_and_goes(1200).lines().for_each(|line| fleet.run_line(line));
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    let flaps = look(&found, "flapping", key);
+    assert_eq!((flaps.outcome, flaps.held_back_by.as_str()), (Outcome::HeldBack, "flapping"), "{flaps:#?}");
+    assert_eq!((flaps.figures[0].value.as_str(), flaps.figures[0].threshold.as_str()), ("30 %", "30 %"));
+    // Of the six changes two may stay within the last ten minutes: the fourth came at 1120.
+    let calm = Timestamp::from_unix_ms(START_UNIX_MS) + Duration::from_secs(1720);
+    assert!(flaps.why.ends_with(&format!("until it is calm, at {calm} if it changes no more")), "{}", flaps.why);
+    assert!(found.answer.contains("somebody was paged about a"), "{}", found.answer);
+    fleet.run_line("1721 end");
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    assert!(!found.rules.iter().any(|look| look.held_back_by == "flapping"), "{found:#?}");
+}

@@ -3,6 +3,7 @@
 //! Every conclusion carries its why already, and this tells it: what is told here is read from State, with the entry of
 //! the journal that proves it. It must never reason for itself where a rule has spoken, and looks only.
 
+mod flapping;
 mod incident;
 mod services;
 mod why_not;

@@ -44,6 +44,7 @@ pub fn why_not(state: &State, asked: &Asked<'_>) -> Option<Explanation> {
     rules.extend(looks(state, asked));
     rules.extend(around(state, record, asked));
     rules.extend(receivers(state, &incidents, asked));
+    rules.extend(super::flapping::looks(state, &incidents, asked.at));
     let mut explanation = Explanation { answer: String::new(), rules, unknown: unknown(state, record, asked) }.settle();
     let doubted = asked.service.and_then(|service| unheard_service(state, Some(asked.agent), service.as_str()));
     explanation.answer = answer(&explanation.rules, record, asked, doubted);
