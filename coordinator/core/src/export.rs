@@ -230,7 +230,7 @@ pub fn note(state: &State, incident: &Incident, now: Timestamp, then: Option<&Po
         actions: timeline.iter().filter(|line| line.kind == LineKind::Operator.as_str()).cloned().collect(),
         traces: traces(incident),
         pages: pages.iter().map(|record| PageLine::of(record)).collect(),
-        changes: changes::lines(state, incident),
+        changes: told_or_known(changes::lines(state, incident), &incident.changes),
         configuration: Configuration {
             as_of: if then.is_some() { incident.opened } else { now }.to_string(),
             at_opening: then.is_some(),
@@ -240,6 +240,11 @@ pub fn note(state: &State, incident: &Incident, now: Timestamp, then: Option<&Po
         unknown: unknown(state, incident, then.is_some()),
         timeline,
     }
+}
+
+/// What is known now, or what was written down while it was open.
+fn told_or_known(now: Vec<String>, then: &[String]) -> Vec<String> {
+    if now.is_empty() { then.to_vec() } else { now }
 }
 
 fn people(incident: &Incident) -> People {
