@@ -10,13 +10,17 @@ use muster_common::finding::Finding;
 use muster_common::ids::AgentName;
 use muster_common::limits::{SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::Reason;
+use muster_common::severity::Severity;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Hosts told one by one.
 const HOSTS_MAX: usize = 7;
 /// Symptoms that are asked what else they tell.
 const SYMPTOMS_MAX: usize = 64;
+/// This long before a storm, or after it, something else that happened under the same causes is told with it.
+const BEFORE: Duration = Duration::from_secs(900);
 /// Occurrences looked at, the newest first, for a title, which is made with every occurrence.
 const NEWEST_MAX: usize = 256;
 /// Names in a title or a tally.
@@ -84,15 +88,20 @@ fn tally(counts: BTreeMap<String, usize>) -> String {
 
 /// What else is known under the causes that folded in, such as an update that failed there: the most telling first.
 fn beside(state: &State, storm: &Storm, reason: Reason) -> Vec<String> {
-    let mut told: Vec<(Reverse<u8>, String)> = Vec::new();
+    let near = |seen: &OccurrenceRecord| seen.observed + BEFORE >= storm.began && seen.observed <= storm.last + BEFORE;
+    let happened = state.recent_occurrences().filter(|seen| {
+        let other = seen.finding.key.reason != reason && seen.finding.severity > Severity::Sev4;
+        other && near(seen) && storm.symptoms.contains(&cause::of_finding(&seen.agent, &seen.finding.key))
+    });
+    let mut told: Vec<(Reverse<u8>, String)> = happened
+        .map(|seen| {
+            let (reason, summary) = (seen.finding.key.reason, &seen.finding.summary);
+            let line = format!("{}: {reason} at {}: {summary}", seen.agent, seen.observed);
+            (Reverse(cause::telling(reason)), line)
+        })
+        .collect();
     for symptom in storm.symptoms.iter().take(SYMPTOMS_MAX) {
         let Some(known) = state.cause(symptom) else { continue };
-        let happened = known.occurrences.iter().filter(|seen| seen.reason != reason);
-        told.extend(happened.map(|seen| {
-            let agent = seen.agent.as_ref().map(|agent| format!("{agent}: ")).unwrap_or_default();
-            let line = format!("{agent}{} at {}: {}", seen.reason, seen.observed, seen.summary);
-            (Reverse(cause::telling(seen.reason)), line)
-        }));
         let open = known.members.values().filter_map(|member| {
             let open = state.agent(&member.agent)?.open.get(member.key.as_ref()?)?;
             let (reason, summary) = (open.finding.key.reason, &open.finding.summary);
