@@ -26,8 +26,8 @@ const REFUSALS_MIN: u64 = 5;
 const AGE_MAX: u32 = 10;
 /// Between two facts about one caller.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Calls of one caller within a minute: a person has a handful, a dashboard one a second and watch.
-const CALLS_PER_MINUTE_MAX: u64 = 600;
+/// Routes of one caller told apart: about as many as the contract has. Overflow rule: one more counts for the caller alone.
+const ROUTES_MAX: usize = 96;
 /// Bytes of a route; the longest of the contract is half of it.
 const ROUTE_BYTES_MAX: usize = 96;
 /// Who is counted when there is no room for more.
@@ -42,7 +42,15 @@ pub struct Refused(Arc<Mutex<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     refusals: BTreeMap<(String, String), Entry>,
-    calls: BTreeMap<String, (String, u64)>,
+    calls: BTreeMap<String, Calls>,
+}
+
+/// What one caller called since the last fact.
+#[derive(Debug, Default)]
+struct Calls {
+    address: String,
+    count: u64,
+    routes: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -71,12 +79,19 @@ impl Refused {
     }
 
     /// A call began.
-    fn began(&self, caller: &Caller) {
+    fn began(&self, caller: &Caller, route: &str) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let name = name(caller);
         if table.calls.len() < CALLERS_MAX || table.calls.contains_key(&name) {
-            let known = table.calls.entry(name).or_insert_with(|| (caller.address.clone(), 0));
-            known.1 += 1;
+            let known = table.calls.entry(name).or_default();
+            known.address.clone_from(&caller.address);
+            known.count += 1;
+            let room = known.routes.len() < ROUTES_MAX;
+            match known.routes.get_mut(route) {
+                Some(count) => *count += 1,
+                None if room => drop(known.routes.insert(route.to_owned(), 1)),
+                None => {}
+            }
         }
     }
 
@@ -92,8 +107,8 @@ impl Refused {
         entry.why = clip(why, 128);
     }
 
-    /// What is to be journaled of the last minute.
-    fn take(&self) -> Vec<Fact> {
+    /// What is to be journaled of the last minute; `calls_max` of one caller are none too many.
+    fn take(&self, calls_max: u64) -> Vec<Fact> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = std::mem::take(&mut table.calls);
         let mut told: Vec<((String, String), Entry)> = Vec::new();
@@ -106,18 +121,18 @@ impl Refused {
             }
         }
         drop(table);
-        for (caller, (address, count)) in calls.into_iter().filter(|(_, (_, count))| *count > CALLS_PER_MINUTE_MAX) {
-            let why = format!("{count} calls within a minute");
-            told.push((
-                (caller, "any".to_owned()),
-                Entry { address, why, count: count - CALLS_PER_MINUTE_MAX, age: 0 },
-            ));
-        }
-        told.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.count));
-        let fact = |((caller, route), Entry { address, why, count, .. }): ((String, String), Entry)| {
-            Fact::CallsRefused { caller, address, route, why, count }
+        let refused = |((caller, route), Entry { address, why, count, .. }): ((String, String), Entry)| {
+            (count, Fact::CallsRefused { caller, address, route, why, count })
         };
-        told.into_iter().take(FACTS_MAX).map(fact).collect()
+        let looped = |(caller, Calls { address, count, routes }): (String, Calls)| {
+            let most = routes.into_iter().max_by_key(|(_, count)| *count);
+            let route = most.map(|(route, _)| route).unwrap_or_default();
+            (count, Fact::CallsLooped { caller, address, route, count })
+        };
+        let loops = calls.into_iter().filter(|(_, calls)| calls.count > calls_max).map(looped);
+        let mut facts: Vec<(u64, Fact)> = told.into_iter().map(refused).chain(loops).collect();
+        facts.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        facts.into_iter().take(FACTS_MAX).map(|(_, fact)| fact).collect()
     }
 }
 
@@ -144,11 +159,19 @@ pub async fn run(handle: Handle) {
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        let facts = handle.metrics().refused.take();
-        if handle.role() == CoordinatorRole::Primary && !facts.is_empty() {
-            // One that stops, or reigns no more, tells nobody.
-            handle.submit_all(facts).await.ok();
-        }
+        tell(&handle).await;
+    }
+}
+
+/// Journals what was counted since the last time.
+pub async fn tell(handle: &Handle) {
+    let calls_max = handle.query(|view| view.state.policy().signals.auth_abuse.calls_per_minute).await;
+    // One that stops answers nothing.
+    let Ok(calls_max) = calls_max else { return };
+    let facts = handle.metrics().refused.take(u64::from(calls_max));
+    if handle.role() == CoordinatorRole::Primary && !facts.is_empty() {
+        // One that stops, or reigns no more, tells nobody.
+        handle.submit_all(facts).await.ok();
     }
 }
 
@@ -190,7 +213,7 @@ where
         let caller = request.extensions().get::<Caller>().cloned();
         let route = route(request.uri().path());
         if let Some(caller) = &caller {
-            self.refused.began(caller);
+            self.refused.began(caller, &route);
         }
         let (refused, answer) = (self.refused.clone(), self.inner.call(request));
         Box::pin(async move {
@@ -215,13 +238,18 @@ fn route(path: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Calls of one caller within a minute.
+    const MAX: u64 = 600;
+
     fn caller(uid: u32) -> Caller {
         Caller { who: Who::Local { uid }, address: "unix".to_owned() }
     }
 
     fn told(facts: &[Fact]) -> Vec<(String, String, u64)> {
         let one = |fact: &Fact| match fact {
-            Fact::CallsRefused { caller, route, count, .. } => (caller.clone(), route.clone(), *count),
+            Fact::CallsRefused { caller, route, count, .. } | Fact::CallsLooped { caller, route, count, .. } => {
+                (caller.clone(), route.clone(), *count)
+            }
             other => panic!("{other:?}"),
         };
         facts.iter().map(one).collect()
@@ -237,11 +265,11 @@ mod tests {
             refused.call(&caller(7), "FleetService.ArchiveAgent", Code::PermissionDenied, "");
             refused.call(&caller(7), "FleetService.ListAgents", Code::Unavailable, "");
         }
-        assert_eq!(told(&refused.take()), [("10.0.0.9".to_owned(), "handshake".to_owned(), 7)]);
-        assert!(refused.take().is_empty(), "once");
+        assert_eq!(told(&refused.take(MAX)), [("10.0.0.9".to_owned(), "handshake".to_owned(), 7)]);
+        assert!(refused.take(MAX).is_empty(), "once");
         refused.call(&caller(7), "FleetService.ArchiveAgent", Code::PermissionDenied, "");
         let expected = ("local:7".to_owned(), "FleetService.ArchiveAgent".to_owned(), 5);
-        assert_eq!(told(&refused.take()), [expected]);
+        assert_eq!(told(&refused.take(MAX)), [expected]);
     }
 
     #[test]
@@ -249,28 +277,33 @@ mod tests {
         let refused = Refused::default();
         refused.handshake("10.0.0.1:1", "x");
         for _ in 0..AGE_MAX {
-            assert!(refused.take().is_empty());
+            assert!(refused.take(MAX).is_empty());
         }
         assert!(refused.0.lock().unwrap().refusals.is_empty());
         for n in 0..5_000u32 {
             refused.handshake(&format!("10.{}.{}.1:1", n / 250, n % 250), "x");
         }
         assert!(refused.0.lock().unwrap().refusals.len() <= CALLERS_MAX + 1);
-        let facts = told(&refused.take());
+        let facts = told(&refused.take(MAX));
         assert_eq!(facts.first().map(|(caller, ..)| caller.as_str()), Some(OTHERS));
     }
 
     #[test]
     fn a_caller_in_a_loop_is_told() {
         let refused = Refused::default();
-        for _ in 0..CALLS_PER_MINUTE_MAX {
-            refused.began(&caller(7));
+        let call = |count: u64, route: &str| (0..count).for_each(|_| refused.began(&caller(7), route));
+        call(600, "FleetService.ListAgents");
+        assert!(refused.take(MAX).is_empty(), "just enough");
+        call(100, "FleetService.ListAgents");
+        call(501, "FindingService.ListFindings");
+        (0..500).for_each(|_| refused.began(&caller(8), "FleetService.ListAgents"));
+        let facts = refused.take(MAX);
+        assert!(matches!(facts.as_slice(), [Fact::CallsLooped { .. }]), "nobody refused it: {facts:?}");
+        assert_eq!(told(&facts), [("local:7".to_owned(), "FindingService.ListFindings".to_owned(), 601)]);
+        for n in 0..5_000u32 {
+            refused.began(&caller(7), &format!("Made.Up{n}"));
         }
-        assert!(refused.take().is_empty(), "just below");
-        for _ in 0..CALLS_PER_MINUTE_MAX + 100 {
-            refused.began(&caller(7));
-        }
-        assert_eq!(told(&refused.take()), [("local:7".to_owned(), "any".to_owned(), 100)]);
+        assert!(refused.0.lock().unwrap().calls.values().all(|calls| calls.routes.len() <= ROUTES_MAX));
     }
 
     #[test]

@@ -267,7 +267,7 @@ fn diverged(divergence: &Divergence, out: &mut dyn Write) -> std::io::Result<()>
 }
 
 fn differences(what_if: &WhatIf, facts: u64, out: &mut dyn Write) -> std::io::Result<()> {
-    let WhatIf { added, removed, moved, incidents, unmatched, .. } = what_if;
+    let WhatIf { added, removed, moved, undecided, incidents, unmatched, .. } = what_if;
     if what_if.is_same() {
         writeln!(out, "same: under the other policy {facts} facts page and open the same")?;
     } else {
@@ -292,6 +292,9 @@ fn differences(what_if: &WhatIf, facts: u64, out: &mut dyn Write) -> std::io::Re
     list(out, "pages added", added, told)?;
     list(out, "pages removed", removed, told)?;
     list(out, "pages moved", moved, |(page, to)| format!("{} -> {to}", told(page)))?;
+    list(out, "pages not claimed, since the journal ends before it is decided", undecided, |(page, until)| {
+        format!("{}; looked at again {until}", told(page))
+    })?;
     list(out, "incidents that differ", incidents, |differ| {
         let course = |course: &Option<muster_coordinator_core::replay::Course>| match course {
             None => "not opened".to_owned(),

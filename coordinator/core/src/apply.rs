@@ -66,14 +66,13 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
             begin_reign(state, step, epoch);
         }
         Fact::Paused { .. } => links::begin_rehear(state, step),
-        Fact::PolicyLoaded { policy } => load_policy(state, policy),
+        Fact::PolicyLoaded { policy } => load_policy(state, step, policy),
         Fact::AgentConnected { agent, hello } => links::connected(state, step, agent, hello),
         Fact::AgentDisconnected { agent, how } => links::disconnected(state, step, agent, *how),
         Fact::AgentFlapping { agent, reconnects } => {
             let record = links::record(state, step, agent);
             record.reconnects = record.reconnects.saturating_add(*reconnects);
-            let why = "it reconnects in a loop";
-            refusals::refused(state, step, agent.as_str(), "", "agent_link", why, *reconnects);
+            refusals::looped(state, step, agent.as_str(), "", refusals::RECONNECTS, *reconnects);
         }
         Fact::AgentSilent { agent, last_heard, silence } => links::silent(state, step, agent, *last_heard, *silence),
         Fact::AgentHeard { agent } => links::heard(state, step, agent),
@@ -95,6 +94,9 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
         Fact::IdentityConflict { agent, holder, refused } => identity_conflict(state, step, agent, holder, refused),
         Fact::CallsRefused { caller, address, route, why, count } => {
             refusals::refused(state, step, caller, address, route, why, *count);
+        }
+        Fact::CallsLooped { caller, address, route, count } => {
+            refusals::looped(state, step, caller, address, route, *count);
         }
         Fact::Operator { by, cause, generation, action } => operator(state, step, by, cause, *generation, action),
         Fact::FreezeSet { by, scope, reason, expires } => {
@@ -155,12 +157,15 @@ fn skip_to_next_thousand(state: &mut State) {
     state.number_next = (state.number_next / 1000 + 1) * 1000;
 }
 
-/// Timers keep their times; rules look at the new thresholds from here on. What is unresolved is looked at again.
-fn load_policy(state: &mut State, policy: &crate::policy::Policy) {
-    state.policy = policy.clone();
+/// Timers keep their times, but for a re-hear window: it may have begun under the policy of the reign before. Rules look
+/// at the new thresholds from here on. What is unresolved is looked at again.
+fn load_policy(state: &mut State, step: Step, policy: &crate::policy::Policy) {
+    let old = std::mem::replace(&mut state.policy, policy.clone());
+    links::adjust_rehear(state, step, &old.liveness);
     receivers::keep_configured(state);
     let open = state.causes.iter().filter(|(_, cause)| cause.active || !cause.members.is_empty());
-    state.touched = open.map(|(key, _)| key.clone()).collect();
+    let open: Vec<String> = open.map(|(key, _)| key.clone()).collect();
+    state.touched.extend(open);
 }
 
 fn apply_deadline(state: &mut State, step: Step, timer: &TimerKey) {
@@ -281,7 +286,10 @@ fn identity_conflict(state: &mut State, step: Step, agent: &AgentName, holder: &
         next_steps: steps,
         rollback_failed: false,
     };
-    add_occurrence(state, step, &cause::identity_conflict(agent), occurrence);
+    let key = cause::identity_conflict(agent);
+    let quiet = state.policy.signals.agent_identity_conflict.quiet;
+    signals::set_due(state, &key, Some(step.at + quiet));
+    add_occurrence(state, step, &key, occurrence);
 }
 
 fn fault(state: &mut State, step: Step, entry: u64, message: &str) {

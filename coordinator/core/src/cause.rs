@@ -61,6 +61,11 @@ fn is_nth(key: &str, base: &str) -> bool {
     rest.is_empty() || rest.strip_prefix('-').is_some_and(|nth| nth.parse::<usize>().is_ok())
 }
 
+/// `host/AGENT` and this end, and nothing between.
+fn is_of_host(cause: &str, end: &str) -> bool {
+    cause.starts_with("host/") && cause.ends_with(end) && cause.matches('/').count() == 2
+}
+
 /// Cause key of many new incidents of one host that nothing explains.
 pub fn host_burst(agent: &AgentName) -> String {
     of_host(agent, &["burst"])
@@ -95,6 +100,11 @@ pub fn agent_stale(agent: &AgentName) -> String {
 /// Cause key of two agents under one identity.
 pub fn identity_conflict(agent: &AgentName) -> String {
     format!("host/{agent}/identity")
+}
+
+/// Whether a cause key is that of two agents under one identity.
+pub fn is_identity_conflict(cause: &str) -> bool {
+    is_of_host(cause, "/identity")
 }
 
 /// Cause key of a receiver that does not take its pages.

@@ -7,6 +7,7 @@
 use crate::apply::Step;
 use crate::entry::AgentHello;
 use crate::state::{Incident, State};
+use crate::updates;
 use muster_common::evidence::Value;
 use muster_common::finding::Finding;
 use muster_common::ids::{AgentName, ServiceName};
@@ -202,6 +203,12 @@ fn words_of(finding: &Finding) -> Option<String> {
             _ => format!("{service} stopped"),
         },
         (Reason::Change, _) => format!("{service}: {}", finding.summary),
+        (Reason::UpdateRollback, _) if updates::rollback_failed(finding) => {
+            format!("an update of {service} could not be taken back: {}", finding.summary)
+        }
+        (Reason::UpdateFailed, _) if updates::rollback_failed(finding) => {
+            format!("an update of {service} failed, and so did its rollback: {}", finding.summary)
+        }
         (Reason::UpdateFailed, _) => format!("an update of {service} failed: {}", finding.summary),
         (Reason::UpdateRollback, _) => format!("an update of {service} was taken back: {}", finding.summary),
         _ => return None,

@@ -3,7 +3,10 @@
 //! One conclusion at a time: the machine applies it and asks again, so that every rule sees the state it speaks about.
 
 pub(crate) mod assess;
+mod lasting;
 mod paging;
+
+pub use lasting::ended;
 
 use crate::cause::{self, CauseKind};
 use crate::detect;
@@ -210,7 +213,7 @@ fn turned(Case { state, key, incident, found, .. }: Case<'_>) -> Option<Conclusi
                 _ if gone_for_good(state, incident).is_some() => "every host concerned was archived".to_owned(),
                 _ => match detect::of(key) {
                     Some(detector) => detector.recovered(state, key),
-                    None => "nothing about it is open any more".to_owned(),
+                    None => lasting::recovered(state, incident, found.is_some_and(|found| found.happened)),
                 },
             };
             Some(Conclusion::IncidentRecovering { incident: id, why })
@@ -242,7 +245,7 @@ fn gone_for_good<'a>(state: &'a State, incident: &'a Incident) -> Option<(&'a Ag
     Some((first, state.archived(first)?))
 }
 
-fn over(Case { state, now, incident, .. }: Case<'_>) -> Option<Conclusion> {
+fn over(Case { state, now, incident, found, .. }: Case<'_>) -> Option<Conclusion> {
     if incident.status == IncidentStatus::Recovering
         && let Some((agent, archived)) = gone_for_good(state, incident)
     {
@@ -261,7 +264,7 @@ fn over(Case { state, now, incident, .. }: Case<'_>) -> Option<Conclusion> {
         return None;
     }
     let window = human_duration(*state.policy().stability.get(incident.severity));
-    let mut why = format!("evidence of health held for {window} while all hosts concerned were heard");
+    let mut why = lasting::held(incident, found.is_some_and(|found| found.happened), &window);
     if let Some(words) = detect::of(&incident.key.cause).and_then(|detector| detector.ended(state, incident)) {
         why = words;
     }

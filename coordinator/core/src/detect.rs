@@ -17,6 +17,7 @@ mod explain;
 mod incident_burst;
 pub(crate) mod invariants;
 mod lock_contention;
+mod many_subjects;
 mod mass_stale;
 mod memory_group;
 mod oom_storm;
@@ -31,6 +32,7 @@ mod windows;
 
 pub use explain::{Look, explain};
 pub(crate) use lock_contention::{lock_circumstances, storm_circumstance, sustained_at};
+pub(crate) use many_subjects::{made_many, many_repositories};
 pub(crate) use mass_stale::{forget_silences, is_gathered, mass_groups, mass_of_places};
 pub use places::{PLACES_MAX, Place};
 pub(crate) use restart_storm::is_crash_loop;

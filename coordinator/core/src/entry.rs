@@ -298,7 +298,8 @@ pub enum Fact {
         /// Address of the refused one.
         refused: String,
     },
-    /// A caller was refused, or called in a loop; told at most once a minute for each caller and route.
+    /// A caller was refused; told at most once a minute for each caller and route. Before rules version 2 one that called
+    /// in a loop was told by this too, with the route `any`.
     CallsRefused {
         /// Name of its certificate, or its address where it showed none that is believed.
         caller: String,
@@ -309,6 +310,17 @@ pub enum Fact {
         /// Why it was refused last.
         why: String,
         /// How often since it was told before.
+        count: u64,
+    },
+    /// A caller called so often that it must be in a loop; nobody refused it. Told at most once a minute for each caller.
+    CallsLooped {
+        /// Name of its certificate, or its address where it showed none that is believed.
+        caller: String,
+        /// From where it called last.
+        address: String,
+        /// What it called the most.
+        route: String,
+        /// How often within the last minute, all routes.
         count: u64,
     },
     /// A person acted on an incident.

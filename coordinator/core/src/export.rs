@@ -317,7 +317,7 @@ fn impact(state: &State, incident: &Incident, now: Timestamp) -> Impact {
     let end = incident.resolved.unwrap_or(now);
     let since_opened = |time: Option<Timestamp>| time.map(|time| ms(time.since(incident.opened)));
     let resolution = incident.resolution.as_ref().map(|resolution| match resolution {
-        Resolution::Evidence => "evidence of health held for the stability window".to_owned(),
+        Resolution::Evidence => crate::decide::ended(incident).to_owned(),
         Resolution::Operator { by, summary } => format!("closed by {by}: {summary}"),
         Resolution::FoldedInto { incident } => format!("a symptom of {}", number_of(state, incident)),
         Resolution::MergedInto { incident } => format!("merged into {}", number_of(state, incident)),

@@ -12,6 +12,11 @@ use std::time::Duration;
 
 /// Before the route in the cause keys.
 pub const PREFIX: &str = "fleet/auth_abuse/";
+/// Before the route of those whom nobody refused and who call in a loop, within the cause keys as well. No route of a
+/// refusal begins with it.
+const LOOP: &str = "loop/";
+/// The route of agents that reconnect in a loop.
+pub const RECONNECTS: &str = "agent_link";
 /// Routes remembered; there are about as many as there are calls in the contract.
 pub const ROUTES_MAX: usize = 96;
 /// Callers of one route remembered; beyond, the one that was refused last the longest ago is forgotten.
@@ -29,11 +34,18 @@ pub struct AuthAbusePolicy {
     pub refusals: u32,
     /// ... within this time.
     pub window: Duration,
+    /// One caller's calls within a minute, beyond which it is in a loop. A person has a handful, a dashboard one a second.
+    #[serde(default = "calls_per_minute")]
+    pub calls_per_minute: u32,
+}
+
+const fn calls_per_minute() -> u32 {
+    600
 }
 
 impl Default for AuthAbusePolicy {
     fn default() -> Self {
-        Self { refusals: 60, window: Duration::from_secs(600) }
+        Self { refusals: 60, window: Duration::from_secs(600), calls_per_minute: calls_per_minute() }
     }
 }
 
@@ -72,7 +84,21 @@ impl Refusals {
 
 /// A caller was refused `count` times since the last fact about it.
 pub(crate) fn refused(state: &mut State, step: Step, caller: &str, address: &str, route: &str, why: &str, count: u64) {
-    let (caller, route) = (clip(caller, WORDS_BYTES_MAX), plain(route));
+    count_in(state, step, (caller, address), plain(route), why, count);
+}
+
+/// A caller called `count` times, most of all this; or an agent reconnected.
+pub(crate) fn looped(state: &mut State, step: Step, caller: &str, address: &str, route: &str, count: u64) {
+    count_in(state, step, (caller, address), format!("{LOOP}{}", plain(route)), "", count);
+}
+
+/// The route of those that call in a loop; none for one of refusals.
+pub(crate) fn loop_of(route: &str) -> Option<&str> {
+    route.strip_prefix(LOOP)
+}
+
+fn count_in(state: &mut State, step: Step, (caller, address): (&str, &str), route: String, why: &str, count: u64) {
+    let caller = clip(caller, WORDS_BYTES_MAX);
     let window = state.policy.signals.auth_abuse.window;
     let routes = &mut state.signals.refusals.routes;
     if routes.len() >= ROUTES_MAX && !routes.contains_key(&route) {
@@ -116,9 +142,12 @@ pub(crate) fn due(state: &mut State, step: Step, key: &str) {
 pub(crate) fn abusive<'a>(state: &'a State, now: Timestamp, route: &str) -> Vec<(&'a str, &'a Caller, u64)> {
     let policy = &state.policy.signals.auth_abuse;
     let callers = state.signals.refusals.routes.get(route).into_iter().flatten();
+    // Who calls in a loop is told of for nothing else; reconnects are counted before they are judged.
+    let is_proof = loop_of(route).is_some_and(|route| route != RECONNECTS);
+    let enough = if is_proof { 1 } else { u64::from(policy.refusals) };
     let counted = callers.filter_map(|(name, caller)| {
         let (count, ..) = caller.within(now, policy.window)?;
-        (count >= u64::from(policy.refusals)).then_some((name.as_str(), caller, count))
+        (count >= enough).then_some((name.as_str(), caller, count))
     });
     let mut counted: Vec<_> = counted.collect();
     counted.sort_by_key(|(_, _, count)| std::cmp::Reverse(*count));

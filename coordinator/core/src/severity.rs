@@ -16,6 +16,8 @@ pub enum When {
     WatchedOom,
     /// The same service restarts in a storm.
     WithRestartStorm,
+    /// As many subjects of the same service on one host at once as the detector's policy asks for.
+    ManySubjects,
     /// It has gone on beyond the time that the detector's policy gives it.
     Sustained,
     /// It has gone on beyond the time after which the detector's policy calls it prolonged.
@@ -52,6 +54,8 @@ pub struct Raise {
 const fn raise(reason: Reason, when: &'static [When], severity: Severity, words: &'static str) -> Raise {
     Raise { reason, when, severity, words }
 }
+
+const MANY_LOCKS: &str = "many locks of the service are contended there at once";
 
 /// The matrix. Of several lines that hold the worst counts, of equally bad ones the first.
 pub const RAISES: &[Raise] = &[
@@ -96,6 +100,9 @@ pub const RAISES: &[Raise] = &[
         Severity::Sev1,
         "it has gone on for more than two windows without a pause",
     ),
+    raise(Reason::LockContention, &[When::ManySubjects], Severity::Sev2, MANY_LOCKS),
+    raise(Reason::SqliteLockHeld, &[When::ManySubjects], Severity::Sev2, MANY_LOCKS),
+    raise(Reason::RepoLocked, &[When::ManySubjects], Severity::Sev2, "many repositories of the service are locked there"),
     raise(Reason::RepoLocked, &[When::Widespread], Severity::Sev2, "it is widespread"),
     raise(
         Reason::RepoLocked,
@@ -106,7 +113,7 @@ pub const RAISES: &[Raise] = &[
     raise(Reason::ProviderRateLimited, &[When::Widespread], Severity::Sev2, "it is widespread"),
     raise(Reason::NetworkError, &[When::Widespread], Severity::Sev2, "it is widespread"),
     raise(Reason::Timeout, &[When::Widespread], Severity::Sev2, "it is widespread"),
-    raise(Reason::InstallFailed, &[When::Widespread], Severity::Sev2, "it fails fleet-wide"),
+    raise(Reason::InstallFailed, &[When::FleetWide], Severity::Sev2, "it fails fleet-wide"),
     raise(Reason::ProbeBlind, &[When::Widespread], Severity::Sev3, "the same probe is blind on many hosts"),
     raise(
         Reason::PermanentError,

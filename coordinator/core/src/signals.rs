@@ -17,6 +17,7 @@ use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Thresholds, one table each.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,8 +33,24 @@ pub struct SignalPolicy {
     pub version_skew: VersionSkewPolicy,
     /// Callers that are refused again and again.
     pub auth_abuse: AuthAbusePolicy,
+    /// Two agents under one name.
+    pub agent_identity_conflict: IdentityConflictPolicy,
     /// What changes between wrong and well too often.
     pub flapping: FlapPolicy,
+}
+
+/// When a second agent under the same name is taken for gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityConflictPolicy {
+    /// It did not come for so long. An agent comes again within a minute, and is told of once a minute.
+    pub quiet: Duration,
+}
+
+impl Default for IdentityConflictPolicy {
+    fn default() -> Self {
+        Self { quiet: Duration::from_secs(900) }
+    }
 }
 
 /// See the head of the file.

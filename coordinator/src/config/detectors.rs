@@ -20,6 +20,7 @@ pub(super) fn read(root: &Reader<'_>, policy: &mut Policy) {
     if let Some(locks) = table.table("lock_contention") {
         set(&mut policy.lock_contention.fleet_hosts, count(&locks, "fleet_hosts", MANY));
         set(&mut policy.lock_contention.sustained, locks.duration("sustained", SECOND..=DAY));
+        set(&mut policy.lock_contention.host_subjects, count(&locks, "host_subjects", MANY));
     }
     if let Some(burst) = table.table("incident_burst") {
         set(&mut policy.correlation.incidents, count(&burst, "incidents", MANY));
@@ -74,7 +75,7 @@ mod tests {
     #[test]
     fn every_table_is_read() {
         let text = format!(
-            "{MINIMAL}[detectors.restart_storm]\nwindow = \"11s\"\n[detectors.lock_contention]\nsustained = \"12s\"\n\
+            "{MINIMAL}[detectors.restart_storm]\nwindow = \"11s\"\n[detectors.lock_contention]\nsustained = \"12s\"\nhost_subjects = 13\n\
              [detectors.mass_stale]\nplace_agents_min = 4\nplace_share = 0.7\n\
              [detectors.oom_storm]\nwindow = \"13s\"\nhosts = 5\nkills = 6\n\
              [detectors.reason_widespread]\nwindow = \"14s\"\nhosts = 7\nsources = 8\nfleet_share = 0.9\nprolonged = \"15s\"\n\
@@ -85,6 +86,7 @@ mod tests {
         let detect = &policy.detect;
         assert_eq!(policy.restart_storm.window, Duration::from_secs(11));
         assert_eq!(policy.lock_contention.sustained, Duration::from_secs(12));
+        assert_eq!(policy.lock_contention.host_subjects, 13);
         assert_eq!((detect.mass_place.agents_min, detect.mass_place.share), (4, 0.7));
         assert_eq!((detect.oom_storm.hosts, detect.oom_storm.kills), (5, 6));
         assert_eq!((detect.reason_widespread.hosts, detect.reason_widespread.sources), (7, 8));

@@ -32,6 +32,11 @@ pub(super) fn read(table: &Reader<'_>, policy: &mut SignalPolicy) {
         set(&mut policy.auth_abuse.refusals, count(&abuse, "refusals", 5..=100_000));
         // Callers are told of once a minute, and so many facts are remembered.
         set(&mut policy.auth_abuse.window, abuse.duration("window", SECOND * 60..=SECOND * 3600));
+        set(&mut policy.auth_abuse.calls_per_minute, count(&abuse, "calls_per_minute", 60..=1_000_000));
+    }
+    if let Some(conflict) = table.table("agent_identity_conflict") {
+        // It is told of once a minute: less than two would end between two of them.
+        set(&mut policy.agent_identity_conflict.quiet, conflict.duration("quiet", SECOND * 120..=DAY));
     }
     if let Some(flapping) = table.table("flapping") {
         let rule = &mut policy.flapping;
@@ -67,7 +72,8 @@ mod tests {
             "{MINIMAL}[detectors.changes]\nwindow = \"2h\"\n[detectors.update]\nsettle = \"31s\"\nwithin = \"32s\"\n\
              [detectors.singleton]\nhold = \"33s\"\n\
              [detectors.version_skew]\nversions = 5\noldest = \"0.2.0\"\nafter = \"3d\"\nbuild_hosts = 6\n\
-             [detectors.auth_abuse]\nrefusals = 77\nwindow = \"5m\"\n\
+             [detectors.auth_abuse]\nrefusals = 77\nwindow = \"5m\"\ncalls_per_minute = 78\n\
+             [detectors.agent_identity_conflict]\nquiet = \"4m\"\n\
              [detectors.flapping]\nlook = \"7s\"\nhigh_percent = 50\nlow_percent = 20\n"
         );
         let policy = parse("c.toml", &text).unwrap_or_else(|errors| panic!("{errors}")).policy.signals;
@@ -79,6 +85,7 @@ mod tests {
         assert_eq!((skew.versions, skew.oldest.as_str(), skew.build_hosts), (5, "0.2.0", 6));
         assert_eq!(skew.after, seconds(3 * 86_400));
         assert_eq!((policy.auth_abuse.refusals, policy.auth_abuse.window), (77, seconds(300)));
+        assert_eq!((policy.auth_abuse.calls_per_minute, policy.agent_identity_conflict.quiet), (78, seconds(240)));
         let flapping = &policy.flapping;
         assert_eq!((flapping.look, flapping.high_percent, flapping.low_percent), (seconds(7), 50, 20));
     }

@@ -7,6 +7,7 @@ use super::watch::{Watched, Watchers};
 use super::{explain, export, status_of};
 use crate::runtime::{Batch, Handle, View};
 use muster_common::limits::{NAME_BYTES_MAX, NOTE_BYTES_MAX, clip};
+use muster_coordinator_core::decide;
 use muster_coordinator_core::entry::{Fact, IncidentKey, OperatorAction, Resolution};
 use muster_coordinator_core::state::{Incident, IncidentStatus};
 use muster_proto::convert::{bounded, grade_to_wire, severity, severity_to_wire, timestamp_to_wire};
@@ -337,7 +338,7 @@ fn paged_state(incident: &Incident) -> PagedState {
 fn resolution(view: &View<'_>, incident: &Incident) -> (String, String) {
     match &incident.resolution {
         None => Default::default(),
-        Some(Resolution::Evidence) => ("evidence of health held for the stability window".to_owned(), String::new()),
+        Some(Resolution::Evidence) => (decide::ended(incident).to_owned(), String::new()),
         Some(Resolution::Operator { by, summary }) => (format!("by {by}: {summary}"), String::new()),
         Some(Resolution::FoldedInto { incident }) => {
             let number = view.state.incident(incident).map(|into| into.number.clone()).unwrap_or_default();

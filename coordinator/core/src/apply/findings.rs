@@ -84,6 +84,7 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
     for group in causes(state, agent, &finding.key) {
         join(state, agent, &finding.key, group);
     }
+    state.touched.extend(detect::made_many(state, agent, &finding.key, step.at));
 }
 
 /// A host's news belongs to the timelines of the incidents that it concerns.
@@ -228,6 +229,7 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
     };
     tell(state, step, agent, &finding.key, &format!("happens: {}", finding.summary));
     add_occurrence(state, step, &cause::of_finding(agent, &finding.key), occurrence);
+    state.touched.extend(detect::made_many(state, agent, &finding.key, step.at));
 }
 
 pub(super) fn lost(state: &mut State, step: Step, agent: &AgentName, spool: SpoolId, first: u64, last: u64) {

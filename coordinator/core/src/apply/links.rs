@@ -6,6 +6,7 @@ use crate::cause;
 use crate::detect::{self, places};
 use crate::entry::{AgentHello, Disconnect, Silence, TimerKey};
 use crate::liveness::rehear_window;
+use crate::policy::LivenessPolicy;
 use crate::second_opinion;
 use crate::signals;
 use crate::state::{AgentRecord, AgentWatch, Link, MemberRef, State};
@@ -200,4 +201,19 @@ pub(super) fn begin_rehear(state: &mut State, step: Step) {
         incidents::sureness_changed(state, step, &name);
     }
     incidents::postpone_silences(state, until);
+}
+
+/// Another policy says how long agents may take to come back: a window that runs is as long as it says.
+pub(super) fn adjust_rehear(state: &mut State, step: Step, old: &LivenessPolicy) {
+    let Some(until) = state.rehear_until else { return };
+    let n_agents = state.agents.len() as u64;
+    let (before, after) = (rehear_window(old, n_agents), rehear_window(&state.policy.liveness, n_agents));
+    let adjusted = (until + after.saturating_sub(before)) - before.saturating_sub(after);
+    let adjusted = adjusted.max(step.at);
+    state.timers.remove(&(until, TimerKey::RehearOver));
+    state.timers.insert((adjusted, TimerKey::RehearOver));
+    state.rehear_until = Some(adjusted);
+    if adjusted > until {
+        incidents::postpone_silences(state, adjusted);
+    }
 }

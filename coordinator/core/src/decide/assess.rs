@@ -14,7 +14,7 @@ use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use std::time::Duration;
 
-use super::human;
+use super::{human, lasting};
 
 /// An OOM kill of a watched service this long ago still makes critical memory worse.
 const OOM_MATTERS_FOR: Duration = Duration::from_secs(900);
@@ -68,7 +68,10 @@ struct Item<'a> {
     grade: Grade,
     observed: Timestamp,
     received: Timestamp,
+    /// It is wrong now.
     condition: bool,
+    /// It happened at one moment.
+    happened: bool,
     summary: &'a str,
     next_steps: &'a [String],
 }
@@ -81,7 +84,7 @@ pub(super) fn assess(state: &State, now: Timestamp, key: &str, cause: &Cause) ->
     }
 }
 
-fn items<'a>(state: &'a State, now: Timestamp, cause: &'a Cause) -> Vec<Item<'a>> {
+fn items<'a>(state: &'a State, now: Timestamp, key: &str, cause: &'a Cause) -> Vec<Item<'a>> {
     let conditions = cause.members.values().filter_map(|member| {
         let agent = state.agent(&member.agent)?;
         let open = agent.open.get(member.key.as_ref()?)?;
@@ -108,10 +111,12 @@ fn items<'a>(state: &'a State, now: Timestamp, cause: &'a Cause) -> Vec<Item<'a>
             observed: open.opened,
             received: open.received,
             condition: true,
+            happened: false,
             summary: &finding.summary,
             next_steps: &finding.next_steps,
         })
     });
+    let lasts = lasting::lasts(state, now, key, cause);
     let occurrences = cause.occurrences.iter().map(|occurrence| {
         let (severity, raised) = occurrence_severity(state, now, cause, occurrence);
         Item {
@@ -121,7 +126,8 @@ fn items<'a>(state: &'a State, now: Timestamp, cause: &'a Cause) -> Vec<Item<'a>
             grade: occurrence.grade,
             observed: occurrence.observed,
             received: occurrence.received,
-            condition: false,
+            condition: lasts,
+            happened: true,
             summary: &occurrence.summary,
             next_steps: &occurrence.next_steps,
         }
@@ -144,13 +150,14 @@ fn occurrence_severity(
         (occurrence.reason, &occurrence.agent, &occurrence.service)
     {
         holds.extend(detect::storm_circumstance(state, agent, service.as_str()));
+        holds.extend(detect::many_repositories(state, agent, service.as_str(), now));
     }
     let told = state.severity_of(occurrence.reason, occurrence.severity);
     severity::raised(state.policy(), occurrence.reason, told, &holds)
 }
 
 fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Assessment> {
-    let mut all = items(state, now, cause);
+    let mut all = items(state, now, key, cause);
     let storm_words;
     if let Some(storm) = cause.storm.as_ref().filter(|storm| storm.index > cause.dismissed_index) {
         let reason = Reason::RestartStorm;
@@ -169,6 +176,7 @@ fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Asses
             observed: storm.began,
             received: storm.began + storm.received.since(storm.last),
             condition: storm.active,
+            happened: !storm.active,
             summary: &storm_words,
             next_steps: &[],
         });
@@ -176,7 +184,10 @@ fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Asses
     let top = all.iter().max_by_key(|item| (cause::telling(item.reason), item.severity, item.observed))?;
     let worst = all.iter().max_by_key(|item| (item.severity, cause::telling(item.reason)))?;
     let mut next_steps: Vec<String> = Vec::new();
-    for step in top.next_steps.iter().chain(worst.next_steps).chain(all.iter().flat_map(|item| item.next_steps)) {
+    // What others say of the same cause is the same in other words, and asked only where these say nothing.
+    let telling = top.next_steps.iter().chain(worst.next_steps);
+    let others = all.iter().filter(|_| top.next_steps.is_empty() && worst.next_steps.is_empty());
+    for step in telling.chain(others.flat_map(|item| item.next_steps)) {
         if next_steps.len() < NEXT_STEPS_MAX && !next_steps.contains(step) {
             next_steps.push(step.clone());
         }
@@ -188,7 +199,7 @@ fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Asses
         began: all.iter().map(|item| item.observed).min().unwrap_or(now),
         open: all.iter().any(|item| item.condition),
         raises: true,
-        happened: all.iter().any(|item| !item.condition),
+        happened: all.iter().any(|item| item.happened),
         late: top.received.since(top.observed),
         worst: format!("{} ({})", worst.reason, worst.summary),
         summary: top.summary.to_owned(),
@@ -261,7 +272,7 @@ impl Assessment {
             None => None,
         };
         let details = own.unwrap_or_else(|| {
-            let seen = items(state, now, cause);
+            let seen = items(state, now, key, cause);
             story(state, cause).into_iter().chain(seen.iter().map(Item::line)).take(DETAILS_MAX).collect()
         });
         let title = titled(key, &self.summary);
@@ -318,7 +329,7 @@ fn story(state: &State, cause: &Cause) -> Option<String> {
 
 impl Item<'_> {
     fn line(&self) -> String {
-        let word = if self.condition { "since" } else { "at" };
+        let word = if self.happened { "at" } else { "since" };
         clip(&format!("{} {word} {}: {}", self.reason, self.observed, self.summary), SUMMARY_BYTES_MAX)
     }
 }

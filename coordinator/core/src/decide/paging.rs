@@ -248,13 +248,20 @@ fn settle_key(state: &State, now: Timestamp, incident: &Incident, page_key: &Pag
     Conclusion::PageRequested { incident: incident.key.clone(), page: Box::new(page), why }
 }
 
+/// Nobody was told under this key, and the newest news are still about what the incident is about.
+fn is_first(incident: &Incident, dedup: &str, found: Option<&Assessment>) -> bool {
+    let is_told = incident.page_keys.iter().any(|page| page.dedup_key == dedup);
+    !is_told && found.is_some_and(|found| found.reason == incident.reason)
+}
+
 /// A page is made of everything that is known, in one place.
 fn build(case: Case<'_>, receiver: &str, dedup: &str, action: PageAction, why: &str) -> Page {
     let Case { state, now, key, cause, incident, found } = case;
     let wording = found.filter(|_| action == PageAction::Trigger).map(|found| found.wording(state, now, key, cause));
     let (title, details, next_steps, services) = match wording {
-        // The title told first stays unless a better explanation was found: receivers compare them.
-        Some(words) if cause::kind_of(key) != cause::CauseKind::Host => {
+        // The title told first stays unless a better explanation was found: receivers compare them. Until somebody was told
+        // it is that of the newest news.
+        Some(words) if cause::kind_of(key) != cause::CauseKind::Host || is_first(incident, dedup, found) => {
             (words.title, words.details, words.next_steps, words.services)
         }
         Some(words) => (incident.title.clone(), words.details, words.next_steps, words.services),

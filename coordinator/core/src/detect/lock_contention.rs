@@ -1,6 +1,6 @@
 //! The same lock is contended on many hosts at once: by service and the file's name, since paths differ between hosts.
 
-use super::{Detector, Look, at_once, restart_storm};
+use super::{Detector, Look, at_once, many_subjects, restart_storm};
 use crate::cause;
 use crate::decide::assess::{Assessment, names, of_fleet};
 use crate::policy::Policy;
@@ -46,7 +46,9 @@ pub(crate) fn lock_circumstances(state: &State, now: Timestamp, agent: &AgentNam
     if now.since(open.opened) >= state.policy().lock_contention.sustained {
         holds.push(When::Sustained);
     }
-    holds.extend(storm_circumstance(state, agent, open.finding.key.subject.service.as_str()));
+    let service = open.finding.key.subject.service.as_str();
+    holds.extend(storm_circumstance(state, agent, service));
+    holds.extend(many_subjects::many_locks(state, agent, service));
     holds
 }
 

@@ -31,6 +31,8 @@ const REASONS: &[Reason] = &[
     Reason::RepoLocked,
     Reason::InstallFailed,
 ];
+/// Being widespread alone makes them no worse than they are on one host: the matrix asks for the whole fleet.
+const WORSE_FLEET_WIDE_ALONE: &[Reason] = &[Reason::InstallFailed];
 /// Causes looked at for the services concerned.
 const LOOKED_AT_MAX: usize = 256;
 /// Services named in a sentence.
@@ -90,6 +92,9 @@ impl Detector for Widespread {
         found.happened = true;
         found.late = storm.received.since(storm.last);
         if !state.policy().severities.contains_key(&Reason::ReasonWidespread) {
+            if WORSE_FLEET_WIDE_ALONE.contains(&reason) {
+                found.severity = state.severity_of(reason, reason.default_severity());
+            }
             found.raise(state, reason, &circumstances(state, storm));
         }
         Some(found)

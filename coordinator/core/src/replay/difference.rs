@@ -2,7 +2,7 @@
 
 use crate::cause;
 use crate::entry::{IncidentKey, Resolution};
-use crate::state::Incident;
+use crate::state::{Incident, State};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
@@ -18,6 +18,8 @@ pub struct WhatIf {
     pub removed: Vec<Told>,
     /// Pages of both, at another time: the journal's, then the other policy's.
     pub moved: Vec<(Told, Timestamp)>,
+    /// Pages of the journal that the other policy had not decided on when it ended, and when it would have looked again.
+    pub undecided: Vec<(Told, Timestamp)>,
     /// Incidents that differ, by cause and generation.
     pub incidents: Vec<IncidentDiff>,
     /// Operator facts whose incident does not exist, or is over, under the other policy.
@@ -32,6 +34,7 @@ impl WhatIf {
         self.added.is_empty()
             && self.removed.is_empty()
             && self.moved.is_empty()
+            && self.undecided.is_empty()
             && self.incidents.is_empty()
             && self.unmatched.is_empty()
     }
@@ -121,7 +124,9 @@ pub struct Unmatched {
 }
 
 /// Those about a failing receiver follow from outcomes of pages that the other policy may not send.
-pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, result: &mut WhatIf) {
+///
+/// `state` is the other policy's at the end.
+pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, state: &State, result: &mut WhatIf) {
     let name = |told: &Told| (told.receiver.clone(), told.dedup_key.clone());
     let counts = |told: &Told| cause::failing_receiver(&told.incident.cause).is_none();
     let theirs: BTreeMap<_, Timestamp> = replayed.iter().map(|told| (name(told), told.at)).collect();
@@ -129,11 +134,27 @@ pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, result: &mut WhatI
     result.added = replayed.into_iter().filter(|told| counts(told) && !ours.contains(&name(told))).collect();
     for told in recorded.into_iter().filter(counts) {
         match theirs.get(&name(&told)) {
-            None => result.removed.push(told),
+            None => match looked_at_again(state, &told.incident.cause) {
+                Some(at) => result.undecided.push((told, at)),
+                None => result.removed.push(told),
+            },
             Some(at) if *at != told.at => result.moved.push((told, *at)),
             Some(_) => {}
         }
     }
+}
+
+/// When a cause is judged again that has paged nobody yet: the hold of its incident is over, or what it is about has
+/// lasted for long enough.
+fn looked_at_again(state: &State, cause: &str) -> Option<Timestamp> {
+    let incident = state.unresolved(cause);
+    if incident.is_some_and(Incident::has_paged) || state.fenced_by().is_some() {
+        return None;
+    }
+    let hold = incident.and_then(|incident| incident.hold_until);
+    let lasts = state.cause(cause).and_then(|cause| cause.look_at);
+    let due = state.signals().due.get(cause).copied();
+    hold.into_iter().chain(lasts).chain(due).filter(|at| *at > state.last_at()).min()
 }
 
 pub(super) fn incidents(

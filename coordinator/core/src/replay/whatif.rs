@@ -225,7 +225,8 @@ impl WhatIfRun {
     }
 
     fn fact(&mut self, index: u64, at: Timestamp, fact: Fact) -> Result<(), WhatIfError> {
-        let gap = ends_a_gap(&fact);
+        // Another policy makes a re-hear window that runs longer.
+        let gap = ends_a_gap(&fact) || matches!(fact, Fact::PolicyLoaded { .. });
         let fact = match fact {
             Fact::PolicyLoaded { policy } => {
                 self.must_be_patient(&policy)?;
@@ -415,7 +416,7 @@ impl WhatIfRun {
         self.note_replayed(&entries);
         let unsure = self.doubts.sentences(self.later.len());
         let mut result = WhatIf { unmatched: self.unmatched, unsure, ..WhatIf::default() };
-        pages(self.recorded.triggers, self.replayed.triggers, &mut result);
+        pages(self.recorded.triggers, self.replayed.triggers, self.machine.state(), &mut result);
         result.incidents = incidents(self.recorded.incidents, self.replayed.incidents);
         result
     }
