@@ -9,6 +9,7 @@
 
 pub mod archive;
 pub mod pattern;
+mod shrinking;
 mod told;
 
 use crate::clock::Now;
@@ -34,9 +35,6 @@ const LOST_BYTES_MIN: u64 = 1024;
 const LOST_ROWS_MIN: u64 = 16;
 /// So many copies in a row of the same new size are what somebody wants (a purge), not an accident. Empty ones never.
 const ACCEPTED_AFTER: usize = 7;
-/// Of one size: the last of them has no less than this share of the largest of them. What shrinks slower than this from
-/// one to the last loses too little to be told while it is remembered.
-const LEVEL_PERCENT: u64 = 99;
 /// Copies of which the rows of each table are remembered.
 const TABLES_KEPT_FOR: usize = 4;
 /// Tables whose row counts are kept for each copy.
@@ -395,43 +393,6 @@ impl BackupJudge {
         bad.into_iter().chain(shrunk).collect()
     }
 
-    /// Whether good copies lose little by little what no single one of them lost. A step that is large by itself is for
-    /// `min_percent` to judge, and so many copies of one size are a size that somebody wants.
-    fn shrinking(&self, rules: &Rules) -> Option<Shrinking<'_>> {
-        let mut good = self.copies.iter().rev().filter(|known| known.verdict == Verdict::Good);
-        let newest = good.next()?;
-        let content = newest.content.as_ref()?;
-        let by_rows = content.row_count.is_some();
-        let amount = |known: &Known| match known.content.as_ref()? {
-            of if by_rows => of.row_count,
-            of => (of.kind == content.kind).then_some(known.file.size_bytes),
-        };
-        let less = |now: u64, before: u64| is_less(now, before, rules.min_percent_over_time);
-        let now = amount(newest)?;
-        let mut amounts = vec![now];
-        let mut largest = (newest, now);
-        for known in good {
-            let (Some(before), Some(after)) = (amount(known), amounts.last().copied()) else { continue };
-            if less(after, before) {
-                break;
-            }
-            amounts.push(before);
-            if before > largest.1 {
-                largest = (known, before);
-            }
-            let lately = amounts.get(amounts.len().saturating_sub(ACCEPTED_AFTER)..).unwrap_or_default();
-            let most = lately.iter().max().copied().unwrap_or(0);
-            if lately.len() == ACCEPTED_AFTER && lately.first().is_some_and(|last| !is_less(*last, most, LEVEL_PERCENT))
-            {
-                break;
-            }
-        }
-        let lost_min = if by_rows { LOST_ROWS_MIN } else { LOST_BYTES_MIN };
-        let (largest, before) = largest;
-        let lost = less(now, before) && before - now >= lost_min;
-        lost.then_some(Shrinking { newest, largest, now, before, by_rows })
-    }
-
     /// The good copies that are left, newest first, and how long they last.
     fn left(&self, rules: &Rules, now: Now) -> Left {
         let present: Vec<&Known> = self.copies.iter().filter(|known| known.present && known.settled).collect();
@@ -519,16 +480,6 @@ impl BackupJudge {
         }
         seen
     }
-}
-
-/// Good copies that lost little by little.
-struct Shrinking<'a> {
-    newest: &'a Known,
-    largest: &'a Known,
-    /// Rows or bytes.
-    now: u64,
-    before: u64,
-    by_rows: bool,
 }
 
 /// A good copy that is left.

@@ -1,6 +1,7 @@
 //! The sentences, evidence and next steps about copies.
 
-use super::{ACCEPTED_AFTER, Known, Left, Loss, Rules, Shrinking, Source, age};
+use super::shrinking::Shrinking;
+use super::{ACCEPTED_AFTER, Known, Left, Loss, Rules, Source, age};
 use crate::clock::Now;
 use crate::judgement::Problem;
 use muster_common::evidence::{Evidence, Grade, Value};
