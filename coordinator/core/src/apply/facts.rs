@@ -32,7 +32,7 @@ pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: &str) {
     let Some(incident) = unresolved_mut(state, &key) else { return };
     let facts = incident.timeline.iter().enumerate().filter(|(_, line)| line.kind == LineKind::Fact);
     let facts: Vec<usize> = facts.map(|(place, _)| place).collect();
-    let updates = is_update(text).then(|| updates(incident)).unwrap_or_default();
+    let updates = if is_update(text) { updates(incident) } else { Vec::new() };
     let dropped = match (updates.len() >= UPDATES_MAX, facts.len() >= FACT_LINES_MAX) {
         (true, _) => updates.get(UPDATES_MAX / 2),
         (false, true) => facts.get(FACT_LINES_MAX / 2),
