@@ -10,6 +10,7 @@ mod fleet_sim;
 mod foreign;
 mod lab;
 mod layout;
+mod neighbours;
 mod suite;
 mod tidy;
 
@@ -50,6 +51,9 @@ enum Task {
     /// A service that does nothing, for the bench to watch
     #[command(hide = true)]
     BenchService(bench::service::Options),
+    /// What `neighbours` does in a network of its own
+    #[command(hide = true)]
+    Neighbours,
     /// A small service for the demo to watch and to break
     #[command(hide = true)]
     DemoService(lab::service::Options),
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Task::Layout => layout::run(),
         Task::TraceCalls(options) => layout::trace::run(&options),
         Task::BenchService(options) => bench::service::run(&options),
+        Task::Neighbours => neighbours::run(),
         Task::DemoService(options) => lab::service::run(&options),
     };
     match outcome {

@@ -1,6 +1,6 @@
 //! `cargo xtask test` and `cargo xtask ci`: named steps, one line each, with what was skipped told at the end.
 
-use crate::{demo, drill, fleet_sim, foreign, lab, say, tidy};
+use crate::{demo, drill, fleet_sim, foreign, lab, neighbours, say, tidy};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use std::io::{BufRead, BufReader};
@@ -44,6 +44,10 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     })?;
     step("an independent gRPC client", || {
         skipped.extend(foreign::check()?);
+        Ok(())
+    })?;
+    step("second opinions of real agents", || {
+        skipped.extend(neighbours::check()?);
         Ok(())
     })?;
     step("crash drill (quick)", || drill::crash(CRASH_ROUNDS_QUICK))?;

@@ -27,8 +27,12 @@ use tokio::signal::unix::{SignalKind, signal};
 const FLEET: &str = "lab";
 /// A routing key of the right form; it opens nothing.
 const ROUTING_KEY: &str = "0123456789abcdef0123456789abcdef";
+/// Names under which a coordinator is reached on this machine.
+const LOCAL: [&str; 2] = ["localhost", "127.0.0.1"];
 /// Path of the webhook on the receiver.
 pub(crate) const WEBHOOK_PATH: &str = "/hook";
+/// Path at which the receiver refuses whatever it is told, for good.
+pub(crate) const REFUSING_PATH: &str = "/refusing";
 /// Path of the PagerDuty stand-in on the receiver.
 pub(crate) const PAGERDUTY_PATH: &str = "/v2/enqueue";
 
@@ -82,11 +86,14 @@ impl Lab {
 
     /// Issues a certificate into `tls/NAME`.
     pub(crate) fn issue(&self, role: &str, name: &str) -> Result<()> {
+        let names: &[&str] = if role == "coordinator" { &LOCAL } else { &[] };
+        self.issue_at(role, name, names)
+    }
+
+    fn issue_at(&self, role: &str, name: &str, addresses: &[&str]) -> Result<()> {
         let (ca, out) = (self.path("ca"), self.path(&format!("tls/{name}")));
         let mut arguments = vec!["ca", "issue", "--dir", &ca, "--role", role, "--name", name, "--out", &out];
-        if role == "coordinator" {
-            arguments.extend(["--san", "localhost", "--san", "127.0.0.1"]);
-        }
+        arguments.extend(addresses.iter().flat_map(|address| ["--san", *address]));
         self.run("muster-coordinator", &arguments)?;
         Ok(())
     }
@@ -104,6 +111,12 @@ impl Lab {
             self.issue("coordinator", name)?;
         }
         Ok(())
+    }
+
+    /// The same for one that is reached under these addresses, too.
+    pub(crate) fn prepare_coordinator_at(&mut self, name: &str, addresses: &[&str]) -> Result<()> {
+        self.ports.insert(name.to_owned(), (free_port()?, free_port()?));
+        self.issue_at("coordinator", name, &[LOCAL.as_slice(), addresses].concat())
     }
 
     /// Ports of a coordinator: (gRPC, HTTP).
@@ -162,13 +175,19 @@ impl Lab {
 
     /// Writes the config of an agent whose services are `services` (TOML), issues its certificate, and starts it.
     pub(crate) fn start_agent(&self, name: &str, services: &str) -> Result<()> {
+        let endpoints: Vec<String> = self.ports.keys().map(|name| self.endpoint(name)).collect::<Result<_>>()?;
+        let config = self.write_agent_config(name, &endpoints, services)?;
+        self.spawn(name, &self.binary("muster-agent"), &["run", "--config", &config])
+    }
+
+    /// Writes the config of an agent that asks for its coordinator at `endpoints`, and issues its certificate.
+    pub(crate) fn write_agent_config(&self, name: &str, endpoints: &[String], services: &str) -> Result<String> {
         let dir = self.path(&format!("agent/{name}"));
         fs::create_dir_all(&dir)?;
         let certificate = self.root.join(format!("tls/{name}/cert.pem"));
         if !certificate.exists() {
             self.issue("agent", name)?;
         }
-        let endpoints: Vec<String> = self.ports.keys().map(|name| self.endpoint(name)).collect::<Result<_>>()?;
         let config = format!(
             "[agent]\nstate_dir = \"{dir}/state\"\nsocket = \"{dir}/agent.sock\"\nlabels = {{ zone = \"lab\" }}\n\n\
              {tls}\n[coordinator]\nendpoints = {endpoints:?}\n\n\
@@ -182,7 +201,7 @@ impl Lab {
         fs::create_dir_all(format!("{dir}/state"))?;
         fs::write(&path, config)?;
         self.run("muster-agent", &["check-config", "--config", &path])?;
-        self.spawn(name, &self.binary("muster-agent"), &["run", "--config", &path])
+        Ok(path)
     }
 
     /// Starts one of the small services under `name` (`HOST.SERVICE` or `SERVICE`). It is this very program under the
@@ -199,7 +218,8 @@ impl Lab {
         self.spawn(name, &program, &all)
     }
 
-    fn spawn(&self, name: &str, program: &Path, arguments: &[&str]) -> Result<()> {
+    /// Starts a program under `name`; what it says goes into its log.
+    pub(crate) fn spawn(&self, name: &str, program: &Path, arguments: &[&str]) -> Result<()> {
         fs::create_dir_all(self.root.join("log"))?;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.root.join(format!("log/{name}.log")))?;
         let child = Command::new(program)

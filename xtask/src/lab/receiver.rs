@@ -64,6 +64,7 @@ fn serve(stream: &TcpStream, calls: &Mutex<Vec<Call>>) -> Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut reader = BufReader::new(stream);
     let answer = match read_call(&mut reader) {
+        Ok(call) if call.path == super::REFUSING_PATH => response("410 Gone", "nobody is here any more"),
         Ok(call) => {
             let body = format!(r#"{{"status":"success","dedup_key":{}}}"#, call.body["dedup_key"]);
             calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(call);

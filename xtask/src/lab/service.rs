@@ -4,13 +4,13 @@
 use anyhow::{Context, Result};
 use clap::Args;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What the service has.
-#[derive(Args, Debug, Clone, Default)]
+#[derive(Args, Debug, Clone)]
 pub(crate) struct Options {
     /// Writes its pid there
     #[arg(long)]
@@ -18,6 +18,9 @@ pub(crate) struct Options {
     /// Listens and answers there
     #[arg(long)]
     port: Option<u16>,
+    /// At this address
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    address: IpAddr,
     /// Once this file exists, stops to listen
     #[arg(long)]
     release_port_when: Option<PathBuf>,
@@ -37,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let parent = parent_id();
     let held = hold_locks(options)?;
     if let Some(port) = options.port {
-        let listener = bind(port)?;
+        let listener = bind(options.address, port)?;
         listener.set_nonblocking(true)?;
         let release = options.release_port_when.clone();
         std::thread::spawn(move || serve(&listener, release.as_deref()));
@@ -66,10 +69,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Another service may be about to give the port up.
-fn bind(port: u16) -> Result<TcpListener> {
+fn bind(address: IpAddr, port: u16) -> Result<TcpListener> {
     let start = Instant::now();
     loop {
-        match TcpListener::bind(("127.0.0.1", port)) {
+        match TcpListener::bind((address, port)) {
             Err(_) if start.elapsed() < Duration::from_secs(5) => std::thread::sleep(Duration::from_millis(5)),
             outcome => return outcome.with_context(|| format!("port {port}")),
         }
