@@ -5,7 +5,7 @@
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
-use crate::process::exit::Exit;
+use crate::process::exit::{self, Exit};
 use crate::services::{BriefLife, Instance};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::ids::ProcessId;
@@ -181,6 +181,9 @@ pub struct Reading {
 /// Judges a pid file over time.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PidFileJudge {
+    /// Whose file it is: people know the service, not the interpreter that runs it.
+    #[serde(skip)]
+    service: String,
     known: Option<Known>,
     /// The zombie seen in the last run: a parent needs a moment to reap, so it is a problem when seen twice.
     zombie: Option<ProcessId>,
@@ -193,6 +196,12 @@ pub struct PidFileJudge {
 }
 
 impl PidFileJudge {
+    /// Of this service.
+    #[must_use]
+    pub fn of(self, service: &str) -> Self {
+        Self { service: service.to_owned(), ..self }
+    }
+
     /// The instance last seen alive and not yet known to have ended.
     pub fn living(&self) -> Option<ProcessId> {
         self.known.as_ref().filter(|known| known.ended_boottime_ms.is_none()).map(|known| known.facts.process)
@@ -326,13 +335,12 @@ impl PidFileJudge {
     fn down(&self, path: &str, now: Now) -> Option<Problem> {
         let known = self.known.as_ref()?;
         let ended = known.ended_boottime_ms?;
-        let Facts { process, comm, .. } = &known.facts;
         let lived = Duration::from_millis(ended.saturating_sub(known.facts.start_boottime_ms));
         let exit = known.exit();
         let how = exit.status().map(|status| format!(" {}", status.words())).unwrap_or_default();
         let summary = format!(
-            "{comm} (pid {}) ended {}{how}; it had run for {} and no successor is known",
-            process.pid,
+            "{} ended {}{how}; it had run for {} and no successor is known",
+            exit::who(&self.service, &known.facts.comm, known.facts.process.pid),
             ago(now.since(ended)),
             human_duration(lived)
         );
@@ -451,7 +459,7 @@ impl PidFileJudge {
         let same = self.known.as_ref().filter(|known| known.facts.process == facts.process);
         let first_seen_boottime_ms = same.map_or(now.boottime_ms, |known| known.first_seen_boottime_ms);
         if let Some(old) = self.known.as_ref().filter(|known| known.facts.process != facts.process) {
-            judgement = judgement.occurred(restarted(path, old, &facts));
+            judgement = judgement.occurred(restarted(&self.service, path, old, &facts));
         }
         self.known =
             Some(Known { facts, named_at: modified, first_seen_boottime_ms, ended_boottime_ms: None, exit: None });
@@ -528,11 +536,12 @@ fn reuse(path: &str, facts: &Facts, modified: Timestamp, why: &str, grade: Grade
     ])
 }
 
-fn restarted(path: &str, old: &Known, new: &Facts) -> Problem {
+fn restarted(service: &str, path: &str, old: &Known, new: &Facts) -> Problem {
     let ended = old.ended_boottime_ms;
     let exit = old.exit();
     let how = exit.status().map(|status| format!("; the old one ended {}", status.words())).unwrap_or_default();
-    let summary = format!("{} restarted: pid {} became pid {}{how}", new.comm, old.facts.process.pid, new.process.pid);
+    let name = if service.is_empty() || service == new.comm { &new.comm } else { &format!("{service} ({})", new.comm) };
+    let summary = format!("{name} restarted: pid {} became pid {}{how}", old.facts.process.pid, new.process.pid);
     let mut evidence = Evidence::new()
         .text("path", path)
         .text("comm", &new.comm)
@@ -721,6 +730,17 @@ mod tests {
         let restart = &back.occurrences[0];
         assert_eq!(restart.evidence.get("exit_status"), Some(&Value::Text("SIGKILL".into())));
         assert!(restart.summary.ends_with("kill -9)"), "{}", restart.summary);
+    }
+
+    #[test]
+    fn an_end_and_a_restart_name_the_service() {
+        let mut judge = PidFileJudge::default().of("spl");
+        let alive = |pid, start| Some(ProcessReading::Alive(Facts { comm: "python3".into(), ..facts(pid, start) }));
+        judge.judge(PATH, reading(file(5, 1_000), alive(5, 1_000)), at(2_000), false);
+        let down = judge.judge(PATH, reading(file(5, 1_000), Some(ProcessReading::Gone)), at(3_000), false);
+        assert!(down.problems[0].summary.starts_with("spl (python3, pid 5) ended just now; "), "{down:?}");
+        let back = judge.judge(PATH, reading(file(6, 4_000), alive(6, 4_000)), at(5_000), false);
+        assert_eq!(back.occurrences[0].summary, "spl (python3) restarted: pid 5 became pid 6");
     }
 
     #[test]

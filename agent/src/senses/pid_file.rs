@@ -59,7 +59,8 @@ impl PidFileProbe {
     /// Watches `path` (absolute, as the host knows it); `unit` is asked how a process ended.
     pub fn new(service: ServiceName, path: &str, root: HostRoot, unit: Option<(String, Units)>) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::PidFile, path);
-        let (path, host_path, judge) = (path.to_owned(), root.path(path), PidFileJudge::default());
+        let judge = PidFileJudge::default().of(subject.service.as_str());
+        let (path, host_path) = (path.to_owned(), root.path(path));
         let (watched, facts, pid_max, soon) = (None, None, PID_MAX_DEFAULT, Soon::default());
         Self { subject, root, path, host_path, read: None, unit, judge, soon, watched, facts, pid_max }
     }
@@ -200,7 +201,7 @@ impl Probe for PidFileProbe {
         let Ok((boot, judge)) = serde_json::from_value::<(BootId, PidFileJudge)>(saved) else { return };
         // After a reboot every pid is another process, and no restart happened.
         if !boot.0.is_nil() && boot == boot_id(&self.root) {
-            self.judge = judge;
+            self.judge = judge.of(self.subject.service.as_str());
             self.judge.lose_exit();
             self.rewatch();
         }

@@ -86,7 +86,7 @@ impl ProcessWatch {
         let release = std::fs::read_to_string(root.path("/proc/sys/kernel/osrelease")).unwrap_or_default();
         let subject = SubjectKey::new(service, ProbeKind::Process, "main process");
         let kernel = kernel_version(&release);
-        let (judge, soon) = (ProcessJudge::default(), Soon::default());
+        let (judge, soon) = (ProcessJudge::default().of(subject.service.as_str()), Soon::default());
         Self { subject, root, rules, unit, judge, watched: None, slow: None, soon, ended: None, kernel }
     }
 
@@ -248,7 +248,7 @@ impl Probe for ProcessWatch {
         let Ok((boot, judge)) = serde_json::from_value::<(BootId, ProcessJudge)>(saved) else { return };
         // After a reboot every pid is another process.
         if !boot.0.is_nil() && boot == boot_id(&self.root) {
-            self.judge = judge;
+            self.judge = judge.of(self.subject.service.as_str());
         }
     }
 }

@@ -134,6 +134,15 @@ impl Exit {
     }
 }
 
+/// `spl (python3, pid 7)`; `spl (pid 7)` where the process has its service's name.
+pub(crate) fn who(service: &str, comm: &str, pid: u32) -> String {
+    if service.is_empty() || service == comm {
+        format!("{comm} (pid {pid})")
+    } else {
+        format!("{service} ({comm}, pid {pid})")
+    }
+}
+
 /// `SIGKILL`, or `signal 42` for those without a name of their own.
 pub fn signal_name(signal: u8) -> String {
     const NAMES: [&str; 31] = [

@@ -4,7 +4,7 @@
 //! One cause, one finding: where the service has a pid file, that probe tells the end of the process, and this one only
 //! stops measuring. The same pid with another start time is another process: every measure begins anew.
 
-use super::exit::{Exit, ExitStatus};
+use super::exit::{self, Exit, ExitStatus};
 use super::growth::{Growth, GrowthRules, Trend};
 use super::proc_text::{Limits, Status};
 use crate::clock::Now;
@@ -118,6 +118,9 @@ pub enum Life {
 /// Judges one process after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ProcessJudge {
+    /// Whose process it is: people know the service, not the interpreter that runs it.
+    #[serde(skip)]
+    service: String,
     process: Option<ProcessId>,
     memory: Trend,
     /// Not saved: an hour is soon seen again.
@@ -133,6 +136,12 @@ pub struct ProcessJudge {
 }
 
 impl ProcessJudge {
+    /// Of this service.
+    #[must_use]
+    pub fn of(self, service: &str) -> Self {
+        Self { service: service.to_owned(), ..self }
+    }
+
     /// The process that the last reading was about.
     pub const fn process(&self) -> Option<ProcessId> {
         self.process
@@ -154,7 +163,8 @@ impl ProcessJudge {
         one_shot: bool,
     ) -> Judgement {
         if self.process != Some(instance.process) {
-            *self = Self { process: Some(instance.process), ..Self::default() };
+            let service = std::mem::take(&mut self.service);
+            *self = Self { process: Some(instance.process), service, ..Self::default() };
         }
         let seen = identity(instance).duration("uptime_ms", now.since(start_boottime_ms));
         match life {
@@ -199,8 +209,8 @@ impl ProcessJudge {
             if down_for.as_secs() == 0 { "just now".to_owned() } else { format!("{} ago", human_duration(down_for)) };
         let how = status.map(|status| format!(" {}", status.words())).unwrap_or_default();
         let summary = format!(
-            "{} (pid {pid}) ended {ago}{how}; it had run for {} and no successor is known",
-            instance.comm,
+            "{} ended {ago}{how}; it had run for {} and no successor is known",
+            exit::who(&self.service, &instance.comm, pid),
             human_duration(lived)
         );
         let mut judgement =
