@@ -61,16 +61,26 @@ fn ten_that_come_slowly_are_ten() {
 
 #[test]
 fn those_of_one_host_are_that_hosts() {
-    let mut fleet = Fleet::new(policy());
-    hosts(&mut fleet, 2);
-    fleet.run_line("0 open h1 s0 a port_closed");
-    for n in 0..10 {
-        fleet.run_line(&format!("{} open h0 s{n} a port_closed", n / 2));
-    }
-    fleet.run_line("100 end");
-    let log = fleet.log();
-    assert_eq!(count(&fleet, " opened sev2 incident_burst "), 1, "{log}");
-    assert!(fleet.machine.state().unresolved("host/h0/burst").is_some() || count(&fleet, FLEET_BURST) > 0, "{log}");
+    let of = |h1_too: bool| {
+        let mut fleet = Fleet::new(policy());
+        hosts(&mut fleet, 2);
+        if h1_too {
+            fleet.run_line("0 open h1 s0 a port_closed");
+        }
+        for n in 0..10 {
+            fleet.run_line(&format!("{} open h0 s{n} a port_closed", n / 2));
+        }
+        fleet.run_line("100 end");
+        assert_eq!(count(&fleet, " opened sev2 incident_burst "), 1, "{}", fleet.log());
+        let state = fleet.machine.state();
+        let burst = |cause: &str| {
+            state.unresolved(cause).map(|burst| burst.agents.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        (burst("host/h0/burst"), burst(FLEET_BURST))
+    };
+    assert_eq!(of(false), (Some(vec!["h0".to_owned()]), None));
+    // One of another host among them, and they are the fleet's.
+    assert_eq!(of(true), (None, Some(vec!["h0".to_owned(), "h1".to_owned()])));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_coordinator_core::State;
-use muster_coordinator_core::entry::{EntryBody, TimerKey};
+use muster_coordinator_core::entry::{EntryBody, Fact, TimerKey};
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::replay::{self, WhatIfError};
 use muster_tests::scenario::{Fleet, START_UNIX_MS, check, policy};
@@ -492,5 +492,38 @@ fn an_old_mass_silence_does_not_swallow_later_ones() {
     }
     fleet.run_line("100010 end");
     assert!(fleet.log().contains("100005 page trigger sev1 mass_stale fleet/mass_stale/zone=z1"), "{}", fleet.log());
+    fleet.check_journal();
+}
+
+/// How long agents may take to come back is what the config says that this reign began with, not that of the last.
+#[test]
+fn a_rehear_window_is_that_of_the_policy_of_its_reign() {
+    let patient = |seconds: u64| {
+        let mut patient = policy();
+        patient.liveness.reconnect_max = Duration::from_secs(seconds);
+        patient
+    };
+    let mut fleet = Fleet::new(patient(4));
+    fleet.run(
+        "0 connect a
+         100 restart",
+    );
+    let left = |fleet: &Fleet| fleet.machine.state().rehear_until().map(|until| until.since(fleet.now).as_secs());
+    assert_eq!(left(&fleet), Some(14));
+    fleet.feed(Fact::PolicyLoaded { policy: Box::new(patient(20)) });
+    assert_eq!(left(&fleet), Some(30));
+    // Nobody is paged about a silence before it is over, also one that was held until the shorter one was.
+    fleet.run_line("101 silent a not_reheard");
+    fleet.run_line("129 end");
+    assert_eq!(left(&fleet), Some(1));
+    fleet.run_line("131 end");
+    assert_eq!(left(&fleet), None);
+    fleet.run_line("200 restart");
+    fleet.feed(Fact::PolicyLoaded { policy: Box::new(patient(4)) });
+    assert_eq!(left(&fleet), Some(14));
+    // At any other time it changes nothing.
+    fleet.run_line("300 end");
+    fleet.feed(Fact::PolicyLoaded { policy: Box::new(patient(40)) });
+    assert_eq!(left(&fleet), None);
     fleet.check_journal();
 }

@@ -286,16 +286,137 @@ fn a_resync_clears_what_is_well_and_keeps_what_is_unknown() {
     assert_eq!(fleet.machine.state().open_findings().count(), 1);
 }
 
+/// The second one is there until it has stayed away for 15 min, and who does not look after it is told again.
 #[test]
-fn two_agents_under_one_name_page() {
+fn two_agents_under_one_name_are_open_until_the_second_stays_away() {
+    let fleet = check(
+        "0 connect web-1
+         0 conflict web-1
+         60 conflict web-1
+         900 conflict web-1
+         1700 conflict web-1
+         2500 conflict web-1
+         3300 conflict web-1
+         3700 conflict web-1
+         6000 end",
+        "0 opened sev2 agent_identity_conflict host/web-1/identity#1
+         10 page trigger sev2 agent_identity_conflict host/web-1/identity
+         3610 escalated host/web-1/identity 1
+         3610 page trigger sev2 agent_identity_conflict host/web-1/identity
+         4600 recovering host/web-1/identity
+         5500 resolved host/web-1/identity
+         5500 page resolve sev2 agent_identity_conflict host/web-1/identity",
+    );
+    let incident = fleet.machine.state().newest_incident("host/web-1/identity").unwrap();
+    let said = |words: &str| incident.timeline.iter().any(|line| line.text == words);
+    assert!(said("recovering: no second agent came under this name for 15 min"), "{:#?}", incident.timeline);
+    assert!(said("resolved: no second agent came under this name for another 15 min"), "{:#?}", incident.timeline);
+}
+
+/// One that comes again within the stability window goes on where it was.
+#[test]
+fn a_second_agent_that_comes_again_relapses() {
     check(
         "0 connect web-1
          0 conflict web-1
-         5 conflict web-1
-         10 end",
+         1000 conflict web-1
+         1100 end",
         "0 opened sev2 agent_identity_conflict host/web-1/identity#1
-         0 recovering host/web-1/identity
-         10 page trigger sev2 agent_identity_conflict host/web-1/identity",
+         10 page trigger sev2 agent_identity_conflict host/web-1/identity
+         900 recovering host/web-1/identity
+         1000 relapsed host/web-1/identity",
+    );
+}
+
+/// Of what only happened nobody saw that it is well again.
+#[test]
+fn what_only_happened_is_not_said_to_be_well() {
+    let resolved = |script: &str, cause: &str| {
+        let mut fleet = Fleet::new(policy());
+        fleet.run(script);
+        let incident = fleet.machine.state().newest_incident(cause).unwrap();
+        let last = incident.timeline.iter().rfind(|line| line.text.starts_with("resolved: "));
+        last.map(|line| line.text.clone()).unwrap_or_default()
+    };
+    let killed = resolved("0 connect a\n 0 occur a spl oom_kill 0\n 2000 end", "host/a/service/spl");
+    let heard = "for 15 min while all hosts concerned were heard";
+    let words = format!("resolved: nothing more of it happened {heard}; nobody has shown that it is well");
+    assert_eq!(killed, words);
+    let both =
+        "0 connect a\n 0 occur a spl oom_kill 0\n 1 open a spl x port_closed\n 9 clear a spl x port_closed\n 2000 end";
+    let words = format!("resolved: evidence of health held {heard}, and nothing more of it happened");
+    assert_eq!(resolved(both, "host/a/service/spl"), words);
+    let cleared = "0 connect a\n 1 open a spl x port_closed\n 9 clear a spl x port_closed\n 2000 end";
+    assert_eq!(resolved(cleared, "host/a/service/spl"), format!("resolved: evidence of health held {heard}"));
+}
+
+/// What the host learned within the hold is the title of the first page; later ones keep it.
+#[test]
+fn the_first_page_has_the_newest_title() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run_line("0 connect web-1");
+    let told = |summary: &str| {
+        let key = muster_tests::scenario::key("spl", "/run/spl.pid", Reason::ProcessDown);
+        Finding::new(key, summary)
+    };
+    let agent = muster_tests::scenario::agent("web-1");
+    fleet.event(&agent, FindingEvent::Opened(told("spl (pid 7) ended just now")), Duration::ZERO);
+    fleet.run_line("2 end");
+    fleet.event(&agent, FindingEvent::Updated(told("spl (pid 7) was ended by SIGTERM")), Duration::ZERO);
+    fleet.run_line("20 end");
+    let title = "spl on web-1: spl (pid 7) was ended by SIGTERM";
+    assert_eq!(fleet.pages().map(|(_, page)| page.title.as_str()).collect::<Vec<_>>(), [title, title]);
+    let of_list =
+        |fleet: &Fleet| fleet.machine.state().newest_incident("host/web-1/service/spl").unwrap().title.clone();
+    assert_eq!(of_list(&fleet), title);
+    fleet.event(&agent, FindingEvent::Updated(told("spl (pid 7) is gone")), Duration::ZERO);
+    fleet.run_line("4000 end");
+    assert!(fleet.pages().count() > 2, "it escalates");
+    assert!(fleet.pages().all(|(_, page)| page.title == title), "receivers compare titles");
+    fleet.check_journal();
+}
+
+/// An acknowledgement ends with its incident: what comes back later pages again and is nobody's.
+#[test]
+fn an_acknowledgement_ends_at_resolve() {
+    let fleet = check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         20 ack host/web-1/service/spl
+         30 clear web-1 spl a port_closed
+         1000 open web-1 spl a port_closed
+         1020 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         10 page trigger sev2 port_closed host/web-1/service/spl
+         20 page acknowledge sev2 port_closed host/web-1/service/spl
+         30 recovering host/web-1/service/spl
+         930 resolved host/web-1/service/spl
+         930 page resolve sev2 port_closed host/web-1/service/spl
+         1000 opened sev2 port_closed host/web-1/service/spl#2
+         1010 page trigger sev2 port_closed host/web-1/service/spl",
+    );
+    let again = fleet.machine.state().newest_incident("host/web-1/service/spl").unwrap();
+    assert_eq!((again.owner.as_deref(), again.acknowledged), (None, None));
+}
+
+/// Second 0 of a script is 00:13:20 UTC of 2026-11-21.
+#[test]
+fn numbers_begin_anew_with_each_day() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run(
+        "0 connect a b c
+         0 open a spl x port_closed
+         80000 open b spl x port_closed
+         90000 open c spl x port_closed
+         90100 end",
+    );
+    let number = |host: &str| {
+        let cause = format!("host/{host}/service/spl");
+        fleet.machine.state().newest_incident(&cause).unwrap().number.clone()
+    };
+    assert_eq!(
+        [number("a"), number("b"), number("c")].map(|n| n[4..].to_owned()),
+        ["20261121-0001", "20261121-0002", "20261122-0001"]
     );
 }
 

@@ -199,3 +199,28 @@ fn what_is_missing_is_said() {
     }
     check_what_if(&fleet.journal);
 }
+
+/// What the other policy holds beyond the end of the journal is neither kept nor removed.
+#[test]
+fn a_page_whose_longer_hold_is_not_over_is_not_claimed() {
+    let script = "0 connect a b
+                  1 open a spl x port_closed
+                  2 open b spl x port_closed
+                  5 clear b spl x port_closed
+                  60 end";
+    let fleet = ran(script);
+    let found = under(&fleet, |policy| policy.hold.sev2 = Duration::from_secs(600));
+    assert_eq!((pages(&found.removed), pages(&found.added)), (vec![], vec![]));
+    let undecided: Vec<_> = found.undecided.iter().filter(|(told, _)| told.receiver == "ops").collect();
+    let [(told, until)] = undecided.as_slice() else { panic!("{:#?}", found.undecided) };
+    assert_eq!(pages(std::slice::from_ref(told)), ["11 port_closed host/a/service/spl"]);
+    assert_eq!((until.unix_ms() - START_UNIX_MS) / 1000, 601);
+    assert!(!found.is_same(), "that is no sameness");
+    // A journal that goes on tells which: moved where it stays open, removed where it does not.
+    let found =
+        under(&ran(&script.replace("60 end", "1000 end")), |policy| policy.hold.sev2 = Duration::from_secs(600));
+    assert_eq!((found.removed.len(), found.undecided.len(), found.moved.len()), (0, 0, 2), "{found:#?}");
+    let script = script.replace("60 end", "60 clear a spl x port_closed\n1000 end");
+    let found = under(&ran(&script), |policy| policy.hold.sev2 = Duration::from_secs(600));
+    assert_eq!((found.removed.len(), found.undecided.len(), found.moved.len()), (2, 0, 0), "{found:#?}");
+}

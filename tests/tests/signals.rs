@@ -239,6 +239,28 @@ fn a_rollback_that_failed_is_worse() {
     }
 }
 
+/// What could not be taken back was not taken back.
+#[test]
+fn what_changed_does_not_say_that_a_failed_rollback_took_anything_back() {
+    let said = |reason: Reason, pairs: &[(&str, &str)]| {
+        let mut fleet = Fleet::new(policy());
+        fleet.run_line("0 connect web");
+        at(&mut fleet, 100);
+        occurs(&mut fleet, "web", "spl", reason, pairs, Duration::ZERO);
+        incident_changes(&fleet, SPL).first().cloned().unwrap_or_default()
+    };
+    let rollback = Reason::UpdateRollback;
+    let failed = said(rollback, &[("outcome", "failed")]);
+    assert_eq!(failed, "at the same time: an update of spl could not be taken back: update_rollback of spl, on web");
+    let done = said(rollback, &[("outcome", "done")]);
+    assert_eq!(done, "at the same time: an update of spl was taken back: update_rollback of spl, on web");
+    let both = said(Reason::UpdateFailed, &[("phase", "rollback")]);
+    assert_eq!(
+        both,
+        "at the same time: an update of spl failed, and so did its rollback: update_failed of spl, on web"
+    );
+}
+
 #[test]
 fn a_backlog_of_an_update_is_told_late_and_no_worse_than_it_was() {
     let mut fleet = Fleet::new(policy());
@@ -281,6 +303,22 @@ fn a_singleton_on_two_hosts_is_told_after_the_time_of_a_move() {
          500 recovering fleet/singleton/spl
          1400 resolved fleet/singleton/spl
          1400 page resolve sev2 duplicate_instance fleet/singleton/spl",
+    );
+}
+
+/// The host itself saw both: that is told by its condition, at once.
+#[test]
+fn a_singleton_twice_on_one_host_is_that_hosts() {
+    check(
+        "0 connect a b
+         10 open a spl spl duplicate_instance
+         300 clear a spl spl duplicate_instance
+         1300 end",
+        "10 opened sev2 duplicate_instance host/a/duplicate_instance/spl/spl#1
+         20 page trigger sev2 duplicate_instance host/a/duplicate_instance/spl/spl
+         300 recovering host/a/duplicate_instance/spl/spl
+         1200 resolved host/a/duplicate_instance/spl/spl
+         1200 page resolve sev2 duplicate_instance host/a/duplicate_instance/spl/spl",
     );
 }
 
@@ -412,6 +450,53 @@ fn a_caller_that_is_refused_again_and_again_is_told_by_route() {
     let title = fleet.machine.state().newest_incident("fleet/auth_abuse/handshake").map(|i| i.title.clone());
     let title = title.unwrap_or_default();
     assert!(title.contains("10.0.0.9 from 10.0.0.9:4711 60 times (its certificate has run out)"), "{title}");
+}
+
+fn looped(fleet: &mut Fleet, caller: &str, route: &str, count: u64) {
+    fleet.feed(Fact::CallsLooped {
+        caller: caller.to_owned(),
+        address: "10.0.0.9:4711".to_owned(),
+        route: route.to_owned(),
+        count,
+    });
+}
+
+/// Nobody refused it, and the page does not say so.
+#[test]
+fn a_caller_in_a_loop_is_told_as_one_with_what_it_calls() {
+    let mut fleet = Fleet::new(policy());
+    at(&mut fleet, 60);
+    looped(&mut fleet, "muster://f/operator/alice", "FleetService.ListAgents", 1500);
+    fleet.run("2000 end");
+    expect(
+        &fleet,
+        "60 opened sev3 auth_abuse fleet/auth_abuse/loop/FleetService.ListAgents#1
+         120 page trigger sev3 auth_abuse fleet/auth_abuse/loop/FleetService.ListAgents
+         660 recovering fleet/auth_abuse/loop/FleetService.ListAgents
+         1560 resolved fleet/auth_abuse/loop/FleetService.ListAgents
+         1560 page resolve sev3 auth_abuse fleet/auth_abuse/loop/FleetService.ListAgents",
+    );
+    let incident = fleet.machine.state().newest_incident("fleet/auth_abuse/loop/FleetService.ListAgents").unwrap();
+    let told = "callers are in a loop, most of all with FleetService.ListAgents: within 10 min \
+                muster://f/operator/alice from 10.0.0.9:4711 called 1500 times";
+    assert_eq!(incident.title, told);
+    assert_eq!(incident.why, "more than 600 calls of one caller within a minute: sev3");
+    assert!(incident.next_steps.iter().any(|step| step.contains("wait between its calls")), "{incident:?}");
+}
+
+#[test]
+fn an_agent_that_reconnects_in_a_loop_is_not_refused_either() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run_line("0 connect web-1");
+    for minute in 1..4u64 {
+        at(&mut fleet, minute * 60);
+        fleet.feed(Fact::AgentFlapping { agent: agent("web-1"), reconnects: 20 });
+        let incident = fleet.machine.state().newest_incident("fleet/auth_abuse/loop/agent_link");
+        assert_eq!(incident.is_some(), minute == 3, "60 of them are too many");
+    }
+    let incident = fleet.machine.state().newest_incident("fleet/auth_abuse/loop/agent_link").unwrap();
+    assert_eq!(incident.title, "agents reconnect in a loop: within 10 min web-1 60 times");
+    fleet.check_journal();
 }
 
 #[test]

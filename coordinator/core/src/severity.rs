@@ -102,7 +102,12 @@ pub const RAISES: &[Raise] = &[
     ),
     raise(Reason::LockContention, &[When::ManySubjects], Severity::Sev2, MANY_LOCKS),
     raise(Reason::SqliteLockHeld, &[When::ManySubjects], Severity::Sev2, MANY_LOCKS),
-    raise(Reason::RepoLocked, &[When::ManySubjects], Severity::Sev2, "many repositories of the service are locked there"),
+    raise(
+        Reason::RepoLocked,
+        &[When::ManySubjects],
+        Severity::Sev2,
+        "many repositories of the service are locked there",
+    ),
     raise(Reason::RepoLocked, &[When::Widespread], Severity::Sev2, "it is widespread"),
     raise(
         Reason::RepoLocked,

@@ -148,7 +148,9 @@ pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, state: &State, res
 /// lasted for long enough.
 fn looked_at_again(state: &State, cause: &str) -> Option<Timestamp> {
     let incident = state.unresolved(cause);
-    if incident.is_some_and(Incident::has_paged) || state.fenced_by().is_some() {
+    // Who acknowledged it within its hold is paged no more.
+    let is_decided = |incident: &Incident| incident.has_paged() || incident.acknowledged.is_some();
+    if incident.is_some_and(is_decided) || state.fenced_by().is_some() {
         return None;
     }
     let hold = incident.and_then(|incident| incident.hold_until);
