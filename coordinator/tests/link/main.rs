@@ -7,6 +7,7 @@ mod foreign;
 mod freezes;
 mod hostile;
 mod questions;
+mod refused;
 mod resync;
 mod services;
 mod silences;
