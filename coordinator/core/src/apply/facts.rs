@@ -21,7 +21,7 @@ pub(super) const UPDATED: &str = "is now";
 
 /// Something was observed that concerns the unresolved incident of a cause, or the one that it is a symptom of. Of very
 /// many the first and the newest stay, so that a chatty host does not push out what was decided.
-pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: &str) {
+pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: impl FnOnce() -> String) {
     let key = match state.unresolved(cause) {
         Some(_) => cause.to_owned(),
         None => match symptom::of(state, cause) {
@@ -30,6 +30,7 @@ pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: &str) {
         },
     };
     let Some(incident) = unresolved_mut(state, &key) else { return };
+    let text = &text();
     let facts = incident.timeline.iter().enumerate().filter(|(_, line)| line.kind == LineKind::Fact);
     let facts: Vec<usize> = facts.map(|(place, _)| place).collect();
     let updates = if is_update(text) { updates(incident) } else { Vec::new() };
@@ -64,7 +65,7 @@ fn updates(incident: &Incident) -> Vec<usize> {
 pub(super) fn fact_of_agent(state: &mut State, step: Step, agent: &AgentName, text: &str) {
     let causes = state.agents.get(agent).map(|record| record.incidents.clone()).unwrap_or_default();
     for cause in causes {
-        fact(state, step, &cause, text);
+        fact(state, step, &cause, || text.to_owned());
     }
 }
 

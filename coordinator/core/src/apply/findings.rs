@@ -46,8 +46,9 @@ pub(super) fn received(
             open(state, step, agent, finding, seen, news);
         }
         FindingEvent::Cleared { key, summary, .. } => {
-            tell(state, step, agent, key, &format!("clears: {summary}"));
-            clear(state, agent, key);
+            let groups = causes(state, agent, key);
+            tell(state, step, agent, key, &groups, || format!("clears: {summary}"));
+            leave(state, agent, key, groups);
         }
         FindingEvent::Occurred(finding) => occurred(state, step, agent, finding, seen),
     }
@@ -55,6 +56,7 @@ pub(super) fn received(
 
 /// Opens or updates. An update counts as news only when it is worse than what was known.
 fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, seen: Seen, news: bool) {
+    let groups = causes(state, agent, &finding.key);
     let record = links::record(state, step, agent);
     let mut told = None;
     if let Some(known) = record.open.get_mut(&finding.key) {
@@ -63,8 +65,7 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
         }
         let (before, now) = (known.finding.severity, finding.severity);
         if before != now || known.finding.summary != finding.summary {
-            let severity = if before == now { String::new() } else { format!(" {now}") };
-            told = Some(format!("{}{severity}: {}", facts::UPDATED, finding.summary));
+            told = Some(if before == now { String::new() } else { format!(" {now}") });
         }
         known.finding = finding.clone();
     } else if record.open.len() >= OPEN_FINDINGS_PER_AGENT_MAX {
@@ -72,26 +73,34 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
         return;
     } else {
         record.digest ^= finding.key.digest_term();
-        let (finding, event_index) = (finding.clone(), step.index);
-        let open = OpenFinding { finding, opened: seen.at, received: step.at, event_index, estimated: seen.estimated };
-        let (key, words) = (open.finding.key.clone(), format!("opens: {}", open.finding.summary));
-        record.open.insert(key.clone(), open);
-        tell(state, step, agent, &key, &words);
+        let (event_index, estimated) = (step.index, seen.estimated);
+        let open = OpenFinding { finding: finding.clone(), opened: seen.at, received: step.at, event_index, estimated };
+        record.open.insert(finding.key.clone(), open);
+        tell(state, step, agent, &finding.key, &groups, || format!("opens: {}", finding.summary));
     }
-    if let Some(words) = told {
-        tell(state, step, agent, &finding.key, &words);
+    if let Some(severity) = told {
+        let words = || format!("{}{severity}: {}", facts::UPDATED, finding.summary);
+        tell(state, step, agent, &finding.key, &groups, words);
     }
-    for group in causes(state, agent, &finding.key) {
+    for group in groups {
         join(state, agent, &finding.key, group);
     }
     state.touched.extend(detect::made_many(state, agent, &finding.key, step.at));
 }
 
-/// A host's news belongs to the timelines of the incidents that it concerns.
-fn tell(state: &mut State, step: Step, agent: &AgentName, key: &FindingKey, words: &str) {
-    let words = format!("{agent}: {} of {} {words}", key.reason, key.subject.subject);
-    for group in causes(state, agent, key) {
-        facts::fact(state, step, &group, &words);
+/// A host's news belongs to the timelines of the incidents that it concerns: those of its `groups`. Most of it concerns
+/// none, and is not put into words.
+fn tell(
+    state: &mut State,
+    step: Step,
+    agent: &AgentName,
+    key: &FindingKey,
+    groups: &[String],
+    words: impl Fn() -> String,
+) {
+    for group in groups {
+        let words = || format!("{agent}: {} of {} {}", key.reason, key.subject.subject, words());
+        facts::fact(state, step, group, words);
     }
 }
 
@@ -99,8 +108,8 @@ fn tell(state: &mut State, step: Step, agent: &AgentName, key: &FindingKey, word
 fn join(state: &mut State, agent: &AgentName, key: &FindingKey, group: String) {
     let member = cause::member_name(agent, key);
     let cause = state.causes.entry(group.clone()).or_default();
-    let reference = MemberRef { agent: agent.clone(), key: Some(key.clone()) };
-    if cause.members.insert(member.clone(), reference).is_none() {
+    if !cause.members.contains_key(&member) {
+        cause.members.insert(member.clone(), MemberRef { agent: agent.clone(), key: Some(key.clone()) });
         *cause.agents.entry(agent.clone()).or_default() += 1;
         cause.unjoined.insert(member);
     }
@@ -162,12 +171,18 @@ pub(super) fn lasted(state: &mut State, step: Step, group: &str) {
 }
 
 pub(super) fn clear(state: &mut State, agent: &AgentName, key: &FindingKey) {
+    let groups = causes(state, agent, key);
+    leave(state, agent, key, groups);
+}
+
+/// A condition that feeds `groups` is over.
+fn leave(state: &mut State, agent: &AgentName, key: &FindingKey, groups: Vec<String>) {
     let Some(record) = state.agents.get_mut(agent) else { return };
     if record.open.remove(key).is_none() {
         return;
     }
     record.digest ^= key.digest_term();
-    for group in causes(state, agent, key) {
+    for group in groups {
         part(state, agent, key, group);
     }
 }
@@ -227,7 +242,8 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
         next_steps: finding.next_steps.clone(),
         rollback_failed: updates::rollback_failed(finding),
     };
-    tell(state, step, agent, &finding.key, &format!("happens: {}", finding.summary));
+    let groups = causes(state, agent, &finding.key);
+    tell(state, step, agent, &finding.key, &groups, || format!("happens: {}", finding.summary));
     add_occurrence(state, step, &cause::of_finding(agent, &finding.key), occurrence);
     state.touched.extend(detect::made_many(state, agent, &finding.key, step.at));
 }
