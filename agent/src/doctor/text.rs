@@ -432,7 +432,7 @@ sev2 spl process_down  /run/spl.pid
     comm s\\npl, ran_ms 95 s
   and so (likely): sev2 port_closed tcp:127.0.0.1:9100
     nobody listens on 127.0.0.1:9100
-  now: hub.db passes its check since
+  now: hub.db passes its check since then
   not known: how it ended: exit status or signal
   next: look at the log: journalctl -u spl
 
