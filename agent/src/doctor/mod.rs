@@ -284,7 +284,8 @@ impl Pool {
         for (lane, running) in self.lanes.iter_mut().zip(&mut self.running) {
             let Some((subject, _, bound)) = running.take_if(|(_, until, _)| *until <= now) else { continue };
             lane.replace();
-            let way_out = "look for a hung file system or device: ps -eo pid,stat,wchan:32,comm | grep ' D'";
+            let way_out = "see whether the host is overloaded (uptime; cat /proc/pressure/*), or a file system or device \
+                           hangs: ps -eo pid,stat,wchan:32,comm | grep ' D'";
             let why = format!("no answer within {}", human_duration(bound));
             ran.push(Ran { subject, judgement: Judgement::unknown(why, Some(way_out)), took: bound });
         }

@@ -21,6 +21,7 @@ use muster_agent_core::schedule::{Late, Schedule};
 use muster_agent_core::services::Services;
 use muster_common::chain::Chain;
 use muster_common::finding::{FindingEvent, ProbeKind, SubjectKey};
+use muster_common::severity::Severity;
 use muster_common::units::human_duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, channel};
@@ -509,8 +510,8 @@ fn help(work: Work) {
 fn late_judgement(late: &Late) -> Judgement {
     let length = human_duration(late.late_for);
     if late.hung {
-        let way_out =
-            "look for a hung file system or device under the subject: ps -eo pid,stat,wchan:32,comm | grep ' D'";
+        let way_out = "see whether the host is overloaded (uptime; cat /proc/pressure/*), or a file system or device under \
+                       the subject hangs: ps -eo pid,stat,wchan:32,comm | grep ' D'";
         Judgement::unknown(format!("no answer within {length}"), Some(way_out))
     } else {
         Judgement::unknown(format!("not asked for {length}: other probes hang"), None)
@@ -527,6 +528,10 @@ fn log(event: &FindingEvent) {
             tracing::info!(%key, severity = %finding.severity, "updated: {}", finding.summary);
         }
         FindingEvent::Cleared { summary, .. } => tracing::info!(%key, "cleared: {summary}"),
+        // A first start, a new build: to be known, no reason to warn.
+        FindingEvent::Occurred(finding) if finding.severity == Severity::Sev4 => {
+            tracing::info!(%key, severity = %finding.severity, "occurred: {}", finding.summary);
+        }
         FindingEvent::Occurred(finding) => {
             tracing::warn!(%key, severity = %finding.severity, "occurred: {}", finding.summary);
         }
