@@ -2,6 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
 #![expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 
+#[expect(dead_code, reason = "other tests do more with a host")]
+mod booted;
+
+use booted::Booted;
 use muster_agent::clock;
 use muster_agent::config::log::standard_rules;
 use muster_agent::probe::{Context, Probe};
@@ -15,7 +19,7 @@ use muster_common::ids::{ProcessId, ServiceName};
 use muster_common::reason::Reason;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -185,54 +189,31 @@ fn a_killer_that_a_syslog_names_is_possible_and_joined_to_its_victims_service() 
 }
 
 /// A real systemd in namespaces of its own, with a real journald.
-struct Host {
-    name: String,
-}
+struct Host(Booted);
 
 impl Host {
-    fn tool() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tools/host-ns.sh")
-    }
-
     fn start() -> Option<Self> {
-        if !Self::tool().exists() || !nix::unistd::geteuid().is_root() {
-            println!("skipped: needs root and the tool that boots a host");
-            return None;
-        }
-        let host = Self { name: format!("log{}", std::process::id()) };
-        let output = Command::new(Self::tool()).args(["up", &host.name]).output().unwrap();
-        if !output.status.success() {
-            println!("skipped: no host: {}", String::from_utf8_lossy(&output.stderr));
-            return None;
-        }
-        Some(host)
+        Booted::boot("a real journal", "log", None).map(Self)
     }
 
-    fn run(&self, command: &[&str]) -> String {
-        let output = Command::new(Self::tool()).args(["run", &self.name]).args(command).output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+    fn run(&self, command: &[&str]) {
+        let output = self.0.tool("run", command, Stdio::null());
+        assert!(output.status.success(), "{command:?}: {}", booted::text(&output));
     }
 
     /// Its files, as seen from outside.
     fn root(&self) -> HostRoot {
-        let output = Command::new(Self::tool()).args(["leader", &self.name]).output().unwrap();
-        let leader = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        HostRoot(PathBuf::from(format!("/proc/{leader}/root")))
+        let leader = self.0.tool("leader", &[], Stdio::null());
+        HostRoot(PathBuf::from(format!("/proc/{}/root", booted::text(&leader).trim())))
     }
 
-    /// Runs a shell line as a unit, and waits until its end.
+    /// Runs a shell line as a unit, and waits until its end. What systemd itself says of a unit is in its log, too: by
+    /// default that would quote the line.
     fn unit(&self, unit: &str, script: &str) {
         let unit = format!("--unit={unit}");
-        self.run(&["systemd-run", "--quiet", "--wait", "--collect", &unit, "sh", "-c", script]);
+        let description = "--description=a test";
+        self.run(&["systemd-run", "--quiet", "--wait", "--collect", description, &unit, "sh", "-c", script]);
         self.run(&["journalctl", "--sync"]);
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let status = Command::new(Self::tool()).args(["down", &self.name]).status();
-        assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking());
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Ends a command that hangs; the slowest ones (a first boot, installing packages) need half a minute.
 const COMMAND_SECONDS_MAX: &str = "300";
@@ -25,8 +26,13 @@ impl Booted {
     /// `None`, with a word on why, where it cannot be had. `log` is a script whose output goes with a failure.
     pub(crate) fn boot(what: &str, name: &str, log: Option<&'static str>) -> Option<Self> {
         let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tools/host-ns.sh");
-        let host = Self { tool, name: format!("{name}{}", std::process::id()), log };
+        // Tests of one process run side by side.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let host = Self { tool, name: format!("{name}{}-{number}", std::process::id()), log };
         let booted = || {
+            // What a test left behind that was killed and had this pid.
+            host.tool("down", &[], Stdio::null());
             let output = host.tool("up", &[], Stdio::null());
             if output.status.success() {
                 None
