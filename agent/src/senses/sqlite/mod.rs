@@ -543,8 +543,9 @@ impl Probe for SqliteProbe {
     fn restore(&mut self, saved: serde_json::Value) {
         if let Ok(mut memory) = serde_json::from_value::<Memory>(saved) {
             self.health.restore(std::mem::take(&mut memory.health));
-            self.last_deep = memory.last_deep.unwrap_or_else(|| LastDeep::of_boot(memory.deep_boottime_ms));
-            if memory.boot.is_some_and(|boot| boot != self.boot) {
+            let of_boot = LastDeep::of_boot(memory.deep_boottime_ms.take());
+            self.last_deep = memory.last_deep.take().unwrap_or(of_boot);
+            if memory.boot.take().is_some_and(|boot| boot != self.boot) {
                 self.last_deep.rebooted();
             }
             self.memory = memory;
