@@ -154,7 +154,9 @@ mod tests {
     fn local(uid: u32, said: Option<&'static str>) -> Result<String, Status> {
         let mut request = Request::new(());
         request.extensions_mut().insert(Caller { who: Who::Local { uid }, address: "unix".to_owned() });
-        said.map(|said| request.metadata_mut().insert(SAID, said.parse().unwrap()));
+        if let Some(said) = said {
+            request.metadata_mut().insert(SAID, said.parse().unwrap());
+        }
         allow(&request, ACTORS).map(|caller| caller.name())
     }
 
