@@ -79,7 +79,9 @@ fn choose(flags: &Target, file: &Target, has_local_socket: bool) -> Result<Setti
         };
     };
     if flags.said.is_some() {
-        return Err(CtlError::Usage(format!("--as is for the local socket: to {url} your certificate says who you are")));
+        return Err(CtlError::Usage(format!(
+            "--as is for the local socket: to {url} your certificate says who you are"
+        )));
     }
     if !url.starts_with("https://") {
         let host = url.rsplit_once("://").map_or(url.as_str(), |(_, host)| host);
@@ -140,7 +142,8 @@ mod tests {
         let Settings::Endpoint { url, key, .. } = choose(&flags, &file, true).unwrap() else { panic!() };
         assert_eq!((url.as_str(), key), ("https://b:7420", PathBuf::from("/k")));
         let flags = Target { socket: Some("/s".into()), said: Some("ann".to_owned()), ..Target::default() };
-        let socket = |path: &str, said: Option<&str>| Settings::Socket { path: path.into(), said: said.map(str::to_owned) };
+        let socket =
+            |path: &str, said: Option<&str>| Settings::Socket { path: path.into(), said: said.map(str::to_owned) };
         assert_eq!(choose(&flags, &file, true).unwrap(), socket("/s", Some("ann")));
         let flags = Target { said: Some("ann".to_owned()), ..Target::default() };
         assert!(choose(&flags, &file, true).unwrap_err().to_string().contains("your certificate says who you are"));

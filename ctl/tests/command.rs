@@ -841,7 +841,8 @@ fn incidents_are_led_weighed_and_exported() {
 fn a_trace_is_told_from_its_fact_on_over_all_its_pages() {
     let bench = Bench::start();
     let text = stdout(&bench.run(&["trace", "41"]));
-    let row = |index: &str| text.lines().find(|line| line.starts_with(index)).unwrap_or_else(|| panic!("{index}: {text}"));
+    let row =
+        |index: &str| text.lines().find(|line| line.starts_with(index)).unwrap_or_else(|| panic!("{index}: {text}"));
     for (index, words) in [
         ("41", ["fact", "finding_received", "web-1", "INC-1", "spl\\u{1b}[2J is gone"]),
         ("42", ["conclusion", "incident_opened", "web-1", "INC-1", "spl on web-1 is down"]),

@@ -96,7 +96,10 @@ fn an_acknowledgement_that_a_rise_ended_is_told_as_one() {
     let (json, text) = told(script, "host/a/service/spl");
     assert_eq!(json["people"]["owner"], "ann");
     assert_eq!(json["impact"]["until_acknowledged_ms"], 39_000);
-    assert!(json["people"]["acknowledgement_ended"].as_str().is_some_and(|at| at.ends_with("00:15:00.000Z")), "{json:#}");
+    assert!(
+        json["people"]["acknowledgement_ended"].as_str().is_some_and(|at| at.ends_with("00:15:00.000Z")),
+        "{json:#}"
+    );
     assert!(text.contains("acknowledged by: ann, until it got much worse at "), "{text}");
     assert!(!text.contains("never so far |\n| resolved"), "{text}");
     let todo = json["follow_ups"].to_string();
@@ -124,7 +127,8 @@ fn a_storms_note_tells_its_reasons_and_its_symptoms_in_words_with_grades() {
     assert_eq!(json["impact"]["services"], serde_json::json!(["spl"]));
     assert_eq!(json["reasons"][0], serde_json::json!({ "reason": "oom_kill", "count": 3 }), "{text}");
     let causes = json["causes"].as_array().unwrap();
-    let symptoms: Vec<_> = causes.iter().filter(|link| link["words"].as_str().unwrap().contains("a symptom: ")).collect();
+    let symptoms: Vec<_> =
+        causes.iter().filter(|link| link["words"].as_str().unwrap().contains("a symptom: ")).collect();
     let words: Vec<&str> = symptoms.iter().filter_map(|link| link["words"].as_str()).collect();
     assert_eq!(symptoms.len(), 3, "{causes:#?}");
     assert!(words.iter().any(|words| words.starts_with("INC-") && words.contains("oom_kill of it")), "{words:#?}");

@@ -381,7 +381,9 @@ fn follow_ups(incident: &Incident, policy: &Policy) -> Vec<String> {
         _ if ended(incident).is_some() => {
             todo.push("find out why nobody acknowledged it again after it got much worse".to_owned());
         }
-        None if incident.has_paged() && incident.owner.is_none() => todo.push("find out why nobody acknowledged it".to_owned()),
+        None if incident.has_paged() && incident.owner.is_none() => {
+            todo.push("find out why nobody acknowledged it".to_owned())
+        }
         Some(waited) if waited > expected && !expected.is_zero() => {
             todo.push("find out why it was acknowledged later than expected".to_owned());
         }

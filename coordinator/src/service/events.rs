@@ -80,9 +80,7 @@ fn told(state: &State, entry: &Entry) -> Option<String> {
             Some(format!("{kind} {id} by {by} from {from} until {until}: {reason}"))
         }
         EntryBody::Fact(Fact::SilenceExpired { by, index }) => Some(format!("{} ended by {by}", silence::id(*index))),
-        EntryBody::Deadline(TimerKey::SilenceTurn { index }) => {
-            Some(silence::turned(state, *index, entry.at))
-        }
+        EntryBody::Deadline(TimerKey::SilenceTurn { index }) => Some(silence::turned(state, *index, entry.at)),
         EntryBody::Deadline(TimerKey::FreezeOver { index }) => Some(format!("{} is over", freeze::id(*index))),
         _ => None,
     }

@@ -17,8 +17,8 @@ use muster_proto::v1::finding_service_client::FindingServiceClient;
 use muster_proto::v1::fleet_service_client::FleetServiceClient;
 use muster_proto::v1::incident_service_client::IncidentServiceClient;
 use muster_proto::v1::{
-    Agent, AgentState, GetFleetStatusRequest, GetFleetStatusResponse, Incident, IncidentState, WatchAgentsRequest, WatchAgentsResponse,
-    WatchFindingsRequest, WatchFindingsResponse, WatchIncidentsRequest, WatchIncidentsResponse,
+    Agent, AgentState, GetFleetStatusRequest, GetFleetStatusResponse, Incident, IncidentState, WatchAgentsRequest,
+    WatchAgentsResponse, WatchFindingsRequest, WatchFindingsResponse, WatchIncidentsRequest, WatchIncidentsResponse,
 };
 use serde_json::json;
 use std::collections::BTreeMap;

@@ -67,8 +67,11 @@ pub(super) fn windows(detector: &dyn Detector, state: &State, now: Timestamp, ag
     own.filter_map(|(key, window)| {
         let rule = detector.storm_rule(state.policy(), key)?;
         let seen = window.seen(now, &rule);
-        let held_back_by =
-            if seen.is_enough(&rule) { String::new() } else { format!("below the threshold by {}", below(&seen, &rule)) };
+        let held_back_by = if seen.is_enough(&rule) {
+            String::new()
+        } else {
+            format!("below the threshold by {}", below(&seen, &rule))
+        };
         Some(Look {
             rule: detector.name(),
             about: key.clone(),
@@ -79,7 +82,11 @@ pub(super) fn windows(detector: &dyn Detector, state: &State, now: Timestamp, ag
                 counted(seen.hosts, "hosts"),
                 human(rule.window)
             ),
-            threshold: format!("{} within {}", figures(&rule, [rule.hosts, rule.sources, rule.count]), human(rule.window)),
+            threshold: format!(
+                "{} within {}",
+                figures(&rule, [rule.hosts, rule.sources, rule.count]),
+                human(rule.window)
+            ),
             reached: held_back_by.is_empty(),
             held_back_by,
         })
