@@ -386,7 +386,10 @@ fn a_resolve_waits_for_the_page_that_takes_its_place() {
     );
     let sendable = |fleet: &Fleet| -> Vec<String> {
         let pages = fleet.machine.state().sendable_pages();
-        pages.iter().map(|record| format!("{} {}", record.page.receiver, record.page.action.as_str())).collect()
+        let words = pages.iter().map(|record| format!("{} {}", record.page.receiver, record.page.action.as_str()));
+        let mut words: Vec<String> = words.collect();
+        words.sort();
+        words
     };
     assert_eq!(fleet.machine.state().pending_pages().count(), 4, "a trigger and a resolve to each of two");
     assert_eq!(sendable(&fleet), ["chat trigger", "ops trigger"]);
