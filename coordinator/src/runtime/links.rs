@@ -89,7 +89,9 @@ impl Link {
 
     /// The newest heartbeat, if one came since this was asked last.
     pub fn take_new(&self) -> Option<Newest> {
-        if self.is_new.swap(false, Ordering::AcqRel) { self.newest() } else { None }
+        // Most have nothing new: a look leaves the cache line to whoever has it.
+        let is_new = self.is_new.load(Ordering::Relaxed) && self.is_new.swap(false, Ordering::AcqRel);
+        if is_new { self.newest() } else { None }
     }
 
     /// The newest heartbeat, if any came.

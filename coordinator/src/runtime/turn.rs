@@ -42,8 +42,8 @@ const TICK: Duration = Duration::from_millis(250);
 const SNAPSHOT_ENTRIES: u64 = 20_000;
 /// Wait between two resync requests to one agent: a resync that goes astray is asked for again, but never in a storm.
 const RESYNC_INTERVAL_MS: i64 = 10_000;
-/// Between two counts for `/metrics`: they look at every agent, so not at every turn.
-const GAUGES_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two counts for `/metrics`: they look at every agent, so not at every turn, and scrapes are further apart.
+const GAUGES_INTERVAL: Duration = Duration::from_secs(5);
 /// Sweeps within a heartbeat's interval, ...
 const SWEEPS_PER_HEARTBEAT: u32 = 5;
 /// ... and the longest time between two: what nobody notices beside the threshold of a stale agent.
