@@ -5,6 +5,7 @@
 
 use super::admission::Admission;
 use super::caller::{Caller, allow};
+use super::ear::{Ear, News};
 use super::spool_reader::SpoolReader;
 use crate::failover::{Failover, HearError, not_primary};
 use crate::runtime::{
@@ -15,6 +16,7 @@ use futures_util::stream::FuturesOrdered;
 use muster_common::identity::Role;
 use muster_common::ids::{AgentName, BootId, SpoolId};
 use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, LISTENING_PORTS_MAX, NAME_BYTES_MAX};
+use muster_common::time::Timestamp;
 use muster_coordinator_core::agent_stream::Acks;
 use muster_coordinator_core::entry::{AgentHello, Disconnect, Fact};
 use muster_coordinator_core::freeze::Freeze;
@@ -320,14 +322,10 @@ fn malformed(status: &Status) -> Option<Status> {
     }
 }
 
-/// Whether the keepalive found the transport dead, or it was closed.
+/// Whether the kernel gave the peer up (a route that is gone is its word for the same), or it was closed.
 fn lost(status: &Status) -> Disconnect {
     let text = muster_common::chain::Chain(status).to_string();
-    if text.contains("keep-alive timed out") || text.contains("keepalive") {
-        Disconnect::Timeout
-    } else {
-        Disconnect::Reset
-    }
+    if text.contains("timed out") || text.contains("unreachable") { Disconnect::Timeout } else { Disconnect::Reset }
 }
 
 /// The freezes that concern an agent, all of them.
@@ -384,22 +382,28 @@ impl Session {
 
     async fn run(&mut self, requests: &mut Streaming<ConnectRequest>) -> Ended {
         let stop = self.handle.stopping();
-        let replaced = self.link.replaced.clone();
         let mut replicated = self.handle.replicated();
-        let mut standing = self.handle.standing();
         let outbox = self.outbox.clone();
-        let mut freezes = self.handle.freezes();
         self.note_replicated(*replicated.borrow_and_update());
+        let mut told = std::pin::pin!(Ear::new(&self.handle, &self.link).listen());
         loop {
             tokio::select! {
-                () = replaced.cancelled() => {
-                    return if stop.is_cancelled() { Ended::Draining } else { Ended::Replaced };
-                }
-                changed = standing.changed() => {
-                    let role = standing.borrow_and_update().role;
-                    if changed.is_err() || role != CoordinatorRole::Primary {
-                        let text = format!("this coordinator is {} now: connect to the primary", role.as_str());
-                        return Ended::Refused(Status::failed_precondition(text));
+                (news, ear) = told.as_mut() => {
+                    told.set(ear.listen());
+                    match news {
+                        News::Replaced if stop.is_cancelled() => return Ended::Draining,
+                        News::Replaced => return Ended::Replaced,
+                        News::Role(role) => {
+                            let text = format!("this coordinator is {} now: connect to the primary", role.as_str());
+                            return Ended::Refused(Status::failed_precondition(text));
+                        }
+                        News::Ending => return Ended::Draining,
+                        News::Freezes(known) => {
+                            match Box::pin(concerned_now(self.handle.clone(), self.agent.clone(), known)).await {
+                                Ok(concerned) => self.owes_freezes = Some(concerned),
+                                Err(status) => return Ended::Refused(status),
+                            }
+                        }
                     }
                 }
                 // Only who waits for it is woken: it changes with every commit.
@@ -414,16 +418,6 @@ impl Session {
                         Some(Ok((index, sequence))) => self.note_stored(index, sequence, *replicated.borrow()),
                         Some(Err(status)) => return Ended::Refused(status),
                         None => {}
-                    }
-                }
-                changed = freezes.changed() => {
-                    if changed.is_err() {
-                        return Ended::Draining;
-                    }
-                    let known = Arc::clone(&freezes.borrow_and_update());
-                    match Box::pin(concerned_now(self.handle.clone(), self.agent.clone(), known)).await {
-                        Ok(concerned) => self.owes_freezes = Some(concerned),
-                        Err(status) => return Ended::Refused(status),
                     }
                 }
                 permit = outbox.reserve(), if self.owes_freezes.is_some() => {
@@ -446,8 +440,9 @@ impl Session {
                             None => Ended::Lost(lost(&status)),
                         },
                     };
-                    self.link.heard(self.handle.now().unix_ms());
-                    let facts = match self.take(message) {
+                    let now = self.handle.now();
+                    self.link.heard(now.unix_ms());
+                    let facts = match self.take(now, message) {
                         Ok(Taken::Facts(facts)) => facts,
                         Ok(Taken::End(ended)) => return ended,
                         Err(status) => return Ended::Refused(status),
@@ -461,13 +456,13 @@ impl Session {
     }
 
     /// Waits for nothing, so that no message stays in the stream's task.
-    fn take(&mut self, message: Option<connect_request::Message>) -> Result<Taken, Status> {
+    fn take(&mut self, now: Timestamp, message: Option<connect_request::Message>) -> Result<Taken, Status> {
         use connect_request::Message;
         let mut facts = Vec::new();
         match message {
-            Some(Message::Heartbeat(heartbeat)) => self.heartbeat(&heartbeat),
+            Some(Message::Heartbeat(heartbeat)) => self.heartbeat(now, &heartbeat),
             Some(Message::Entries(batch)) => {
-                let read = self.reader.entries(&batch, self.handle.now())?;
+                let read = self.reader.entries(&batch, now)?;
                 self.handle.metrics().duplicates.inc_by(read.duplicates);
                 if read.duplicates > 0 {
                     self.owes_ack = true;
@@ -493,9 +488,9 @@ impl Session {
         Ok(Taken::Facts(facts))
     }
 
-    fn heartbeat(&mut self, heartbeat: &v1::Heartbeat) {
+    fn heartbeat(&mut self, now: Timestamp, heartbeat: &v1::Heartbeat) {
         self.reader.tells_head(heartbeat.head_sequence);
-        let skew_ms = heartbeat.wall_unix_ms.saturating_sub(self.handle.now().unix_ms());
+        let skew_ms = heartbeat.wall_unix_ms.saturating_sub(now.unix_ms());
         self.link.beat(Newest {
             digest: heartbeat.open_digest,
             head_sequence: heartbeat.head_sequence,
@@ -559,5 +554,24 @@ fn goodbye_of(goodbye: &v1::Goodbye) -> Result<Disconnect, Status> {
         // It lives and goes elsewhere; whether it is well is not ours to say.
         Ok(Reason::EpochRefused) => Ok(Disconnect::Reset),
         _ => Err(Status::invalid_argument(format!("goodbye.reason has the unknown value {}", goodbye.reason))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn a_peer_that_the_kernel_gave_up_is_told_from_one_that_closed() {
+        for (kind, how) in [
+            (ErrorKind::TimedOut, Disconnect::Timeout),
+            (ErrorKind::HostUnreachable, Disconnect::Timeout),
+            (ErrorKind::NetworkUnreachable, Disconnect::Timeout),
+            (ErrorKind::ConnectionReset, Disconnect::Reset),
+            (ErrorKind::BrokenPipe, Disconnect::Reset),
+        ] {
+            assert_eq!(lost(&Status::from_error(Box::new(Error::from(kind)))), how, "{kind:?}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod admission;
 pub mod agent_link;
 pub mod caller;
+mod ear;
 mod events;
 mod explain;
 mod export;
