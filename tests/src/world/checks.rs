@@ -60,7 +60,9 @@ impl World {
                 };
                 let repages = state.incident(&page.incident).map_or(0, keys_of);
                 let key = (page.incident.cause.clone(), page.incident.generation);
-                let (keys, most) = self.told.entry(key.clone()).or_default();
+                // Two that reign at once may each let it go on under another page's key: each keeps its own promise.
+                let reign = (index, self.coordinators[index].epoch);
+                let (keys, most) = self.told.entry((reign, key.clone())).or_default();
                 *most = repages.max(*most);
                 keys.insert(dedup.clone());
                 assert!(keys.len() as u64 <= *most + 1, "{key:?} was paged under {keys:?}");

@@ -152,8 +152,8 @@ pub struct World {
     events: BTreeMap<(Timestamp, u64), Event>,
     n_events: u64,
     faults: bool,
-    /// Deduplication keys told about an incident, and the most re-pages any coordinator counted for it.
-    told: BTreeMap<(String, u64), (BTreeSet<String>, u64)>,
+    /// Deduplication keys told about an incident in one reign, and the most re-pages counted for it there.
+    told: BTreeMap<((usize, u64), (String, u64)), (BTreeSet<String>, u64)>,
     /// Deduplication keys that are open at the receiver.
     ringing: BTreeSet<String>,
     /// Events that an agent was told are safe for ever.
