@@ -83,7 +83,11 @@ fn write_service(out: &mut String, service: &Service, about: &About) {
     if !what.is_empty() {
         let _infallible = writeln!(out, "# {}", what.join(", "));
     }
-    let _infallible = writeln!(out, "[service.{}]", key(service.name.as_str()));
+    let Service { unit, pid_file, ports, sqlite, logs, .. } = service;
+    let nothing = unit.is_none() && pid_file.is_none() && ports.is_empty() && sqlite.is_empty() && logs.is_empty();
+    // A table with nothing to watch is refused.
+    let mark = if nothing { "# " } else { "" };
+    let _infallible = writeln!(out, "{mark}[service.{}]", key(service.name.as_str()));
     if let Some(unit) = &service.unit {
         let name = quoted(&unit.name);
         if unit.may_be_inactive {

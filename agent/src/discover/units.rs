@@ -151,7 +151,7 @@ fn own_name(link: &fs::DirEntry) -> Option<String> {
 /// Nothing starts a unit that is masked.
 fn is_masked(host: &HostRoot, unit: &str) -> bool {
     let folders = ["/etc/systemd/system", "/run/systemd/system"].iter();
-    let mut links = folders.filter_map(|folder| fs::read_link(host.path(&Path::new(folder).join(unit))).ok());
+    let mut links = folders.filter_map(|folder| fs::read_link(host.path(Path::new(folder).join(unit))).ok());
     links.any(|target| target == Path::new("/dev/null"))
 }
 
@@ -159,7 +159,7 @@ fn is_masked(host: &HostRoot, unit: &str) -> bool {
 fn has_condition(host: &HostRoot, unit: &str, text: &str) -> bool {
     let decides = |text: &str| text.lines().any(|line| ["Condition", "Assert"].iter().any(|key| line.starts_with(key)));
     let dropins =
-        UNIT_FOLDERS.iter().flat_map(|folder| entries(&host.path(&Path::new(folder).join(format!("{unit}.d")))));
+        UNIT_FOLDERS.iter().flat_map(|folder| entries(&host.path(Path::new(folder).join(format!("{unit}.d")))));
     decides(text) || dropins.filter_map(|dropin| read(&dropin.path())).any(|text| decides(&text))
 }
 

@@ -8,7 +8,7 @@ use super::small::read_small_text;
 use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::disk::{DiskJudge, Reading, Space, Thresholds, Use};
-use muster_agent_core::judgement::Judgement;
+use muster_agent_core::judgement::{Judgement, Unknown};
 use muster_agent_core::mounts::{self, Mount};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ServiceName};
@@ -169,7 +169,7 @@ impl DiskProbe {
     }
 
     /// Room at the mount point, through the own mount of the file system.
-    fn space(&self, mount: &Mount) -> Result<Option<Space>, Judgement> {
+    fn space(&self, mount: &Mount) -> Result<Option<Space>, Unknown> {
         if mount.is_automount() || mount.is_read_only_by_type() {
             return Ok(None);
         }
@@ -193,7 +193,7 @@ impl DiskProbe {
                     _ => "see how it is mounted: findmnt",
                 };
                 let why = format!("{place} does not tell its room: {}", std::io::Error::from(errno));
-                Err(Judgement::unknown(why, Some(way_out)))
+                Err(Unknown::new(why, Some(way_out)))
             }
         }
     }
@@ -225,7 +225,7 @@ impl Probe for DiskProbe {
         };
         let space = match self.space(&mount) {
             Ok(space) => space,
-            Err(unknown) => return unknown,
+            Err(unknown) => return Judgement { unknown: Some(unknown), ..Judgement::default() },
         };
         // The same place may be another file system there: then its mount says nothing of this one.
         let host = at_place(&tables.host).filter(|host| host.device == mount.device);
