@@ -1,7 +1,8 @@
-//! Ears: the mTLS port and the Unix socket, and the one gRPC server behind both.
+//! Ears: the mTLS port and the Unix socket, in front of the gRPC servers for agents and for everybody else.
 //!
 //! Each connection proves its identity before the first request; a slow or failing handshake harms nobody else.
 
+use crate::keepalive::Keepalive;
 use crate::metrics::Metrics;
 use crate::service::caller::{Caller, Who};
 use arc_swap::ArcSwap;
@@ -148,10 +149,11 @@ impl Serving {
 /// Where accepted connections go.
 pub type Accepted = mpsc::Receiver<io::Result<Connection>>;
 
-/// The door: listeners put connections in, the server takes them out.
+/// The door: listeners put connections in, the servers take them out.
 #[derive(Debug, Clone)]
 pub struct Door {
-    accepted: mpsc::Sender<io::Result<Connection>>,
+    agents: mpsc::Sender<io::Result<Connection>>,
+    others: mpsc::Sender<io::Result<Connection>>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
     complaints: Arc<Mutex<Complaints>>,
@@ -165,10 +167,11 @@ struct Complaints {
 }
 
 impl Door {
-    /// A door and its inner side.
-    pub fn new(metrics: Arc<Metrics>, stop: CancellationToken) -> (Self, Accepted) {
-        let (accepted, inside) = mpsc::channel(ACCEPTED_MAX);
-        (Self { accepted, metrics, stop, complaints: Arc::default() }, inside)
+    /// A door and where agents come in, and everybody else.
+    pub fn new(metrics: Arc<Metrics>, stop: CancellationToken) -> (Self, Accepted, Accepted) {
+        let (agents, agents_inside) = mpsc::channel(ACCEPTED_MAX);
+        let (others, others_inside) = mpsc::channel(ACCEPTED_MAX);
+        (Self { agents, others, metrics, stop, complaints: Arc::default() }, agents_inside, others_inside)
     }
 
     /// Accepts mTLS connections until the coordinator stops.
@@ -257,8 +260,9 @@ impl Door {
     }
 
     async fn enter(&self, connection: Connection) {
+        let inside = if connection.caller.agent().is_some() { &self.agents } else { &self.others };
         // Closed only when the server has stopped; the connection then ends with it.
-        if self.accepted.send(Ok(connection)).await.is_err() {
+        if inside.send(Ok(connection)).await.is_err() {
             tracing::debug!("a connection came after the server had stopped");
         }
     }
@@ -271,10 +275,11 @@ struct Failed {
     presented: bool,
 }
 
-/// A socket for agents that come all at once.
-pub fn bind_tls(address: SocketAddr) -> io::Result<TcpListener> {
+/// A socket for agents that come all at once, and may be gone without a word.
+pub(crate) fn bind_tls(address: SocketAddr, keepalive: Keepalive) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    keepalive.guard(&socket)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -68,8 +68,9 @@ impl Coordinator {
     pub async fn start(config: Config, credentials: Credentials) -> anyhow::Result<Self> {
         let certificate = Arc::new(Certificate::new(credentials.clone()).context("the certificate cannot serve")?);
         let paging = Paging::open(&config, &credentials)?;
-        let grpc_listener =
-            bind_tls(config.listen.grpc).with_context(|| format!("cannot listen on {}", config.listen.grpc))?;
+        let keepalive = Keepalive::of(config.policy.liveness.heartbeat, config.policy.liveness.stale_after);
+        let grpc_listener = bind_tls(config.listen.grpc, keepalive)
+            .with_context(|| format!("cannot listen on {}", config.listen.grpc))?;
         let http_listener = match config.listen.http {
             Some(address) => {
                 Some(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?)
@@ -85,7 +86,6 @@ impl Coordinator {
         tracing::info!(id = %standing.id, fleet = %standing.fleet, role = %standing.role, "starting");
         let metrics = Arc::new(Metrics::default());
         let policy = config.policy.clone();
-        let keepalive = Keepalive::of(policy.liveness.heartbeat, policy.liveness.stale_after);
         let begin = Start { store, standing, policy, metrics: Arc::clone(&metrics) };
         let (handle, runtime) = tokio::task::spawn_blocking(move || start(begin)).await??;
 
@@ -96,7 +96,7 @@ impl Coordinator {
             (grpc_listener.local_addr()?, http_listener.as_ref().map(TcpListener::local_addr).transpose()?);
         let mut tasks = JoinSet::new();
         let failover = Failover::new(handle.clone(), credentials.clone(), config.failover.clone());
-        let (door, accepted) = Door::new(metrics, handle.stopping());
+        let (door, agents_in, others_in) = Door::new(metrics, handle.stopping());
         {
             let (door, certificate) = (door.clone(), Arc::clone(&certificate));
             tasks.spawn(async move {
@@ -111,7 +111,10 @@ impl Coordinator {
             });
         }
         let agents = AgentLink::new(failover.clone(), config.advertise.clone());
-        tasks.spawn(serve_grpc(accepted, handle.clone(), failover.clone(), agents, paging.clone(), keepalive));
+        for (accepted, keepalive) in [(agents_in, None), (others_in, Some(keepalive))] {
+            let (agents, paging) = (agents.clone(), paging.clone());
+            tasks.spawn(serve_grpc(accepted, keepalive, handle.clone(), failover.clone(), agents, paging));
+        }
         if let Some(listener) = http_listener {
             let handle = handle.clone();
             let inbound = paging.inbound.clone();
@@ -184,13 +187,15 @@ impl Coordinator {
     }
 }
 
+/// Serves what comes by `accepted`. Only where there is a `keepalive` a peer must also answer HTTP/2's pings: its timers
+/// wake every connection, too much for agents, and of an agent that hangs the silence tells.
 async fn serve_grpc(
     accepted: Accepted,
+    keepalive: Option<Keepalive>,
     handle: Handle,
     failover: Failover,
     agents: AgentLink,
     paging: Paging,
-    keepalive: Keepalive,
 ) -> anyhow::Result<()> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -202,8 +207,8 @@ async fn serve_grpc(
     let bounded = REQUEST_BYTES_MAX;
     let served = Server::builder()
         .layer(Watch(handle.metrics().refused.clone()))
-        .http2_keepalive_interval(Some(keepalive.interval))
-        .http2_keepalive_timeout(Some(keepalive.timeout))
+        .http2_keepalive_interval(keepalive.map(|keepalive| keepalive.silence))
+        .http2_keepalive_timeout(keepalive.map(|keepalive| keepalive.patience))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_PENDING_MAX))
