@@ -17,7 +17,7 @@ async fn ask(channel: &Channel, about: About) -> Result<ExplainResponse, Status>
 }
 
 /// Why nobody was paged about a host; about all of it where `service` is empty.
-pub async fn about_host(
+pub(crate) async fn about_host(
     channel: &Channel,
     agent: &str,
     service: &str,
