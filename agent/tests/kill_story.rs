@@ -1,11 +1,7 @@
 //! A real kill of a real service under the real daemon: one finding, whose sentence says how the process ended, who follows
 //! it, and that its database was checked since.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise and says what it skips"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod started;
 

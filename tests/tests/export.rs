@@ -1,5 +1,7 @@
 //! The post-incident note, whole: compared with a file. `MUSTER_BLESS=1` writes that file anew, for a person to read.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use muster_common::finding::{Finding, FindingEvent};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;

@@ -1,5 +1,7 @@
 //! Receivers that do not take their pages.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::page::PageAction;
 use muster_coordinator_core::state::IncidentStatus;

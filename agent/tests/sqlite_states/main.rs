@@ -12,7 +12,7 @@ mod live;
 mod support;
 
 use muster_agent::probe::{Context, Probe};
-use muster_agent::senses::sqlite::{SqliteOptions, SqliteProbe};
+use muster_agent::senses::sqlite::{CountedTable, SqliteOptions, SqliteProbe};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Verdict};
 use muster_common::evidence::Value;
@@ -160,7 +160,15 @@ fn what_is_not_a_database_is_said() {
     std::fs::write(at("text.db"), "not a database at all").unwrap();
     assert_eq!(reasons(&probe_once(&at("text.db"))), ["sqlite_not_a_database"]);
     std::fs::write(at("empty.db"), "").unwrap();
-    assert_eq!(probe_once(&at("empty.db")).verdict(), Verdict::Ok);
+    let empty = probe_once(&at("empty.db"));
+    assert!(empty.problems.is_empty() && empty.unknown.as_ref().unwrap().why.contains("it has 0 bytes"), "{empty:?}");
+    let rows = vec![CountedTable { table: "jobs".to_owned(), min_percent: 50 }];
+    let named = |one_shot| {
+        let options = SqliteOptions { rows: rows.clone(), ..SqliteOptions::default() };
+        SqliteProbe::new(service(), at("empty.db"), options).run(&context(1_000, one_shot))
+    };
+    assert_eq!(reasons(&named(true)), ["sqlite_shrunk"]);
+    assert_eq!(named(false).verdict(), Verdict::Ok, "the daemon sees new ones before their first table");
 }
 
 #[test]

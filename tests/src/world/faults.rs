@@ -264,7 +264,7 @@ impl World {
         self.peers_meet();
         let state = self.coordinators[self.primary()].machine.state();
         let (entries, incidents) = (state.head_index(), state.incidents().count());
-        let keys = self.told.values().map(|(keys, _)| keys.len()).sum::<usize>();
+        let keys = self.told.values().map(|told| told.keys.len()).sum::<usize>();
         self.note(format!("healed after {entries} entries, {incidents} incidents, {keys} deduplication keys"));
     }
 }

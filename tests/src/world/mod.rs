@@ -141,6 +141,17 @@ struct Stream {
     last_down: Timestamp,
 }
 
+/// What receivers were told about one incident.
+#[derive(Debug, Default)]
+struct Told {
+    /// Deduplication keys.
+    keys: BTreeSet<String>,
+    /// The most re-pages any coordinator counted for it.
+    repages: u64,
+    /// It was told while two reigned: each may have let it go on under another page's key.
+    of_two: bool,
+}
+
 /// Everything there is.
 #[derive(Debug)]
 pub struct World {
@@ -152,8 +163,8 @@ pub struct World {
     events: BTreeMap<(Timestamp, u64), Event>,
     n_events: u64,
     faults: bool,
-    /// Deduplication keys told about an incident in one reign, and the most re-pages counted for it there.
-    told: BTreeMap<((usize, u64), (String, u64)), (BTreeSet<String>, u64)>,
+    /// What receivers were told about each incident, by cause and generation.
+    told: BTreeMap<(String, u64), Told>,
     /// Deduplication keys that are open at the receiver.
     ringing: BTreeSet<String>,
     /// Events that an agent was told are safe for ever.

@@ -244,8 +244,11 @@ fn without_rows_the_size_tells_with_less_certainty() {
     }
 }
 
+/// What is told of a day, if anything.
+type Told = Option<(Reason, Option<Severity>)>;
+
 /// One copy a day with so many rows, or bytes where `by_rows` is false; of each day the reasons and the severity.
-fn days(amounts: &[u64], by_rows: bool) -> (World, Vec<Option<(Reason, Option<Severity>)>>) {
+fn days(amounts: &[u64], by_rows: bool) -> (World, Vec<Told>) {
     let mut world = World::new("/backup/hub.*.bak");
     let told = (1u64..).zip(amounts).map(|(day, amount)| {
         let size = if by_rows { 100_000 } else { *amount };

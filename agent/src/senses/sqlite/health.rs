@@ -9,7 +9,7 @@ use super::copy::Limits;
 use super::files::{Claim, Look};
 use super::log::{self, LogLook};
 use super::recipe;
-use super::{Ground, OneShot, SqliteOptions, health_report as report, unchecked};
+use super::{Ground, OneShot, SqliteOptions, health_report as report};
 use crate::probe::Context;
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
@@ -254,11 +254,11 @@ impl Health {
     fn unknown(&self, options: &SqliteOptions, one_shot: bool) -> Option<Unknown> {
         if self.loss.is_pending() {
             let why = "the log seems to lack frames that were committed; a second look has to confirm it";
-            return Some(unchecked(why, None));
+            return Some(Unknown::new(why, None));
         }
         if self.memory.grows && self.growth.is_none() {
             let why = "the log is beyond its bound again; whether it comes back shows within a minute";
-            return Some(unchecked(why, None));
+            return Some(Unknown::new(why, None));
         }
         if options.rows.is_empty() && !options.foreign_keys {
             return None;
@@ -266,12 +266,12 @@ impl Health {
         if self.dangling.is_none() {
             let why = if self.note.is_empty() { "they are looked at over several runs" } else { &self.note };
             let what = "rows and foreign keys have not been looked at yet";
-            return Some(unchecked(&format!("{what}: {why}"), None));
+            return Some(Unknown::new(format!("{what}: {why}"), None));
         }
         // Told to whoever tries the configuration; in the daemon it would keep everything else open.
         let absent = self.absent(options).filter(|_| one_shot)?;
         let why = format!("there is no table {absent:?}, whose rows are to be counted");
-        Some(unchecked(&why, Some("check `rows` of this database in the agent's configuration")))
+        Some(Unknown::new(&why, Some("check `rows` of this database in the agent's configuration")))
     }
 
     /// A table that is to be counted and never was there.

@@ -202,19 +202,28 @@ impl SqliteProbe {
         self.health.look_at_log(&path, &look, &claim, &self.options, context);
         let state = look.snapshot.state();
         let trouble = match state {
-            State::Empty => self.empty(&now),
+            State::Empty => {
+                // Without a memory of it the config is the only witness of what was in there. The daemon has the memory,
+                // and sees new databases before their first table.
+                let unknown_before = context.one_shot && !self.memory.had_content;
+                if unknown_before && !look.snapshot.locks.writing() {
+                    problems.extend(report::lacks_tables(&self.path, &self.options.rows));
+                }
+                let unchecked = self.empty(&now);
+                if unknown_before { Some(report::empty()) } else { unchecked }
+            }
             State::NotADatabase => {
                 problems.push(report::not_a_database(&self.path, &look));
-                Some(unchecked("the file is not a database", None))
+                Some(Unknown::new("the file is not a database", None))
             }
             State::HotJournal => {
                 let bytes = look.snapshot.journal.map_or(0, |journal| journal.size_bytes);
                 problems.push(report::journal_hot(&self.path, bytes));
-                Some(unchecked("a database with a hot journal is never opened", None))
+                Some(Unknown::new("a database with a hot journal is never opened", None))
             }
             State::Exclusive => self.stale_trouble(&now, "the database is locked exclusively", None),
             State::Changing => self.stale_trouble(&now, "the database is just being opened or closed", None),
-            _ if !ground.allows(&path) => Some(unchecked(
+            _ if !ground.allows(&path) => Some(Unknown::new(
                 "SQLite could write here and the kernel would not hold it back, so it was not opened",
                 Some(NO_LANDLOCK),
             )),
@@ -226,7 +235,7 @@ impl SqliteProbe {
         let trouble = trouble.or_else(|| {
             let length = human_duration(self.deep_hangs_for(&now)?);
             let why = format!("its deep check has been running for {length}: the kernel does not answer its reads");
-            Some(unchecked(&why, Some("look for a hung device: ps -eLo pid,stat,wchan:32,comm | grep ' D'")))
+            Some(Unknown::new(&why, Some("look for a hung device: ps -eLo pid,stat,wchan:32,comm | grep ' D'")))
         });
         let mut judgement = self.judge(&look, problems, trouble, &now);
         self.health.tell(&self.path, &self.options, &mut judgement, context);
@@ -356,16 +365,16 @@ impl SqliteProbe {
         let signs = self.suspicion.messages.first().or(self.deep_suspicion.messages.first());
         if let Some(sign) = signs {
             let why = format!("signs of damage that a second check has to confirm: {sign}");
-            return Some(unchecked(&why, None));
+            return Some(Unknown::new(&why, None));
         }
         if self.memory.deep_damaged {
-            return Some(unchecked("a deep check found damage; the next one has not ended yet", None));
+            return Some(Unknown::new("a deep check found damage; the next one has not ended yet", None));
         }
         match &self.options.one_shot {
             OneShot::Glance(_) => return None,
             OneShot::Deep(..) if self.last_deep == LastDeep::default() && !self.deep_note.is_empty() => {
                 let why = format!("its deep check was {}", self.deep_note);
-                return Some(unchecked(&why, Some(DEEP_AGAIN)));
+                return Some(Unknown::new(&why, Some(DEEP_AGAIN)));
             }
             _ => {}
         }
@@ -375,14 +384,14 @@ impl SqliteProbe {
         let left = self.last.as_ref().and_then(|last| last.pass.get("not_covered").map(ToString::to_string));
         let why =
             format!("not all of it has been checked yet: {}", left.unwrap_or_else(|| "no check has ended".into()));
-        Some(unchecked(&why, self.options.scratch_dir.is_none().then_some(NO_SCRATCH)))
+        Some(Unknown::new(&why, self.options.scratch_dir.is_none().then_some(NO_SCRATCH)))
     }
 
     /// An attempt without an answer leaves an earlier answer standing for a while.
     fn stale_trouble(&mut self, now: &Now, why: &str, way_out: Option<&str>) -> Option<Unknown> {
         why.clone_into(&mut self.attempt_note);
         let fresh = self.complete_boottime_ms.is_some_and(|at| now.since(at) <= CHECK_STANDS_MAX);
-        (!fresh).then(|| unchecked(why, way_out))
+        (!fresh).then(|| Unknown::new(why, way_out))
     }
 
     /// Zero bytes are a valid database, but not one that has been checked when there was content before: then what is
@@ -392,7 +401,7 @@ impl SqliteProbe {
         (self.deep_damage, self.suspicion, self.deep_suspicion) = Default::default();
         self.memory.deep_damaged = false;
         self.complete_boottime_ms = (!self.memory.had_content).then_some(now.boottime_ms);
-        self.memory.had_content.then(|| unchecked("there is no content left to check", None))
+        self.memory.had_content.then(|| Unknown::new("there is no content left to check", None))
     }
 
     fn obstructed(&self, obstacle: &Obstacle) -> Judgement {
@@ -405,7 +414,7 @@ impl SqliteProbe {
             }
         };
         // What was open stays open: a file that is gone is not a file that is well.
-        Judgement { unknown: Some(unchecked("there is no database to check", None)), ..Judgement::problem(problem) }
+        Judgement { unknown: Some(Unknown::new("there is no database to check", None)), ..Judgement::problem(problem) }
     }
 
     fn identity(&mut self, look: &Look, now: &Now) -> Vec<Problem> {
@@ -576,10 +585,6 @@ impl Ground {
     fn allows(&self, path: &Path) -> bool {
         self.sandbox.as_ref().is_some_and(|sandbox| sandbox.protects(path)) || !files::could_write(path)
     }
-}
-
-fn unchecked(why: &str, way_out: Option<&str>) -> Unknown {
-    Unknown::new(why, way_out)
 }
 
 fn coverage(pass: &Pass) -> String {

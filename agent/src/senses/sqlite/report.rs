@@ -1,7 +1,8 @@
 //! The sentences, evidence and next steps of the SQLite probe.
 
+use super::content::CountedTable;
 use super::files::{Look, Obstacle};
-use muster_agent_core::judgement::Problem;
+use muster_agent_core::judgement::{Problem, Unknown};
 use muster_agent_core::sqlite::damage::Damage;
 use muster_agent_core::sqlite::shrink::Extent;
 use muster_common::evidence::{Evidence, Grade};
@@ -116,6 +117,27 @@ pub(super) fn shrunk(path: &Path, size_bytes: u64, missing_bytes: Option<u64>) -
         "find out who truncated or recreated it: deploy scripts, a restore, a full disk",
         "compare with the newest good backup",
     ])
+}
+
+/// It has no content, and nobody knows whether it had any.
+pub(super) fn empty() -> Unknown {
+    let why = "it has 0 bytes: new and without tables, or all of its content is lost";
+    Unknown::new(why, Some("compare it with its newest backup; the running agent remembers what was in it"))
+}
+
+/// Nothing is in it, and the config names what should be: `counted`. `None` where it names nothing.
+pub(super) fn lacks_tables(path: &Path, counted: &[CountedTable]) -> Option<Problem> {
+    let shown = path.display();
+    let tables = counted.iter().map(|counted| counted.table.as_str()).collect::<Vec<_>>().join(", ");
+    let summary = format!("the database {shown} has 0 bytes, and the config names tables in it ({tables})");
+    let evidence = Evidence::new().text("path", shown.to_string()).bytes("size_bytes", 0).text("tables", tables);
+    let problem = Problem::new(Reason::SqliteShrunk, summary).evidence(evidence).grade(Grade::Likely).next_steps([
+        COPY_FIRST,
+        KEEP_BACKUPS,
+        NO_RESTART,
+        "compare with the newest good backup; a new installation that has made no table yet is well",
+    ]);
+    (!counted.is_empty()).then_some(problem)
 }
 
 /// The file lost most of its content since it was last seen.
