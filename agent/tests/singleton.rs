@@ -13,6 +13,7 @@ use muster_common::reason::Reason;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 fn spl() -> ServiceName {
     ServiceName::new("spl").unwrap()
@@ -35,8 +36,17 @@ impl Program {
         self.folder.path().join(&self.name)
     }
 
+    /// Gives it when its name and arguments are its own: the kernel lets the parent go on a moment before.
     fn start(&self, argument: &str) -> Running {
-        Running(Command::new(self.path()).arg(argument).spawn().unwrap())
+        let running = Running(Command::new(self.path()).arg(argument).spawn().unwrap());
+        let arguments = format!("/proc/{}/cmdline", running.0.id());
+        let own = format!("{}\0{argument}\0", self.path().display());
+        let end = Instant::now() + Duration::from_secs(60);
+        while std::fs::read_to_string(&arguments).unwrap() != own {
+            assert!(Instant::now() < end, "{} does not begin", self.name);
+            std::thread::yield_now();
+        }
+        running
     }
 }
 

@@ -168,7 +168,7 @@ fn what_is_not_a_database_is_said() {
         SqliteProbe::new(service(), at("empty.db"), options).run(&context(1_000, one_shot))
     };
     assert_eq!(reasons(&named(true)), ["sqlite_shrunk"]);
-    assert_eq!(named(false).verdict(), Verdict::Ok, "the daemon sees new ones before their first table");
+    assert!(named(false).problems.is_empty(), "the daemon sees new ones before their first table");
 }
 
 #[test]
