@@ -36,11 +36,10 @@ const HEAD: &str = "\
 /// Assembly has no sections of its own per function.
 const ALWAYS: [&str; 2] = ["*crt1.o(.text)", "*libring-*:*(.text .text.*)"];
 
-/// Runs the agent as it is shipped, but for its symbols, and writes the script.
+/// Runs the agent as it is shipped, with its symbols, and writes the script.
 pub(crate) fn run() -> Result<()> {
-    say!("building muster-agent as it is shipped, with its symbols …");
-    let symbols = ["--config", "profile.agent.strip = \"none\""];
-    let built = build(&[&["--profile", "agent", "--package", "muster-agent"], &symbols[..]].concat(), "agent")?;
+    say!("building muster-agent as it is shipped …");
+    let built = build(&["--profile", "agent", "--package", "muster-agent"], "agent")?;
     let agent = built.join("muster-agent");
     let folder = tempfile::tempdir()?;
     let called = folder.path().join("called");
