@@ -215,10 +215,18 @@ impl Report {
         self
     }
 
+    /// Whether something that only the running agent knows, and that lasts, is worse than all that was found here.
+    pub fn agent_knows_worse(&self) -> bool {
+        self.worst_said() > self.findings.iter().map(|finding| finding.severity).max()
+    }
+
+    fn worst_said(&self) -> Option<Severity> {
+        self.agent_says.iter().filter(|said| said.open).map(|said| said.severity).max()
+    }
+
     /// The overall verdict.
     pub fn overall(&self) -> Overall {
-        let said = self.agent_says.iter().filter(|said| said.open).map(|said| said.severity);
-        match self.findings.iter().map(|finding| finding.severity).chain(said).max() {
+        match self.findings.iter().map(|finding| finding.severity).chain(self.worst_said()).max() {
             Some(severity) if severity >= Severity::Sev2 => Overall::Critical,
             Some(_) => Overall::Warning,
             None if self.unanswered().next().is_none() => Overall::Ok,

@@ -36,10 +36,17 @@ pub struct Style {
 /// Prints the report.
 pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
     write_title(out, report, style)?;
+    // The worst comes first, whoever tells it.
+    let agent_first = report.agent_knows_worse();
+    if agent_first {
+        write_agent_says(out, report, style)?;
+    }
     for story in &report.stories {
         write_story(out, report, story, style)?;
     }
-    write_agent_says(out, report, style)?;
+    if !agent_first {
+        write_agent_says(out, report, style)?;
+    }
     // What a finding tells is not asked twice; where nothing tells it, it must not be lost.
     let is_told = |unknown: &Unanswered| {
         let of_it = |finding: &Finding| finding.key.subject.service.as_str() == unknown.service;
@@ -396,6 +403,28 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(report.only("other").agent_says.is_empty());
+    }
+
+    #[test]
+    fn what_the_running_agent_knows_comes_first_where_it_is_worse() {
+        for (severity, agent_first) in [(Severity::Sev1, true), (Severity::Sev2, false), (Severity::Sev4, false)] {
+            let closed = Problem::new(Reason::PortClosed, "closed").severity(Severity::Sev2);
+            let mut report = report(vec![ran(ProbeKind::Port, "tcp:1", Judgement::problem(closed))]);
+            report.agent_says = vec![AgentSays {
+                service: "hub".into(),
+                severity,
+                reason: "sqlite_lock_held".into(),
+                subject: "/hub.db".into(),
+                summary: "held".into(),
+                open: true,
+                next_steps: vec![],
+            }];
+            let mut out = Vec::new();
+            write(&mut out, &report, Style::default()).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            let (said, found) = (text.find("sqlite_lock_held").unwrap(), text.find("port_closed").unwrap());
+            assert_eq!(said < found, agent_first, "{text}");
+        }
     }
 
     #[test]
