@@ -601,29 +601,32 @@ fn what_an_agent_told_before_it_lost_entries_is_no_proof_of_two() {
     }
 }
 
-/// A build that a host sees for the first time is no known change; where nothing else changed, its diagnosis is told.
+/// The first look at a build is no change: no page names it, also where nothing else changed and where the diagnosis of
+/// an older agent does.
 #[test]
-fn a_build_seen_for_the_first_time_is_told_where_nothing_else_changed() {
-    let ill = |story: &str, change: bool| {
+fn a_build_seen_for_the_first_time_is_no_change() {
+    let story = "spl ended (exit code 3); possibly behind it: spl runs build 4add, seen for the first time, 53 s before; \
+                 no successor is known";
+    let ill = |told: &[(&str, &str)]| {
         let mut fleet = Fleet::new(policy());
         fleet.run_line("0 connect web-1");
-        if change {
-            fleet.run_line("1 occur web-1 spl update_failed 0");
-        }
+        let evidence = told.iter().fold(Evidence::new(), |evidence, (key, text)| evidence.text(key, *text));
+        let evidence = evidence.flag("first_seen", told.iter().all(|(key, _)| *key != "old"));
+        let build = Finding::new(key("spl", "executable", Reason::Change), "spl runs build 4add").evidence(evidence);
+        fleet.event(&agent("web-1"), FindingEvent::Occurred(build), Duration::ZERO);
+        fleet.run_line("53 end");
         let evidence = Evidence::new().text("diagnosis", story);
         let finding = Finding::new(key("spl", "x", Reason::PortClosed), "closed").evidence(evidence);
         fleet.event(&agent("web-1"), FindingEvent::Opened(finding), Duration::ZERO);
-        fleet.run_line("60 end");
+        fleet.run_line("120 end");
         fleet.check_journal();
         let changes = fleet.machine.state().newest_incident("host/web-1/service/spl").unwrap().changes.clone();
         let pages = fleet.pages().flat_map(|(_, page)| page.details.clone());
         (changes, pages.filter_map(|line| line.strip_prefix("what changed: ").map(str::to_owned)).next())
     };
-    let story = "spl ended (exit code 3); possibly behind it: spl runs build 4add, seen for the first time, 53 s before; \
-                 no successor is known";
-    let told = "web-1 says: spl runs build 4add, seen for the first time, 53 s before; whether another ran before is not known";
-    assert_eq!(ill(story, false), (vec![told.to_owned()], Some(told.to_owned())));
-    assert_eq!(ill("spl ended", false), (vec![], None));
-    let (changes, _) = ill(story, true);
-    assert!(changes.len() == 1 && changes[0].contains("an update of spl failed"), "{changes:?}");
+    let seen = [("what", "deploy"), ("new", "4add")];
+    assert_eq!(ill(&seen), (vec![], None));
+    let (changes, paged) = ill(&[seen[0], seen[1], ("old", "3bcc")]);
+    assert!(changes.len() == 1 && changes[0].contains("spl runs a new build 4add, it was 3bcc"), "{changes:?}");
+    assert_eq!(paged.as_deref(), Some(changes[0].as_str()));
 }

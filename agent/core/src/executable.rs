@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub const SHA256_KEY: &str = "executable_sha256";
 /// Key of the evidence: why there is no hash.
 pub const UNKNOWN_KEY: &str = "executable_unknown";
+/// Key of the evidence: nothing is known to have changed, this is the first look.
+pub const FIRST_SEEN_KEY: &str = "first_seen";
 /// Subject of the probe that finds it out.
 pub const SUBJECT: &str = "executable";
 /// Of a hash, what a sentence shows: enough to tell builds apart.
@@ -109,8 +111,8 @@ fn change(
 ) -> Problem {
     let short = short(sha256);
     let (summary, evidence) = match old {
-        // The first look changes nothing; it is told so that the fleet knows who runs what.
-        None => (format!("{service} runs build {short}, seen for the first time"), seen.flag("first_seen", true)),
+        // The first look changes nothing and explains nothing; it is told so that the fleet knows who runs what.
+        None => (format!("{service} runs build {short}, seen for the first time"), seen.flag(FIRST_SEEN_KEY, true)),
         Some(old) => {
             let mut evidence = seen.text("old", &old.sha256);
             if let Some(path) = &old.path {
@@ -210,7 +212,7 @@ mod tests {
     fn a_new_build_is_told_once_and_when_its_process_started() {
         let mut judge = ExecutableJudge::default();
         let first = look(&mut judge, 1, &executable(1, "aa"));
-        assert_eq!(first.occurrences[0].evidence.get("first_seen"), Some(&Value::Flag(true)));
+        assert_eq!(first.occurrences[0].evidence.get(FIRST_SEEN_KEY), Some(&Value::Flag(true)));
         assert_eq!(first.occurrences[0].evidence.get("old"), None);
         assert!(look(&mut judge, 2, &executable(1, "aa")).occurrences.is_empty(), "a restart is no change");
         assert!(look(&mut judge, 3, &executable(2, "aa")).occurrences.is_empty(), "nor is a copy of the same program");

@@ -31,10 +31,6 @@ const AFTER: Duration = Duration::from_secs(60);
 const HOSTS_LOOKED_AT_MAX: usize = 512;
 /// Lines of one incident.
 const LINES_MAX: usize = 6;
-/// Open findings of one incident that are asked what their host made of them.
-const FINDINGS_LOOKED_AT_MAX: usize = 64;
-/// How an agent tells of a build that it has not seen before.
-const FIRST_SEEN: &str = "seen for the first time";
 /// Bytes of one change in words.
 const WORDS_BYTES_MAX: usize = 200;
 /// Of a hash, what a sentence shows.
@@ -263,25 +259,7 @@ pub fn lines(state: &State, incident: &Incident) -> Vec<String> {
     if more > 0 {
         lines.push(format!("and {more} more changes within {} before it", human_duration(window)));
     }
-    if lines.is_empty() {
-        lines.extend(first_seen(state, incident));
-    }
     lines
-}
-
-/// A build that its host had not seen before: not known to be a change, and worth a line where nothing else is. By the
-/// diagnosis that came with an open finding.
-fn first_seen(state: &State, incident: &Incident) -> Option<String> {
-    let members = state.cause(&incident.key.cause)?.members.values().take(FINDINGS_LOOKED_AT_MAX);
-    members.into_iter().find_map(|member| {
-        let finding = &state.agent(&member.agent)?.open.get(member.key.as_ref()?)?.finding;
-        let Some(Value::Text(diagnosis)) = finding.evidence.get("diagnosis") else { return None };
-        let mut clauses = diagnosis.split(['(', ')', ';']).filter(|clause| clause.contains(FIRST_SEEN));
-        let clause = clauses.next()?;
-        let told = clause.rsplit_once(": ").map_or(clause, |(_, told)| told).trim();
-        let agent = &member.agent;
-        Some(format!("{agent} says: {}; whether another ran before is not known", clip(told, WORDS_BYTES_MAX)))
-    })
 }
 
 fn distance(at: Timestamp, began: Timestamp) -> Duration {

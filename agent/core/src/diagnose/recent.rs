@@ -3,9 +3,10 @@
 use super::rules::{Explained, explains, is_cause, is_effect};
 use super::{
     CHECK_AGE_KEY, EXIT_STATUS_KEY, HELD_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY, SERVICES_KEY,
-    SOURCE_PATH_KEY, START_TICKS_KEY,
+    SOURCE_PATH_KEY, START_TICKS_KEY, text,
 };
 use crate::clock::Now;
+use crate::executable::FIRST_SEEN_KEY;
 use crate::judgement::{Judgement, Problem, Verdict};
 use crate::process::exit::KILLED_BY_WHOM;
 use muster_common::evidence::{Evidence, Grade, Value};
@@ -101,7 +102,7 @@ impl Recent {
             if let Some(Value::Millis(held_ms)) = problem.evidence.get(HELD_KEY) {
                 trace.from_ms = trace.from_ms.saturating_sub(*held_ms);
             }
-            if !is_cause(trace.key.reason) && !is_effect(trace.key.reason) {
+            if is_no_change(problem) || (!is_cause(trace.key.reason) && !is_effect(trace.key.reason)) {
                 continue;
             }
             if problem.reason == Reason::OomKill && !trace.key.subject.service.is_host() {
@@ -274,6 +275,14 @@ impl Recent {
     }
 }
 
+/// Told by the name of a change so that the fleet knows of it, though nothing of the service is known to have changed: a
+/// build at the first look, and where a singleton runs, which is the service itself.
+fn is_no_change(problem: &Problem) -> bool {
+    let evidence = &problem.evidence;
+    let first_look = evidence.get(FIRST_SEEN_KEY) == Some(&Value::Flag(true));
+    problem.reason == Reason::Change && (first_look || text(evidence, "what") == Some("singleton"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,6 +362,30 @@ mod tests {
             let mut judgement = low();
             recent.explain(at(age_ms), &memory, &mut judgement);
             assert_eq!(judgement.problems[0].severity, expected, "{age_ms}");
+        }
+    }
+
+    #[test]
+    fn a_first_look_and_a_singleton_at_work_explain_nothing() {
+        let (program, spl) =
+            (subject("spl", ProbeKind::Process, "executable"), subject("spl", ProbeKind::PidFile, "/run/spl.pid"));
+        let build = || Evidence::new().text("what", "deploy").text("new", "4add");
+        for (seen, explains) in [
+            (build().flag(FIRST_SEEN_KEY, true), false),
+            (Evidence::new().text("what", "singleton").text("new", "running"), false),
+            (build().text("old", "3bcc"), true),
+        ] {
+            let mut recent = Recent::default();
+            let change = Problem::new(Reason::Change, "spl runs build 4add").evidence(seen.clone());
+            recent.note(at(0), &program, &Judgement::default().occurred(change));
+            assert_eq!(recent.occurrences().count(), usize::from(explains), "{seen:?}");
+            let mut down = Judgement::problem(Problem::new(Reason::ProcessDown, "gone").evidence(process(7, Some(1))));
+            recent.note(at(53_000), &spl, &down);
+            recent.explain(at(53_000), &spl, &mut down);
+            assert_eq!(cause(&down).is_some(), explains, "{seen:?}");
+            recent.tell(&crate::services::Services::default(), &spl, &mut down);
+            let told = down.problems[0].evidence.get("diagnosis").map(ToString::to_string).unwrap_or_default();
+            assert_eq!(told.contains("behind it"), explains, "{told}");
         }
     }
 
