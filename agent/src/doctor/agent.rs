@@ -6,10 +6,15 @@
 use super::report::{AgentSays, Report};
 use crate::local::client::{LocalError, status_at_once};
 use crate::senses::HostRoot;
+use muster_agent_core::diagnose::is_symptom;
 use muster_common::chain::Chain;
-use muster_common::limits::{NAME_BYTES_MAX, NEXT_STEPS_MAX, SUBJECT_BYTES_MAX, SUMMARY_BYTES_MAX, clip};
+use muster_common::finding::Finding;
+use muster_common::limits::{
+    NAME_BYTES_MAX, NEXT_STEPS_MAX, OPEN_FINDINGS_PER_AGENT_MAX, SUBJECT_BYTES_MAX, SUMMARY_BYTES_MAX, clip,
+};
+use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
-use muster_proto::convert::severity;
+use muster_proto::convert::{finding, severity};
 use muster_proto::v1;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -27,7 +32,10 @@ pub(super) fn add(report: &mut Report, host: &HostRoot, socket: &Path) {
         return;
     }
     match status_at_once(&place, ANSWER_MAX) {
-        Ok(status) => report.agent_says = said(&status, report),
+        Ok(status) => {
+            report.agent_says = said(&status, report);
+            fold(&status, report);
+        }
         Err(error) => report.notes.push(not_heard(socket, &error)),
     }
 }
@@ -38,20 +46,20 @@ fn not_heard(socket: &Path, error: &LocalError) -> String {
 
 /// The causes that it tells, without those that were found here as well.
 fn said(status: &v1::LocalStatus, report: &Report) -> Vec<AgentSays> {
-    let found: BTreeSet<(&str, &str)> = report
+    let known: BTreeSet<(&str, &str)> = report
         .stories
         .iter()
         .filter_map(|story| report.findings.get(story.cause))
         .map(|finding| (finding.key.subject.service.as_str(), finding.key.reason.as_str()))
         .collect();
-    let new = |said: &&v1::LocalDiagnosis| !found.contains(&(said.service.as_str(), said.reason.as_str()));
+    let new = |said: &&v1::LocalDiagnosis| !known.contains(&(said.service.as_str(), said.reason.as_str()));
     let said = status.diagnoses.iter().filter(new).map(|said| {
         let open = |finding: &&v1::FindingDetail| {
             let service = finding.subject.as_ref().map(|subject| subject.service.as_str());
             service == Some(said.service.as_str()) && finding.reason == said.reason
         };
-        let finding = status.findings.iter().find(open);
-        let subject = finding.and_then(|finding| finding.subject.as_ref()).map(|subject| subject.subject.as_str());
+        let found = status.findings.iter().find(open);
+        let subject = found.and_then(|finding| finding.subject.as_ref()).map(|subject| subject.subject.as_str());
         let steps = said.next_steps.iter().take(NEXT_STEPS_MAX);
         AgentSays {
             service: clip(&said.service, NAME_BYTES_MAX),
@@ -59,9 +67,116 @@ fn said(status: &v1::LocalStatus, report: &Report) -> Vec<AgentSays> {
             reason: clip(&said.reason, NAME_BYTES_MAX),
             subject: clip(subject.unwrap_or_default(), SUBJECT_BYTES_MAX),
             summary: clip(&said.summary, SUMMARY_BYTES_MAX),
-            open: finding.is_some(),
+            open: found.is_some(),
             next_steps: steps.map(|step| clip(step, SUMMARY_BYTES_MAX)).collect(),
+            seen_here: Vec::new(),
         }
     });
     said.take(SAID_MAX).collect()
+}
+
+/// One exit, one story: what was found here and is a symptom of what the agent saw (a pid file that names the process
+/// whose end it tells) is told with it.
+fn fold(status: &v1::LocalStatus, report: &mut Report) {
+    let open = status.findings.iter().take(OPEN_FINDINGS_PER_AGENT_MAX);
+    let open: Vec<Finding> = open.filter_map(|detail| finding(detail, ReasonKind::Condition).ok()).collect();
+    let Report { stories, findings, agent_says, .. } = report;
+    stories.retain(|story| {
+        let Some(found) = findings.get(story.cause) else { return true };
+        let Some(cause) = open.iter().find(|cause| is_symptom(cause, found)) else { return true };
+        let Some(said) = teller(agent_says, cause) else { return true };
+        if !said.open {
+            // What happened has left something that lasts.
+            (said.open, said.subject) = (true, clip(&cause.key.subject.subject, SUBJECT_BYTES_MAX));
+        }
+        let links = story.links.iter().filter_map(|link| findings.get(link.finding));
+        let seen = std::iter::once(found).chain(links);
+        said.seen_here
+            .extend(seen.map(|seen| format!("{} {} {}", seen.severity, seen.key.reason, seen.key.subject.subject)));
+        false
+    });
+}
+
+/// Who of them tells of `cause`: it, or what the agent found to be behind it.
+fn teller<'a>(agent_says: &'a mut [AgentSays], cause: &Finding) -> Option<&'a mut AgentSays> {
+    let tells = |said: &AgentSays, reason: Reason| {
+        said.service == cause.key.subject.service.as_str() && said.reason == reason.as_str()
+    };
+    let reasons = [cause.key.reason, Reason::OomKill, Reason::RestartLoop];
+    let at = reasons.iter().find_map(|reason| agent_says.iter().position(|said| tells(said, *reason)))?;
+    agent_says.get_mut(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::report::Ran;
+    use muster_agent_core::clock::Now;
+    use muster_agent_core::diagnose::Recent;
+    use muster_agent_core::judgement::{Judgement, Problem};
+    use muster_agent_core::services::Services;
+    use muster_common::evidence::Evidence;
+    use muster_common::finding::{FindingKey, ProbeKind, SubjectKey};
+    use muster_common::ids::ServiceName;
+    use muster_common::time::Timestamp;
+    use muster_proto::convert::{finding_to_wire, severity_to_wire};
+
+    fn subject() -> SubjectKey {
+        SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::PidFile, "/run/spl.pid")
+    }
+
+    /// A look that found a stale pid file and a closed port.
+    fn found(pid: u32) -> Report {
+        let stale = Problem::new(Reason::PidFileStale, "stale").evidence(Evidence::new().count("pid", pid));
+        let closed = Problem::new(Reason::PortClosed, "closed");
+        let port = SubjectKey { probe: ProbeKind::Port, subject: "tcp:1".into(), ..subject() };
+        let ran = [(subject(), stale), (port, closed)].map(|(subject, problem)| Ran {
+            subject,
+            judgement: Judgement::problem(problem),
+            took: Duration::ZERO,
+        });
+        let mut recent = Recent::default();
+        for ran in &ran {
+            recent.note(Now { boottime_ms: 1, wall: Timestamp::UNIX_EPOCH }, &ran.subject, &ran.judgement);
+        }
+        Report::new("web-1".into(), ran.into(), &recent, &Services::default())
+    }
+
+    /// What an agent says that saw the end of process 7, with `reason` as the cause.
+    fn status(reason: Reason) -> v1::LocalStatus {
+        let key = FindingKey { subject: subject(), reason: Reason::ProcessDown };
+        let down = Finding::new(key, "spl (pid 7) ended").evidence(Evidence::new().count("pid", 7u32));
+        let diagnosis = v1::LocalDiagnosis {
+            service: "spl".into(),
+            severity: severity_to_wire(Severity::Sev2),
+            reason: reason.to_string(),
+            summary: "spl (pid 7) ended by SIGKILL".into(),
+            ..v1::LocalDiagnosis::default()
+        };
+        v1::LocalStatus { findings: vec![finding_to_wire(&down)], diagnoses: vec![diagnosis], ..Default::default() }
+    }
+
+    #[test]
+    fn one_exit_is_one_story_and_another_exit_another() {
+        for (pid, cause, stories) in [
+            (7, Reason::ProcessDown, 0),
+            (7, Reason::OomKill, 0),
+            // Another process, and a cause that has nothing to do with an exit.
+            (8, Reason::ProcessDown, 1),
+            (7, Reason::SqliteLockHeld, 1),
+        ] {
+            let (mut report, status) = (found(pid), status(cause));
+            report.agent_says = said(&status, &report);
+            fold(&status, &mut report);
+            assert_eq!((report.stories.len(), report.agent_says.len()), (stories, 1), "{pid} {cause}");
+            let said = &report.agent_says[0];
+            if stories == 0 {
+                assert_eq!(said.seen_here, ["sev3 pid_file_stale /run/spl.pid", "sev2 port_closed tcp:1"]);
+                assert!(said.open && said.subject == "/run/spl.pid", "{said:?}");
+            } else {
+                assert!(said.seen_here.is_empty(), "{said:?}");
+            }
+            assert_eq!(report.findings.len(), 2, "programs are told what was found");
+        }
+    }
 }

@@ -49,6 +49,9 @@ pub struct AgentSays {
     pub open: bool,
     /// What a person could do, in order.
     pub next_steps: Vec<String>,
+    /// What was found here and is a symptom of it: reason and subject.
+    #[serde(default)]
+    pub seen_here: Vec<String>,
 }
 
 /// A question without an answer.
@@ -278,6 +281,7 @@ impl Report {
             json!({
                 "service": said.service, "severity": said.severity.as_str(), "reason": said.reason,
                 "subject": said.subject, "summary": said.summary, "open": said.open, "next_steps": said.next_steps,
+                "seen_here": said.seen_here,
             })
         };
         self.agent_says.iter().map(said).collect()

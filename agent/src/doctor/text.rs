@@ -50,7 +50,8 @@ pub fn write(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<(
     // What a finding tells is not asked twice; where nothing tells it, it must not be lost.
     let is_told = |unknown: &Unanswered| {
         let of_it = |finding: &Finding| finding.key.subject.service.as_str() == unknown.service;
-        unknown.told_elsewhere && report.findings.iter().any(of_it)
+        let is_said = || report.agent_says.iter().any(|said| said.open && said.service == unknown.service);
+        unknown.told_elsewhere && (report.findings.iter().any(of_it) || is_said())
     };
     let unknown: Vec<&Unanswered> =
         report.unknown.iter().filter(|unknown| style.verbose || !is_told(unknown)).collect();
@@ -210,6 +211,9 @@ fn write_agent_says(out: &mut dyn Write, report: &Report, style: Style) -> io::R
         let subject = if said.open { plain(&said.subject) } else { "(within the last hour)".to_owned() };
         writeln!(out, "  {}  {subject}", paint(&title, colour, style))?;
         writeln!(out, "    {}", plain(&said.summary))?;
+        if !said.seen_here.is_empty() {
+            writeln!(out, "    {} {}", paint("seen here:", Paint::Bold, style), plain(&said.seen_here.join("; ")))?;
+        }
         for step in &said.next_steps {
             writeln!(out, "    {} {}", paint("next:", Paint::Bold, style), plain(step))?;
         }
@@ -387,6 +391,7 @@ mod tests {
             summary: format!("{reason}\u{1b}[2J"),
             open,
             next_steps: vec!["look".into()],
+            seen_here: vec![],
         };
         report.agent_says = vec![said("process_restarted", false)];
         assert_eq!(report.overall(), Overall::Ok);
@@ -418,6 +423,7 @@ mod tests {
                 summary: "held".into(),
                 open: true,
                 next_steps: vec![],
+                seen_here: vec![],
             }];
             let mut out = Vec::new();
             write(&mut out, &report, Style::default()).unwrap();

@@ -14,6 +14,7 @@ pub use recent::{Recent, Trace};
 pub use story::{Link, Relation, Story, stories};
 
 use muster_common::evidence::{Evidence, Value};
+use muster_common::finding::Finding;
 
 /// Evidence key of a process id, in the findings of every probe that names a process.
 pub const PID_KEY: &str = "pid";
@@ -37,6 +38,14 @@ pub const SCOPE_KEY: &str = "scope";
 pub const HELD_KEY: &str = "held_ms";
 /// How long ago the last check of a database that passed was, in what is seen of one that is well.
 pub const CHECK_AGE_KEY: &str = "check_age_ms";
+
+/// Whether both belong to one story, `effect` as a symptom of `cause`, as two lookers at the same moment found them. Two
+/// processes that are known to be different never do.
+pub fn is_symptom(cause: &Finding, effect: &Finding) -> bool {
+    let pids = number(&cause.evidence, PID_KEY).zip(number(&effect.evidence, PID_KEY));
+    let explained = || rules::explains(&Trace::new(cause, 0), &Trace::new(effect, 0));
+    pids.is_none_or(|(pid, other)| pid == other) && explained().is_some_and(|explained| !explained.background)
+}
 
 pub(crate) fn number(evidence: &Evidence, key: &str) -> Option<u64> {
     match evidence.get(key)? {
