@@ -232,6 +232,7 @@ fn a_real_kill_in_a_cgroup_is_found_and_given_to_its_service() {
     let folder = tempfile::tempdir().unwrap();
     let pid_file = folder.path().join("hog.pid");
     std::fs::write(&pid_file, pid.to_string()).unwrap();
+    let begun_ms = clock::now().boottime_ms;
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let status = child.wait().unwrap();
     assert!(!status.success(), "the kernel did not kill it");
@@ -248,6 +249,10 @@ fn a_real_kill_in_a_cgroup_is_found_and_given_to_its_service() {
     assert!(ours.iter().all(|problem| problem.service.as_ref() == Some(&service)), "{ours:?}");
     assert!(ours.iter().all(|problem| problem.severity == Some(Severity::Sev2)));
     assert_eq!(text(ours[0], "scope").as_deref(), Some("memcg"));
+    // However far the clock of the log is behind: it was killed for what it took.
+    let told_ms = clock::now().boottime_ms;
+    let happened: Vec<_> = ours.iter().filter_map(|problem| problem.observed_boottime_ms).collect();
+    assert!(happened.iter().all(|at_ms| (begun_ms..=told_ms).contains(at_ms)), "{begun_ms} {happened:?} {told_ms}");
     let mut pids: Vec<_> = ours.iter().map(|problem| count(problem, "pid")).collect();
     let all = pids.len();
     pids.sort_unstable();

@@ -6,10 +6,9 @@ use super::small::read_small_text;
 use super::{HostRoot, process};
 use crate::clock;
 use crate::probe::{Context, Probe};
-use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::kmsg::report::{Belonging, oom_kill, unexplained_kills, unnamed_kills};
-use muster_agent_core::kmsg::{Balance, Cursor, Joiner, Outcome, Seen, Unnamed, Victim, parse_record};
+use muster_agent_core::kmsg::{Balance, Cursor, Joiner, LogClock, Outcome, Seen, Unnamed, Victim, parse_record};
 use muster_agent_core::pid_file::ProcessReading;
 use muster_agent_core::services::Services;
 use muster_common::evidence::Evidence;
@@ -49,6 +48,8 @@ pub struct OomProbe {
     state: State,
     /// True when the last life of the agent left a state, of this boot or of another.
     resumed: bool,
+    /// Everything that was in the log at the last run has been read.
+    caught_up: bool,
     initial_namespace: bool,
 }
 
@@ -62,6 +63,8 @@ struct State {
     lost_records: u64,
     forged_lines: u64,
     kills: u64,
+    #[serde(default)]
+    clock: LogClock,
 }
 
 /// What one pass over the log brought.
@@ -71,6 +74,8 @@ struct Pass {
     records: u64,
     lost: u64,
     error: Option<String>,
+    /// When it was over.
+    read_boottime_ms: u64,
 }
 
 impl OomProbe {
@@ -80,7 +85,7 @@ impl OomProbe {
         let namespace = std::fs::read_link(root.path("/proc/self/ns/pid"));
         let initial_namespace = namespace.is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE);
         let state = State { boot: Some(clock::boot_id(&root)).filter(|boot| !boot.0.is_nil()), ..State::default() };
-        Self { subject, root, log: None, state, resumed: false, initial_namespace }
+        Self { subject, root, log: None, state, resumed: false, caught_up: false, initial_namespace }
     }
 
     fn counted(&self) -> Option<u64> {
@@ -88,10 +93,11 @@ impl OomProbe {
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
     }
 
-    /// Reads what is new.
+    /// Reads what is new. What is there at the first look may be old; what comes later is read as it comes.
     fn pass(&mut self, log: &OwnedFd) -> Pass {
         let mut pass = Pass::default();
         let mut buffer = vec![0u8; RECORD_BYTES_MAX];
+        let (caught_up, suspended_ms) = (self.caught_up, clock::suspended_ms());
         for _ in 0..RECORDS_PER_RUN_MAX {
             let length = match read(log, buffer.as_mut_slice()) {
                 Ok(0) | Err(Errno::AGAIN) => break,
@@ -109,8 +115,13 @@ impl OomProbe {
             let Seen::New { lost } = self.state.cursor.see(sequence) else { continue };
             pass.lost = pass.lost.saturating_add(lost);
             pass.records += 1;
+            if let Some(usec) = line.usec.filter(|_| caught_up) {
+                self.state.clock.see(stamp_ms(usec, suspended_ms), clock::now().boottime_ms);
+            }
             self.state.joiner.feed(&line);
         }
+        self.caught_up = pass.error.is_none() && pass.records < u64::from(RECORDS_PER_RUN_MAX);
+        pass.read_boottime_ms = clock::now().boottime_ms;
         self.state.lost_records = self.state.lost_records.saturating_add(pass.lost);
         pass
     }
@@ -134,8 +145,8 @@ impl OomProbe {
         self.state.balance.check(counted, lines, false)
     }
 
-    fn report(&self, victim: &Victim, context: &Context) -> Problem {
-        let observed = observed_boottime_ms(victim.usec, context.now);
+    fn report(&self, victim: &Victim, pass: &Pass, context: &Context) -> Problem {
+        let observed = self.observed_boottime_ms(victim.usec, pass);
         let belonging = {
             let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
             self.belonging(victim, observed, &services)
@@ -174,11 +185,18 @@ impl OomProbe {
         }
     }
 
-    fn judge(&self, outcome: &Outcome, since: Option<u64>, context: &Context) -> Judgement {
+    /// When the kernel wrote it. Its stamps leave out suspended time; all of that is taken as past, which is right for
+    /// records since the last resume and late for older ones.
+    fn observed_boottime_ms(&self, usec: Option<u64>, pass: &Pass) -> u64 {
+        let written = usec.map(|usec| self.state.clock.written_boottime_ms(stamp_ms(usec, clock::suspended_ms())));
+        written.map_or(pass.read_boottime_ms, |written| written.min(pass.read_boottime_ms))
+    }
+
+    fn judge(&self, outcome: &Outcome, since: Option<u64>, pass: &Pass, context: &Context) -> Judgement {
         let mut judgement = Judgement::default();
-        let news = |usec| since.is_none_or(|since| observed_boottime_ms(usec, context.now) >= since);
+        let news = |usec| since.is_none_or(|since| self.observed_boottime_ms(usec, pass) >= since);
         for victim in outcome.victims.iter().filter(|victim| news(victim.usec)) {
-            judgement.occurrences.push(self.report(victim, context));
+            judgement.occurrences.push(self.report(victim, pass, context));
         }
         let unnamed: Vec<Unnamed> = outcome.unnamed.iter().filter(|unnamed| news(unnamed.usec)).cloned().collect();
         judgement.occurrences.extend(group_unnamed(&unnamed));
@@ -209,7 +227,7 @@ impl Probe for OomProbe {
             (first && !self.resumed).then_some(LOOK_BACK_FIRST)
         };
         let since = since.map(|back| context.now.boottime_ms.saturating_sub(ms(back)));
-        let mut judgement = self.judge(&outcome, since, context);
+        let mut judgement = self.judge(&outcome, since, &pass, context);
         if unexplained > 0 {
             judgement.occurrences.push(unexplained_kills(unexplained, self.state.lost_records));
         }
@@ -265,11 +283,9 @@ pub(super) fn group_unnamed(unnamed: &[Unnamed]) -> Vec<Problem> {
     groups.into_iter().map(|(kill, kills)| unnamed_kills(kill, kills)).collect()
 }
 
-/// When the kernel wrote it. Its stamps leave out suspended time; all of that is taken as past, which is right for
-/// records since the last resume and late for older ones.
-fn observed_boottime_ms(usec: Option<u64>, now: Now) -> u64 {
-    let stamp = usec.map(|usec| (usec / 1000).saturating_add(clock::suspended_ms()));
-    stamp.unwrap_or(now.boottime_ms).min(now.boottime_ms)
+/// The log's time of a record, with the time for which the host has slept.
+const fn stamp_ms(usec: u64, suspended_ms: u64) -> u64 {
+    (usec / 1000).saturating_add(suspended_ms)
 }
 
 fn ms(length: Duration) -> u64 {

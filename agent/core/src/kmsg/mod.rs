@@ -6,6 +6,7 @@
 //! Must never believe a line that user space wrote, never count a victim twice and never panic on any bytes.
 
 pub mod balance;
+pub mod clock;
 pub mod cursor;
 pub mod events;
 pub mod forms;
@@ -13,6 +14,7 @@ pub mod line;
 pub mod report;
 
 pub use balance::Balance;
+pub use clock::LogClock;
 pub use cursor::{Cursor, Seen};
 pub use events::{Joiner, Outcome, Proof, Scope, Trigger, Unnamed, Victim};
 pub use line::{Line, Source, bears_kernel_mark, parse_record, parse_saved};
