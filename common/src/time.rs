@@ -56,6 +56,11 @@ impl Timestamp {
         self.to_jiff().strftime("%Y-%m-%d %H:%M UTC").to_string()
     }
 
+    /// For people, of what happens while they look: `01:44:05Z`. A sentence with it is as true an hour later.
+    pub fn to_utc_clock(self) -> String {
+        self.to_jiff().strftime("%H:%M:%SZ").to_string()
+    }
+
     fn to_jiff(self) -> jiff::Timestamp {
         jiff::Timestamp::from_millisecond(self.unix_ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
     }
@@ -94,6 +99,7 @@ mod tests {
         assert_eq!(t.to_string(), "2026-11-21T01:44:05.678Z");
         assert_eq!(t.utc_day(), 20_261_121);
         assert_eq!(t.to_utc_minute(), "2026-11-21 01:44 UTC");
+        assert_eq!(t.to_utc_clock(), "01:44:05Z");
         assert_eq!(Timestamp::UNIX_EPOCH.to_string(), "1970-01-01T00:00:00.000Z");
     }
 

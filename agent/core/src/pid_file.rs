@@ -151,6 +151,9 @@ struct Known {
     named_at: Timestamp,
     first_seen_boottime_ms: u64,
     ended_boottime_ms: Option<u64>,
+    /// The same by the wall clock, for people: taken once, so that a clock that is set later changes no sentence.
+    #[serde(default)]
+    ended_at: Option<Timestamp>,
     /// How it ended, once somebody told.
     #[serde(default)]
     exit: Option<Exit>,
@@ -317,7 +320,7 @@ impl PidFileJudge {
             _ => false,
         };
         if ended {
-            known.ended_boottime_ms = Some(now.boottime_ms);
+            (known.ended_boottime_ms, known.ended_at) = (Some(now.boottime_ms), Some(now.wall));
         }
     }
 
@@ -339,9 +342,9 @@ impl PidFileJudge {
         let exit = known.exit();
         let how = exit.status().map(|status| format!(" {}", status.words())).unwrap_or_default();
         let summary = format!(
-            "{} ended {}{how}; it had run for {} and no successor is known",
+            "{} ended at {}{how}; it had run for {} and no successor is known",
             exit::who(&self.service, &known.facts.comm, known.facts.process.pid),
-            ago(now.since(ended)),
+            known.ended_at.unwrap_or_else(|| now.wall - now.since(ended)).to_utc_clock(),
             human_duration(lived)
         );
         let evidence = facts_evidence(&known.facts)
@@ -461,8 +464,14 @@ impl PidFileJudge {
         if let Some(old) = self.known.as_ref().filter(|known| known.facts.process != facts.process) {
             judgement = judgement.occurred(restarted(&self.service, path, old, &facts));
         }
-        self.known =
-            Some(Known { facts, named_at: modified, first_seen_boottime_ms, ended_boottime_ms: None, exit: None });
+        self.known = Some(Known {
+            facts,
+            named_at: modified,
+            first_seen_boottime_ms,
+            ended_boottime_ms: None,
+            ended_at: None,
+            exit: None,
+        });
         judgement
     }
 }
@@ -562,11 +571,6 @@ fn restarted(service: &str, path: &str, old: &Known, new: &Facts) -> Problem {
     let mut problem = Problem::new(Reason::ProcessRestarted, summary).evidence(evidence);
     problem.observed_boottime_ms = Some(new.start_boottime_ms);
     problem
-}
-
-/// Under a second the number says nothing.
-fn ago(length: Duration) -> String {
-    if length.as_secs() == 0 { "just now".to_owned() } else { format!("{} ago", human_duration(length)) }
 }
 
 #[cfg(test)]
@@ -738,7 +742,7 @@ mod tests {
         let alive = |pid, start| Some(ProcessReading::Alive(Facts { comm: "python3".into(), ..facts(pid, start) }));
         judge.judge(PATH, reading(file(5, 1_000), alive(5, 1_000)), at(2_000), false);
         let down = judge.judge(PATH, reading(file(5, 1_000), Some(ProcessReading::Gone)), at(3_000), false);
-        assert!(down.problems[0].summary.starts_with("spl (python3, pid 5) ended just now; "), "{down:?}");
+        assert!(down.problems[0].summary.starts_with("spl (python3, pid 5) ended at 13:46:43Z; "), "{down:?}");
         let back = judge.judge(PATH, reading(file(6, 4_000), alive(6, 4_000)), at(5_000), false);
         assert_eq!(back.occurrences[0].summary, "spl (python3) restarted: pid 5 became pid 6");
     }

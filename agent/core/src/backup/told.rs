@@ -159,12 +159,12 @@ pub(super) fn shrinking(rules: &Rules, shrinking: &Shrinking<'_>, now: Now) -> P
     let percent = u128::from(shrinking.now) * 100 / u128::from(shrinking.before.max(1));
     let old = age(&largest.file, now);
     let summary = format!(
-        "the backup {} has {} ({percent} %) of the {} that the largest good copy had {} ago: copies shrink little by \
+        "the backup {} has {} ({percent} %) of the {} in the largest good copy, of {}: copies shrink little by \
          little, none of them by much",
         shown(&newest.file.path),
         amount(shrinking.now),
         amount(shrinking.before),
-        length(old)
+        largest.file.modified.to_utc_minute()
     );
     let key = |what: &str| format!("{what}_{}", if by_rows { "rows" } else { "bytes" });
     let value = |amount| if by_rows { Value::Count(amount) } else { Value::Bytes(amount) };

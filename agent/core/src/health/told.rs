@@ -92,13 +92,8 @@ pub(super) fn expiring(rules: &Rules, certificate: Option<&Certificate>, now: No
     }
     let url = redact(&rules.url);
     let when = certificate.not_after.to_utc_minute();
-    let summary = if expired {
-        let ago = human_duration(now.wall.since(certificate.not_after));
-        format!("the certificate of {url} ran out {ago} ago, on {when} (subject {})", certificate.subject)
-    } else {
-        let left = human_duration(left);
-        format!("the certificate of {url} runs out in {left}, on {when} (subject {})", certificate.subject)
-    };
+    let verb = if expired { "ran out" } else { "runs out" };
+    let summary = format!("the certificate of {url} {verb} on {when} (subject {})", certificate.subject);
     let evidence = Evidence::new()
         .text("url", &url)
         .text("subject", &certificate.subject)

@@ -195,7 +195,7 @@ impl ServiceJudge {
         if stopped {
             words.push("its processes are stopped: the cgroup is out of memory and its OOM killer is off".to_owned());
         } else if was_out {
-            words.push("it ran out of memory within the last minute".to_owned());
+            words.push("it ran out of memory".to_owned());
         }
         if let Some(psi) = reading.psi.filter(|_| self.stalling) {
             words.push(if words.is_empty() { format!("{service}: {}", psi.words()) } else { psi.words() });

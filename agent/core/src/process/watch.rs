@@ -13,6 +13,7 @@ use crate::services::Instance;
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::ids::ProcessId;
 use muster_common::reason::Reason;
+use muster_common::time::Timestamp;
 use muster_common::units::{human_bytes, human_duration};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -131,6 +132,9 @@ pub struct ProcessJudge {
     zombie_count: u64,
     zombies_high: bool,
     ended_boottime_ms: Option<u64>,
+    /// The same by the wall clock, for people: taken once, so that a clock that is set later changes no sentence.
+    #[serde(default)]
+    ended_at: Option<Timestamp>,
     exit: Option<Exit>,
     zombie_runs: u32,
 }
@@ -176,6 +180,7 @@ impl ProcessJudge {
             Life::Zombie(exit) | Life::Gone(exit) => {
                 let ended =
                     *self.ended_boottime_ms.get_or_insert(instance.ended_boottime_ms.unwrap_or(now.boottime_ms));
+                self.ended_at.get_or_insert(now.wall - now.since(ended));
                 if !matches!(self.exit, Some(Exit::Known { .. })) {
                     self.exit = Some(exit.clone());
                 }
@@ -205,11 +210,10 @@ impl ProcessJudge {
             return Judgement::ok(evidence.text(PROCESS_KEY, HAS_ENDED).text("judged_by", told_by));
         }
         let pid = instance.process.pid;
-        let ago =
-            if down_for.as_secs() == 0 { "just now".to_owned() } else { format!("{} ago", human_duration(down_for)) };
+        let at = self.ended_at.unwrap_or(now.wall).to_utc_clock();
         let how = status.map(|status| format!(" {}", status.words())).unwrap_or_default();
         let summary = format!(
-            "{} ended {ago}{how}; it had run for {} and no successor is known",
+            "{} ended at {at}{how}; it had run for {} and no successor is known",
             exit::who(&self.service, &instance.comm, pid),
             human_duration(lived)
         );
@@ -239,7 +243,7 @@ impl ProcessJudge {
         now: Now,
         one_shot: bool,
     ) -> Judgement {
-        (self.ended_boottime_ms, self.exit, self.zombie_runs) = (None, None, 0);
+        (self.ended_boottime_ms, self.ended_at, self.exit, self.zombie_runs) = (None, None, None, 0);
         let mut judgement = Judgement { seen: usage_evidence(usage, seen), ..Judgement::default() };
         match &usage.open_files {
             Ok(open) => judgement.problems.extend(self.files(rules, instance, start_ms, *open, usage, now)),

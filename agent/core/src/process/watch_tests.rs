@@ -190,7 +190,7 @@ fn the_end_is_told_once_by_who_owns_it() {
     let later = judge.judge(&RULES, &instance(7), 1_000, &Life::Gone(Exit::Unknown("x".into())), at(71_000), false);
     let problem = &later.problems[0];
     let start =
-        "spl (pid 7) ended 10 s ago by SIGSEGV (it crashed on memory that is not its own, a core was dumped); it";
+        "spl (pid 7) ended at 00:00:00Z by SIGSEGV (it crashed on memory that is not its own, a core was dumped); it";
     assert!(problem.summary.starts_with(start), "{}", problem.summary);
     assert_eq!(problem.evidence.get("lifetime_ms"), Some(&Value::Millis(60_000)));
     // A successor clears it.

@@ -14,6 +14,7 @@ use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::ids::ProcessId;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
+use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -59,12 +60,18 @@ pub struct UnitJudge {
     seen_before: Option<(Life, u64)>,
     /// What was wrong when the unit was last in a state to stay in.
     held: Option<Problem>,
+    /// When its state changed last, by systemd's clock and by the wall clock, for people: taken once, so that a clock
+    /// that is set later changes no sentence.
+    #[serde(default)]
+    state_from: Option<(u64, Timestamp)>,
 }
 
 /// One run's view.
 struct View<'a> {
     unit: &'a str,
     state: &'a UnitState,
+    /// Since when it is in its state, by the wall clock.
+    in_state_from: Option<Timestamp>,
     now: Now,
     suspended_ms: u64,
     one_shot: bool,
@@ -86,18 +93,23 @@ impl View<'_> {
         self.since(self.state.state_change_usec)
     }
 
-    /// ` (3 min ago)`; nothing where systemd does not tell.
+    /// ` (3 min ago)` for who looks now, ` (2026-11-21 01:44 UTC)` in what is kept and read later; nothing where systemd
+    /// does not tell.
     fn ago_words(&self) -> String {
-        self.in_state_words(|lasted| format!(" ({lasted} ago)"))
+        self.in_state_words(|lasted| format!("{lasted} ago"), "")
     }
 
-    /// ` (for 3 min)`; nothing where systemd does not tell.
+    /// ` (for 3 min)`, ` (since 2026-11-21 01:44 UTC)`; nothing where systemd does not tell.
     fn for_words(&self) -> String {
-        self.in_state_words(|lasted| format!(" (for {lasted})"))
+        self.in_state_words(|lasted| format!("for {lasted}"), "since ")
     }
 
-    fn in_state_words(&self, words: fn(String) -> String) -> String {
-        if self.state.state_change_usec == 0 { String::new() } else { words(human_duration(self.in_state())) }
+    fn in_state_words(&self, lasted: fn(String) -> String, at: &str) -> String {
+        match self.in_state_from {
+            _ if self.state.state_change_usec == 0 => String::new(),
+            Some(from) if !self.one_shot => format!(" ({at}{})", from.to_utc_minute()),
+            _ => format!(" ({})", lasted(human_duration(self.in_state()))),
+        }
     }
 }
 
@@ -111,7 +123,10 @@ impl UnitJudge {
         (now, suspended_ms): (Now, u64),
         (one_shot, options): (bool, Options),
     ) -> Judgement {
-        let view = View { unit, state, now, suspended_ms, one_shot, options };
+        let mut view = View { unit, state, in_state_from: None, now, suspended_ms, one_shot, options };
+        let known = self.state_from.filter(|(usec, _)| *usec == state.state_change_usec);
+        let (_, from) = *self.state_from.insert(known.unwrap_or((state.state_change_usec, now.wall - view.in_state())));
+        view.in_state_from = Some(from);
         self.note_process(state, process);
         let evidence = self.evidence(&view, process);
         let mut judgement = self.condition(&view, &evidence);
