@@ -2,10 +2,11 @@
 //! all watched every five seconds by an agent that is connected over mutual TLS.
 
 use super::child::Logged;
+use super::cost::{self, SETTLE, Told};
 use super::latency::{self, Spread};
-use super::measure::{self, Cost};
+use super::measure;
 use super::peers;
-use super::stage::{AgentPlan, Stage, has_systemd};
+use super::stage::{AgentPlan, Programs, Stage};
 use super::table::{Format, Table};
 use crate::say;
 use anyhow::Result;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Options {
     /// How long cost is measured, and how long that of each peer
     #[arg(long, default_value_t = 3)]
-    minutes: u32,
+    pub(crate) minutes: u32,
     /// Measures monit, node-exporter and zabbix-agent2 of Debian beside it; fetches their packages
     #[arg(long)]
     peers: bool,
@@ -38,21 +39,44 @@ pub(crate) struct Options {
     format: Format,
     /// Leaves the temporary folder behind
     #[arg(long)]
-    keep: bool,
+    pub(crate) keep: bool,
+    /// Writes what was measured there instead of printing it, for the one who started this inside of a host
+    #[arg(long, value_name = "FILE", hide = true)]
+    report: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Part {
+pub(crate) enum Part {
     Cost,
+    Preflight,
+    Doctor,
     Exit,
     Oom,
     Heartbeat,
 }
 
+impl Part {
+    /// As `--only` takes it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Cost => "cost",
+            Self::Preflight => "preflight",
+            Self::Doctor => "doctor",
+            Self::Exit => "exit",
+            Self::Oom => "oom",
+            Self::Heartbeat => "heartbeat",
+        }
+    }
+}
+
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
 /// The interval of heartbeats that a coordinator asks for unless it is told otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Until an agent is what it is: first runs, first checks of databases, the link.
-const SETTLE: Duration = Duration::from_secs(30);
 /// Kills of watched processes, and of victims of the OOM killer.
 const EXIT_ROUNDS: usize = 50;
 const OOM_ROUNDS: usize = 20;
@@ -61,43 +85,61 @@ const BEATS: Duration = Duration::from_secs(60);
 
 /// Measures and prints.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let wants = |part| options.only.is_empty() || options.only.contains(&part);
-    let stage = Stage::set("5s", options.keep, options.programs.clone())?;
+    let wants = |part| options.wants(part);
+    let programs = Programs::get(options.programs.as_deref())?;
     let mut targets = Table::new("The agent", &["what", "measured", "bound", "how"]);
-    let length = Duration::from_secs(u64::from(options.minutes) * 60);
-    let mut ours = None;
-    if wants(Part::Cost) {
-        say!("cost: {} s to settle, then {} s …", SETTLE.as_secs(), length.as_secs());
-        ours = Some(cost(&stage, length, &mut targets)?);
+    let standing: Vec<Part> =
+        [Part::Cost, Part::Preflight, Part::Doctor].into_iter().filter(|part| wants(*part)).collect();
+    let mut told = Told::default();
+    if !standing.is_empty() {
+        told = match &options.report {
+            Some(path) => return cost::report(&cost::here(options, &programs, &standing)?, path),
+            None => cost::measure(options, &programs, &standing)?,
+        };
+        targets.extend(std::mem::take(&mut told.rows));
     }
+    let others = [Part::Exit, Part::Oom, Part::Heartbeat].into_iter().any(wants);
+    if others || options.growth > 0 || options.peers {
+        rest(options, &programs, &told, &mut targets)?;
+    } else {
+        targets.print(options.format);
+    }
+    conditions(options, &told)?.print(options.format);
+    Ok(())
+}
+
+/// What needs no units: one stage for all of it.
+fn rest(options: &Options, programs: &Programs, told: &Told, targets: &mut Table) -> Result<()> {
+    let wants = |part| options.wants(part);
+    let stage = Stage::set_with(programs, "5s", options.keep, false)?;
+    let length = Duration::from_secs(u64::from(options.minutes) * 60);
     if wants(Part::Exit) || wants(Part::Oom) {
         let agent = stage.start_agent(&latency::plan("bench-quick", ""))?;
         std::thread::sleep(SETTLE / 3);
         if wants(Part::Exit) {
             say!("{EXIT_ROUNDS} kills …");
             let exits = latency::exits(&stage, &agent, EXIT_ROUNDS)?;
-            row(&mut targets, "kill -9 to entry in the spool", &Ok(exits), "median < 10 ms", "to the agent's log line");
+            row(targets, "kill -9 to entry in the spool", &Ok(exits), "median < 10 ms", "to the agent's log line");
         }
         if wants(Part::Oom) {
             say!("{OOM_ROUNDS} OOM kills …");
             let kills = latency::kills(&stage, &agent, "bench-quick", OOM_ROUNDS)?;
             let how = "from the kernel's own time to the coordinator's commit";
-            row(&mut targets, "OOM kill to finding at the coordinator", &kills, "median < 50 ms", how);
+            row(targets, "OOM kill to finding at the coordinator", &kills, "median < 50 ms", how);
         }
         end(&stage, "bench-quick")?;
     }
     if wants(Part::Heartbeat) {
-        heartbeats(&stage, &mut targets)?;
+        heartbeats(&stage, targets)?;
     }
     if options.growth > 0 {
-        growth(&stage, Duration::from_secs(u64::from(options.growth) * 60), &mut targets)?;
+        growth(&stage, Duration::from_secs(u64::from(options.growth) * 60), targets)?;
     }
     targets.print(options.format);
     if options.peers {
         say!("peers, {} s each …", length.as_secs());
-        peers::measure(&stage, SETTLE, length, ours.as_ref())?.print(options.format);
+        peers::measure(&stage, SETTLE, length, told.summary.as_ref())?.print(options.format);
     }
-    conditions(options)?.print(options.format);
     Ok(())
 }
 
@@ -105,29 +147,8 @@ fn end(stage: &Stage, name: &str) -> Result<()> {
     stage.lab.kill(name, Signal::SIGTERM)
 }
 
-fn cost(stage: &Stage, length: Duration, table: &mut Table) -> Result<Cost> {
-    let agent = stage.start_agent(&AgentPlan { name: "bench-cost", interval: "5s", more: "", filter: None })?;
-    let _logs = stage.write_logs()?;
-    std::thread::sleep(SETTLE);
-    let cost = measure::watch(&[agent.pid], length)?;
-    let threads = measure::thread_names(agent.pid).join(", ");
-    end(stage, "bench-cost")?;
-    let end = &cost.end;
-    table.row(["PSS at the end", &mib(end.pss_kib), "8 MiB", "smaps_rollup"]);
-    table.row(["PSS, largest seen", &mib(cost.pss_max_kib), "8 MiB", "every 7 s"]);
-    table.row(["of it anonymous", &mib(end.anonymous_kib), "", "smaps_rollup"]);
-    table.row(["RSS", &mib(end.rss_kib), "", "smaps_rollup"]);
-    table.row(["threads at the end", &end.threads.to_string(), "5", &threads]);
-    table.row(["threads, most seen", &cost.threads_max.to_string(), "", "short-lived ones included, every 7 s"]);
-    let cpu = format!("{:.3} s", cost.cpu_seconds_per_minute);
-    table.row(["processor time a minute", &cpu, "0.06 s", "user and system, over the whole run"]);
-    let wakes = format!("{:.0}", cost.wakes_per_minute);
-    table.row(["wake-ups a minute", &wakes, "", "voluntary context switches of threads that stay"]);
-    table.row(["system calls", "not measured", "", "counting them changes what is measured"]);
-    Ok(cost)
-}
-
-fn row(table: &mut Table, what: &str, measured: &Result<Spread, String>, bound: &str, how: &str) {
+/// One spread.
+pub(crate) fn row(table: &mut Table, what: &str, measured: &Result<Spread, String>, bound: &str, how: &str) {
     match measured {
         Ok(Spread { rounds, times: [median, high, max] }) => {
             let told = format!("{} (p99 {}, max {}, n {rounds})", ms(*median), ms(*high), ms(*max));
@@ -199,7 +220,7 @@ fn worth(agent: &Logged, length: Duration) -> usize {
     agent.for_a_while(length).iter().filter(|line| told.iter().any(|word| line.text.contains(word))).count()
 }
 
-fn conditions(options: &Options) -> Result<Table> {
+fn conditions(options: &Options, told: &Told) -> Result<Table> {
     let mut table = Table::new("Conditions", &["what", "value"]);
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = read("/proc/cpuinfo");
@@ -214,7 +235,7 @@ fn conditions(options: &Options) -> Result<Table> {
     table.row(["agent", "profile `agent`: opt-level z, fat LTO, agent/layout/used.ld; log level info for cost"]);
     table.row(["coordinator", "profile `dev`, in its own process, on loopback; heartbeats every 5 s"]);
     table.row(["cost measured for", &format!("{} min after {} s", options.minutes, SETTLE.as_secs())]);
-    let units = if has_systemd() { "5" } else { "not measured: no systemd runs here" };
+    let units = if told.units.is_empty() { "none: only cost, preflight and doctor watch units" } else { &told.units };
     table.row(["units", units]);
     Ok(table)
 }

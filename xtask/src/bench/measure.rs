@@ -1,6 +1,7 @@
 //! What the kernel tells of a process: memory, processor time, wake-ups.
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,27 @@ pub(crate) struct Cost {
     pub(crate) pss_max_kib: u64,
     /// As above.
     pub(crate) threads_max: u64,
+}
+
+/// What is set beside others.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) pss_kib: u64,
+    pub(crate) cpu_seconds_per_minute: f64,
+    pub(crate) wakes_per_minute: f64,
+    pub(crate) threads: u64,
+}
+
+impl Cost {
+    /// The least that tells of it.
+    pub(crate) const fn summary(&self) -> Summary {
+        Summary {
+            pss_kib: self.end.pss_kib,
+            cpu_seconds_per_minute: self.cpu_seconds_per_minute,
+            wakes_per_minute: self.wakes_per_minute,
+            threads: self.end.threads,
+        }
+    }
 }
 
 /// The 1-minute load average.

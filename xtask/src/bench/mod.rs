@@ -3,6 +3,8 @@
 
 mod agent;
 mod child;
+mod cost;
+mod host;
 mod latency;
 pub(crate) mod measure;
 mod peers;

@@ -3,7 +3,7 @@
 
 use super::agent::mib;
 use super::child::Logged;
-use super::measure::{self, Cost};
+use super::measure::{self, Summary};
 use super::stage::Stage;
 use super::table::Table;
 use crate::lab::free_port;
@@ -26,7 +26,7 @@ const ZABBIX_PORTS: RangeInclusive<u16> = 20_000..=32_767;
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Measures them one after the other.
-pub(crate) fn measure(stage: &Stage, settle: Duration, length: Duration, ours: Option<&Cost>) -> Result<Table> {
+pub(crate) fn measure(stage: &Stage, settle: Duration, length: Duration, ours: Option<&Summary>) -> Result<Table> {
     let head = ["agent", "PSS", "processor time a minute", "wake-ups a minute", "threads", "what it does"];
     let mut table = Table::new("Beside others, in the same run", &head);
     if let Some(cost) = ours {
@@ -34,7 +34,7 @@ pub(crate) fn measure(stage: &Stage, settle: Duration, length: Duration, ours: O
             &mut table,
             "muster-agent",
             cost,
-            "10 pid files, 20 ports, 5 databases, 5 logs; mTLS stream, heartbeats, spool",
+            "10 pid files, 20 ports, 5 databases, 5 units (see the conditions), 5 logs; mTLS stream, heartbeats, spool",
         );
     }
     let root = stage.lab.root.join("peers");
@@ -55,17 +55,17 @@ pub(crate) fn measure(stage: &Stage, settle: Duration, length: Duration, ours: O
             Ok((cost?, peer))
         });
         match measured {
-            Ok((cost, _peer)) => line(&mut table, name, &cost, what),
+            Ok((cost, _peer)) => line(&mut table, name, &cost.summary(), what),
             Err(error) => table.row([name, &format!("not measured: {error:#}"), "", "", "", what]),
         }
     }
     Ok(table)
 }
 
-fn line(table: &mut Table, name: &str, cost: &Cost, what: &str) {
+fn line(table: &mut Table, name: &str, cost: &Summary, what: &str) {
     let cpu = format!("{:.3} s", cost.cpu_seconds_per_minute);
     let wakes = format!("{:.0}", cost.wakes_per_minute);
-    table.row([name, &mib(cost.end.pss_kib), &cpu, &wakes, &cost.end.threads.to_string(), what]);
+    table.row([name, &mib(cost.pss_kib), &cpu, &wakes, &cost.threads.to_string(), what]);
 }
 
 /// What runs, and who asks it.

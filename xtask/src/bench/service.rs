@@ -1,12 +1,13 @@
 //! A service that does nothing but exist: a pid file, ports, an open database. It costs nothing while it is measured
-//! how much it costs to watch it. It ends when its parent does.
+//! how much it costs to watch it. It ends when its parent does, or who else
+//! it lives for.
 
 use anyhow::{Context, Result};
 use clap::Args;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::parent_id;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How often it looks whether its parent lives, and whether to eat.
@@ -31,6 +32,9 @@ pub(crate) struct Options {
     /// Reads one line, then fills memory up to 128 MiB, unless something stops it
     #[arg(long)]
     eat_memory: bool,
+    /// Lives as long as this process, and not as its parent: that is systemd for a unit
+    #[arg(long, value_name = "PID")]
+    lives_for: Option<u32>,
 }
 
 /// Runs until killed, or until the process that started it is gone.
@@ -57,7 +61,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         std::fs::write(&fresh, format!("{}\n", std::process::id()))?;
         std::fs::rename(&fresh, path)?;
     }
-    while parent_id() == parent {
+    let goes_on = || match options.lives_for {
+        Some(pid) => Path::new(&format!("/proc/{pid}")).exists(),
+        None => parent_id() == parent,
+    };
+    while goes_on() {
         std::thread::sleep(TURN);
     }
     drop(database);

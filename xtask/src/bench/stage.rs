@@ -1,7 +1,7 @@
 //! The ground: ten services with what there is to watch about them, a coordinator, and configs for agents.
 
 use super::child::Logged;
-use crate::lab::{Lab, free_port};
+use crate::lab::{self, Lab, free_port};
 use crate::suite::build;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -15,9 +15,8 @@ use std::time::Duration;
 pub(crate) const SERVICES: usize = 10;
 /// Services that have a database as well, and those that write a log.
 const WITH_DATABASE: usize = 5;
-/// Units of systemd that are watched, where there is one.
-const UNITS: [&str; 5] =
-    ["dbus.service", "systemd-journald.service", "systemd-udevd.service", "cron.service", "ssh.service"];
+/// Services that are units of systemd, where units are asked for.
+const WITH_UNIT: usize = 5;
 /// The coordinator's name.
 const COORDINATOR: &str = "coord";
 /// Nothing takes this long; it ends a bench that hangs.
@@ -29,6 +28,25 @@ pub(crate) struct Stage {
     pub(crate) coordinator: Logged,
     ports: Vec<[u16; 2]>,
     agent: PathBuf,
+    with_units: bool,
+}
+
+/// What is measured, and what is only needed for it.
+pub(crate) struct Programs {
+    /// The agent as it is shipped.
+    pub(crate) agent: PathBuf,
+    /// The folder of the others.
+    pub(crate) others: PathBuf,
+}
+
+impl Programs {
+    /// Those of one folder, or built: the agent as it is shipped and the rest as it comes.
+    pub(crate) fn get(folder: Option<&Path>) -> Result<Self> {
+        Ok(match folder {
+            Some(folder) => Self { agent: folder.join("muster-agent"), others: folder.to_owned() },
+            None => Self { agent: build_agent()?, others: lab::build()? },
+        })
+    }
 }
 
 /// What the agent of one measurement is like.
@@ -43,12 +61,15 @@ pub(crate) struct AgentPlan<'a> {
 }
 
 impl Stage {
-    /// Builds the agent as it is shipped and the rest as it comes, and starts all but an agent.
+    /// Builds what is not given, and starts all but an agent; without units.
     pub(crate) fn set(heartbeat: &str, keep: bool, programs: Option<PathBuf>) -> Result<Self> {
-        let (agent, mut lab) = match programs {
-            Some(programs) => (programs.join("muster-agent"), Lab::with(programs, "bench", keep)?),
-            None => (build_agent()?, Lab::new("bench", keep)?),
-        };
+        Self::set_with(&Programs::get(programs.as_deref())?, heartbeat, keep, false)
+    }
+
+    /// Starts all but an agent; with units it needs systemd, and root.
+    pub(crate) fn set_with(programs: &Programs, heartbeat: &str, keep: bool, with_units: bool) -> Result<Self> {
+        let mut lab = Lab::with(programs.others.clone(), "bench", keep)?;
+        let agent = programs.agent.clone();
         for folder in ["run", "data", "log", "services"] {
             fs::create_dir_all(lab.root.join(folder))?;
         }
@@ -63,7 +84,7 @@ impl Stage {
         let filter = Some("warn,muster_coordinator::service::agent_link=trace");
         let program = lab.binary("muster-coordinator");
         let coordinator = Logged::start(&lab, COORDINATOR, &program, &["run", "--config", &config], filter)?;
-        let stage = Self { lab, coordinator, ports, agent };
+        let stage = Self { lab, coordinator, ports, agent, with_units };
         for index in 0..SERVICES {
             stage.start_service(index)?;
         }
@@ -95,11 +116,30 @@ impl Stage {
             arguments.extend(["--database", &database]);
         }
         let program = std::env::current_exe()?;
+        if let Some(unit) = self.unit(index) {
+            let own = std::process::id().to_string();
+            let mut command = Command::new("systemd-run");
+            command.args(["--quiet", "--collect", "--service-type=exec", "--unit", &unit]);
+            let status = command.arg(program).args(arguments).args(["--lives-for", &own]).status()?;
+            ensure!(status.success(), "{unit} cannot be started: {status}");
+            return Ok(());
+        }
         let child = Command::new(program).args(arguments).stdin(std::process::Stdio::null()).spawn()?;
         self.lab.adopt(&Self::service(index), child)
     }
 
-    /// `kill -9`.
+    /// The unit that one of the services is.
+    fn unit(&self, index: usize) -> Option<String> {
+        let is_unit = self.with_units && index < WITH_UNIT;
+        is_unit.then(|| format!("muster-{}-{}.service", std::process::id(), Self::service(index)))
+    }
+
+    /// All units.
+    pub(crate) fn units(&self) -> Vec<String> {
+        (0..SERVICES).filter_map(|index| self.unit(index)).collect()
+    }
+
+    /// `kill -9`, of one that is no unit.
     pub(crate) fn kill_service(&self, index: usize) -> Result<()> {
         self.lab.kill(&Self::service(index), Signal::SIGKILL)
     }
@@ -182,11 +222,11 @@ impl Stage {
                 "\n[service.{service}]\npid_file = {:?}\nports = [{first:?}, {second:?}]\n",
                 self.pid_file(index)
             ));
+            if let Some(unit) = self.unit(index) {
+                config.push_str(&format!("unit = {unit:?}\n"));
+            }
             if index < WITH_DATABASE {
                 config.push_str(&format!("sqlite = [{:?}]\n", self.database(index)));
-                if let Some(unit) = UNITS.get(index).filter(|_| has_systemd()) {
-                    config.push_str(&format!("unit = {unit:?}\n"));
-                }
             } else {
                 config.push_str(&format!("logs = [{:?}]\n", self.lab.path(&format!("services/{service}.log"))));
             }

@@ -30,6 +30,16 @@ impl Table {
         self.rows.push(cells.map(str::to_owned).to_vec());
     }
 
+    /// More rows, as another table has them.
+    pub(crate) fn extend(&mut self, rows: Vec<Vec<String>>) {
+        self.rows.extend(rows);
+    }
+
+    /// Without its head.
+    pub(crate) fn into_rows(self) -> Vec<Vec<String>> {
+        self.rows.into_iter().skip(1).collect()
+    }
+
     /// Prints it.
     pub(crate) fn print(&self, format: Format) {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
