@@ -4,8 +4,9 @@ use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::services::Services;
 use muster_common::finding::SubjectKey;
+use muster_common::ids::ServiceName;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Which thread a probe runs on.
@@ -28,6 +29,14 @@ pub struct Context {
     pub services: Arc<Mutex<Services>>,
     /// True in `doctor`: there was no earlier run and there will be no later one, so judge at once.
     pub one_shot: bool,
+}
+
+impl Context {
+    /// Whether a database of `service` is to be checked because of an end of it: see [`Services::ask_for_check`].
+    pub fn asks_for_check(&self, service: &ServiceName, checked_boottime_ms: u64, interval: Duration) -> bool {
+        let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        services.ask_for_check(service, checked_boottime_ms, interval, self.now)
+    }
 }
 
 /// One question about one subject.

@@ -1,16 +1,21 @@
 //! Which processes are, and lately were, the instances of a service. The pid-file probe notes them; the port probe asks
 //! whose listener it sees; the OOM probe asks whose victim it was, when the process is long gone.
 
+use crate::clock::Now;
 use crate::executable::{Executable, FileVersion};
 use muster_common::evidence::Grade;
 use muster_common::ids::{ProcessId, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 /// Instances remembered per service: enough to name the victim of a restart loop's last rounds.
 const INSTANCES_MAX: usize = 16;
 /// Programs remembered per service: of the process that runs and of those that ended before it.
 const EXECUTABLES_MAX: usize = 4;
+/// After an end of its service a database is checked again, but not sooner after its last check: a crash loop asks for
+/// one with every round.
+const CHECKS_APART: Duration = Duration::from_secs(60);
 
 /// Milliseconds of a tick, the unit of start times, on every architecture since Linux 2.6.
 const TICK_MS: u64 = 10;
@@ -74,6 +79,9 @@ pub struct Services {
     /// The programs behind the newest processes, oldest first; not saved, since each is soon looked at again.
     #[serde(skip)]
     executables: BTreeMap<ServiceName, VecDeque<(ProcessId, Executable)>>,
+    /// When the kernel last killed a process of it: of its main process, or of another one.
+    #[serde(skip)]
+    killed: BTreeMap<ServiceName, u64>,
     /// With a process that nobody knew at the last [`Services::take_fresh`].
     #[serde(skip)]
     fresh: BTreeSet<ServiceName>,
@@ -143,6 +151,23 @@ impl Services {
         if known.pid != life.pid || known.until_boottime_ms.is_none() || life.until_boottime_ms.is_some() {
             *known = life;
         }
+    }
+
+    /// Notes that the kernel killed a process of a service.
+    pub fn note_kill(&mut self, service: &ServiceName, at_boottime_ms: u64) {
+        let known = self.killed.entry(service.clone()).or_default();
+        *known = at_boottime_ms.max(*known);
+    }
+
+    /// Whether a database of the service, last checked at `checked_boottime_ms`, is to be checked although nothing was
+    /// written to it since: its service ended or was killed, and whoever reads of that asks how its data are. As often as
+    /// changes would have it checked, and once a minute at most.
+    pub fn ask_for_check(&self, service: &ServiceName, checked_boottime_ms: u64, interval: Duration, now: Now) -> bool {
+        let ended = self.instances.get(service).into_iter().flatten().filter_map(|instance| instance.ended_boottime_ms);
+        let brief = self.brief(service).map(|life| life.gone_boottime_ms);
+        let last = ended.chain(brief).chain(self.killed.get(service).copied()).max();
+        let rested = now.since(checked_boottime_ms) >= interval.min(CHECKS_APART);
+        rested && last.is_some_and(|last| last > checked_boottime_ms)
     }
 
     /// Notes which systemd unit a service is.
@@ -224,7 +249,9 @@ impl Services {
             return Some((service, None, grade));
         }
         let cgroup = cgroup?;
-        let of_unit = |unit: &str| unit.ends_with(".service") && cgroup.split('/').any(|part| part == unit);
+        // systemd puts `_` before a name that could be a file of the kernel's: `_memory.service`.
+        let is_folder = |part: &str, unit: &str| part == unit || part.strip_prefix('_') == Some(unit);
+        let of_unit = |unit: &str| unit.ends_with(".service") && cgroup.split('/').any(|part| is_folder(part, unit));
         let by_cgroup = self.instances.iter().find_map(|(service, list)| {
             let own = list.back()?.cgroup.as_deref().filter(|own| is_of_one_service(own))?;
             let inside = cgroup == own || cgroup.strip_prefix(own).is_some_and(|rest| rest.starts_with('/'));
@@ -250,6 +277,7 @@ pub fn is_of_one_service(cgroup: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use muster_common::time::Timestamp;
 
     fn instance(pid: u32, start_ticks: u64, first: u64, ended: Option<u64>) -> Instance {
         Instance {
@@ -272,6 +300,33 @@ mod tests {
         services.note(&spl, instance(100, 9, 50_000, None));
         let (_, found, _) = services.of_victim(100, None, 60_000).unwrap();
         assert_eq!(found.unwrap().process.start_ticks, 9);
+    }
+
+    #[test]
+    fn a_database_is_checked_once_after_an_end_of_its_service_and_not_with_every_round_of_a_loop() {
+        let (spl, other) = (ServiceName::new("spl").unwrap(), ServiceName::new("other").unwrap());
+        let mut services = Services::default();
+        let at = |boottime_ms| Now { boottime_ms, wall: Timestamp::UNIX_EPOCH };
+        let usual = Duration::from_secs(300);
+        let asks = |services: &Services, checked, now_ms| services.ask_for_check(&spl, checked, usual, at(now_ms));
+        services.note(&spl, instance(100, 1, 1_000, None));
+        assert!(!asks(&services, 5_000, 500_000), "nothing has ended");
+        services.note_kill(&spl, 100_000);
+        assert!(asks(&services, 5_000, 100_000) && !asks(&services, 100_500, 500_000), "once, by its time");
+        assert!(!services.ask_for_check(&other, 5_000, usual, at(500_000)));
+        services.note(&spl, instance(100, 1, 1_000, Some(200_000)));
+        assert!(asks(&services, 100_500, 200_100) && !asks(&services, 200_100, 500_000));
+        // Every second another end: a check a minute, or as often as the config has it.
+        let (mut checked, mut checks) = (200_100, 0);
+        for second in 201..=500 {
+            let (pid, now_ms) = (second, u64::from(second) * 1_000);
+            services.note(&spl, instance(pid, u64::from(pid), now_ms - 900, Some(now_ms)));
+            if asks(&services, checked, now_ms) {
+                (checked, checks) = (now_ms, checks + 1);
+            }
+        }
+        assert_eq!(checks, 4);
+        assert!(services.ask_for_check(&spl, 499_000, Duration::from_secs(1), at(500_000)), "its interval is shorter");
     }
 
     #[test]

@@ -425,6 +425,7 @@ impl<O: StateOutlet> Judge<O> {
     fn observe(&mut self, now: Now, subject: &SubjectKey, mut judgement: Judgement) -> bool {
         // The cause may come after what it explains: look at the service's process again.
         for service in self.memory.recent.note(now, subject, &judgement) {
+            self.services.lock().unwrap_or_else(PoisonError::into_inner).note_kill(&service, now.boottime_ms);
             let processes = self.slots.keys().filter(|other| other.service == service);
             let tells_end =
                 |other: &&SubjectKey| matches!(other.probe, ProbeKind::PidFile | ProbeKind::Process | ProbeKind::Unit);

@@ -305,15 +305,16 @@ impl SqliteProbe {
         copy::check_copy(path, scratch, limits)
     }
 
-    /// Skips while nothing was committed since the last check.
+    /// Skips while nothing was committed since the last check, unless its service ended since.
     fn due(&self, token: &Token, context: &Context) -> bool {
         let Some(last) = &self.last else { return true };
-        if context.one_shot || last.more || !self.suspicion.is_empty() {
+        let interval = self.options.quick_interval;
+        let ended = || context.asks_for_check(&self.subject.service, last.boottime_ms, interval);
+        if context.one_shot || last.more || !self.suspicion.is_empty() || ended() {
             return true;
         }
         let age = context.now.since(last.boottime_ms);
-        let waits = age < self.options.quick_interval;
-        let changed = last.token != *token;
+        let (waits, changed) = (age < interval, last.token != *token);
         // What did not fit is tried again although nothing changed; a repair is looked at without waiting.
         (changed && !self.damage.is_empty()) || ((changed || !last.covered) && !waits)
     }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::sandbox::Enforcement;
 use muster_agent_core::judgement::Verdict;
+use muster_common::evidence::Value;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::sync::Arc;
@@ -229,6 +230,25 @@ fn without_any_time_nothing_is_claimed_and_with_time_the_rest_is_covered() {
     // At most one run ends the round with what is left; the next round covers everything.
     probe.run(&context(2_000, false));
     assert_eq!(probe.run(&context(3_000, false)).verdict(), Verdict::Ok);
+}
+
+#[test]
+fn an_end_of_its_service_has_an_unchanged_database_checked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = tables(folder.path(), 2);
+    write_long_ago(&path, &std::fs::read(&path).unwrap());
+    let options = SqliteOptions { quick_interval: Duration::from_secs(3600), ..SqliteOptions::default() };
+    let mut probe = SqliteProbe::new(ServiceName::host(), path, options);
+    let services = context(0, false).services;
+    let mut age_ms = |at_ms| {
+        let judgement = probe.run(&Context { services: Arc::clone(&services), ..context(at_ms, false) });
+        judgement.seen.get("check_age_ms").cloned()
+    };
+    assert_eq!(age_ms(10_000), Some(Value::Millis(0)));
+    assert_eq!(age_ms(100_000), Some(Value::Millis(90_000)), "nothing was written");
+    services.lock().unwrap().note_kill(&ServiceName::host(), 99_000);
+    assert_eq!(age_ms(105_000), Some(Value::Millis(0)));
+    assert_eq!(age_ms(200_000), Some(Value::Millis(95_000)), "once");
 }
 
 #[test]
