@@ -31,6 +31,8 @@ use zbus::{Connection, Message, MessageStream, ObjectPath, Variant};
 
 const UNIT: &str = "spl.service";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
+/// Properties of units of every type among those that are asked for here.
+const OF_EVERY_UNIT: [&str; 2] = ["UnitFileState", "StateChangeTimestampMonotonic"];
 const PATIENCE: Duration = Duration::from_secs(60);
 /// So long that no test waits for it: what is seen, was told by a signal.
 const NEVER: Duration = Duration::from_secs(3_600);
@@ -189,8 +191,11 @@ async fn answer(connection: &Connection, world: &Arc<Mutex<World>>, message: &Me
         }
         ("GetAll", Some(properties)) => connection.reply(&header, &properties).await.unwrap(),
         ("Get", Some(properties)) => {
-            let (_, name): (String, String) = body.deserialize().unwrap();
-            match properties.get(&name) {
+            let (interface, name): (String, String) = body.deserialize().unwrap();
+            // As the real one, which does not look through all interfaces for an empty name.
+            let of_unit = OF_EVERY_UNIT.contains(&name.as_str());
+            let asked = if of_unit { "Unit" } else { "Service" };
+            match properties.get(&name).filter(|_| interface == format!("{SYSTEMD}.{asked}")) {
                 Some(value) => connection.reply(&header, value).await.unwrap(),
                 None => {
                     let refused = "org.freedesktop.DBus.Error.UnknownProperty";

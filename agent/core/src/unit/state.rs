@@ -378,7 +378,9 @@ impl UnitState {
             return;
         }
         let exit = if exit_usec == 0 { None } else { Exit::new(code, status) };
-        let n_restarts = self.n_restarts.unwrap_or(0);
+        // Of a life that is first seen when it is over and followed, the counter may already be that of the next one.
+        let is_followed = exit_usec != 0 && self.active_state == "activating";
+        let n_restarts = self.n_restarts.unwrap_or(0).saturating_sub(u64::from(is_followed));
         let life = Life { pid, start_usec, exit_usec, exit, n_restarts };
         match self.lives.iter_mut().find(|known| known.is_same(&life)) {
             // The counter of the next life may already stand beside the end of this one.
@@ -506,6 +508,11 @@ mod tests {
             run(&mut state, 8 + n, 6_000_000 + n, 0, 0, 0, n);
         }
         assert_eq!(state.lives().len(), LIVES_MAX);
+        // First seen when it is over and systemd has counted its successor.
+        let mut late = UnitState { active_state: "activating".to_owned(), ..UnitState::default() };
+        run(&mut late, 7, 1_000, 2_000, 1, 7, 1);
+        run(&mut late, 8, 3_000, 0, 0, 0, 1);
+        assert_eq!(late.lives().iter().map(|life| life.n_restarts).collect::<Vec<_>>(), [0, 1]);
         let mut fresh = UnitState::default();
         run(&mut fresh, 9, 7_000_000, 0, 0, 0, 1);
         fresh.inherit(&earlier);

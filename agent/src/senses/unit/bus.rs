@@ -20,7 +20,7 @@ const BUS_PATH: &str = "/org/freedesktop/DBus";
 pub(super) const SYSTEMD: &str = "org.freedesktop.systemd1";
 const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-const UNIT: &str = "org.freedesktop.systemd1.Unit";
+pub(super) const UNIT: &str = "org.freedesktop.systemd1.Unit";
 pub(super) const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// An answer that takes longer will not come: systemd answers within milliseconds, but stands still for seconds while it
@@ -410,15 +410,19 @@ impl<'a> Conversation<'a> {
     }
 }
 
+/// The interface with what only units of its type have.
+pub(super) fn type_interface(unit: &str) -> String {
+    let suffix = unit.rsplit('.').next().unwrap_or_default();
+    let mut letters = suffix.chars();
+    let capital: String = letters.next().iter().map(char::to_ascii_uppercase).collect();
+    format!("{SYSTEMD}.{capital}{}", letters.as_str())
+}
+
 impl Followed {
     fn new(name: &str) -> Self {
-        let suffix = name.rsplit('.').next().unwrap_or_default();
-        let mut letters = suffix.chars();
-        let capital: String = letters.next().iter().map(char::to_ascii_uppercase).collect();
-        let type_interface = format!("{SYSTEMD}.{capital}{}", letters.as_str());
         Self {
             name: name.to_owned(),
-            type_interface,
+            type_interface: type_interface(name),
             path: None,
             state: UnitState::default(),
             half_told: false,

@@ -1,7 +1,7 @@
 //! The units of this host as everybody here may ask for them: the latest state of each configured one, and any property
 //! of any unit.
 
-use super::bus::{Conversation, PROPERTIES, SYSTEMD};
+use super::bus::{Conversation, PROPERTIES, SYSTEMD, UNIT, type_interface};
 use super::decode::property;
 use crate::clock::suspended_ms;
 use crate::net::{Mailbox, NetHandle};
@@ -153,17 +153,31 @@ impl Units {
         let found = connection.call_method(Some(SYSTEMD), path, Some(manager.as_str()), "LoadUnit", &(unit,)).await;
         let path: zbus::OwnedObjectPath = found.and_then(|found| found.body().deserialize()).map_err(asked)?;
         let mut properties = BTreeMap::new();
+        let interfaces = [type_interface(unit), UNIT.to_owned()];
         for name in names.iter().take(PROPERTIES_MAX) {
-            // An empty interface means: whichever has it.
-            let question = ("", *name);
-            let found = connection.call_method(Some(SYSTEMD), &path, Some(PROPERTIES), "Get", &question).await;
-            let Ok(found) = found else { continue };
-            if let Ok(value) = found.body().deserialize::<zbus::Variant<'_>>() {
-                properties.insert((*name).to_owned(), property(&value));
+            // systemd answers for each of them alone.
+            for interface in &interfaces {
+                let question = (interface.as_str(), *name);
+                match connection.call_method(Some(SYSTEMD), &path, Some(PROPERTIES), "Get", &question).await {
+                    Ok(found) => {
+                        if let Ok(value) = found.body().deserialize::<zbus::Variant<'_>>() {
+                            properties.insert((*name).to_owned(), property(&value));
+                        }
+                        break;
+                    }
+                    Err(error) if is_missing(&error) => {}
+                    Err(error) => return Err(asked(error)),
+                }
             }
         }
         Ok(properties)
     }
+}
+
+/// That it has no such property: any other error tells nothing about it.
+fn is_missing(error: &zbus::Error) -> bool {
+    use zbus::fdo::Error::{UnknownInterface, UnknownProperty};
+    matches!(error, zbus::Error::FDO(error) if matches!(**error, UnknownProperty(_) | UnknownInterface(_)))
 }
 
 /// What the conversation fills and the others read. Locks are held for microseconds only.
