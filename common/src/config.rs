@@ -189,6 +189,12 @@ impl<'a> Reader<'a> {
         });
     }
 
+    /// Whether a key was not asked for so far: after the last question a mistake, told when this goes away.
+    pub fn has_unknown_key(&self) -> bool {
+        let asked = self.asked.borrow();
+        self.table.iter().any(|(name, _)| !asked.contains(name.get_ref().as_ref()))
+    }
+
     /// Dotted path of this table; empty for the whole file.
     pub fn path(&self) -> &str {
         &self.path

@@ -401,6 +401,9 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
     #[test]
     fn each_mistake_is_told_with_its_place() {
         check("[service.a]\npid_fil = \"/run/a\"\nports = [\"*:1\"]", &[("pid_fil", "did you mean \"pid_file\"?")]);
+        // What a misspelt key was to watch is not told a second time as nothing.
+        check("[service.a]\npid_fil = \"/run/a\"", &[("pid_fil", "did you mean \"pid_file\"?")]);
+        check("[service.a]\nsingleton = true", &[("[service.a]", "watches nothing")]);
         check("[memory]\ncritical = \"4G\"", &[("\"4G\"", "expected a size such as")]);
         check(
             "[memory]\napproaching = \"1GiB\"\ncritical = \"2GiB\"",

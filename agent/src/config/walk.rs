@@ -271,11 +271,12 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
     let baseline = reader
         .table("baseline")
         .map_or_else(Baseline::new, |table| baseline::walk_service(&table, &|path, at| seen.check_foreign(path, at)));
-    // A key that is there but wrong has its own mistake already.
+    let (reporters, singleton) = (reporters(reader), reader.boolean("singleton").unwrap_or(false));
+    // A key that is there but wrong, or misspelt, has its own mistake already.
     let empty = ["unit", "pid_file", "ports", "health", "sqlite", "backups", "locks", "logs"]
         .iter()
         .all(|key| reader.value(key).is_none());
-    if empty {
+    if empty && !reader.has_unknown_key() {
         reader.mistake(
             &format!("[service.{name}] watches nothing"),
             "expected one or more of: unit, pid_file, ports, health, sqlite, backups, locks, logs",
@@ -293,8 +294,8 @@ fn walk_service(name: &str, reader: &Reader<'_>, seen: &mut Seen) -> Option<Serv
         logs,
         keys,
         baseline,
-        reporters: reporters(reader),
-        singleton: reader.boolean("singleton").unwrap_or(false),
+        reporters,
+        singleton,
     };
     Some(service)
 }
