@@ -42,9 +42,18 @@ pub fn ask(config: &Config, host: &HostRoot, wanted: Wanted) -> Answer {
 
 /// For programs.
 pub fn to_json(answer: &Answer, wanted: Wanted) -> String {
+    // Hundredths, as the kernel has them.
+    let percent = |hundredths: u64| f64::from(u32::try_from(hundredths).unwrap_or(u32::MAX)) / 100.0;
+    let pressure = answer.stalls.map(
+        |psi| json!({ "some_avg10_percent": percent(psi.some.avg10), "full_avg10_percent": percent(psi.full.avg10) }),
+    );
     json!({
         "decision": answer.decision.as_str(),
         "memory_band": answer.band.map_or("unknown", muster_agent_core::memory::Band::as_str),
+        "memory_available_bytes": answer.available_bytes,
+        "memory_critical_bytes": answer.critical_bytes,
+        "pressure": pressure,
+        "freezes": answer.freezes,
         "workers_max": answer.workers_max,
         "workers_wanted": wanted.workers,
         "worker_bytes": wanted.worker_bytes,

@@ -225,6 +225,11 @@ fn preflight_answers_without_a_daemon_and_obeys_a_freeze() {
     };
     let (status, json) = preflight();
     assert_eq!(json["memory_band"], "healthy", "{json}");
+    assert!(json["memory_available_bytes"].as_u64() > json["memory_critical_bytes"].as_u64(), "{json}");
+    assert!(json["workers_max"].as_u64() > Some(0) && json["freezes"] == serde_json::json!([]), "{json}");
+    let told = std::fs::read_to_string("/proc/pressure/memory").is_ok();
+    let (some, full) = (&json["pressure"]["some_avg10_percent"], &json["pressure"]["full_avg10_percent"]);
+    assert!(if told { some.is_f64() && full.is_f64() } else { json["pressure"].is_null() }, "{json}");
     // The host may stall for memory just now: then the answer says so.
     let stalls = json["reasons"].to_string().contains("stall");
     assert!((status == Some(0) && json["decision"] == "go") || stalls, "{json}");

@@ -76,6 +76,14 @@ pub struct Answer {
     pub decision: Decision,
     /// The memory band now; `None` where it is not known.
     pub band: Option<Band>,
+    /// What is available; `None` where it is not known.
+    pub available_bytes: Option<u64>,
+    /// Below it memory is critical, and nothing is planned.
+    pub critical_bytes: u64,
+    /// Stalls for memory; `None` where the kernel does not tell.
+    pub stalls: Option<Psi>,
+    /// The freezes in force, each in words.
+    pub freezes: Vec<String>,
     /// Workers that fit above the critical threshold.
     pub workers_max: u32,
     /// Why, worst first; empty for a plain go.
@@ -105,7 +113,16 @@ pub fn decide(question: &Question<'_>) -> Answer {
     grounds.sort_by_key(|(decision, _)| std::cmp::Reverse(*decision));
     let decision = grounds.first().map_or(Decision::Go, |(decision, _)| *decision);
     let workers_max = if decision == Decision::Stop { 0 } else { workers_max };
-    Answer { decision, band, workers_max, reasons: grounds.into_iter().map(|(_, words)| words).collect() }
+    Answer {
+        decision,
+        band,
+        available_bytes: question.memory.map(|memory| memory.available_bytes),
+        critical_bytes: question.bands.critical_bytes,
+        stalls: question.stalls,
+        freezes: question.freezes.to_vec(),
+        workers_max,
+        reasons: grounds.into_iter().map(|(_, words)| words).collect(),
+    }
 }
 
 fn about_band(memory: Reading, band: Band, bands: Bands) -> Option<(Decision, String)> {
