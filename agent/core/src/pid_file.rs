@@ -366,7 +366,7 @@ impl PidFileJudge {
         };
         if let Some(known) = self.known.as_ref().filter(|known| known.ended_boottime_ms.is_none()) {
             let pid = known.facts.process.pid;
-            summary = format!("{summary}, though {} (pid {pid}) still runs", known.facts.comm);
+            summary = format!("{summary}, though {} still runs", exit::who(&self.service, &known.facts.comm, pid));
             evidence = evidence.flag("instance_running", true).count("running_pid", pid);
         }
         Judgement::problem(Problem::new(Reason::PidFileMissing, summary).evidence(evidence).next_steps([
@@ -400,7 +400,7 @@ impl PidFileJudge {
                 if known && !one_shot && last_zombie != Some(facts.process) {
                     return Judgement::default();
                 }
-                Judgement::problem(zombie(path, &facts, now))
+                Judgement::problem(zombie(&self.service, path, &facts, now))
             }
             Some(ProcessReading::Alive(facts)) => match self.reused(path, &facts, modified, now) {
                 Some((why, grade)) => Judgement::problem(reuse(path, &facts, modified, why, grade)),
@@ -515,9 +515,9 @@ fn facts_evidence(facts: &Facts) -> Evidence {
     evidence
 }
 
-fn zombie(path: &str, facts: &Facts, now: Now) -> Problem {
+fn zombie(service: &str, path: &str, facts: &Facts, now: Now) -> Problem {
     let pid = facts.process.pid;
-    let summary = format!("{} (pid {pid}) has ended, but its parent has not reaped it", facts.comm);
+    let summary = format!("{} has ended, but its parent has not reaped it", exit::who(service, &facts.comm, pid));
     let evidence = facts_evidence(facts).text("path", path).duration("uptime_ms", now.since(facts.start_boottime_ms));
     Problem::new(Reason::ProcessZombie, summary).evidence(evidence).next_steps([
         format!("find the parent: ps -o ppid= -p {pid}"),

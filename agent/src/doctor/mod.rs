@@ -16,7 +16,7 @@ use crate::run::lanes::{Delivery, Done, Job, Lane};
 use crate::run::plan::{Means, Planned, not_watched, probes};
 use crate::senses::HostRoot;
 use crate::senses::saved_log::read_log;
-use crate::senses::sqlite::{NOT_DEEP, OneShot};
+use crate::senses::sqlite::OneShot;
 use deep::{Deep, is_deep};
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Recent;
@@ -26,7 +26,7 @@ use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::units::human_duration;
-use report::{Ran, Report};
+use report::{Ran, Report, UNKEPT_CLOCK, read_in_part};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -131,26 +131,13 @@ fn history(now: Now, host: &HostRoot, ran: &mut [Ran]) -> Option<String> {
     (!parts.is_empty()).then(|| format!("{}: {}", parts.join(", "), report::OLD_KILLS_COMMAND))
 }
 
-/// Databases of which a glance did not see everything.
-fn read_in_part(ran: &[Ran]) -> Option<String> {
-    let glanced = |ran: &&Ran| {
-        let says_so = |value: &Value| matches!(value, Value::Text(text) if text == NOT_DEEP);
-        ran.judgement.seen.get("deep_check").is_some_and(says_so)
-    };
-    let databases = ran.iter().filter(glanced).count();
-    let them = if databases == 1 { "1 database was".to_owned() } else { format!("{databases} databases were") };
-    (databases > 0).then(|| format!("{them} checked quickly; --deep checks all of it, on a copy"))
-}
-
 /// A clock that nothing keeps right, where the config does not ask for that.
 fn unkept_clock(ran: &[Ran]) -> Option<String> {
     let unkept = |ran: &Ran| {
         let clock = ran.subject.probe == ProbeKind::Clock && ran.judgement.problems.is_empty();
         clock && ran.judgement.seen.get("synchronised") == Some(&Value::Flag(false))
     };
-    let note = "nothing keeps this host's clock right, says the kernel: timedatectl; with `synchronised = true` in [clock] \
-                that is a finding";
-    ran.iter().any(unkept).then(|| note.to_owned())
+    ran.iter().any(unkept).then(|| UNKEPT_CLOCK.to_owned())
 }
 
 /// Whether other probes ask what this one noted.

@@ -1,5 +1,6 @@
 //! What `doctor` found, and its JSON: one object, findings worst first, a contract that programs rely on.
 
+use crate::senses::sqlite::NOT_DEEP;
 use muster_agent_core::diagnose::{Link, Recent, Relation, Story, stories};
 use muster_agent_core::judgement::{Judgement, Verdict};
 use muster_agent_core::services::Services;
@@ -31,6 +32,21 @@ impl Ran {
 
 /// The command that tells of kills that are history; a remark with it is about the host.
 pub(super) const OLD_KILLS_COMMAND: &str = "muster-agent doctor --kmsg-file /dev/kmsg";
+
+/// A clock that nothing keeps right, where the config does not ask for that.
+pub(super) const UNKEPT_CLOCK: &str = "nothing keeps this host's clock right, says the kernel: timedatectl; with \
+                                       `synchronised = true` in [clock] that is a finding";
+
+/// Databases of which a glance did not see everything.
+pub(super) fn read_in_part(ran: &[Ran]) -> Option<String> {
+    let glanced = |ran: &&Ran| {
+        let says_so = |value: &Value| matches!(value, Value::Text(text) if text == NOT_DEEP);
+        ran.judgement.seen.get("deep_check").is_some_and(says_so)
+    };
+    let databases = ran.iter().filter(glanced).count();
+    let them = if databases == 1 { "1 database was".to_owned() } else { format!("{databases} databases were") };
+    (databases > 0).then(|| format!("{them} checked quickly; --deep checks all of it, on a copy"))
+}
 
 /// A cause that the running agent tells, and that was not found here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,10 +226,13 @@ impl Report {
             .collect();
         self.findings.retain(kept);
         self.agent_says.retain(|said| said.service == service);
-        // What is history of the whole host is not about one service.
-        self.notes.retain(|note| service == "host" || !note.ends_with(OLD_KILLS_COMMAND));
+        // What is history of the whole host, or its clock, is not about one service; nor are others' databases.
+        let of_host = |note: &str| note.ends_with(OLD_KILLS_COMMAND) || note == UNKEPT_CLOCK;
+        let of_all = read_in_part(&self.probes);
+        self.notes.retain(|note| (service == "host" || !of_host(note)) && Some(note) != of_all.as_ref());
         self.unknown.retain(|unknown| unknown.service == service);
         self.probes.retain(|ran| ran.subject.service.as_str() == service);
+        self.notes.extend(of_all.and_then(|_| read_in_part(&self.probes)));
         self.not_watched.retain(|not_watched| not_watched.service == service);
         self
     }

@@ -169,6 +169,11 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
             Relation::Earlier if style.verbose => "earlier",
             Relation::Earlier => continue,
         };
+        // Of what happened before a line each is enough: there may be hundreds.
+        if link.relation == Relation::Earlier {
+            writeln!(out, "  {lead}: {summary}")?;
+            continue;
+        }
         let name = format!("{} {}", other.severity, key.reason);
         writeln!(
             out,
@@ -178,8 +183,7 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
             plain(&key.subject.subject)
         )?;
         writeln!(out, "    {summary}")?;
-        // Of what happened before a line each is enough: there may be hundreds.
-        if style.verbose && link.relation != Relation::Earlier {
+        if style.verbose {
             write_evidence(out, &other.evidence, "      ", style)?;
         }
     }

@@ -20,7 +20,8 @@ use muster_agent_core::ledger::Change;
 use muster_agent_core::schedule::{Late, Schedule};
 use muster_agent_core::services::Services;
 use muster_common::chain::Chain;
-use muster_common::finding::{FindingEvent, ProbeKind, SubjectKey};
+use muster_common::evidence::Value;
+use muster_common::finding::{Finding, FindingEvent, ProbeKind, SubjectKey};
 use muster_common::severity::Severity;
 use muster_common::units::human_duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -526,7 +527,7 @@ fn log(event: &FindingEvent) {
             tracing::warn!(%key, severity = %finding.severity, "opened: {}", finding.summary)
         }
         FindingEvent::Updated(finding) => {
-            tracing::info!(%key, severity = %finding.severity, "updated: {}", finding.summary);
+            tracing::info!(%key, severity = %finding.severity, "updated: {}", whole_story(finding));
         }
         FindingEvent::Cleared { summary, .. } => tracing::info!(%key, "cleared: {summary}"),
         // A first start, a new build: to be known, no reason to warn.
@@ -539,12 +540,23 @@ fn log(event: &FindingEvent) {
     }
 }
 
+/// The diagnosis, where it says more than the summary: what is news of a finding is often in there alone.
+fn whole_story(finding: &Finding) -> String {
+    match finding.evidence.get("diagnosis") {
+        Some(Value::Text(diagnosis)) if diagnosis.starts_with(&finding.summary) => diagnosis.clone(),
+        Some(Value::Text(diagnosis)) => format!("{} ({diagnosis})", finding.summary),
+        _ => finding.summary.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::lanes::tests::fake;
     use super::*;
     use muster_agent_core::judgement::Problem;
     use muster_agent_core::schedule::Plan;
+    use muster_common::evidence::Evidence;
+    use muster_common::finding::FindingKey;
     use muster_common::ids::BootId;
     use muster_common::limits::ENTRY_BODY_BYTES_MAX;
     use muster_common::reason::Reason;
@@ -586,6 +598,22 @@ mod tests {
             assert!(judge.slots.values().all(|slot| slot.probe.is_some()), "the probe is back");
             assert!(judge.lanes.iter().all(Lane::is_free));
         }
+    }
+
+    #[test]
+    fn an_update_says_what_is_new() {
+        let key = FindingKey {
+            subject: planned("a", Judgement::default).probe.subject().clone(),
+            reason: Reason::ProcessDown,
+        };
+        let down = Finding::new(key, "spl ended");
+        assert_eq!(whole_story(&down), "spl ended");
+        let told = |diagnosis: &str| whole_story(&down.clone().evidence(Evidence::new().text("diagnosis", diagnosis)));
+        assert_eq!(
+            told("spl ended; hub.db passes its check since then"),
+            "spl ended; hub.db passes its check since then"
+        );
+        assert_eq!(told("the kernel killed spl"), "spl ended (the kernel killed spl)");
     }
 
     #[test]

@@ -223,7 +223,8 @@ impl ProcessJudge {
                 "start it through its init system; its new process clears this",
             ]));
         if self.zombie_runs > u32::from(!one_shot) {
-            let summary = format!("{} (pid {pid}) has ended, but its parent has not reaped it", instance.comm);
+            let who = exit::who(&self.service, &instance.comm, pid);
+            let summary = format!("{who} has ended, but its parent has not reaped it");
             judgement.problems.push(Problem::new(Reason::ProcessZombie, summary).evidence(evidence).next_steps([
                 format!("find the parent: ps -o ppid= -p {pid}"),
                 "restart the service, or the parent if it reaps nothing".to_owned(),
@@ -267,7 +268,13 @@ impl ProcessJudge {
             judgement.seen = judgement.seen.duration("memory_trend_over_ms", self.memory.observed());
         }
         if let Some(growth) = self.memory.growth() {
-            judgement.problems.push(memory_growth(instance, usage, growth, self.memory.recovered_from()));
+            judgement.problems.push(memory_growth(
+                &self.service,
+                instance,
+                usage,
+                growth,
+                self.memory.recovered_from(),
+            ));
         }
         match &usage.children {
             Some(Ok(children)) => self.look_at(rules, children, now, one_shot),
@@ -305,7 +312,8 @@ impl ProcessJudge {
             return None;
         }
         let pid = instance.process.pid;
-        let mut summary = format!("{} (pid {pid}) has {open} of {limit} files open ({percent} %)", instance.comm);
+        let who = exit::who(&self.service, &instance.comm, pid);
+        let mut summary = format!("{who} has {open} of {limit} files open ({percent} %)");
         let mut evidence = usage_evidence(usage, identity(instance)).count("open_files_percent", percent);
         if let Some(growth) = self.files.growth() {
             summary = format!("{summary}, {} more every hour", growth.per_hour);
@@ -353,8 +361,9 @@ impl ProcessJudge {
         names.truncate(ZOMBIES_NAMED);
         let names = names.join(", ");
         let summary = format!(
-            "{} (pid {pid}) has {} children that ended and were not reaped: {names}",
-            instance.comm, self.zombie_count
+            "{} has {} children that ended and were not reaped: {names}",
+            exit::who(&self.service, &instance.comm, pid),
+            self.zombie_count
         );
         let mut evidence = identity(instance).count("zombie_children", self.zombie_count).text("zombie_names", &names);
         if let Some(oldest) = oldest {
@@ -372,12 +381,18 @@ impl ProcessJudge {
     }
 }
 
-fn memory_growth(instance: &Instance, usage: &Usage, growth: &Growth, recovered: Option<u64>) -> Problem {
+fn memory_growth(
+    service: &str,
+    instance: &Instance,
+    usage: &Usage,
+    growth: &Growth,
+    recovered: Option<u64>,
+) -> Problem {
     let pid = instance.process.pid;
     let own = usage.status.own_bytes().unwrap_or(growth.to);
     let mut summary = format!(
-        "{} (pid {pid}) holds {}, {} more every hour for {}",
-        instance.comm,
+        "{} holds {}, {} more every hour for {}",
+        exit::who(service, &instance.comm, pid),
         human_bytes(own),
         human_bytes(growth.per_hour),
         human_duration(Duration::from_millis(growth.over_ms))
