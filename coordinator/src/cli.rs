@@ -23,6 +23,9 @@ use tokio::signal::unix::{SignalKind, signal};
 const EXIT_USAGE: u8 = 2;
 /// A loop that does not turn within this part of the watchdog's time gets no more help against it.
 const WATCHDOG_PARTS: u32 = 3;
+/// Threads that serve connections, whatever the machine has (docs/decisions/0022): decisions, the store and what takes
+/// long have threads of their own.
+const WORKERS: usize = 1;
 
 /// The fleet's coordinator: journals what agents report, decides, pages.
 #[derive(Debug, Parser)]
@@ -144,7 +147,8 @@ fn run(path: &Path) -> Result<ExitCode, Failure> {
     start_log();
     let config = read(path)?;
     let credentials = Credentials::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start tokio")?;
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    let runtime = threads.worker_threads(WORKERS).enable_all().build().context("cannot start tokio")?;
     runtime.block_on(run_until_told(config, credentials))?;
     Ok(ExitCode::SUCCESS)
 }

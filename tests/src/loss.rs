@@ -24,7 +24,7 @@ const RTO_MAX_MS: u64 = 120_000;
 const SYN_MS: u64 = 1_000;
 const SYN_LINEAR: u32 = 4;
 /// As the agent's uplink has it: without a word for so long it pings, ...
-const KEEPALIVE_MS: u64 = 10_000;
+const KEEPALIVE_MS: u64 = 20_000;
 /// ... and without an answer for so long it leaves.
 const KEEPALIVE_TIMEOUT_MS: u64 = 4_000;
 /// What the kernel does when nothing is acknowledged for so long.
@@ -32,7 +32,7 @@ const USER_TIMEOUT_MS: u64 = 4_000;
 /// How often the coordinator sweeps.
 const SWEEP_MS: u64 = 1_000;
 /// Before a trouble nothing is stepped over: the longest that a beat and what it causes can take.
-const CARE_MS: u64 = 30_000;
+const CARE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 3_600_000;
 
 /// What is wrong with the world.

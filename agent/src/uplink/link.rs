@@ -22,8 +22,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 /// A ping on the connection after so long without a word from the coordinator. To a coordinator the ping of an agent costs
 /// as much as its heartbeat, so they are rare: a network that is cut is noticed by [`TCP_USER_TIMEOUT_MS`], and pings are
-/// for a coordinator that hangs while its kernel still answers …
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// for a coordinator that hangs while its kernel still answers. Another one takes its place by a person's command, which
+/// takes minutes: an agent that leaves the old one after 24 s is in time for it …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// … and this long for the answer.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Bytes on the way that nobody acknowledges for this long end the connection, by the kernel. With heartbeats every 5 s a

@@ -34,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "5s", value_parser = length)]
     heartbeat: Duration,
     /// Between two pings of an agent's transport, while it hears nothing
-    #[arg(long, default_value = "10s", value_parser = length)]
+    #[arg(long, default_value = "20s", value_parser = length)]
     ping: Duration,
     /// Minutes over which the cost of heartbeats is measured
     #[arg(long, default_value_t = 2.0)]
