@@ -206,6 +206,7 @@ fn read_policy(root: &Reader<'_>) -> Policy {
         }
         // The next working day may be some days away.
         read_response(&table, &mut policy);
+        set(&mut policy.silence_notice, table.duration("silence_notice", Duration::ZERO..=DAY));
         set(&mut policy.page_from, table.parsed("page_from", |text| text.parse::<Severity>()));
     }
     if let Some(table) = root.table("severity") {

@@ -138,6 +138,8 @@ pub(crate) fn fleet_status(status: &v1::GetFleetStatusResponse) -> Value {
         "journal_index": status.journal_index,
         "rehear_until": time(&status.rehear_until),
         "standbys": status.standbys,
+        "silences_active": status.silences_active,
+        "silences_ending": status.silences_ending,
     })
 }
 
@@ -274,6 +276,7 @@ pub(crate) fn silence(silence: &v1::Silence) -> Value {
         "end_time": time(&silence.end_time),
         "expired_by": silence.expired_by,
         "incidents": silence.incidents,
+        "ends_soon": silence.ends_soon,
     })
 }
 

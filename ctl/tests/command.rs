@@ -163,6 +163,8 @@ impl FleetService for Played {
             journal_index: 42,
             pages_pending: 1,
             pages_failed: 2,
+            silences_active: 2,
+            silences_ending: vec!["silence SIL-4 of ada ends\u{1b}[2J soon".to_owned()],
             ..GetFleetStatusResponse::default()
         }))
     }
@@ -452,7 +454,8 @@ impl SilenceService for Played {
             incidents: vec!["INC-1".to_owned()],
             ..Silence::default()
         };
-        let mut silences = vec![silence("SIL-3", SilenceState::Active)];
+        let soon = Silence { ends_soon: true, ..silence("SIL-4", SilenceState::Active) };
+        let mut silences = vec![silence("SIL-3", SilenceState::Active), soon];
         if request.get_ref().include_expired {
             silences.push(silence("SIL-2", SilenceState::Expired));
         }
@@ -557,6 +560,7 @@ fn status_show_and_ping_are_readable() {
     let status: serde_json::Value = serde_json::from_str(&stdout(&bench.run(&["status", "--format=json"]))).unwrap();
     assert_eq!((status["epoch"]["number"].as_u64(), status["journal_index"].as_u64()), (Some(3), Some(42)));
     assert_eq!(stdout(&bench.run(&["agents", "ping", "web-1"])), "web-1 answered after 12 ms\n");
+    assert!(text.contains("2 hold; silence SIL-4 of ada ends\\u{1b}[2J soon"), "{text}");
     assert!(text.contains("1 pending, 2 given up") && !text.contains("not the primary"), "{text}");
     let fenced = stdout(&Bench::start_as("fenced").run(&["status"]));
     assert!(fenced.starts_with("coord-a is fenced, not the primary: what follows is what it knew"), "{fenced}");
@@ -745,7 +749,7 @@ fn silences_are_added_listed_and_expired() {
     let text = refused(&bench.run(&[&add[..], &["--agent", "x", "--start", "soon"]].concat()), 2);
     assert!(text.contains("in 30m"), "{text}");
     let list = stdout(&bench.run(&["silence", "list"]));
-    for expected in ["SIL-3", "maintenance", "active", "agent web-*", "INC-1", "new kernel"] {
+    for expected in ["SIL-3", "maintenance", "active", "ends soon", "agent web-*", "INC-1", "new kernel"] {
         assert!(list.contains(expected), "{expected}: {list}");
     }
     assert!(!list.contains("SIL-2") && stdout(&bench.run(&["silence", "list", "--all"])).contains("SIL-2"));

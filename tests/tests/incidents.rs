@@ -3,7 +3,7 @@
 use muster_common::evidence::Evidence;
 use muster_common::finding::{Finding, FindingEvent};
 use muster_common::reason::Reason;
-use muster_coordinator_core::state::INCIDENTS_PER_AGENT_MAX;
+use muster_coordinator_core::entry::Fact;
 use muster_tests::scenario::{Fleet, check, policy};
 use std::time::Duration;
 
@@ -134,32 +134,42 @@ fn an_agent_is_believed_up_to_one_worse_than_the_reasons_severity() {
 
 #[test]
 fn one_agent_cannot_drown_the_others() {
+    let mut policy = policy();
+    let most = policy.detect.agent_flood.incidents as usize;
     let mut script = "0 connect a b\n".to_owned();
-    for n in 0..INCIDENTS_PER_AGENT_MAX + 100 {
+    for n in 0..most + 100 {
         script.push_str(&format!("0 open a spl /{n}.db sqlite_missing\n1 occur a spl{n} oom_kill 0\n"));
     }
     script.push_str("2 open b spl /b.db sqlite_missing\n");
     // Without the gathering of many new incidents, which would take them in before they are too many.
-    let mut policy = policy();
     policy.correlation.incidents = u32::MAX;
-    let mut fleet = Fleet::new(policy);
+    let mut fleet = Fleet::new(policy.clone());
     let mut lines: Vec<&str> = script.lines().collect();
     lines.sort_by_key(|line| line.chars().next());
     lines.iter().for_each(|line| fleet.run_line(line));
     let opened = |fleet: &Fleet, what: &str| {
         fleet.log().lines().filter(|line| line.contains(" opened ") && line.contains(what)).count()
     };
-    assert_eq!(opened(&fleet, "host/a/sqlite/"), INCIDENTS_PER_AGENT_MAX);
+    assert_eq!(opened(&fleet, "host/a/sqlite/"), most);
     assert_eq!((opened(&fleet, "agent_flood host/a/flood#1"), opened(&fleet, " host/b/")), (1, 1));
-    assert_eq!(opened(&fleet, ""), INCIDENTS_PER_AGENT_MAX + 2);
+    assert_eq!(opened(&fleet, ""), most + 2);
     fleet.run_line("100 end");
     let paged = fleet.log().lines().filter(|line| line.contains(" page trigger ")).count();
-    assert_eq!(paged, INCIDENTS_PER_AGENT_MAX + 2);
+    assert_eq!(paged, most + 2);
     let gathered = fleet.machine.state().unresolved("host/a/flood").map_or(0, |incident| incident.members.len());
     assert!(gathered >= 200, "{gathered}");
     // What is closed makes room for what was gathered and is still open.
     fleet.run_line("200 resolve host/a/sqlite/spl//0.db");
-    assert_eq!(opened(&fleet, "host/a/sqlite/"), INCIDENTS_PER_AGENT_MAX + 1);
+    assert_eq!(opened(&fleet, "host/a/sqlite/"), most + 1);
+    fleet.check_journal();
+    // A policy that opens more for one agent makes room as well, one that opens fewer gathers again.
+    policy.detect.agent_flood.incidents += 10;
+    fleet.feed(Fact::PolicyLoaded { policy: Box::new(policy.clone()) });
+    assert_eq!(opened(&fleet, "host/a/sqlite/"), most + 11);
+    policy.detect.agent_flood.incidents = 2;
+    fleet.feed(Fact::PolicyLoaded { policy: Box::new(policy) });
+    fleet.run_line("300 open a spl /new.db sqlite_missing");
+    assert_eq!(opened(&fleet, "host/a/sqlite/"), most + 11);
     fleet.check_journal();
 }
 

@@ -2,6 +2,7 @@
 
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{EntryBody, Fact, TimerKey};
+use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::silence::{self, Matchers, PAST_SILENCES_MAX, SILENCES_MAX, SilenceKind};
 use muster_tests::scenario::{Fleet, agent, check, policy};
 use std::time::Duration;
@@ -294,6 +295,88 @@ fn silences_are_bounded_and_empty_ones_hold_nothing() {
     fleet.advance(now + Duration::from_secs(100));
     assert_eq!(fleet.machine.state().past_silences().count(), PAST_SILENCES_MAX);
     fleet.check_journal();
+}
+
+/// What the timelines of an incident say of an end that comes, by second.
+fn announced(fleet: &Fleet, cause: &str) -> Vec<(u64, String)> {
+    let start = Timestamp::from_unix_ms(muster_tests::scenario::START_UNIX_MS);
+    let incident = fleet.machine.state().newest_incident(cause).unwrap_or_else(|| panic!("no incident of {cause}"));
+    let lines = incident.timeline.iter().filter(|line| line.text.contains(" ends soon"));
+    lines.map(|line| (line.at.since(start).as_secs(), line.text.clone())).collect()
+}
+
+/// What the journal, and with it the coordinator's log, says at the notice.
+fn notices(fleet: &Fleet) -> usize {
+    let is_notice = |body: &EntryBody| matches!(body, EntryBody::Deadline(TimerKey::SilenceEnds { .. }));
+    fleet.journal.iter().filter(|entry| is_notice(&entry.body)).count()
+}
+
+#[test]
+fn that_a_silence_ends_soon_is_told_once_and_pages_nobody() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run(
+        "0 connect web-1
+         0 silence 3600 agent=web-1
+         5 open web-1 spl a port_closed
+         6 open web-1 dba a port_closed
+         100 clear web-1 dba a port_closed
+         2999 end",
+    );
+    let service = "host/web-1/service/spl";
+    assert_eq!((announced(&fleet, service), notices(&fleet)), (vec![], 0));
+    assert_eq!(fleet.machine.state().silences_ending(fleet.now).count(), 0);
+    fleet.run_line("3000 end");
+    let told = announced(&fleet, service);
+    let [(3000, words)] = told.as_slice() else { panic!("{told:?}") };
+    assert!(words.starts_with("SIL-5 of bob until ") && words.ends_with(": it pages then, unless it is over"));
+    assert_eq!(announced(&fleet, "host/web-1/service/dba"), [], "what is over pages nobody");
+    assert_eq!((notices(&fleet), fleet.pages().count()), (1, 0));
+    let (state, now) = (fleet.machine.state(), fleet.now);
+    let ending: Vec<u64> = state.silences_ending(now).map(|(index, _)| index).collect();
+    let [index] = ending.as_slice() else { panic!("{ending:?}") };
+    let number = &state.newest_incident(service).unwrap().number;
+    let words = silence::ends_soon(state, *index, now);
+    let expected = format!("within 10 min: {number} pages then, unless it is over or somebody makes another silence");
+    assert!(words.starts_with("silence SIL-5 of bob (work) ends at ") && words.ends_with(&expected), "{words}");
+    fleet.run_line("3599 clear web-1 spl a port_closed");
+    assert_eq!(fleet.machine.state().silences_ending(fleet.now).count(), 0, "nothing pages then");
+    fleet.run_line("5000 end");
+    assert_eq!((notices(&fleet), fleet.pages().count()), (1, 0));
+    fleet.check_journal();
+}
+
+#[test]
+fn an_end_that_is_no_news_or_that_somebody_made_is_not_announced() {
+    for (policy, script, expected) in [
+        (policy(), "0 silence 600 agent=a\n1 open a spl x port_closed", 0),
+        (policy(), "0 silence 700 agent=a\n1 open a spl x port_closed", 1),
+        (policy(), "0 silence 3600 agent=a\n1 open a spl x port_closed\n2000 expire 1", 0),
+        (policy(), "0 maintenance 100 3600 agent=a\n200 open a spl x port_closed", 1),
+        (
+            Policy { silence_notice: Duration::ZERO, ..policy() },
+            "0 silence 3600 agent=a\n1 open a spl x port_closed",
+            0,
+        ),
+        (
+            Policy { silence_notice: Duration::from_secs(60), ..policy() },
+            "0 silence 600 agent=a\n1 open a spl x port_closed",
+            1,
+        ),
+    ] {
+        let mut fleet = Fleet::new(policy);
+        fleet.run(&format!("0 connect a\n{script}\n5000 end"));
+        assert_eq!((notices(&fleet), announced(&fleet, "host/a/service/spl").len()), (expected, expected), "{script}");
+        fleet.check_journal();
+    }
+}
+
+/// A journal from before there were notices has none, and still replays to what it says.
+#[test]
+fn a_policy_that_does_not_name_the_notice_has_none() {
+    let mut old = serde_json::to_value(policy()).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("silence_notice").is_some());
+    let old: Policy = serde_json::from_value(old).unwrap();
+    assert_eq!(old.silence_notice, Duration::ZERO);
 }
 
 /// That a silence is over is said so, and not only that its time came: also by what is asked later.

@@ -118,6 +118,7 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
                 active: false,
                 ended: None,
                 ended_by: None,
+                notice_at: None,
                 holds: Default::default(),
             };
             silence::set(state, step.index, step.at, silence);
@@ -163,6 +164,7 @@ fn load_policy(state: &mut State, step: Step, policy: &crate::policy::Policy) {
     let old = std::mem::replace(&mut state.policy, policy.clone());
     links::adjust_rehear(state, step, &old.liveness);
     receivers::keep_configured(state);
+    flood::policy_changed(state, &old);
     let open = state.causes.iter().filter(|(_, cause)| cause.active || !cause.members.is_empty());
     let open: Vec<String> = open.map(|(key, _)| key.clone()).collect();
     state.touched.extend(open);
@@ -189,6 +191,7 @@ fn apply_deadline(state: &mut State, step: Step, timer: &TimerKey) {
             let ended = silence::turn(state, *index, step.at);
             response::unsilenced(state, step, *index, ended);
         }
+        TimerKey::SilenceEnds { index } => response::silence_ends(state, step, *index),
         TimerKey::EscalationDue { cause, generation } => response::escalation_due(state, step, cause, *generation),
         TimerKey::WindowOver { window } => storms::window_over(state, step, window),
     }

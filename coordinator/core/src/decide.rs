@@ -115,7 +115,7 @@ fn next_number(state: &State, now: Timestamp) -> String {
 /// The incident that gathers what an agent tells beyond its bound.
 fn flood_of<'a>(state: &'a State, key: &str) -> Option<&'a Incident> {
     let agent = AgentName::new(cause::teller_of(key)?).ok()?;
-    state.agent(&agent).filter(|record| record.floods())?;
+    state.agent(&agent).filter(|record| record.floods(state.policy()))?;
     state.unresolved(&cause::agent_flood(&agent))
 }
 

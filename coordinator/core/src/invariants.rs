@@ -110,7 +110,7 @@ fn causes(state: &State, found: &mut Found) {
         for (name, member) in &cause.members {
             let exists = state.agent(&member.agent).is_some_and(|agent| match &member.key {
                 Some(key) => agent.open.contains_key(key),
-                None if cause::kind_of(key) == CauseKind::AgentFlood => agent.floods(),
+                None if cause::kind_of(key) == CauseKind::AgentFlood => agent.floods(state.policy()),
                 None if key.starts_with("fleet/singleton/") => {
                     let of_agent = state.signals.singletons.of_agent(&agent.name);
                     of_agent.map(crate::singletons::cause_key).any(|running| running == *key)

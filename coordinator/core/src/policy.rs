@@ -209,6 +209,10 @@ pub struct Policy {
     /// An incident that nobody acknowledged for this long is told again; zero: never.
     #[serde(default = "Policy::escalation_default")]
     pub escalation: PerSeverity<Duration>,
+    /// So long before its end a silence that holds something open back is told to be over soon; zero: never, as it was
+    /// in journals that do not name it.
+    #[serde(default)]
+    pub silence_notice: Duration,
     /// Many new incidents that nothing explains.
     #[serde(default)]
     pub correlation: CorrelationPolicy,
@@ -291,6 +295,7 @@ impl Default for Policy {
             page_from: Severity::Sev3,
             response: Self::response_default(),
             escalation: Self::escalation_default(),
+            silence_notice: seconds(600),
             correlation: CorrelationPolicy::default(),
             receivers: Vec::new(),
             routes: Vec::new(),

@@ -43,13 +43,20 @@ pub struct SignalPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IdentityConflictPolicy {
-    /// It did not come for so long. An agent comes again within a minute, and is told of once a minute.
+    /// It did not come for so long. An agent comes again within a minute, and is told of once an `interval`.
     pub quiet: Duration,
+    /// A second agent that keeps coming is journaled once in so long.
+    #[serde(default = "conflict_interval")]
+    pub interval: Duration,
+}
+
+const fn conflict_interval() -> Duration {
+    Duration::from_secs(60)
 }
 
 impl Default for IdentityConflictPolicy {
     fn default() -> Self {
-        Self { quiet: Duration::from_secs(900) }
+        Self { quiet: Duration::from_secs(900), interval: conflict_interval() }
     }
 }
 

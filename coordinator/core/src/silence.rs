@@ -5,7 +5,7 @@
 //! of them: a silence for web-1 does not hide an incident of fourteen hosts that web-1 is one of.
 
 use crate::entry::TimerKey;
-use crate::state::{INCIDENT_SERVICES_MAX, Incident, MEMBERS_MAX, State};
+use crate::state::{INCIDENT_SERVICES_MAX, Incident, IncidentStatus, MEMBERS_MAX, State};
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
@@ -18,6 +18,8 @@ pub const SILENCES_MAX: usize = 256;
 pub const PAST_SILENCES_MAX: usize = 256;
 /// Matchers of one kind in one silence; beyond it a label or a `*` says it better.
 pub const PATTERNS_MAX: usize = 64;
+/// Incidents named by what tells that a silence ends; more are counted.
+const NAMED_MAX: usize = 5;
 
 /// Why pages are held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -152,6 +154,9 @@ pub struct Silence {
     pub ended: Option<Timestamp>,
     /// Who ended it before its time.
     pub ended_by: Option<String>,
+    /// When it is told that it ends soon: a timer, until then.
+    #[serde(default)]
+    pub notice_at: Option<Timestamp>,
     /// Cause keys of incidents that were told to be held back by it; no more than there are unresolved incidents.
     pub holds: BTreeSet<String>,
 }
@@ -191,6 +196,34 @@ pub fn turned(state: &State, index: u64, at: Timestamp) -> String {
     format!("{kind} {name} of {by} ({reason}) is over after {held}: what it held back and is still open pages now")
 }
 
+/// What it means that a silence ends soon: who pages then, as far as it holds something back now.
+pub fn ends_soon(state: &State, index: u64, at: Timestamp) -> String {
+    let name = id(index);
+    let past = state.held_back.past.iter().rev().find(|silence| silence.id == name);
+    let Some(silence) = state.held_back.current.get(&index).or(past) else {
+        return format!("{name} ends soon: it is not kept any more");
+    };
+    let (kind, by, reason, ends) = (silence.kind.as_str(), &silence.by, &silence.reason, silence.ends.to_utc_minute());
+    let within = human_duration(silence.ends.since(at.min(silence.ends)));
+    let open: Vec<&str> = held_open(state, silence).map(|incident| incident.number.as_str()).collect();
+    let then = match open.as_slice() {
+        [] => "nothing that it holds back is open".to_owned(),
+        _ => {
+            let (named, more) = (open.iter().take(NAMED_MAX).copied().collect::<Vec<_>>().join(", "), open.len());
+            let more = more.checked_sub(NAMED_MAX).filter(|more| *more > 0);
+            let more = more.map(|more| format!(" and {more} more")).unwrap_or_default();
+            format!("{named}{more} pages then, unless it is over or somebody makes another silence")
+        }
+    };
+    format!("{kind} {name} of {by} ({reason}) ends at {ends}, within {within}: {then}")
+}
+
+/// What a silence holds back and is wrong now: it pages when the silence is over.
+pub(crate) fn held_open<'a>(state: &'a State, silence: &'a Silence) -> impl Iterator<Item = &'a Incident> {
+    let held = silence.holds.iter().filter_map(|cause| state.unresolved(cause));
+    held.filter(|incident| incident.status == IncidentStatus::Open)
+}
+
 /// The index in an id, or none when it is not one.
 pub fn index_of(id: &str) -> Option<u64> {
     id.strip_prefix("SIL-")?.parse().ok()
@@ -217,6 +250,13 @@ impl State {
         self.silences().filter(|(_, silence)| silence.active && silence.matchers.fit(self, incident))
     }
 
+    /// Silences that end within the policy's notice and hold back something open, with the index of their facts.
+    pub fn silences_ending(&self, now: Timestamp) -> impl Iterator<Item = (u64, &Silence)> {
+        let notice = self.policy().silence_notice;
+        let soon = move |silence: &Silence| silence.active && !notice.is_zero() && now + notice >= silence.ends;
+        self.silences().filter(move |(_, silence)| soon(silence) && held_open(self, silence).next().is_some())
+    }
+
     /// The maintenance that an agent is in, for what it says goodbye for: one that names hosts, and this one.
     pub fn maintenance_of(&self, agent: &AgentName) -> Option<&Silence> {
         let labels = labels_of(self, agent);
@@ -241,7 +281,19 @@ pub(crate) fn set(state: &mut State, index: u64, now: Timestamp, mut silence: Si
     silence.active = silence.starts <= now;
     let next = if silence.active { silence.ends } else { silence.starts };
     state.timers.insert((next, TimerKey::SilenceTurn { index }));
+    // One that is shorter than the notice was made a moment ago: its end is no news.
+    let notice = state.policy.silence_notice;
+    silence.notice_at = (!notice.is_zero() && silence.starts + notice < silence.ends).then(|| silence.ends - notice);
+    state.timers.extend(silence.notice_at.map(|at| (at, TimerKey::SilenceEnds { index })));
     state.held_back.current.insert(index, silence);
+}
+
+/// A silence ends soon: cause keys of what it holds back and is open, and the words for their timelines.
+pub(crate) fn ending(state: &mut State, index: u64) -> Option<(Vec<String>, String)> {
+    state.held_back.current.get_mut(&index)?.notice_at = None;
+    let silence = state.held_back.current.get(&index)?;
+    let causes = held_open(state, silence).map(|incident| incident.key.cause.clone()).collect();
+    Some((causes, format!("{} ends soon: it pages then, unless it is over", silence.words())))
 }
 
 /// A silence begins, or is over.
@@ -271,6 +323,9 @@ pub(crate) fn end(state: &mut State, index: u64, now: Timestamp, by: Option<&str
     let mut silence = state.held_back.current.remove(&index)?;
     let next = if silence.active { silence.ends } else { silence.starts };
     state.timers.remove(&(next, TimerKey::SilenceTurn { index }));
+    if let Some(at) = silence.notice_at.take() {
+        state.timers.remove(&(at, TimerKey::SilenceEnds { index }));
+    }
     silence.active = false;
     silence.ended = Some(now);
     silence.ended_by = by.map(str::to_owned);

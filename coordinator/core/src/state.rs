@@ -39,9 +39,6 @@ pub const TIMELINE_MAX: usize = 200;
 pub const MEMBERS_MAX: usize = 4096;
 /// Services of one incident that are remembered.
 pub const INCIDENT_SERVICES_MAX: usize = 64;
-/// Unresolved incidents of one agent: what it tells beyond is gathered in one, so that a lying or very ill host cannot
-/// drown the others' pages.
-pub const INCIDENTS_PER_AGENT_MAX: usize = 32;
 /// Occurrences of one cause kept for its pages.
 pub const CAUSE_OCCURRENCES_MAX: usize = 16;
 /// Restarts of one service on one host kept for the storm window.
@@ -162,10 +159,9 @@ pub struct AgentRecord {
 
 impl AgentRecord {
     /// True when no more incidents are opened for what it tells.
-    pub fn floods(&self) -> bool {
-        let n = self.incidents.len();
-        n >= INCIDENTS_PER_AGENT_MAX
-            && n - usize::from(self.incidents.contains(&cause::agent_flood(&self.name))) >= INCIDENTS_PER_AGENT_MAX
+    pub fn floods(&self, policy: &Policy) -> bool {
+        let (n, most) = (self.incidents.len(), policy.detect.agent_flood.incidents as usize);
+        n >= most && n - usize::from(self.incidents.contains(&cause::agent_flood(&self.name))) >= most
     }
 }
 

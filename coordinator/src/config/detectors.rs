@@ -49,6 +49,9 @@ pub(super) fn read(root: &Reader<'_>, policy: &mut Policy) {
     if let Some(blind) = table.table("probe_blind") {
         set(&mut detect.probe_blind.hosts, count(&blind, "hosts", MANY));
     }
+    if let Some(flood) = table.table("agent_flood") {
+        set(&mut detect.agent_flood.incidents, count(&flood, "incidents", 2..=1000));
+    }
 }
 
 /// Those that ask for a share of a label's value or of a subnet.
@@ -80,7 +83,8 @@ mod tests {
              [detectors.oom_storm]\nwindow = \"13s\"\nhosts = 5\nkills = 6\n\
              [detectors.reason_widespread]\nwindow = \"14s\"\nhosts = 7\nsources = 8\nfleet_share = 0.9\nprolonged = \"15s\"\n\
              [detectors.memory_group]\nhosts = 9\nplace_hosts_min = 10\nplace_share = 0.8\n\
-             [detectors.corruption_spread]\nhosts = 11\nafter_change = \"16s\"\n[detectors.probe_blind]\nhosts = 12\n"
+             [detectors.corruption_spread]\nhosts = 11\nafter_change = \"16s\"\n[detectors.probe_blind]\nhosts = 12\n\
+             [detectors.agent_flood]\nincidents = 17\n"
         );
         let policy = parse("c.toml", &text).unwrap_or_else(|errors| panic!("{errors}")).policy;
         let detect = &policy.detect;
@@ -93,6 +97,7 @@ mod tests {
         assert_eq!(detect.reason_widespread.prolonged, Duration::from_secs(15));
         assert_eq!((detect.memory_group.hosts, detect.memory_group.place_hosts_min), (9, 10));
         assert_eq!((detect.corruption_spread.hosts, detect.probe_blind.hosts), (11, 12));
+        assert_eq!(detect.agent_flood.incidents, 17);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::{DAY, SECOND, count, set};
 use muster_common::config::Reader;
+use muster_common::units::human_duration;
 use muster_coordinator_core::signals::SignalPolicy;
 use std::time::Duration;
 
@@ -35,8 +36,14 @@ pub(super) fn read(table: &Reader<'_>, policy: &mut SignalPolicy) {
         set(&mut policy.auth_abuse.calls_per_minute, count(&abuse, "calls_per_minute", 60..=1_000_000));
     }
     if let Some(conflict) = table.table("agent_identity_conflict") {
-        // It is told of once a minute: less than two would end between two of them.
-        set(&mut policy.agent_identity_conflict.quiet, conflict.duration("quiet", SECOND * 120..=DAY));
+        let rule = &mut policy.agent_identity_conflict;
+        set(&mut rule.quiet, conflict.duration("quiet", SECOND * 120..=DAY));
+        set(&mut rule.interval, conflict.duration("interval", SECOND * 10..=SECOND * 3600));
+        // Else it would end between two of those that tell of it.
+        if rule.quiet < rule.interval * 2 {
+            let expected = format!("expected at least twice the interval, which is {}", human_duration(rule.interval));
+            conflict.mistake("quiet is too short for the interval", &expected);
+        }
     }
     if let Some(flapping) = table.table("flapping") {
         let rule = &mut policy.flapping;
@@ -73,7 +80,7 @@ mod tests {
              [detectors.singleton]\nhold = \"33s\"\n\
              [detectors.version_skew]\nversions = 5\noldest = \"0.2.0\"\nafter = \"3d\"\nbuild_hosts = 6\n\
              [detectors.auth_abuse]\nrefusals = 77\nwindow = \"5m\"\ncalls_per_minute = 78\n\
-             [detectors.agent_identity_conflict]\nquiet = \"4m\"\n\
+             [detectors.agent_identity_conflict]\nquiet = \"4m\"\ninterval = \"34s\"\n\
              [detectors.flapping]\nlook = \"7s\"\nhigh_percent = 50\nlow_percent = 20\n"
         );
         let policy = parse("c.toml", &text).unwrap_or_else(|errors| panic!("{errors}")).policy.signals;
@@ -86,6 +93,7 @@ mod tests {
         assert_eq!(skew.after, seconds(3 * 86_400));
         assert_eq!((policy.auth_abuse.refusals, policy.auth_abuse.window), (77, seconds(300)));
         assert_eq!((policy.auth_abuse.calls_per_minute, policy.agent_identity_conflict.quiet), (78, seconds(240)));
+        assert_eq!(policy.agent_identity_conflict.interval, seconds(34));
         let flapping = &policy.flapping;
         assert_eq!((flapping.look, flapping.high_percent, flapping.low_percent), (seconds(7), 50, 20));
     }
@@ -94,10 +102,11 @@ mod tests {
     fn bounds_and_misspelt_keys_are_told() {
         let text = format!(
             "{MINIMAL}[detectors.version_skew]\noldest = \"new\"\n[detectors.flapping]\nhigh_percent = 10\nlow_percent = 20\n\
-             [detectors.singleton]\nholds = \"1s\"\n[detectors.auth_abuse]\nrefusals = 1\n"
+             [detectors.singleton]\nholds = \"1s\"\n[detectors.auth_abuse]\nrefusals = 1\n\
+             [detectors.agent_identity_conflict]\ninterval = \"10m\"\n"
         );
         let errors = parse("c.toml", &text).unwrap_err().to_string();
-        for part in ["such as \"0.3.0\"", "low_percent is not below", "did you mean \"hold\"", "refusals"] {
+        for part in ["such as \"0.3.0\"", "low_percent is not below", "did you mean \"hold\"", "refusals", "too short for the interval"] {
             assert!(errors.contains(part), "{part}: {errors}");
         }
     }

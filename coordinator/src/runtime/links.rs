@@ -125,7 +125,8 @@ impl Link {
     }
 
     /// Whether a contender at `now_ms` is to be journaled: the first one, and then one in each interval.
-    pub fn tells_conflict(&self, now_ms: i64, interval_ms: i64) -> bool {
+    pub fn tells_conflict(&self, now_ms: i64, interval: std::time::Duration) -> bool {
+        let interval_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX);
         let due = |told_ms: i64| (now_ms.saturating_sub(told_ms) >= interval_ms).then_some(now_ms);
         self.conflict_told_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok()
     }

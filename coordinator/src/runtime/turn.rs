@@ -412,6 +412,9 @@ impl Turner {
             if let EntryBody::Deadline(TimerKey::SilenceTurn { index }) = &entry.body {
                 tracing::info!("{}", silence::turned(self.machine.state(), *index, entry.at));
             }
+            if let EntryBody::Deadline(TimerKey::SilenceEnds { index }) = &entry.body {
+                tracing::info!("{}", silence::ends_soon(self.machine.state(), *index, entry.at));
+            }
         }
     }
 

@@ -39,8 +39,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const CONFLICT_PING: Duration = Duration::from_secs(2);
 /// Agents of a fleet: twice the largest this is built for. Overflow rule: one that was never seen is refused.
 const AGENTS_MAX: usize = 20_000;
-/// Between two facts about one contested name: whoever loses tries again and again.
-const CONFLICT_INTERVAL_MS: i64 = 60_000;
 /// Batches of one stream waiting for their commit. Overflow rule: the stream is not read meanwhile.
 const BATCHES_IN_FLIGHT_MAX: usize = 8;
 
@@ -165,7 +163,9 @@ impl AgentLink {
             return Ok(());
         }
         let (holder, refused) = (first.peer.clone(), said.peer_address.clone());
-        if first.tells_conflict(self.handle.now().unix_ms(), CONFLICT_INTERVAL_MS) {
+        let interval = self.handle.query(|view| view.state.policy().signals.agent_identity_conflict.interval);
+        let interval = interval.await.map_err(status)?;
+        if first.tells_conflict(self.handle.now().unix_ms(), interval) {
             let fact = Fact::IdentityConflict { agent: agent.clone(), holder: holder.clone(), refused };
             self.handle.submit(fact).await.map_err(status)?;
         }

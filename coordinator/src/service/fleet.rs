@@ -10,6 +10,7 @@ use muster_common::ids::{AgentName, ServiceName};
 use muster_common::limits::SUMMARY_BYTES_MAX;
 use muster_common::units::human_duration;
 use muster_coordinator_core::entry::{Disconnect, Entry, EntryBody, Fact, Silence};
+use muster_coordinator_core::silence;
 use muster_coordinator_core::state::{AgentRecord, Link as Standing};
 use muster_proto::convert::{bounded, duration_to_wire, epoch_to_wire, severity_to_wire, timestamp_to_wire};
 use muster_proto::v1::connect_response::Message;
@@ -25,6 +26,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An agent answers between two turns of its loop, which may wait for its disk.
 const DIAGNOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Silences that end soon that a status tells of; the list has them all.
+const ENDING_TOLD_MAX: usize = 5;
 
 /// Serves operators.
 #[derive(Debug, Clone)]
@@ -280,6 +284,7 @@ fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
     let count = |state: AgentState| by_state.get(&i32::from(state)).copied().unwrap_or_default();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let open: Vec<_> = state.incidents().filter(|incident| incident.is_unresolved()).collect();
+    let ending = state.silences_ending(view.now).map(|(index, _)| silence::ends_soon(state, index, view.now));
     let failed = open.iter().map(|incident| incident.triggers_failed).fold(0, u64::saturating_add);
     v1::GetFleetStatusResponse {
         fleet: view.standing.fleet.to_string(),
@@ -301,6 +306,8 @@ fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
         rehear_until: maybe(state.rehear_until()),
         standbys: Vec::new(),
         pages_failed: u32::try_from(failed).unwrap_or(u32::MAX),
+        silences_active: number(state.silences().filter(|(_, silence)| silence.active).count()),
+        silences_ending: ending.take(ENDING_TOLD_MAX).collect(),
     }
 }
 
@@ -344,7 +351,7 @@ fn words(how: &Disconnect) -> &'static str {
 
 fn agent(view: &View<'_>, record: &AgentRecord, link: Option<&Link>) -> v1::Agent {
     let (state, state_reason) = state_of(record);
-    let hello = record.hello.as_ref();
+    let hello = record.hello.as_deref();
     let text = |get: fn(&muster_coordinator_core::entry::AgentHello) -> &String| hello.map(get).cloned();
     let newest = link.and_then(Link::newest);
     let heard_on_link = link.map(|link| {

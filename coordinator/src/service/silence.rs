@@ -300,6 +300,7 @@ fn silence_to_wire(view: &View<'_>, silence: &Silence) -> v1::Silence {
         reasons: strings(&silence.matchers.reasons),
         causes: strings(&silence.matchers.causes),
     };
+    let ends_soon = silence.active && view.state.silences_ending(view.now).any(|(_, ending)| ending.id == silence.id);
     let held = silence.holds.iter().filter_map(|cause| view.state.unresolved(cause));
     v1::Silence {
         id: silence.id.clone(),
@@ -313,6 +314,7 @@ fn silence_to_wire(view: &View<'_>, silence: &Silence) -> v1::Silence {
         end_time: Some(timestamp_to_wire(silence.ended.unwrap_or(silence.ends))),
         expired_by: silence.ended_by.clone().unwrap_or_default(),
         incidents: held.take(HELD_NAMED_MAX).map(|incident| incident.number.clone()).collect(),
+        ends_soon,
     }
 }
 

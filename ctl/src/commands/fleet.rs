@@ -29,6 +29,11 @@ pub(super) async fn status(channel: Channel, out: &mut Out) -> Result<(), CtlErr
         n => format!(", {n} given up: see musterctl receivers dead-letters"),
     };
     let pages = format!("{} pending{failed}", status.pages_pending);
+    let silences = match status.silences_active {
+        0 => "none hold".to_owned(),
+        n => format!("{n} hold"),
+    };
+    let silences = [vec![silences], status.silences_ending.iter().map(|ending| clean(ending)).collect()].concat();
     let rehearing = match out.time(status.rehear_until.as_ref()) {
         until if until.is_empty() => until,
         until => format!("until {until}: silence is not judged before"),
@@ -55,6 +60,7 @@ pub(super) async fn status(channel: Channel, out: &mut Out) -> Result<(), CtlErr
         ("incidents", incidents),
         ("findings", format!("{} open", status.open_findings)),
         ("pages", pages),
+        ("silences", silences.join("; ")),
         ("journal", format!("entry {}", status.journal_index)),
         ("re-hearing", rehearing),
     ])?;

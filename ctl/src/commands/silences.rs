@@ -68,7 +68,10 @@ pub(super) async fn list(channel: Channel, out: &mut Out, all: bool) -> Result<(
         vec![
             clean(&silence.id),
             json::silence_kind(silence.kind).to_owned(),
-            json::silence_state(silence.state).to_owned(),
+            match silence.ends_soon {
+                true => "ends soon".to_owned(),
+                false => json::silence_state(silence.state).to_owned(),
+            },
             about(silence),
             out.when(silence.start_time.as_ref()),
             out.when(silence.end_time.as_ref()),

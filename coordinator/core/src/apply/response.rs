@@ -162,6 +162,16 @@ pub(super) fn unsilenced(state: &mut State, step: Step, index: u64, ended: Optio
     }
 }
 
+/// A silence is over soon: whoever looks at what it holds back reads so.
+pub(super) fn silence_ends(state: &mut State, step: Step, index: u64) {
+    let Some((causes, words)) = silence::ending(state, index) else { return };
+    for cause in causes {
+        if let Some(incident) = super::incidents::unresolved_mut(state, &cause) {
+            note(incident, step, LineKind::Decision, words.clone());
+        }
+    }
+}
+
 /// Over: nothing is held back, nobody is waited for.
 pub(super) fn over(state: &mut State, key: &IncidentKey) {
     stop_escalation(state, key);

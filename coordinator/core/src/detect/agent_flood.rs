@@ -4,7 +4,7 @@
 use super::{Detector, Look};
 use crate::cause::{self, CauseKind};
 use crate::decide::assess::{Assessment, of_fleet};
-use crate::state::{Cause, INCIDENTS_PER_AGENT_MAX, State};
+use crate::state::{Cause, State};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
@@ -24,9 +24,8 @@ impl Detector for AgentFlood {
 
     fn assess(&self, state: &State, _now: Timestamp, _key: &str, cause: &Cause) -> Option<Assessment> {
         let agent = cause.agents.keys().next()?;
-        let summary = format!(
-            "agent {agent} has {INCIDENTS_PER_AGENT_MAX} unresolved incidents: what else it tells is gathered here"
-        );
+        let most = most(state);
+        let summary = format!("agent {agent} has {most} unresolved incidents: what else it tells is gathered here");
         let next_steps = vec![
             format!("see what it tells, and whether that is believable: musterctl findings list --agent {agent}"),
             format!("on {agent}: muster-agent doctor; look for what its troubles share"),
@@ -34,8 +33,8 @@ impl Detector for AgentFlood {
         Some(of_fleet(state, Reason::AgentFlood, state.last_at(), true, summary, next_steps))
     }
 
-    fn why(&self, _state: &State, _key: &str, found: &Assessment) -> String {
-        format!("at most {INCIDENTS_PER_AGENT_MAX} incidents are opened for one agent: {}", found.severity)
+    fn why(&self, state: &State, _key: &str, found: &Assessment) -> String {
+        format!("at most {} incidents are opened for one agent: {}", most(state), found.severity)
     }
 
     fn recovered(&self, _state: &State, _key: &str) -> String {
@@ -46,7 +45,12 @@ impl Detector for AgentFlood {
         let Some(record) = state.agent(agent) else { return Vec::new() };
         let key = cause::agent_flood(agent);
         let own = usize::from(record.incidents.contains(&key));
-        let seen = (record.incidents.len() - own, INCIDENTS_PER_AGENT_MAX, "unresolved incidents");
-        vec![super::explain::look(self.name(), key, seen, format!("{INCIDENTS_PER_AGENT_MAX} unresolved incidents"))]
+        let most = most(state);
+        let seen = (record.incidents.len() - own, most, "unresolved incidents");
+        vec![super::explain::look(self.name(), key, seen, format!("{most} unresolved incidents"))]
     }
+}
+
+fn most(state: &State) -> usize {
+    state.policy().detect.agent_flood.incidents as usize
 }

@@ -20,6 +20,8 @@ pub struct DetectPolicy {
     pub corruption_spread: CorruptionPolicy,
     /// The same probe blind on many hosts.
     pub probe_blind: ProbeBlindPolicy,
+    /// One agent with more troubles than incidents are opened for.
+    pub agent_flood: AgentFloodPolicy,
 }
 
 /// When the silent agents of one place (a label's value, a subnet) are one matter, although the fleet goes on. Windows
@@ -111,6 +113,20 @@ pub struct CorruptionPolicy {
 impl Default for CorruptionPolicy {
     fn default() -> Self {
         Self { hosts: 2, after_change: Duration::from_secs(3600) }
+    }
+}
+
+/// How much of one agent is told one by one, so that a lying or very ill host cannot drown the others' pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentFloodPolicy {
+    /// Unresolved incidents of one agent: what it tells beyond is gathered in one.
+    pub incidents: u32,
+}
+
+impl Default for AgentFloodPolicy {
+    fn default() -> Self {
+        Self { incidents: 32 }
     }
 }
 

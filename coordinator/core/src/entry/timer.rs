@@ -56,4 +56,9 @@ pub enum TimerKey {
         /// Index of the fact that set it.
         index: u64,
     },
+    /// A silence is over soon.
+    SilenceEnds {
+        /// Index of the fact that made it.
+        index: u64,
+    },
 }

@@ -240,13 +240,13 @@ fn flooded(state: &State, record: &AgentRecord, asked: &Asked<'_>, key: &str, na
         let why = format!("{summary}: told in {} ({})", incident.number, incident.title);
         return RuleLook::new("grouping", name, outcome_of(incident), why).held_by("grouping").of(incident);
     }
-    let flood = state.unresolved(&cause::agent_flood(asked.agent)).filter(|_| record.floods());
+    let flood = state.unresolved(&cause::agent_flood(asked.agent)).filter(|_| record.floods(state.policy()));
     match flood {
         Some(flood) => {
             let why = format!(
                 "{summary}: gathered in {}, since one agent opens at most {} incidents",
                 flood.number,
-                crate::state::INCIDENTS_PER_AGENT_MAX
+                state.policy().detect.agent_flood.incidents
             );
             RuleLook::new("grouping", name, outcome_of(flood), why).held_by("grouping").of(flood)
         }

@@ -44,6 +44,9 @@ fn silences(state: &State, found: &mut Found) {
         let next = if silence.active { silence.ends } else { silence.starts };
         let timed = state.timers.contains(&(next, TimerKey::SilenceTurn { index }));
         found.unless(timed, "a silence has a timer", || silence.id.clone());
+        let notice = silence.notice_at.map(|at| (at, TimerKey::SilenceEnds { index }));
+        let noticed = notice.is_none_or(|timer| state.timers.contains(&timer));
+        found.unless(noticed, "the notice of a silence has its timer", || silence.id.clone());
         for cause in &silence.holds {
             let held = state.unresolved(cause).is_some_and(|incident| incident.response.silenced_by == Some(index));
             found.unless(held, "what a silence holds back is unresolved", || format!("{}: {cause}", silence.id));

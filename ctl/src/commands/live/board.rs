@@ -125,6 +125,7 @@ impl Board {
                 status.pages_failed
             ),
         ];
+        lines.extend(status.silences_ending.iter().map(|ending| clean(ending)));
         if let Some(trouble) = &self.trouble {
             lines.push(format!("NOT CURRENT: {trouble}; trying again"));
         }
