@@ -58,6 +58,12 @@ fn each_reason_for_silence_has_its_word() {
         "holds its pages back",
     );
     check(
+        "0 connect a\n1 maintenance 0 600 agent=a\n2 open a spl x port_closed\n20 end",
+        Outcome::HeldBack,
+        "silence",
+        "holds its pages back",
+    );
+    check(
         "0 connect a\n1 open a spl x port_closed\n3 clear a spl x port_closed\n20 end",
         Outcome::HeldBack,
         "recovering",
@@ -83,6 +89,27 @@ fn each_reason_for_silence_has_its_word() {
         "by_hand",
         "ann",
     );
+}
+
+/// A maintenance excuses a goodbye, and says so: of a host that is well it holds nothing back, and one that is still to
+/// come, or is over, is not spoken of.
+#[test]
+fn a_maintenance_of_the_host_is_told_while_it_lasts() {
+    let script = "0 connect a b\n0 maintenance 100 600 agent=a\n";
+    let look_at = |more: &str, name: &str| {
+        let fleet = ran(&format!("{script}{more}"));
+        let found = ask(fleet.machine.state(), fleet.now, name);
+        let look = found.rules.into_iter().find(|look| look.rule == "silence" && look.about == name);
+        look.map(|look| (look.outcome, look.held_back_by, look.why))
+    };
+    assert_eq!(look_at("50 end", "a"), None);
+    let (outcome, held, why) = look_at("150 end", "a").unwrap_or_else(|| panic!("it is not told"));
+    assert_eq!((outcome, held.as_str()), (Outcome::NothingSeen, ""));
+    assert!(why.starts_with("maintenance: SIL-6 of bob until ") && why.ends_with("; a goodbye within it is expected"));
+    assert_eq!(look_at("150 end", "b"), None, "another host's");
+    let (outcome, held, _) = look_at("150 goodbye a\n160 end", "a").unwrap_or_else(|| panic!("it is not told"));
+    assert_eq!((outcome, held.as_str()), (Outcome::HeldBack, "silence"));
+    assert_eq!(look_at("150 goodbye a\n710 end", "a"), None);
 }
 
 #[test]

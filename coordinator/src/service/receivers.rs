@@ -14,7 +14,7 @@ use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::page::{Page, PageAction, PageId};
-use muster_coordinator_core::state::{DeadLetter, Incident, PageOutcome, State};
+use muster_coordinator_core::state::{DeadLetter, Incident, PageOutcome, PageRecord, State};
 use muster_proto::convert::{severity_to_wire, timestamp_to_wire};
 use muster_proto::v1;
 use muster_proto::v1::paging_service_server::PagingService;
@@ -153,12 +153,21 @@ fn may_resend(state: &State, page: PageId) -> Result<(), Status> {
             page.0, resent.0
         )));
     }
-    let mut pages = state.pending_pages();
-    let of_same = |page: &Page| page.incident == told.incident && page.receiver == told.receiver;
-    if let Some(newer) = pages.find(|record| record.id > page && of_same(&record.page)) {
+    let is_newer = |record: &&PageRecord| {
+        let same = (&told.incident, &told.receiver, told.action);
+        record.id > page && (&record.page.incident, &record.page.receiver, record.page.action) == same
+    };
+    if let Some(newer) = state.pending_pages().find(is_newer) {
         return Err(Status::failed_precondition(format!(
             "the page {}, a newer one about {}, is on its way to {}: nothing has to be sent again",
             newer.id.0, told.incident, told.receiver
+        )));
+    }
+    let was_taken = |record: &&PageRecord| record.outcome == Some(PageOutcome::Delivered);
+    if let Some(newer) = state.past_pages().filter(is_newer).find(was_taken) {
+        return Err(Status::failed_precondition(format!(
+            "{} accepted a newer one about {}, the page {}: nothing has to be sent again",
+            told.receiver, told.incident, newer.id.0
         )));
     }
     if !state.incident(&letter.record.incident).is_some_and(Incident::is_unresolved) {

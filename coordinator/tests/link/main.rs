@@ -6,6 +6,7 @@ mod explain;
 mod foreign;
 mod freezes;
 mod hostile;
+mod incidents;
 mod questions;
 mod refused;
 mod resync;

@@ -7,6 +7,7 @@
 mod alertmanager;
 mod http;
 mod mail;
+mod people;
 mod scripted;
 mod secrets;
 mod service;

@@ -6,7 +6,8 @@ use hyper::Uri;
 use muster_coordinator::pager::config::WebhookUrl;
 use muster_coordinator::pager::http_client::{Request, Response, Transport, TransportError};
 use muster_coordinator::pager::{
-    Lane, Of, Outbox, OutboxError, Outcome, Pending, Receiver, ReceiverConfig, ReceiverKind, Standing, Stats, run,
+    Lane, Of, Outbox, OutboxError, Outcome, Pending, Receiver, ReceiverConfig, ReceiverKind, ReceiverLabel, Standing,
+    Stats, run,
 };
 use muster_coordinator_core::page::{PageAction, PageId};
 use std::sync::atomic::Ordering;
@@ -86,6 +87,7 @@ struct Bench {
     stop: CancellationToken,
     running: JoinHandle<()>,
     wire: Wire,
+    stats: Arc<Stats>,
 }
 
 impl Bench {
@@ -99,8 +101,9 @@ impl Bench {
         let lanes = receivers.iter().map(|name| lane(name, wire.clone())).collect();
         let (wake, woken) = watch::channel(0);
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(Arc::clone(&journal), lanes, woken, Arc::new(Stats::default()), stop.clone()));
-        Self { journal, wake, stop, running, wire }
+        let stats = Arc::new(Stats::default());
+        let running = tokio::spawn(run(Arc::clone(&journal), lanes, woken, Arc::clone(&stats), stop.clone()));
+        Self { journal, wake, stop, running, wire, stats }
     }
 
     /// Time passes (at once: the clock is paused) until every page has an outcome.
@@ -230,6 +233,8 @@ async fn whoever_is_not_the_primary_pages_nothing_and_stops_between_tries() {
     sleep(Duration::from_secs(3600)).await;
     assert_eq!(bench.calls().len(), 1, "a fenced coordinator does not try again");
     assert_eq!(journal.outcome(1), None, "the page is left to the successor");
+    let failing = bench.stats.failing.get_or_create(&ReceiverLabel { receiver: "ops".to_owned() }).get();
+    assert_eq!(failing, 0, "how the receiver does is the successor's to say");
     bench.stop().await;
 }
 

@@ -36,9 +36,9 @@ const SECRET: &str = "the-secret-of-the-subscription";
 
 /// Whoever is called: answers as told, keeps what it heard.
 #[derive(Clone)]
-struct Hook {
-    address: SocketAddr,
-    status: Arc<Mutex<StatusCode>>,
+pub(crate) struct Hook {
+    pub(crate) address: SocketAddr,
+    pub(crate) status: Arc<Mutex<StatusCode>>,
     heard: Arc<Mutex<Vec<(String, Value)>>>,
 }
 
@@ -57,31 +57,32 @@ impl Hook {
         hook
     }
 
-    fn heard(&self, path: &str) -> Vec<Value> {
+    pub(crate) fn heard(&self, path: &str) -> Vec<Value> {
         let heard = self.heard.lock().unwrap();
         heard.iter().filter(|(of, _)| of == path).map(|(_, body)| body.clone()).collect()
     }
 }
 
-struct World {
-    dir: TempDir,
-    hook: Hook,
-    coordinator: Coordinator,
+pub(crate) struct World {
+    pub(crate) dir: TempDir,
+    pub(crate) hook: Hook,
+    pub(crate) coordinator: Coordinator,
 }
 
 impl World {
-    async fn new(status: StatusCode) -> Self {
+    pub(crate) async fn new(status: StatusCode) -> Self {
         let (dir, hook) = (TempDir::new().unwrap(), Hook::start(status).await);
         ca::init(&dir.path().join("ca"), "prod").unwrap();
         std::fs::write(dir.path().join("secret"), SECRET).unwrap();
         let at = |file: &str| dir.path().join(file).display().to_string();
         let text = format!(
-            "[listen]\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\n\
+            "[listen]\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\nunix = \"{}\"\n\
              [tls]\nca = \"/unused\"\ncert = \"/unused\"\nkey = \"/unused\"\n[store]\nurl = \"sqlite:{}\"\n\
              [incidents]\nhold = {{ sev2 = \"0s\" }}\n\
              [[receiver.webhook]]\nname = \"ops\"\nurl = \"http://{}/hook\"\n\
              [heartbeat_out]\nurl = \"http://{}/beat\"\ninterval = \"1s\"\n\
              [pagerduty_webhook]\nsecret_files = [\"{}\"]\n",
+            at("operator.sock"),
             at("journal.db"),
             hook.address,
             hook.address,
@@ -93,14 +94,19 @@ impl World {
         Self { dir, hook, coordinator }
     }
 
-    async fn channel(&self, role: Role, name: &str) -> Channel {
+    pub(crate) async fn channel(&self, role: Role, name: &str) -> Channel {
         let credentials = issue(self.dir.path(), role, name);
         connect(&format!("https://{}", self.coordinator.grpc_address()), &credentials).await.unwrap()
     }
 
     /// Something worth a page.
-    async fn trouble(&self) {
-        let agent = AgentName::new("web-1").unwrap();
+    pub(crate) async fn trouble(&self) {
+        self.trouble_of("web-1").await;
+    }
+
+    /// The same of another host.
+    pub(crate) async fn trouble_of(&self, name: &str) {
+        let agent = AgentName::new(name).unwrap();
         let fact = Fact::IdentityConflict { agent, holder: "10.0.0.1:1".to_owned(), refused: "10.0.0.2:1".to_owned() };
         self.coordinator.handle().submit(fact).await.unwrap();
     }
@@ -140,7 +146,7 @@ fn issue(dir: &Path, role: Role, name: &str) -> Credentials {
 }
 
 /// Looks until `found` finds something.
-async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(value) = found().await {
