@@ -44,7 +44,7 @@ enum Task {
     /// The coordinator under a large fleet, with the figures of this machine
     FleetSim(fleet_sim::Options),
     /// Writes agent/layout/used.ld: which functions of the agent are used, for the linker to put together
-    Layout,
+    Layout(layout::Options),
     /// Runs a program and tells which of its functions are called, for `layout`
     #[command(hide = true)]
     TraceCalls(layout::trace::Options),
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         Task::Drill { drill } => drill::run(&drill),
         Task::Bench { bench } => bench::run(&bench),
         Task::FleetSim(options) => fleet_sim::run(&options),
-        Task::Layout => layout::run(),
+        Task::Layout(options) => layout::run(&options),
         Task::TraceCalls(options) => layout::trace::run(&options),
         Task::BenchService(options) => bench::service::run(&options),
         Task::Neighbours => neighbours::run(),

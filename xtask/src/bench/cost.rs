@@ -2,7 +2,7 @@
 //! machine has no systemd, it is measured on a host that has, by this very program inside of it.
 
 use super::agent::{Options, Part, mib, row};
-use super::host::Host;
+use super::host::{FOLDER, Host};
 use super::latency::Spread;
 use super::measure::{self, Summary};
 use super::stage::{AgentPlan, Programs, Stage, has_systemd};
@@ -24,8 +24,6 @@ const DOCTOR_ROUNDS: usize = 10;
 /// Exit statuses up to here are answers; those above say that it could not be run.
 const ANSWER_MAX: i32 = 3;
 const NAME: &str = "bench-cost";
-/// Where programs and the report lie inside of a host.
-const FOLDER: &str = "/opt/muster-bench";
 
 /// What was measured, to be told by another process as well.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -54,14 +52,8 @@ pub(crate) fn measure(options: &Options, programs: &Programs, parts: &[Part]) ->
 }
 
 fn inside(host: &Host, options: &Options, programs: &Programs, parts: &[Part]) -> Result<Told> {
-    host.run(&["sh", "-c", &format!("mkdir -p {FOLDER} && echo 127.0.0.1 localhost >>/etc/hosts")])?;
-    for from in [&std::env::current_exe()?, &programs.agent, &programs.others.join("muster-coordinator")] {
-        let name = from.file_name().context("a program without a name")?.to_string_lossy();
-        host.push(from, &format!("{FOLDER}/{name}"))?;
-    }
-    let own = std::env::current_exe()?;
-    let own = own.file_name().context("no name")?.to_string_lossy();
-    let (program, report) = (format!("{FOLDER}/{own}"), format!("{FOLDER}/report.json"));
+    let program = host.equip(&[programs.agent.clone(), programs.others.join("muster-coordinator")])?;
+    let report = format!("{FOLDER}/report.json");
     let minutes = options.minutes.to_string();
     // Not below /tmp, which is memory there.
     let mut arguments = vec!["env", "TMPDIR=/var/tmp", &program, "bench", "agent", "--programs", FOLDER];

@@ -9,6 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 /// The tool, from the folder of the workspace.
 const TOOL: &str = "../shared/tools/host-ns.sh";
+/// Where programs lie inside.
+pub(crate) const FOLDER: &str = "/opt/muster-bench";
 /// Ends what this program, killed, cannot end any more: `$0` is the tool, `$1` our pid, `$2` the host.
 const GUARD: &str = "while kill -0 \"$1\" 2>/dev/null; do sleep 1; done; exec \"$0\" down \"$2\"";
 
@@ -48,6 +50,21 @@ impl Host {
         let output = self.command("push").arg(from).arg(to).output()?;
         ensure!(output.status.success(), "{} cannot be put there: {}", from.display(), said(&output));
         Ok(())
+    }
+
+    /// Puts files and this very program into [`FOLDER`], and tells where the program is.
+    pub(crate) fn equip(&self, files: &[PathBuf]) -> Result<String> {
+        // Its image has no such file, and the coordinator's name is looked up.
+        self.run(&["sh", "-c", &format!("mkdir -p {FOLDER} && echo 127.0.0.1 localhost >>/etc/hosts")])?;
+        let own = std::env::current_exe()?;
+        let to = |path: &Path| {
+            let name = path.file_name().context("a file without a name")?.to_string_lossy().into_owned();
+            anyhow::Ok(format!("{FOLDER}/{name}"))
+        };
+        for file in files.iter().chain([&own]) {
+            self.push(file, &to(file)?)?;
+        }
+        to(&own)
     }
 
     /// Runs a command inside; what it says goes where ours goes.

@@ -4,7 +4,7 @@
 mod agent;
 mod child;
 mod cost;
-mod host;
+pub(crate) mod host;
 mod latency;
 pub(crate) mod measure;
 mod peers;

@@ -61,11 +61,6 @@ pub(crate) struct AgentPlan<'a> {
 }
 
 impl Stage {
-    /// Builds what is not given, and starts all but an agent; without units.
-    pub(crate) fn set(heartbeat: &str, keep: bool, programs: Option<PathBuf>) -> Result<Self> {
-        Self::set_with(&Programs::get(programs.as_deref())?, heartbeat, keep, false)
-    }
-
     /// Starts all but an agent; with units it needs systemd, and root.
     pub(crate) fn set_with(programs: &Programs, heartbeat: &str, keep: bool, with_units: bool) -> Result<Self> {
         let mut lab = Lab::with(programs.others.clone(), "bench", keep)?;
@@ -139,9 +134,15 @@ impl Stage {
         (0..SERVICES).filter_map(|index| self.unit(index)).collect()
     }
 
-    /// `kill -9`, of one that is no unit.
+    /// `kill -9`.
     pub(crate) fn kill_service(&self, index: usize) -> Result<()> {
-        self.lab.kill(&Self::service(index), Signal::SIGKILL)
+        let Some(unit) = self.unit(index) else { return self.lab.kill(&Self::service(index), Signal::SIGKILL) };
+        systemctl(&["kill", "--signal=KILL", &unit])?;
+        // Its name is free again when systemd has forgotten it.
+        self.lab.wait("a unit is gone", PATIENCE, || {
+            Ok((systemctl(&["show", "--property=LoadState", &unit])?.trim() != "LoadState=loaded").then_some(()))
+        })?;
+        Ok(())
     }
 
     fn database(&self, index: usize) -> String {
@@ -233,6 +234,13 @@ impl Stage {
         }
         Ok(config + "\n" + plan.more)
     }
+}
+
+fn systemctl(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("systemctl").args(arguments).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "systemctl {}: {errors}", arguments.join(" "));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Whether there is a systemd whose units can be watched.

@@ -7,11 +7,13 @@
 
 pub(crate) mod trace;
 
-use crate::bench::stage::{AgentPlan, SERVICES, Stage};
+use crate::bench::host::{self, Host};
+use crate::bench::stage::{AgentPlan, Programs, SERVICES, Stage, has_systemd};
 use crate::lab;
 use crate::say;
 use crate::suite::{build, workspace};
 use anyhow::{Context, Result};
+use clap::Args;
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,15 +38,68 @@ const HEAD: &str = "\
 /// Assembly has no sections of its own per function.
 const ALWAYS: [&str; 2] = ["*crt1.o(.text)", "*libring-*:*(.text .text.*)"];
 
+/// Without any it does all; with them it is what another one runs inside of a host.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Options {
+    /// The folder with the agent, its symbols and the coordinator
+    #[arg(long, hide = true, requires = "called")]
+    programs: Option<PathBuf>,
+    /// Names of called functions go there, one a line
+    #[arg(long, hide = true, requires = "programs")]
+    called: Option<PathBuf>,
+}
+
+/// The agent's symbols, in the folder of the programs.
+const SYMBOLS: &str = "symbols";
+
 /// Runs the agent as it is shipped, with its symbols, and writes the script.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if let (Some(programs), Some(called)) = (&options.programs, &options.called) {
+        return work(programs, called);
+    }
     say!("building muster-agent as it is shipped …");
     let built = build(&["--profile", "agent", "--package", "muster-agent"], "agent")?;
     let agent = built.join("muster-agent");
     let folder = tempfile::tempdir()?;
-    let called = folder.path().join("called");
-    let programs = programs(folder.path(), &agent, &called)?;
-    let stage = Stage::set("5s", false, Some(programs))?;
+    let (programs, called) = (folder.path().join("all"), folder.path().join("called"));
+    fs::create_dir(&programs)?;
+    fs::write(programs.join(SYMBOLS), trace::symbols(&agent)?)?;
+    for program in [&agent, &lab::build()?.join("muster-coordinator")] {
+        symlink(program, programs.join(program.file_name().context("no name")?))?;
+    }
+    let called = if has_systemd() {
+        work(&programs, &called)?;
+        fs::read_to_string(&called)?
+    } else {
+        match Host::boot() {
+            Ok(host) => inside(&host, &programs)?,
+            Err(why) => {
+                say!("traced without units, of which the list will know nothing: {why:#}");
+                work(&programs, &called)?;
+                fs::read_to_string(&called)?
+            }
+        }
+    };
+    let script = script(&sizes(&agent)?, &called.lines().collect::<Vec<_>>());
+    let path = workspace().join("agent/layout/used.ld");
+    fs::write(&path, &script)?;
+    say!("{} functions called; {} lines in {}", called.lines().count(), script.lines().count(), path.display());
+    Ok(())
+}
+
+/// What is called where units of a real systemd are watched as well.
+fn inside(host: &Host, programs: &Path) -> Result<String> {
+    let called = format!("{}/called", host::FOLDER);
+    let xtask = host.equip(&["muster-agent", "muster-coordinator", SYMBOLS].map(|name| programs.join(name)))?;
+    host.run(&["env", "TMPDIR=/var/tmp", &xtask, "layout", "--programs", host::FOLDER, "--called", &called])?;
+    host.read(&["cat", &called])
+}
+
+/// What an agent does on any day, traced.
+fn work(programs: &Path, called: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let programs = Programs { agent: traced(folder.path(), programs, called)?, others: programs.to_owned() };
+    let stage = Stage::set_with(&programs, "5s", false, has_systemd())?;
     say!("the agent is traced …");
     // Kept: with its log closed nothing of what tells would be run as it is on a host.
     let _log = stage.start_agent(&AgentPlan { name: "layout", interval: "5s", more: "", filter: None })?;
@@ -62,31 +117,24 @@ pub(crate) fn run() -> Result<()> {
     std::thread::sleep(CALM);
     drop(logs);
     stage.lab.check_running(&["layout"])?;
-    let called = fs::read_to_string(&called).context("what was called")?;
     stage.lab.kill("layout", Signal::SIGTERM).ok();
-    let script = script(&sizes(&agent)?, &called.lines().collect::<Vec<_>>());
-    let path = workspace().join("agent/layout/used.ld");
-    fs::write(&path, &script)?;
-    say!("{} functions called; {} lines in {}", called.lines().count(), script.lines().count(), path.display());
     Ok(())
 }
 
-/// A folder with the coordinator, and a script in the place of the agent that has its daemon traced.
-fn programs(folder: &Path, agent: &Path, called: &Path) -> Result<PathBuf> {
-    let built = lab::build()?;
-    let programs = folder.join("programs");
-    fs::create_dir(&programs)?;
-    symlink(built.join("muster-coordinator"), programs.join("muster-coordinator"))?;
-    let (xtask, agent, called) = (std::env::current_exe()?, agent.display(), called.display());
+/// A script in the place of the agent that has its daemon traced.
+fn traced(folder: &Path, programs: &Path, called: &Path) -> Result<PathBuf> {
+    let (xtask, agent, called) = (std::env::current_exe()?, programs.join("muster-agent"), called.display());
+    let (agent, symbols) = (agent.display(), programs.join(SYMBOLS));
     let text = format!(
         "#!/bin/sh\n[ \"$1\" = run ] || exec '{agent}' \"$@\"\n\
-         exec '{}' trace-calls --out '{called}' '{agent}' -- \"$@\"\n",
-        xtask.display()
+         exec '{}' trace-calls --out '{called}' --symbols '{}' '{agent}' -- \"$@\"\n",
+        xtask.display(),
+        symbols.display()
     );
-    let script = programs.join("muster-agent");
+    let script = folder.join("muster-agent");
     fs::write(&script, text)?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-    Ok(programs)
+    Ok(script)
 }
 
 /// Sizes of functions by name.

@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// Names of called functions go there, one a line
     #[arg(long)]
     out: PathBuf,
+    /// What `nm --defined-only` says of the program, where there is no nm
+    #[arg(long, value_name = "FILE")]
+    symbols: Option<PathBuf>,
     /// The program, with its symbols
     program: PathBuf,
     /// Its arguments
@@ -34,7 +37,14 @@ pub(crate) struct Options {
 
 /// Runs the program to its end.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let functions = functions(&options.program)?;
+    let symbols = match &options.symbols {
+        Some(path) => fs::read_to_string(path)?,
+        None => symbols(&options.program)?,
+    };
+    let functions = functions(&symbols);
+    if functions.is_empty() {
+        bail!("{} has no symbols", options.program.display());
+    }
     let mut out = File::create(&options.out)?;
     // It waits for us before it becomes the program.
     let mut command = Command::new("sh");
@@ -70,21 +80,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// Functions by their address in the file. Of several names of one place the first is told.
-fn functions(program: &Path) -> Result<BTreeMap<u64, String>> {
+/// What `nm` says.
+pub(super) fn symbols(program: &Path) -> Result<String> {
     let output = Command::new("nm").args(["--defined-only"]).arg(program).output().context("nm (binutils)")?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Functions by their address in the file. Of several names of one place the first is told.
+fn functions(symbols: &str) -> BTreeMap<u64, String> {
     let one = |line: &str| {
         let mut words = line.split_whitespace();
         let (address, kind, name) = (words.next()?, words.next()?, words.next()?);
         matches!(kind, "t" | "T" | "w" | "W").then_some(())?;
         Some((u64::from_str_radix(address, 16).ok()?, name.to_owned()))
     };
-    let functions: BTreeMap<u64, String> = text.lines().filter_map(one).collect();
-    if functions.is_empty() {
-        bail!("{} has no symbols", program.display());
-    }
-    Ok(functions)
+    symbols.lines().filter_map(one).collect()
 }
 
 /// The program with its breakpoints.
