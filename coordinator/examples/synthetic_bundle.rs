@@ -123,7 +123,7 @@ impl<W: Write> World<W> {
         world.feed(Fact::PolicyLoaded { policy: Box::new(policy) });
         for agent in 0..AGENTS {
             let hello = hello(agent);
-            world.feed(Fact::AgentConnected { agent: name(agent), hello });
+            world.feed(Fact::AgentConnected { agent: name(agent), hello: hello.into() });
         }
         world
     }

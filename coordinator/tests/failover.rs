@@ -122,7 +122,7 @@ fn connected(agent: &str) -> Fact {
         spool: SpoolId(uuid::Uuid::nil()),
         listening_ports: Vec::new(),
     };
-    Fact::AgentConnected { agent: AgentName::new(agent).unwrap(), hello }
+    Fact::AgentConnected { agent: AgentName::new(agent).unwrap(), hello: hello.into() }
 }
 
 async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {

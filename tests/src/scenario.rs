@@ -228,7 +228,7 @@ impl Fleet {
             ["connect", names @ ..] => {
                 for name in names {
                     let hello = self.hello_of(name);
-                    self.feed(Fact::AgentConnected { agent: agent(name), hello });
+                    self.feed(Fact::AgentConnected { agent: agent(name), hello: hello.into() });
                 }
             }
             ["goodbye", name] => self.feed(Fact::AgentDisconnected { agent: agent(name), how: Disconnect::Goodbye }),

@@ -46,7 +46,7 @@ fn one_that_is_heard_stays_and_one_that_comes_back_is_new() {
     assert!(fleet.machine.state().agent(&agent("a")).is_none());
     assert!(fleet.machine.state().archived(&agent("a")).is_some());
     fleet.run("40 end");
-    fleet.feed(Fact::AgentConnected { agent: agent("a"), hello: hello("a") });
+    fleet.feed(Fact::AgentConnected { agent: agent("a"), hello: hello("a").into() });
     let state = fleet.machine.state();
     let record = state.agent(&agent("a")).unwrap();
     assert!(record.open.is_empty() && record.first_seen == fleet.now && state.archived(&agent("a")).is_none());

@@ -78,13 +78,13 @@ fn a_key_made_before_the_fleets_name_was_known_stays() {
         estimated: false,
         event: FindingEvent::Opened(Finding::new(key("spl", "/a.db", Reason::SqliteCorrupt), "broken")),
     };
-    feed(&mut machine, &mut now, Fact::AgentConnected { agent: name.clone(), hello: said.clone() });
+    feed(&mut machine, &mut now, Fact::AgentConnected { agent: name.clone(), hello: said.clone().into() });
     let observed = now;
     feed(&mut machine, &mut now, found(1, observed));
     let coordinator = epoch.coordinator.clone();
     let fleet = FleetName::new("test").unwrap();
     feed(&mut machine, &mut now, Fact::Started { coordinator, fleet, version: "0.1.0".to_owned(), epoch });
-    feed(&mut machine, &mut now, Fact::AgentConnected { agent: name.clone(), hello: said.clone() });
+    feed(&mut machine, &mut now, Fact::AgentConnected { agent: name.clone(), hello: said.clone().into() });
     feed(&mut machine, &mut now, found(2, observed));
     assert_eq!(keys.len(), 1, "one incident, one key: {keys:?}");
 }

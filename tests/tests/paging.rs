@@ -51,7 +51,7 @@ fn connect_labelled(fleet: &mut Fleet, name: &str, role: &str) {
     let mut said = hello(name);
     said.labels = BTreeMap::from([("role".to_owned(), role.to_owned())]);
     let agent = AgentName::new(name).unwrap_or_else(|error| panic!("{error}"));
-    fleet.feed(Fact::AgentConnected { agent, hello: said });
+    fleet.feed(Fact::AgentConnected { agent, hello: said.into() });
 }
 
 const A: &str = "host/a/service/spl";
@@ -320,7 +320,7 @@ fn feed_each(fleet: &mut Fleet, fact: impl Fn(&Fleet, AgentName) -> Fact) {
 
 fn thousand() -> Fleet {
     let mut fleet = Fleet::new(policy());
-    feed_each(&mut fleet, |_, agent| Fact::AgentConnected { hello: hello(agent.as_str()), agent });
+    feed_each(&mut fleet, |_, agent| Fact::AgentConnected { hello: hello(agent.as_str()).into(), agent });
     fleet.run_line("20 end");
     fleet
 }

@@ -53,7 +53,7 @@ fn connect(fleet: &mut Fleet, name: &str, address: &str, zone: &str, ports: &[u1
         listening_ports: ports.to_vec(),
         ..hello(name)
     };
-    fleet.feed(Fact::AgentConnected { agent: agent(name), hello });
+    fleet.feed(Fact::AgentConnected { agent: agent(name), hello: hello.into() });
 }
 
 fn wait(fleet: &mut Fleet, seconds: u64) {
@@ -238,7 +238,7 @@ fn questions_are_rare_per_target_per_asker_and_all_together() {
     for (name, address) in &names {
         // No label: those of one zone would be a mass of their own.
         let hello = AgentHello { peer_address: address.clone(), ..hello(name) };
-        fleet.feed(Fact::AgentConnected { agent: agent(name), hello });
+        fleet.feed(Fact::AgentConnected { agent: agent(name), hello: hello.into() });
     }
     for (name, _) in names.iter().step_by(4) {
         silent(&mut fleet, name);

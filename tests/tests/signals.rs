@@ -59,7 +59,7 @@ fn a_page_about_many_hosts_says_what_was_deployed_before_it_in_one_line() {
     let mut fleet = Fleet::new(policy());
     let hosts: Vec<String> = (0..14).map(|n| format!("h{n:02}")).collect();
     for host in &hosts {
-        fleet.feed(Fact::AgentConnected { agent: agent(host), hello: hello(host) });
+        fleet.feed(Fact::AgentConnected { agent: agent(host), hello: hello(host).into() });
     }
     at(&mut fleet, 100);
     for host in &hosts {
@@ -125,7 +125,7 @@ fn a_reboot_and_an_upgrade_are_seen_when_the_agent_connects_again() {
     let boot = |byte: u8| Some(BootId(uuid::Uuid::from_bytes([byte; 16])));
     let connect = |fleet: &mut Fleet, boot_id, version: &str| {
         let hello = AgentHello { boot_id, agent_version: version.to_owned(), ..hello("web") };
-        fleet.feed(Fact::AgentConnected { agent: agent("web"), hello });
+        fleet.feed(Fact::AgentConnected { agent: agent("web"), hello: hello.into() });
     };
     connect(&mut fleet, boot(1), "0.1.0");
     connect(&mut fleet, boot(1), "0.1.0");
@@ -372,7 +372,7 @@ fn a_backlog_about_a_move_is_no_duplicate() {
 
 fn connect_version(fleet: &mut Fleet, host: &str, version: &str) {
     let hello = AgentHello { agent_version: version.to_owned(), ..hello(host) };
-    fleet.feed(Fact::AgentConnected { agent: agent(host), hello });
+    fleet.feed(Fact::AgentConnected { agent: agent(host), hello: hello.into() });
 }
 
 #[test]

@@ -14,6 +14,7 @@ use muster_common::spool::{EntryHash, Position};
 use muster_common::time::Timestamp;
 use std::collections::VecDeque;
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Nothing is dated further back than this: a host whose clock says 1970 makes no news of 1970. What is older is dated
@@ -260,8 +261,8 @@ pub fn greet(known: Option<&AgentRecord>, heard: Heard, agent: &AgentName, hello
     let spool = hello.spool;
     let old = known.and_then(|record| record.position);
     let mut facts = Vec::new();
-    if heard == Heard::Back || known.is_none_or(|record| record.hello.as_ref() != Some(&hello)) {
-        facts.push(Fact::AgentConnected { agent: agent.clone(), hello });
+    if heard == Heard::Back || known.is_none_or(|record| record.hello.as_deref() != Some(&hello)) {
+        facts.push(Fact::AgentConnected { agent: agent.clone(), hello: Arc::new(hello) });
     }
     if old.is_some_and(|position| position.spool != spool) {
         facts.push(Fact::SpoolReplaced { agent: agent.clone(), old, new: spool });

@@ -24,7 +24,7 @@ use crate::response::SeverityWish;
 use crate::second_opinion;
 use crate::signals;
 use crate::silence::{self, Silence};
-use crate::state::{CAUSE_OCCURRENCES_MAX, Cause, CauseOccurrence, Incident, PAST_PAGES_MAX, PageOutcome, State};
+use crate::state::{CAUSE_OCCURRENCES_MAX, CauseOccurrence, Incident, PAST_PAGES_MAX, PageOutcome, State};
 use crate::timeline::LineKind;
 use muster_common::evidence::Grade;
 use muster_common::ids::{AgentName, Epoch};
@@ -246,7 +246,7 @@ fn page_ended(state: &mut State, step: Step, id: PageId, outcome: PageOutcome) {
     }
     receivers::ended(state, step, &record, &outcome);
     record.outcome = Some(outcome);
-    state.past_pages.push_back(record);
+    state.past_pages.push_back(*record);
     if state.past_pages.len() > PAST_PAGES_MAX {
         state.past_pages.pop_front();
     }
@@ -326,15 +326,7 @@ fn add_occurrence(state: &mut State, step: Step, key: &str, occurrence: CauseOcc
 /// Forgets causes that hold nothing, so that State does not grow with what once was. Their generation is kept by the
 /// newest incident.
 pub(crate) fn drop_if_empty(state: &mut State, key: &str) {
-    let empty = |cause: &Cause| {
-        !cause.active
-            && cause.members.is_empty()
-            && cause.occurrences.is_empty()
-            && cause.storm.is_none()
-            && cause.burst.is_none()
-    };
-    let remembered = state.incidents.contains_key(key);
-    if !remembered && state.causes.get(key).is_some_and(empty) {
+    if state.causes.get(key).is_some_and(|cause| !cause.holds_something()) && !state.incidents.contains_key(key) {
         state.causes.remove(key);
     }
 }

@@ -32,7 +32,7 @@ mod windows;
 
 pub use explain::{Look, explain};
 pub(crate) use lock_contention::{lock_circumstances, storm_circumstance, sustained_at};
-pub(crate) use many_subjects::{made_many, many_repositories};
+pub(crate) use many_subjects::{is_lock, made_many, many_repositories};
 pub(crate) use mass_stale::{forget_silences, is_gathered, mass_groups, mass_of_places};
 pub use places::{PLACES_MAX, Place};
 pub(crate) use restart_storm::is_crash_loop;
@@ -210,10 +210,14 @@ pub(crate) fn groups(state: &State, agent: &AgentName, key: &FindingKey) -> Vec<
 
 /// The unresolved incident of a group that `cause` is a symptom of.
 pub(crate) fn explained_by<'a>(state: &'a State, cause: &str) -> Option<&'a Incident> {
-    let storms = windows::storms_of(state, cause);
+    let storms = windows::storms_of(state, cause).into_iter().flatten();
+    let storms: Vec<&String> = storms.filter(|group| state.unresolved(group).is_some()).collect();
     all().find_map(|detector| {
-        let by_name = storms.into_iter().flatten().filter(|group| detector.owns(group));
         let groups = detector.groups_of(state, cause);
+        if storms.is_empty() && groups.is_empty() {
+            return None;
+        }
+        let by_name = storms.iter().copied().filter(|group| detector.owns(group));
         by_name.chain(&groups).filter(|group| *group != cause).find_map(|group| {
             let incident = state.unresolved(group)?;
             let takes = detector.lasting() || incident.status == IncidentStatus::Open;

@@ -4,6 +4,7 @@
 
 mod agent;
 mod form;
+pub(crate) mod shared;
 mod timer;
 
 pub use agent::{AgentHello, Disconnect, Silence};
@@ -23,6 +24,7 @@ use muster_common::spool::Position;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// One entry of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -137,7 +139,8 @@ pub enum Fact {
         /// Who.
         agent: AgentName,
         /// What it said.
-        hello: AgentHello,
+        #[serde(with = "shared")]
+        hello: Arc<AgentHello>,
     },
     /// An agent's stream ended and it did not come back within the confirmation interval, or it said goodbye.
     AgentDisconnected {

@@ -106,7 +106,7 @@ fn is_covered(state: &State, cause_key: &str) -> bool {
 }
 
 fn causes(state: &State, found: &mut Found) {
-    for (key, cause) in &state.causes {
+    for (key, cause) in state.causes.iter() {
         for (name, member) in &cause.members {
             let exists = state.agent(&member.agent).is_some_and(|agent| match &member.key {
                 Some(key) => agent.open.contains_key(key),

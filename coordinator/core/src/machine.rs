@@ -63,7 +63,8 @@ impl Machine {
     /// before overdue deadlines, which then run at the end of the gap.
     pub fn feed(&mut self, now: Timestamp, fact: Fact) -> Vec<Entry> {
         let now = now.max(self.state.last_at());
-        let mut entries = Vec::new();
+        // Most facts conclude nothing: room for one entry, and not for four as a vector makes it.
+        let mut entries = Vec::with_capacity(1);
         if ends_a_gap(&fact) {
             self.run(now, EntryBody::Fact(fact), &mut entries);
             self.deadlines(now, Some(now), &mut entries);
@@ -124,7 +125,7 @@ impl Machine {
 
     /// Decides until nothing more follows. A cause whose rule panics is left as it is and reported once.
     fn settle(&mut self, at: Timestamp, trace: u64, entries: &mut Vec<Entry>) -> Result<(), String> {
-        let mut work: BTreeSet<String> = self.state.touched.clone();
+        let mut work: BTreeSet<String> = std::mem::take(&mut self.state.touched.0);
         let mut fault = Ok(());
         let mut conclusions = 0;
         while let Some(cause) = work.pop_first() {
@@ -133,7 +134,7 @@ impl Machine {
                 Ok(None) => {}
                 Ok(Some(conclusion)) => {
                     self.append(at, trace, EntryBody::Conclusion(conclusion), entries);
-                    work.extend(self.state.touched.iter().cloned());
+                    work.append(&mut self.state.touched.0);
                     work.insert(cause);
                     conclusions += 1;
                 }

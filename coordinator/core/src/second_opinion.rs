@@ -309,11 +309,12 @@ fn shared_prefix(a: IpAddr, b: IpAddr) -> u8 {
     u8::try_from(bits).unwrap_or(u8::MAX)
 }
 
-/// The agent connects from `hello`'s address now; before it was known by that of `record`.
-pub(crate) fn moved(state: &mut State, agent: &AgentName, new: Option<&str>) {
-    let old = state.agents.get(agent).and_then(|record| record.hello.as_ref());
+/// The agent connects from the address `new` now, before it did from `old`.
+pub(crate) fn moved(state: &mut State, agent: &AgentName, old: Option<&str>, new: Option<&str>) {
     let parsed = |text: &str| text.parse::<IpAddr>().ok().map(|address| address.to_canonical());
-    let (old, new) = (old.and_then(|hello| parsed(&hello.peer_address)), new.and_then(parsed));
+    let new_address = new.and_then(parsed);
+    let old = if old == new { new_address } else { old.and_then(parsed) };
+    let new = new_address;
     let index = &mut state.second_opinions.by_address;
     if let Some(old) = old.filter(|old| Some(*old) != new) {
         behind::leave(index, old, agent);

@@ -112,7 +112,7 @@ fn runs(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName,
     known.of_agent.entry(agent.clone()).or_default().insert(service.clone());
     let key = cause_key(service.as_str());
     let cause = state.causes.entry(key.clone()).or_default();
-    cause.members.insert(agent.to_string(), MemberRef { agent: agent.clone(), key: None });
+    cause.members.insert(agent.to_string(), MemberRef::of_agent(agent.clone()));
     cause.agents.insert(agent.clone(), 1);
     cause.unjoined.insert(agent.to_string());
     compare(state, step, service);

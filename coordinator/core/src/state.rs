@@ -1,12 +1,15 @@
 //! Everything the coordinator knows, as a fold over its journal. Read through accessors; changed by
 //! [`crate::apply::apply`] alone. Its JSON is the snapshot: ordered maps only, so equal states print equally.
 
+mod causes;
 mod detect;
 mod incident;
 mod pairs;
+mod unwritten;
 
 use crate::cause;
 use crate::correlation::Burst;
+use crate::entry::shared;
 use crate::entry::{AgentHello, Disconnect, IncidentKey, Silence, TimerKey};
 use crate::flapping::Flaps;
 use crate::freeze::Freeze;
@@ -24,9 +27,12 @@ use muster_common::spool::Position;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub use incident::{Incident, IncidentStatus, PageKey, PageOutcome, PageRecord, ResendWish};
 
+pub(crate) use causes::Causes;
+pub(crate) use unwritten::{Known, Touched};
 pub use detect::{AgentWatch, Detect};
 
 /// Occurrences kept for lists, over all agents; the oldest go first. The journal keeps them all.
@@ -66,14 +72,15 @@ pub struct State {
     /// Boxed: of a million only names lie side by side, so that one is found quickly.
     pub(crate) agents: BTreeMap<AgentName, Box<AgentRecord>>,
     pub(crate) n_silent: u64,
-    pub(crate) causes: BTreeMap<String, Cause>,
+    pub(crate) causes: Causes,
     /// Boxed: a cause has few of them, and a map makes room for many.
     pub(crate) incidents: BTreeMap<String, BTreeMap<u64, Box<Incident>>>,
     pub(crate) numbers: BTreeMap<String, IncidentKey>,
     pub(crate) number_day: u32,
     pub(crate) number_next: u64,
     pub(crate) resolved_order: VecDeque<IncidentKey>,
-    pub(crate) pages: BTreeMap<PageId, PageRecord>,
+    /// Boxed as well.
+    pub(crate) pages: BTreeMap<PageId, Box<PageRecord>>,
     pub(crate) past_pages: VecDeque<PageRecord>,
     #[serde(default)]
     pub(crate) dead_letters: VecDeque<DeadLetter>,
@@ -113,7 +120,7 @@ pub struct State {
     pub(crate) archived: BTreeMap<AgentName, Archived>,
     /// Cause keys that the entry applied last may have changed. Not part of what is known.
     #[serde(skip)]
-    pub(crate) touched: BTreeSet<String>,
+    pub(crate) touched: Touched,
 }
 
 /// What is known of one agent.
@@ -122,7 +129,8 @@ pub struct AgentRecord {
     /// Its name.
     pub name: AgentName,
     /// What it said of itself when it last connected.
-    pub hello: Option<AgentHello>,
+    #[serde(with = "shared::option", default)]
+    pub hello: Option<Arc<AgentHello>>,
     /// First fact about it.
     pub first_seen: Timestamp,
     /// Last time it connected.
@@ -133,7 +141,7 @@ pub struct AgentRecord {
     pub position: Option<Position>,
     /// Open conditions.
     #[serde(with = "pairs")]
-    pub open: BTreeMap<FindingKey, OpenFinding>,
+    pub open: BTreeMap<FindingKey, Box<OpenFinding>>,
     /// [`muster_common::finding::open_digest`] of `open`.
     pub digest: u64,
     /// False from `DigestDiffers` until the next resync.
@@ -238,7 +246,7 @@ pub struct OccurrenceRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Cause {
     /// Open conditions, by member name.
-    pub members: BTreeMap<String, MemberRef>,
+    pub members: BTreeMap<String, Box<MemberRef>>,
     /// How many of them each agent has.
     pub agents: BTreeMap<AgentName, u64>,
     /// Members that have not joined the unresolved incident yet.
@@ -264,6 +272,17 @@ pub struct Cause {
     pub active: bool,
 }
 
+impl Cause {
+    /// What is not forgotten with its incidents.
+    pub(crate) fn holds_something(&self) -> bool {
+        self.active
+            || !self.members.is_empty()
+            || !self.occurrences.is_empty()
+            || self.storm.is_some()
+            || self.burst.is_some()
+    }
+}
+
 /// A condition by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRef {
@@ -271,6 +290,16 @@ pub struct MemberRef {
     pub agent: AgentName,
     /// Which; none for the agent's own silence.
     pub key: Option<FindingKey>,
+    /// When it became true, where that is known without looking it up.
+    #[serde(skip)]
+    pub(crate) opened: Known,
+}
+
+impl MemberRef {
+    /// That an agent is silent, or another condition that is told by no finding.
+    pub(crate) fn of_agent(agent: AgentName) -> Box<Self> {
+        Box::new(Self { agent, key: None, opened: Known(None) })
+    }
 }
 
 /// An occurrence that counts for a cause.
@@ -372,7 +401,7 @@ impl State {
             policy: Policy::default(),
             agents: BTreeMap::new(),
             n_silent: 0,
-            causes: BTreeMap::new(),
+            causes: Causes::default(),
             incidents: BTreeMap::new(),
             numbers: BTreeMap::new(),
             number_day: 0,
@@ -396,7 +425,7 @@ impl State {
             gathered_in: BTreeMap::new(),
             second_opinions: SecondOpinions::default(),
             archived: BTreeMap::new(),
-            touched: BTreeSet::new(),
+            touched: Touched::default(),
         }
     }
 
@@ -462,7 +491,7 @@ impl State {
 
     /// Open conditions of all agents, by agent and key.
     pub fn open_findings(&self) -> impl Iterator<Item = (&AgentName, &OpenFinding)> {
-        self.agents.values().flat_map(|agent| agent.open.values().map(|open| (&agent.name, open)))
+        self.agents.values().flat_map(|agent| agent.open.values().map(|open| (&agent.name, open.as_ref())))
     }
 
     /// Recent occurrences, oldest first.
@@ -502,7 +531,7 @@ impl State {
 
     /// Pages without an outcome, oldest first.
     pub fn pending_pages(&self) -> impl Iterator<Item = &PageRecord> {
-        self.pages.values()
+        self.pages.values().map(Box::as_ref)
     }
 
     /// Pending pages that may be sent now: for each receiver and key the oldest only, no resolve while the page that takes
@@ -526,12 +555,13 @@ impl State {
                 let trigger = record.page.action == PageAction::Trigger;
                 !(of_silence && trigger && !record.attempted && self.rehear_until.is_some())
             })
+            .map(Box::as_ref)
             .collect()
     }
 
     /// One page, pending or among the recent past.
     pub fn page(&self, id: PageId) -> Option<&PageRecord> {
-        self.pages.get(&id).or_else(|| self.past_pages.iter().find(|record| record.id == id))
+        self.pages.get(&id).map(Box::as_ref).or_else(|| self.past_pages.iter().find(|record| record.id == id))
     }
 
     /// Pages that were given up, oldest first.

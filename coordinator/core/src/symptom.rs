@@ -16,6 +16,9 @@ pub(crate) fn of_detector<'a>(state: &'a State, key: &str) -> Option<&'a Inciden
 
 /// What was gathered as unexplained is explained: most of it is a symptom of one fleet-wide incident.
 fn burst_explained<'a>(state: &'a State, key: &str) -> Option<&'a Incident> {
+    if cause::kind_of(key) != CauseKind::Burst {
+        return None;
+    }
     let burst = state.cause(key)?.burst.as_ref()?;
     let target = state.unresolved(burst.explanation()?)?;
     (target.status == IncidentStatus::Open).then_some(target)

@@ -35,7 +35,7 @@ async fn comes_from(world: &World, name: &str, address: &str) {
         spool: spool(),
         listening_ports: vec![22, 443],
     };
-    let fact = Fact::AgentConnected { agent: AgentName::new(name).unwrap(), hello };
+    let fact = Fact::AgentConnected { agent: AgentName::new(name).unwrap(), hello: hello.into() };
     world.coordinator.handle().submit(fact).await.unwrap();
 }
 

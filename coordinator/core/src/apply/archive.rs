@@ -31,7 +31,8 @@ pub(super) fn archived(state: &mut State, step: Step, agent: &AgentName, by: &st
     }
     flood::end(state, agent);
     second_opinion::over(state, agent);
-    second_opinion::moved(state, agent, None);
+    let hello = state.agents.get(agent).and_then(|record| record.hello.clone());
+    second_opinion::moved(state, agent, hello.as_ref().map(|hello| hello.peer_address.as_str()), None);
     places::gone(state, agent);
     signals::forget(state, step, agent);
     state.agents.remove(agent);

@@ -6,7 +6,7 @@ use crate::detect;
 use crate::routing::service_of_cause;
 use crate::state::{Cause, INCIDENT_SERVICES_MAX, Incident, MEMBERS_MAX, State, TIMELINE_MAX};
 use crate::symptom;
-use crate::timeline::LineKind;
+use crate::timeline::{LineKind, TimelineLine};
 use muster_common::ids::{AgentName, ServiceName};
 use muster_common::limits::{SUMMARY_BYTES_MAX, clip};
 use std::collections::BTreeSet;
@@ -22,43 +22,47 @@ pub(super) const UPDATED: &str = "is now";
 /// Something was observed that concerns the unresolved incident of a cause, or the one that it is a symptom of. Of very
 /// many the first and the newest stay, so that a chatty host does not push out what was decided.
 pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: impl FnOnce() -> String) {
-    let key = match state.unresolved(cause) {
-        Some(_) => cause.to_owned(),
+    let explained = match state.unresolved(cause) {
+        Some(_) => None,
         None => match symptom::of(state, cause) {
-            Some(incident) => incident.key.cause.clone(),
+            Some(incident) => Some(incident.key.cause.clone()),
             None => return,
         },
     };
-    let Some(incident) = unresolved_mut(state, &key) else { return };
-    let text = &text();
-    let facts = incident.timeline.iter().enumerate().filter(|(_, line)| line.kind == LineKind::Fact);
-    let facts: Vec<usize> = facts.map(|(place, _)| place).collect();
-    let updates = if is_update(text) { updates(incident) } else { Vec::new() };
-    let dropped = match (updates.len() >= UPDATES_MAX, facts.len() >= FACT_LINES_MAX) {
-        (true, _) => updates.get(UPDATES_MAX / 2),
-        (false, true) => facts.get(FACT_LINES_MAX / 2),
+    let Some(incident) = unresolved_mut(state, explained.as_deref().unwrap_or(cause)) else { return };
+    let text = text();
+    let updates = if is_update(&text) { places(incident, |line| is_update(&line.text)).count() } else { 0 };
+    let facts = places(incident, |_| true).count();
+    let dropped = match (updates >= UPDATES_MAX, facts >= FACT_LINES_MAX) {
+        (true, _) => places(incident, |line| is_update(&line.text)).nth(UPDATES_MAX / 2),
+        (false, true) => places(incident, |_| true).nth(FACT_LINES_MAX / 2),
         (false, false) => None,
     };
     if let Some(place) = dropped {
-        incident.timeline.remove(*place);
+        incident.timeline.remove(place);
         if incident.response.facts_dropped == 0 {
             let words = "more is observed than is kept here: musterctl events list has it all".to_owned();
             note(incident, step, LineKind::Decision, words);
         }
         incident.response.facts_dropped = incident.response.facts_dropped.saturating_add(1);
     }
-    note(incident, step, LineKind::Fact, clip(text, SUMMARY_BYTES_MAX));
+    let text = if text.len() <= SUMMARY_BYTES_MAX { text } else { clip(&text, SUMMARY_BYTES_MAX) };
+    note(incident, step, LineKind::Fact, text);
 }
 
 /// `AGENT: REASON of SUBJECT is now …`. A host whose own words look like it harms its own lines alone.
 fn is_update(text: &str) -> bool {
-    text.contains(&format!(" {UPDATED}: ")) || text.contains(&format!(" {UPDATED} sev"))
+    let said = |(place, _): (usize, &str)| {
+        let after = text.get(place + UPDATED.len()..).unwrap_or_default();
+        text.get(..place).is_some_and(|before| before.ends_with(' ')) && (after.starts_with(": ") || after.starts_with(" sev"))
+    };
+    text.match_indices(UPDATED).any(said)
 }
 
-/// Places of the lines that tell of updates.
-fn updates(incident: &Incident) -> Vec<usize> {
+/// Places of the lines that tell of facts, such as updates.
+fn places(incident: &Incident, such: impl Fn(&TimelineLine) -> bool) -> impl Iterator<Item = usize> {
     let lines = incident.timeline.iter().enumerate();
-    lines.filter(|(_, line)| line.kind == LineKind::Fact && is_update(&line.text)).map(|(place, _)| place).collect()
+    lines.filter(move |(_, line)| line.kind == LineKind::Fact && such(line)).map(|(place, _)| place)
 }
 
 /// Something was observed of an agent: all its unresolved incidents tell it.

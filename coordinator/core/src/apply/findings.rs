@@ -4,7 +4,7 @@ use super::{Step, add_occurrence, facts, incidents, links, storms};
 use crate::cause;
 use crate::detect;
 use crate::entry::{SubjectState, TimerKey};
-use crate::state::{CauseOccurrence, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State};
+use crate::state::{CauseOccurrence, Known, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State};
 use crate::{signals, updates};
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind};
 use muster_common::ids::{AgentName, SpoolId};
@@ -47,7 +47,7 @@ pub(super) fn received(
         }
         FindingEvent::Cleared { key, summary, .. } => {
             let groups = causes(state, agent, key);
-            tell(state, step, agent, key, &groups, || format!("clears: {summary}"));
+            tell(state, step, agent, key, &groups, &["clears: ", summary]);
             leave(state, agent, key, groups);
         }
         FindingEvent::Occurred(finding) => occurred(state, step, agent, finding, seen),
@@ -59,13 +59,15 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
     let groups = causes(state, agent, &finding.key);
     let record = links::record(state, step, agent);
     let mut told = None;
+    let mut opened = seen.at;
     if let Some(known) = record.open.get_mut(&finding.key) {
+        opened = known.opened;
         if news || finding.severity > known.finding.severity {
             known.event_index = step.index;
         }
         let (before, now) = (known.finding.severity, finding.severity);
         if before != now || known.finding.summary != finding.summary {
-            told = Some(if before == now { String::new() } else { format!(" {now}") });
+            told = Some((before != now).then_some(now));
         }
         known.finding = finding.clone();
     } else if record.open.len() >= OPEN_FINDINGS_PER_AGENT_MAX {
@@ -75,17 +77,19 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
         record.digest ^= finding.key.digest_term();
         let (event_index, estimated) = (step.index, seen.estimated);
         let open = OpenFinding { finding: finding.clone(), opened: seen.at, received: step.at, event_index, estimated };
-        record.open.insert(finding.key.clone(), open);
-        tell(state, step, agent, &finding.key, &groups, || format!("opens: {}", finding.summary));
+        record.open.insert(finding.key.clone(), Box::new(open));
+        tell(state, step, agent, &finding.key, &groups, &["opens: ", &finding.summary]);
     }
     if let Some(severity) = told {
-        let words = || format!("{}{severity}: {}", facts::UPDATED, finding.summary);
-        tell(state, step, agent, &finding.key, &groups, words);
+        let (space, severity) = severity.map_or(("", ""), |severity| (" ", severity.as_str()));
+        let words = [facts::UPDATED, space, severity, ": ", &finding.summary];
+        tell(state, step, agent, &finding.key, &groups, &words);
     }
     for group in groups {
-        join(state, agent, &finding.key, group);
+        join(state, agent, &finding.key, group, Some(opened));
     }
-    state.touched.extend(detect::made_many(state, agent, &finding.key, step.at));
+    let many = detect::made_many(state, agent, &finding.key, step.at);
+    state.touched.extend(many);
 }
 
 /// A host's news belongs to the timelines of the incidents that it concerns: those of its `groups`. Most of it concerns
@@ -96,24 +100,32 @@ fn tell(
     agent: &AgentName,
     key: &FindingKey,
     groups: &[String],
-    words: impl Fn() -> String,
+    words: &[&str],
 ) {
     for group in groups {
-        let words = || format!("{agent}: {} of {} {}", key.reason, key.subject.subject, words());
-        facts::fact(state, step, group, words);
+        let about = [agent.as_str(), ": ", key.reason.as_str(), " of ", &key.subject.subject, " "];
+        facts::fact(state, step, group, || [about.concat(), words.concat()].concat());
     }
 }
 
 /// An open condition is a member of a cause.
-fn join(state: &mut State, agent: &AgentName, key: &FindingKey, group: String) {
+fn join(state: &mut State, agent: &AgentName, key: &FindingKey, group: String, opened: Option<Timestamp>) {
     let member = cause::member_name(agent, key);
-    let cause = state.causes.entry(group.clone()).or_default();
+    let cause = match state.causes.get_mut(&group) {
+        Some(cause) => cause,
+        None => state.causes.entry(group.clone()).or_default(),
+    };
     if !cause.members.contains_key(&member) {
-        cause.members.insert(member.clone(), MemberRef { agent: agent.clone(), key: Some(key.clone()) });
+        let opened = Known(opened);
+        let known = MemberRef { agent: agent.clone(), key: Some(key.clone()), opened };
+        cause.members.insert(member.clone(), Box::new(known));
         *cause.agents.entry(agent.clone()).or_default() += 1;
         cause.unjoined.insert(member);
     }
-    look_later(state, &group);
+    // The members of a cause are all contended locks, or none is.
+    if cause.look_at.is_none() && detect::is_lock(key.reason) {
+        look_later(state, &group);
+    }
     touch(state, group);
 }
 
@@ -134,6 +146,9 @@ fn part(state: &mut State, agent: &AgentName, key: &FindingKey, group: String) {
         {
             state.timers.remove(&(at, TimerKey::WindowOver { window: group.clone() }));
         }
+        if cause.holds_something() {
+            return touch(state, group);
+        }
     }
     super::drop_if_empty(state, &group);
     touch(state, group);
@@ -145,8 +160,9 @@ pub(super) fn regroup(state: &mut State, agent: &AgentName, key: &FindingKey, be
     for group in before.iter().filter(|group| !after.contains(group)) {
         part(state, agent, key, group.clone());
     }
+    let opened = state.agents.get(agent).and_then(|record| Some(record.open.get(key)?.opened));
     for group in after.into_iter().filter(|group| !before.contains(group)) {
-        join(state, agent, key, group);
+        join(state, agent, key, group, opened);
     }
 }
 
@@ -243,9 +259,10 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
         rollback_failed: updates::rollback_failed(finding),
     };
     let groups = causes(state, agent, &finding.key);
-    tell(state, step, agent, &finding.key, &groups, || format!("happens: {}", finding.summary));
+    tell(state, step, agent, &finding.key, &groups, &["happens: ", &finding.summary]);
     add_occurrence(state, step, &cause::of_finding(agent, &finding.key), occurrence);
-    state.touched.extend(detect::made_many(state, agent, &finding.key, step.at));
+    let many = detect::made_many(state, agent, &finding.key, step.at);
+    state.touched.extend(many);
 }
 
 pub(super) fn lost(state: &mut State, step: Step, agent: &AgentName, spool: SpoolId, first: u64, last: u64) {

@@ -15,7 +15,7 @@ pub(super) fn watch(state: &mut State, agent: &AgentName) {
     }
     if floods {
         let cause = state.causes.entry(key.clone()).or_default();
-        cause.members.insert(agent.to_string(), MemberRef { agent: agent.clone(), key: None });
+        cause.members.insert(agent.to_string(), MemberRef::of_agent(agent.clone()));
         cause.agents.insert(agent.clone(), 1);
     } else {
         if let Some(cause) = state.causes.get_mut(&key) {

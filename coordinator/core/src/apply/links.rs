@@ -14,6 +14,7 @@ use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Silences remembered for the mass window. The policy's largest absolute count is far below.
 const SILENCES_MAX: usize = 4096;
@@ -51,11 +52,12 @@ pub(super) fn is_sure(record: &AgentRecord) -> bool {
     record.link == Link::Heard && record.digest_matches
 }
 
-pub(super) fn connected(state: &mut State, step: Step, agent: &AgentName, hello: &AgentHello) {
-    second_opinion::moved(state, agent, Some(&hello.peer_address));
+/// Looks its record up once where nothing else hangs on it: among a million that is most of what a connect costs.
+pub(super) fn connected(state: &mut State, step: Step, agent: &AgentName, hello: &Arc<AgentHello>) {
     state.archived.remove(agent);
     let record = record(state, step, agent);
-    let old_boot = record.hello.as_ref().and_then(|hello| hello.boot_id);
+    let old = record.hello.clone();
+    let old_boot = old.as_ref().and_then(|hello| hello.boot_id);
     let rebooted = old_boot.is_some() && hello.boot_id.is_some() && old_boot != hello.boot_id;
     if rebooted {
         record.reboots = record.reboots.saturating_add(1);
@@ -64,46 +66,65 @@ pub(super) fn connected(state: &mut State, step: Step, agent: &AgentName, hello:
         record.watch.rebooted_while_silent = rebooted;
     }
     record.connected_at = Some(step.at);
-    let relabelled = record.hello.as_ref().is_some_and(|known| known.labels != hello.labels);
+    let relabelled = old.as_ref().is_some_and(|known| known.labels != hello.labels);
+    let stays = !relabelled && old.as_ref().is_some_and(|known| known.peer_address == hello.peer_address);
     // A silence of a label holds for it no more, or now.
     let concerned: Vec<String> = record.incidents.iter().filter(|_| relabelled).cloned().collect();
+    // An agent that neither was silent nor has anything open moves by itself.
+    let (was_silent, is_alone) = (matches!(record.link, Link::Silent { .. }), record.incidents.is_empty());
+    record.link = Link::Heard;
+    let moves_alone = !was_silent && record.open.is_empty();
+    if stays || moves_alone {
+        record.hello = Some(Arc::clone(hello));
+    }
     state.touched.extend(concerned);
-    heard(state, step, agent);
-    let old = moved(state, agent, hello);
-    signals::connected(state, step, agent, old.as_ref(), hello);
+    let old_address = old.as_ref().map(|old| old.peer_address.as_str());
+    second_opinion::moved(state, agent, old_address, Some(&hello.peer_address));
+    link_changed(state, step, agent, was_silent, is_alone);
+    if !stays {
+        moved(state, agent, old.as_deref(), hello, moves_alone);
+    }
+    signals::connected(state, step, agent, old.as_deref(), hello);
 }
 
-/// What the agent says of itself from now on; what it said before. Where that moves it to other places its open conditions
-/// move with it.
-fn moved(state: &mut State, agent: &AgentName, hello: &AgentHello) -> Option<AgentHello> {
-    let record = state.agents.get(agent)?;
-    let old = record.hello.as_ref().map(places::of_hello);
-    let new = places::of_hello(hello);
-    let open: Vec<FindingKey> = match old.as_ref() == Some(&new) {
+/// The agent is in other places, or in its first ones: its open conditions move with it.
+fn moved(state: &mut State, agent: &AgentName, old: Option<&AgentHello>, hello: &Arc<AgentHello>, alone: bool) {
+    let (old, new) = (old.map(places::of_hello), places::of_hello(hello));
+    let stays = old.as_ref() == Some(&new);
+    let open: Vec<FindingKey> = match stays || alone {
         true => Vec::new(),
-        false => record.open.keys().cloned().collect(),
+        false => state.agents.get(agent).into_iter().flat_map(|record| record.open.keys().cloned()).collect(),
     };
     let before: Vec<Vec<String>> = open.iter().map(|key| detect::groups(state, agent, key)).collect();
-    if old.as_ref() != Some(&new) {
+    if !stays {
         places::leave(state, &old.unwrap_or_default(), false);
         places::enter(state, &new, false);
     }
-    let said_before = state.agents.get_mut(agent)?.hello.replace(hello.clone());
+    if !alone && let Some(record) = state.agents.get_mut(agent) {
+        record.hello = Some(Arc::clone(hello));
+    }
     for (key, before) in open.iter().zip(before) {
         findings::regroup(state, agent, key, &before);
     }
-    said_before
 }
 
 pub(super) fn heard(state: &mut State, step: Step, agent: &AgentName) {
     let record = record(state, step, agent);
-    let was_silent = matches!(record.link, Link::Silent { .. });
+    let (was_silent, is_alone) = (matches!(record.link, Link::Silent { .. }), record.incidents.is_empty());
     record.link = Link::Heard;
+    link_changed(state, step, agent, was_silent, is_alone);
+}
+
+/// An agent is heard now. `is_alone`: it takes part in no incident.
+fn link_changed(state: &mut State, step: Step, agent: &AgentName, was_silent: bool, is_alone: bool) {
     if was_silent {
         end_silence(state, agent);
         facts::fact_of_agent(state, step, agent, &format!("{agent} is heard again"));
     }
-    incidents::sureness_changed(state, step, agent);
+    match is_alone {
+        true => signals::link_changed(state, step, agent),
+        false => incidents::sureness_changed(state, step, agent),
+    }
 }
 
 /// A silent agent is silent no more: heard again, or forgotten.
@@ -135,6 +156,9 @@ pub(super) fn disconnected(state: &mut State, step: Step, agent: &AgentName, how
     if !matches!(record.link, Link::Silent { .. }) {
         record.link = Link::Disconnected { how, at: step.at };
     }
+    if record.incidents.is_empty() {
+        return signals::link_changed(state, step, agent);
+    }
     incidents::sureness_changed(state, step, agent);
 }
 
@@ -148,18 +172,18 @@ pub(super) fn silent(state: &mut State, step: Step, agent: &AgentName, last_hear
     state.n_silent = state.n_silent.saturating_add(1);
     facts::fact_of_agent(state, step, agent, &format!("{agent} is not heard any more, last {last_heard}"));
     places::silence(state, agent, true);
-    let member = MemberRef { agent: agent.clone(), key: None };
+    let member = MemberRef::of_agent(agent.clone());
     add_silence(state, &cause::agent_stale(agent), member.clone());
     remember_silence(state, step, agent);
     for (mass, agents) in detect::mass_groups(state, agent) {
         for agent in agents {
-            add_silence(state, &mass, MemberRef { agent, key: None });
+            add_silence(state, &mass, MemberRef::of_agent(agent));
         }
     }
     incidents::sureness_changed(state, step, agent);
 }
 
-fn add_silence(state: &mut State, key: &str, member: MemberRef) {
+fn add_silence(state: &mut State, key: &str, member: Box<MemberRef>) {
     let cause = state.causes.entry(key.to_owned()).or_default();
     cause.agents.insert(member.agent.clone(), 1);
     state.touched.insert(cause::agent_stale(&member.agent));

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 pub(super) fn requested(state: &mut State, step: Step, key: &IncidentKey, page: &Page, why: &str) {
     let id = PageId(step.index);
     let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
-    state.pages.insert(id, record);
+    state.pages.insert(id, Box::new(record));
     receivers::resent(state, key, page, id);
     let told = state.incident(key).map(|incident| routing::told(state, incident)).unwrap_or_default();
     let receivers = told.into_iter().map(|told| told.receiver.to_owned()).collect();

@@ -201,7 +201,7 @@ fn host(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Asses
         raises: true,
         happened: all.iter().any(|item| item.happened),
         late: top.received.since(top.observed),
-        worst: format!("{} ({})", worst.reason, worst.summary),
+        worst: [worst.reason.as_str(), " (", worst.summary, ")"].concat(),
         summary: top.summary.to_owned(),
         next_steps,
         raised: worst.raised,

@@ -28,8 +28,9 @@ pub(super) fn at_once(state: &State, cause: &Cause) -> Option<AtOnce> {
         Some((open.opened, open.event_index))
     };
     let dismissed = cause.dismissed_index > 0
-        && cause.members.values().filter_map(opened).all(|(_, index)| index <= cause.dismissed_index);
-    let first = cause.members.values().take(LOOKED_AT_MAX).filter_map(opened).map(|(at, _)| at).min();
+        && cause.members.values().filter_map(|member| opened(member)).all(|(_, index)| index <= cause.dismissed_index);
+    let since = |member: &MemberRef| member.opened.0.or_else(|| opened(member).map(|(at, _)| at));
+    let first = cause.members.values().take(LOOKED_AT_MAX).filter_map(|member| since(member)).min();
     Some(AtOnce { hosts: cause.agents.len(), began: first.unwrap_or(state.last_at()), dismissed })
 }
 

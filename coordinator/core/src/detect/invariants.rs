@@ -16,7 +16,7 @@ pub(crate) fn check(state: &State, mut broken: impl FnMut(&'static str, String))
     };
     let mut counted: BTreeMap<String, Place> = BTreeMap::new();
     for agent in state.agents() {
-        for place in agent.hello.as_ref().map(places::of_hello).unwrap_or_default() {
+        for place in agent.hello.as_deref().map(places::of_hello).unwrap_or_default() {
             let count = counted.entry(place).or_default();
             count.agents += 1;
             count.silent += u64::from(places::is_silent(state, &agent.name));
@@ -38,7 +38,7 @@ pub(crate) fn check(state: &State, mut broken: impl FnMut(&'static str, String))
         let ordered = events.is_sorted_by_key(|event| event.at) && events.len() <= WINDOW_EVENTS_MAX;
         unless(ordered, "a window is bounded and in order", &|| group.clone());
     }
-    for (key, cause) in &state.causes {
+    for (key, cause) in state.causes.iter() {
         if let Some(at) = cause.look_at {
             let timer = TimerKey::WindowOver { window: key.clone() };
             unless(state.timers.contains(&(at, timer)), "a cause that is looked at later has a timer", &|| key.clone());

@@ -10,7 +10,6 @@ use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
-use std::ops::Bound;
 
 /// Before service and file in the cause keys.
 const PREFIX: &str = "fleet/lock";
@@ -122,19 +121,11 @@ impl Detector for LockContention {
     /// A contended lock is worse while its service restarts in a storm.
     fn concerned_by(&self, state: &State, storm: &str) -> Vec<String> {
         let Some(service) = restart_storm::service_of(storm) else { return Vec::new() };
-        let mut locks = Vec::new();
-        let mut add = |prefix: String| {
-            let causes = state.causes.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
-            locks.extend(causes.map(|(key, _)| key).take_while(|key| key.starts_with(&prefix)).cloned());
-        };
-        add(format!("{PREFIX}/{service}/"));
+        let of_fleet = [PREFIX, "/", service, "/"].concat();
+        let of_fleet = state.causes.starting_with(&of_fleet).map(|(key, _)| key);
         let of_storm = state.cause(storm).and_then(|cause| cause.storm.as_ref());
-        for agent in of_storm.into_iter().flat_map(|storm| storm.agents.iter().take(STORMING_AGENTS_MAX)) {
-            for family in ["lock", "repo_locked"] {
-                add(["host/", agent.as_str(), "/", family, "/", service, "/"].concat());
-            }
-        }
-        locks
+        let agents = of_storm.into_iter().flat_map(|storm| storm.agents.iter().take(STORMING_AGENTS_MAX));
+        of_fleet.chain(state.causes.locks(service, agents.map(AgentName::as_str))).cloned().collect()
     }
 
     fn lasting(&self) -> bool {

@@ -14,7 +14,7 @@ fn needed(policy: &Policy) -> usize {
     usize::try_from(policy.lock_contention.host_subjects.max(2)).unwrap_or(usize::MAX)
 }
 
-const fn is_lock(reason: Reason) -> bool {
+pub(crate) const fn is_lock(reason: Reason) -> bool {
     matches!(reason, Reason::LockContention | Reason::SqliteLockHeld)
 }
 
@@ -34,7 +34,7 @@ fn locks(state: &State, agent: &AgentName, service: &str) -> Vec<String> {
 fn repositories(state: &State, agent: &AgentName, service: &str, now: Timestamp) -> Vec<String> {
     let prefix = format!("host/{agent}/{}/{service}/", Reason::RepoLocked);
     let window = state.policy().detect.reason_widespread.window;
-    let causes = state.causes.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+    let causes = state.causes.starting_with(&prefix);
     let lately = causes.filter(|(_, cause)| cause.occurrences.back().is_some_and(|last| last.observed + window >= now));
     lately.take(needed(state.policy()) + 1).map(|(key, _)| key.clone()).collect()
 }

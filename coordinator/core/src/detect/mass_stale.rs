@@ -93,6 +93,9 @@ impl Detector for MassStale {
 
     /// A place is a symptom of the fleet, and of another place that its agents are all part of.
     fn groups_of(&self, state: &State, cause: &str) -> Vec<String> {
+        if !cause.starts_with(MASS_STALE) && !cause.ends_with("/agent") {
+            return Vec::new();
+        }
         let agent = match cause::kind_of(cause) {
             CauseKind::AgentStale => cause::agent_of(cause),
             CauseKind::MassStale => state.cause(cause).and_then(|cause| cause.agents.keys().next().cloned()),

@@ -113,12 +113,18 @@ impl Detector for MemoryGroup {
 
     /// A place is a symptom of the fleet, and of another place that its hosts are all part of.
     fn groups_of(&self, state: &State, cause: &str) -> Vec<String> {
+        // Nearly every cause asks; where no host is short of memory there are no groups.
+        let may = cause.ends_with("/memory") || cause.starts_with(PREFIX);
+        if !may || state.causes.starting_with(PREFIX).next().is_none() {
+            return Vec::new();
+        }
         let of_place = |agent: &AgentName| {
             let places = places::of(state, agent).into_iter().map(|place| format!("{PREFIX}/{place}"));
             [PREFIX.to_owned()].into_iter().chain(places).collect()
         };
-        let own = cause::agent_of(cause).filter(|_| cause.ends_with("/memory"));
-        if let Some(agent) = own.filter(|agent| cause == cause::memory(agent)) {
+        let own = cause.strip_prefix("host/").and_then(|own| own.strip_suffix("/memory"));
+        // An agent's name has no slash in it.
+        if let Some(agent) = own.and_then(|own| AgentName::new(own).ok()) {
             return of_place(&agent);
         }
         let first = rest(cause, PREFIX).and_then(|_| state.cause(cause)?.agents.keys().next());

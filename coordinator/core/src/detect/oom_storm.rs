@@ -132,8 +132,10 @@ impl Detector for OomStorm {
     }
 
     fn groups_of(&self, _state: &State, cause: &str) -> Vec<String> {
-        let of_hosts = cause.starts_with("fleet/");
-        let service = restart_storm::service_of(cause).filter(|_| of_hosts);
+        if !cause.starts_with("fleet/") {
+            return Vec::new();
+        }
+        let service = restart_storm::service_of(cause);
         service.map(|service| format!("{PREFIX}/{service}")).into_iter().collect()
     }
 

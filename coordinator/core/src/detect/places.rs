@@ -47,7 +47,7 @@ pub(crate) fn of_hello(hello: &AgentHello) -> Vec<String> {
 
 /// The places of a known agent.
 pub(super) fn of(state: &State, agent: &AgentName) -> Vec<String> {
-    let hello = state.agent(agent).and_then(|record| record.hello.as_ref());
+    let hello = state.agent(agent).and_then(|record| record.hello.as_deref());
     hello.map(of_hello).unwrap_or_default()
 }
 
@@ -155,7 +155,7 @@ pub(super) fn yields<'a>(
 /// incident opens, turns or ends, and not for each member.
 pub(super) fn other_groups(state: &State, prefix: &str, group: &str) -> Vec<String> {
     let places = format!("{prefix}/");
-    let known = state.causes.range(places.clone()..).take_while(|(key, _)| key.starts_with(&places));
+    let known = state.causes.starting_with(&places);
     known.filter(|(key, cause)| cause.active && *key != group).map(|(key, _)| key.clone()).collect()
 }
 

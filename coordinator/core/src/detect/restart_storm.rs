@@ -32,8 +32,8 @@ pub(super) struct RestartStorm;
 /// The group of a service and its build, or of the service alone.
 fn group(service: &ServiceName, build: Option<&str>) -> String {
     match build {
-        Some(build) => format!("{PREFIX}/{service}/{build}"),
-        None => format!("{PREFIX}/{service}"),
+        Some(build) => [PREFIX, "/", service.as_str(), "/", build].concat(),
+        None => [PREFIX, "/", service.as_str()].concat(),
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) fn service_of(storm: &str) -> Option<&str> {
 pub(super) fn groups_of_service(state: &State, service: &str) -> Vec<String> {
     let own = format!("{PREFIX}/{service}");
     let builds = format!("{own}/");
-    let of_builds = state.causes.range(builds.clone()..).take_while(|(key, _)| key.starts_with(&builds));
+    let of_builds = state.causes.starting_with(&builds);
     let of_builds: Vec<String> = of_builds.take(BUILDS_MAX).map(|(key, _)| key.clone()).collect();
     [own].into_iter().chain(of_builds).collect()
 }
@@ -170,11 +170,13 @@ pub(crate) fn is_crash_loop(state: &State, storm: &Storm) -> bool {
 
 fn circumstances(state: &State, service: &str, storm: &Storm) -> Vec<When> {
     let mut holds = Vec::new();
-    let loops = |agent: &AgentName| {
-        let cause = state.cause(&cause::of_service(agent, service));
+    let mut key = String::new();
+    let mut loops = |agent: &AgentName| {
+        cause::set_of_service(&mut key, agent, service);
+        let cause = state.cause(&key);
         cause.and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| is_crash_loop(state, storm))
     };
-    if storm.active && storm.agents.iter().take(LOOPING_AGENTS_MAX).any(loops) {
+    if storm.active && storm.agents.iter().take(LOOPING_AGENTS_MAX).any(&mut loops) {
         holds.push(When::NoRecovery);
     }
     if storm.active && storm.last.since(storm.began) > state.policy().restart_storm.window * 2 {
@@ -186,9 +188,11 @@ fn circumstances(state: &State, service: &str, storm: &Storm) -> Vec<When> {
 /// Whether a service restarts in a storm, on these hosts or on many.
 pub(super) fn rages<'a>(state: &State, service: &str, mut agents: impl Iterator<Item = &'a AgentName>) -> bool {
     let rages = |key: &str| state.cause(key).and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| storm.active);
-    rages(&format!("{PREFIX}/{service}"))
+    let mut key = [PREFIX, "/", service].concat();
+    rages(&key)
         || agents.any(|agent| {
-            let own = cause::of_service(agent, service);
-            rages(&own) || super::windows::storms_of(state, &own).into_iter().flatten().any(|group| rages(group))
+            cause::set_of_service(&mut key, agent, service);
+            let groups = state.agent(agent).and_then(|record| record.watch.storms.get(&key));
+            rages(&key) || groups.into_iter().flatten().any(|group| rages(group))
         })
 }

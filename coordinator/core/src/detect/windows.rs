@@ -154,7 +154,8 @@ fn leave<K: Ord + Copy>(counts: &mut BTreeMap<K, usize>, key: K) {
 
 /// The groups that count a cause of an agent.
 pub(super) fn storms_of<'a>(state: &'a State, key: &str) -> Option<&'a BTreeSet<String>> {
-    state.agent(&cause::agent_of(key)?)?.watch.storms.get(key)
+    let storms = &state.agent(&cause::agent_of(key)?)?.watch.storms;
+    if storms.is_empty() { None } else { storms.get(key) }
 }
 
 /// Remembers that a group counts a cause of an agent. False where there is no room: it does not fold then.

@@ -184,7 +184,7 @@ fn silence_words(silence: crate::entry::Silence) -> &'static str {
 /// Open conditions that no incident of their own tells of.
 fn open(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<RuleLook> {
     let wanted = |open: &&OpenFinding| asked.service.is_none_or(|service| open.finding.key.subject.service == *service);
-    let told = record.open.values().filter(wanted).filter_map(|open| {
+    let told = record.open.values().map(Box::as_ref).filter(wanted).filter_map(|open| {
         let finding = &open.finding;
         let key = cause::of_finding(asked.agent, &finding.key);
         if state.unresolved(&key).is_some() {

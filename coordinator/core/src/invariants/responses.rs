@@ -27,7 +27,7 @@ pub(super) fn check(state: &State, found: &mut Found) {
         let known = known.is_some_and(|burst| burst.gathered.contains_key(key));
         found.unless(known, "what is gathered is gathered somewhere", || key.clone());
     }
-    for (key, cause) in &state.causes {
+    for (key, cause) in state.causes.iter() {
         let Some(burst) = &cause.burst else { continue };
         let n_wrong = burst.gathered.values().filter(|wrong| **wrong).count() as u64;
         found.unless(n_wrong == burst.n_wrong, "what is wrong in a gathering is counted", || key.clone());

@@ -3,6 +3,7 @@
 
 use muster_common::ids::AgentName;
 use serde::{Deserialize, Serialize};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -50,17 +51,19 @@ impl From<Behind> for BTreeSet<AgentName> {
 
 /// An agent connects from this address.
 pub(super) fn enter(index: &mut BTreeMap<IpAddr, Behind>, address: IpAddr, agent: &AgentName) {
-    match index.get_mut(&address) {
-        None => {
-            index.insert(address, Behind::One(agent.clone()));
+    let known = match index.entry(address) {
+        Entry::Vacant(nobody) => {
+            nobody.insert(Behind::One(agent.clone()));
+            return;
         }
-        Some(Behind::Many(agents)) => {
+        Entry::Occupied(known) => known.into_mut(),
+    };
+    match known {
+        Behind::Many(agents) => {
             agents.insert(agent.clone());
         }
-        Some(one) => {
-            let agents: BTreeSet<AgentName> = one.iter().chain([agent]).cloned().collect();
-            *one = agents.into();
-        }
+        Behind::One(only) if only == agent => {}
+        Behind::One(only) => *known = Behind::Many([only.clone(), agent.clone()].into()),
     }
 }
 

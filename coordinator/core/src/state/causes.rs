@@ -1,0 +1,150 @@
+//! The causes by key, and an index of those that are worse while their service restarts in a storm: each restart asks for
+//! them, on each host of its storm.
+//!
+//! Boxed: a map's node makes room for eleven of them, and is moved and searched as a whole. The index follows from the
+//! keys, and is not written.
+
+use super::Cause;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Families of a host's cause keys that are indexed: what holds a lock is worse meanwhile.
+const FAMILIES: [&str; 2] = ["lock", "repo_locked"];
+
+/// See the head of the file.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Causes {
+    by_key: BTreeMap<String, Box<Cause>>,
+    /// Keys of the indexed families, by service and agent.
+    locks: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
+}
+
+/// A place in the map that may be empty.
+pub(crate) struct Slot<'a> {
+    causes: &'a mut Causes,
+    key: String,
+}
+
+impl<'a> Slot<'a> {
+    /// The cause; a new one that holds nothing where there was none.
+    pub(crate) fn or_default(self) -> &'a mut Cause {
+        let Causes { by_key, locks } = self.causes;
+        by_key.entry(self.key).or_insert_with_key(|key| {
+            if let Some((agent, service)) = locked(key) {
+                let of_service = locks.entry(service.to_owned()).or_default();
+                of_service.entry(agent.to_owned()).or_default().insert(key.clone());
+            }
+            Box::default()
+        })
+    }
+}
+
+/// Agent and service of a key of the indexed families: `host/AGENT/FAMILY/SERVICE/SUBJECT`.
+fn locked(key: &str) -> Option<(&str, &str)> {
+    let (agent, rest) = key.strip_prefix("host/")?.split_once('/')?;
+    let (family, rest) = rest.split_once('/')?;
+    let (service, _) = rest.split_once('/').filter(|_| FAMILIES.contains(&family))?;
+    Some((agent, service))
+}
+
+impl Causes {
+    pub(crate) fn get(&self, key: &str) -> Option<&Cause> {
+        self.by_key.get(key).map(Box::as_ref)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Cause> {
+        self.by_key.get_mut(key).map(Box::as_mut)
+    }
+
+    pub(crate) fn entry(&mut self, key: String) -> Slot<'_> {
+        Slot { causes: self, key }
+    }
+
+    pub(crate) fn remove(&mut self, key: &str) {
+        if self.by_key.remove(key).is_none() {
+            return;
+        }
+        let Some((agent, service)) = locked(key) else { return };
+        let Some(of_service) = self.locks.get_mut(service) else { return };
+        let Some(own) = of_service.get_mut(agent) else { return };
+        own.remove(key);
+        if own.is_empty() {
+            of_service.remove(agent);
+        }
+        if of_service.is_empty() {
+            self.locks.remove(service);
+        }
+    }
+
+    /// By key.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Cause)> {
+        self.by_key.iter().map(|(key, cause)| (key, cause.as_ref()))
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &String> {
+        self.by_key.keys()
+    }
+
+    /// Those whose keys begin so, by key.
+    pub(crate) fn starting_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Cause)> {
+        let from = self.by_key.range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
+        from.take_while(move |(key, _)| key.starts_with(prefix)).map(|(key, cause)| (key, cause.as_ref()))
+    }
+
+    /// Keys of the locks of a service on some hosts.
+    pub(crate) fn locks<'a>(
+        &'a self,
+        service: &str,
+        mut agents: impl Iterator<Item = &'a str>,
+    ) -> impl Iterator<Item = &'a String> {
+        let of_service = self.locks.get(service);
+        let own = std::iter::from_fn(move || Some(of_service?.get(agents.next()?)));
+        own.flatten().flatten()
+    }
+}
+
+impl PartialEq for Causes {
+    fn eq(&self, other: &Self) -> bool {
+        self.by_key == other.by_key
+    }
+}
+
+impl Serialize for Causes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.by_key.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Causes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut causes = Self::default();
+        for (key, cause) in BTreeMap::<String, Cause>::deserialize(deserializer)? {
+            *causes.entry(key).or_default() = cause;
+        }
+        Ok(causes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn locks(causes: &Causes) -> Vec<&str> {
+        causes.locks("spl", ["web-1", "web-2"].into_iter()).map(String::as_str).collect()
+    }
+
+    #[test]
+    fn locks_are_found_by_service_and_host() {
+        let mut causes = Causes::default();
+        let own = ["host/web-1/lock/spl//var/a.db", "host/web-1/repo_locked/spl/r", "host/web-2/lock/spl/"];
+        let others = ["host/web-1/lock/spl2/a", "host/web-3/lock/spl/a", "host/web-1/sqlite/spl/lock/spl/a", "fleet/x"];
+        for key in own.iter().chain(&others) {
+            causes.entry((*key).to_owned()).or_default();
+        }
+        assert_eq!(locks(&causes), own);
+        let read: Causes = serde_json::from_str(&serde_json::to_string(&causes).unwrap()).unwrap();
+        assert_eq!((locks(&read), read == causes), (own.to_vec(), true));
+        own.iter().chain(&others).for_each(|key| causes.remove(key));
+        assert!(causes.locks.is_empty() && causes.by_key.is_empty());
+    }
+}

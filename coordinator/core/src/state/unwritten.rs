@@ -1,0 +1,41 @@
+//! Parts of State that are not written and are nothing that is known: what makes looking things up quicker, and what the
+//! machine is to do next. States that differ in these alone are equal.
+
+use muster_common::time::Timestamp;
+use std::collections::BTreeSet;
+use std::ops::{Deref, DerefMut};
+
+/// A time that is remembered beside what it is looked up in. Not part of what is known.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Known(pub(crate) Option<Timestamp>);
+
+impl PartialEq for Known {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Known {}
+
+/// Cause keys that are to be looked at. Not part of what is known.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Touched(pub(crate) BTreeSet<String>);
+
+impl PartialEq for Touched {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Deref for Touched {
+    type Target = BTreeSet<String>;
+    fn deref(&self) -> &BTreeSet<String> {
+        &self.0
+    }
+}
+
+impl DerefMut for Touched {
+    fn deref_mut(&mut self) -> &mut BTreeSet<String> {
+        &mut self.0
+    }
+}
