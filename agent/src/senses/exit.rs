@@ -14,7 +14,7 @@ use muster_agent_core::process::exit::{Exit, ExitStatus};
 use muster_common::ids::ProcessId;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,10 +129,18 @@ fn hang_up_of(pidfd: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     Ok(set)
 }
 
+/// Pidfds hang up at the reaping from Linux 6.9 on; before it, only what the kernel tells of the descriptor does.
 fn is_reaped(pidfd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut fds, Some(&now)).is_ok() && fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP))
+    let hung_up = poll(&mut fds, Some(&now)).is_ok() && fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP));
+    hung_up || leads_nowhere(pidfd)
+}
+
+/// Whether a pidfd belongs to no process any more, not even to a zombie (Linux 5.4).
+fn leads_nowhere(pidfd: &OwnedFd) -> bool {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap_or_default();
+    told.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() == "-1"))
 }
 
 #[expect(unsafe_code, reason = "no safe wrapper of PIDFD_GET_INFO exists in std, nix or rustix")]
@@ -163,6 +171,17 @@ mod tests {
         let root = HostRoot::default();
         let watch = ExitWatch::open(&root, process::id(&root, child.id()).unwrap()).unwrap();
         (child, watch)
+    }
+
+    #[test]
+    fn a_zombie_is_told_from_what_was_reaped_also_where_no_pidfd_hangs_up() {
+        let (mut child, watch) = shell("exit 3");
+        assert!(!leads_nowhere(&watch.pidfd) && !watch.is_zombie());
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        wait_for(&watch.pidfd);
+        assert!(!leads_nowhere(&watch.pidfd) && watch.is_zombie());
+        child.wait().unwrap();
+        assert!(leads_nowhere(&watch.pidfd) && !watch.is_zombie());
     }
 
     fn wait_for(fd: &OwnedFd) {
