@@ -1,8 +1,9 @@
-//! Snapshots made beside the loop: it copies State and goes on; another thread turns the copy into JSON, which takes many
-//! times longer.
+//! Snapshots made beside the loop: it copies State and goes on; another thread turns the copy into JSON and packs it,
+//! which takes many times longer.
 
 use super::handle::RuntimeError;
-use crate::store::Head;
+use crate::store::packed::Packed;
+use crate::store::{Head, StoreError};
 use muster_coordinator_core::state::State;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
@@ -10,7 +11,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 #[derive(Debug)]
 pub(super) struct Encoding {
     head: Head,
-    body: Receiver<serde_json::Result<Vec<u8>>>,
+    body: Receiver<Result<Packed, RuntimeError>>,
 }
 
 impl Encoding {
@@ -21,23 +22,29 @@ impl Encoding {
             .name("snapshot".to_owned())
             .spawn(move || {
                 // Whoever began it may have gone.
-                drop(tell.send(serde_json::to_vec(&state)));
+                drop(tell.send(packed(&state)));
             })
             .map_err(|error| RuntimeError::State(format!("cannot start a snapshot's thread: {error}")))?;
         Ok(Self { head, body })
     }
 
     /// The snapshot, once it is made.
-    pub(super) fn made(&self) -> Option<Result<(Head, Vec<u8>), RuntimeError>> {
+    pub(super) fn made(&self) -> Option<Result<(Head, Packed), RuntimeError>> {
         match self.body.try_recv() {
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => {
                 Some(Err(RuntimeError::State("a snapshot's thread panicked".to_owned())))
             }
-            Ok(Ok(body)) => Some(Ok((self.head, body))),
-            Ok(Err(error)) => Some(Err(RuntimeError::State(format!("cannot encode a snapshot: {error}")))),
+            Ok(body) => Some(body.map(|body| (self.head, body))),
         }
     }
+}
+
+/// State as the store keeps it.
+pub(super) fn packed(state: &State) -> Result<Packed, RuntimeError> {
+    let json = serde_json::to_vec(state);
+    let json = json.map_err(|error| RuntimeError::State(format!("cannot encode a snapshot: {error}")))?;
+    Ok(Packed::of(&json).map_err(StoreError::Pack)?)
 }
 
 #[cfg(test)]
@@ -54,6 +61,6 @@ mod tests {
             }
             std::thread::yield_now();
         };
-        assert_eq!(made, (head, serde_json::to_vec(&State::genesis()).unwrap()));
+        assert_eq!(made, (head, packed(&State::genesis()).unwrap()));
     }
 }

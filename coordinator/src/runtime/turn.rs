@@ -13,7 +13,7 @@ use super::handle::{
 use super::links::{Link, Links, Newest};
 use super::load::load;
 use super::resync::{Before, Resynced};
-use super::snapshot::Encoding;
+use super::snapshot::{Encoding, packed};
 use super::standing;
 use crate::metrics::Metrics;
 use crate::store::JournalStore;
@@ -437,9 +437,7 @@ impl Turner {
     fn snapshot(&mut self) -> Result<(), RuntimeError> {
         let head = self.store.head();
         if head.index > self.snapshot_index {
-            let state = serde_json::to_vec(self.machine.state())
-                .map_err(|error| RuntimeError::State(format!("cannot encode a snapshot: {error}")))?;
-            self.store.put_snapshot(head, &state)?;
+            self.store.put_snapshot(head, &packed(self.machine.state())?)?;
             self.snapshot_index = head.index;
         }
         Ok(())

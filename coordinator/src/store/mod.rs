@@ -4,9 +4,11 @@
 //! Invariant: an append is one durable transaction; after a failed one nothing may be published.
 
 pub mod check;
+pub mod packed;
 pub mod past;
 pub mod sqlite;
 
+use self::packed::Packed;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::Entry;
 use sha2::{Digest, Sha256};
@@ -112,6 +114,9 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// A snapshot that cannot be compressed.
+    #[error("cannot pack a snapshot")]
+    Pack(#[source] std::io::Error),
     /// SQLite said no.
     #[error("cannot {action} the journal")]
     Sqlite {
@@ -201,8 +206,8 @@ pub trait JournalStore: Send {
     /// The newest snapshot.
     fn snapshot(&self) -> Result<Option<Snapshot>, StoreError>;
 
-    /// Keeps `state` (JSON) as the snapshot of `at`, and lets go of what retention no longer wants.
-    fn put_snapshot(&mut self, at: Head, state: &[u8]) -> Result<(), StoreError>;
+    /// Keeps `state` as the snapshot of `at`, and lets go of what retention no longer wants.
+    fn put_snapshot(&mut self, at: Head, state: &Packed) -> Result<(), StoreError>;
 
     /// Throws away this journal and begins with a snapshot of the primary's.
     fn replace(&mut self, snapshot: &Snapshot) -> Result<(), StoreError>;

@@ -2,6 +2,7 @@
 //!
 //! A lock file beside it keeps a second coordinator out; readers such as `check-store` are welcome at any time.
 
+use super::packed::{Packed, unpack};
 use super::{Head, JournalHash, JournalStore, Snapshot, StoreError, StoredEntry};
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::Entry;
@@ -147,6 +148,7 @@ impl SqliteStore {
             .map_err(failed("read"))?;
         let Some((index, at_ms, hash, body)) = row else { return Ok(None) };
         let index = from_sql(index);
+        let body = unpack(index, body)?;
         Ok(Some(Snapshot { index, hash: hash_of(index, &hash)?, at: Timestamp::from_unix_ms(at_ms), body }))
     }
 
@@ -314,14 +316,14 @@ impl JournalStore for SqliteStore {
         self.read_snapshot("SELECT idx, at_ms, hash, body FROM snapshot WHERE idx >= ?1 ORDER BY idx DESC LIMIT 1", 0)
     }
 
-    fn put_snapshot(&mut self, at: Head, state: &[u8]) -> Result<(), StoreError> {
+    fn put_snapshot(&mut self, at: Head, state: &Packed) -> Result<(), StoreError> {
         let (base, _) = self.base()?;
         let keep_from = self.keep_from(base, RETAINED_BYTES_MAX, RETAINED_ENTRIES_MIN)?;
         let transaction = self.connection.transaction().map_err(failed("begin a write to"))?;
         transaction
             .execute(
                 "INSERT OR REPLACE INTO snapshot (idx, at_ms, hash, body) VALUES (?1, ?2, ?3, ?4)",
-                params![to_sql(at.index), at.at.unix_ms(), at.hash.0.as_slice(), state],
+                params![to_sql(at.index), at.at.unix_ms(), at.hash.0.as_slice(), state.as_slice()],
             )
             .map_err(failed("write a snapshot to"))?;
         drop_snapshots(&transaction, keep_from, SNAPSHOT_BYTES_MAX)?;
@@ -338,6 +340,7 @@ impl JournalStore for SqliteStore {
 
     fn replace(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
         self.keep_aside()?;
+        let body = Packed::of(&snapshot.body).map_err(StoreError::Pack)?;
         let transaction = self.connection.transaction().map_err(failed("begin a write to"))?;
         transaction.execute_batch("DELETE FROM journal; DELETE FROM snapshot;").map_err(failed("replace"))?;
         transaction
@@ -347,7 +350,7 @@ impl JournalStore for SqliteStore {
                     to_sql(snapshot.index),
                     snapshot.at.unix_ms(),
                     snapshot.hash.0.as_slice(),
-                    snapshot.body.as_slice()
+                    body.as_slice()
                 ],
             )
             .map_err(failed("replace"))?;
