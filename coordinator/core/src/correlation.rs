@@ -138,7 +138,8 @@ pub(crate) fn opened(state: &mut State, now: Timestamp, key: &str) {
     let count = usize::try_from(policy.incidents).unwrap_or(usize::MAX);
     let nths = |base: &str| (1..=BURSTS_MAX).map(|nth| cause::nth_burst(base, nth)).collect::<Vec<_>>();
     let hot = |burst: &String| burst != key && is_hot(state, burst, now);
-    let any = |base: &str| state.incidents.range::<str, _>(from(base)).next().is_some_and(|(key, _)| key.starts_with(base));
+    let any =
+        |base: &str| state.incidents.range::<str, _>(from(base)).next().is_some_and(|(key, _)| key.starts_with(base));
     let known = [own_burst.as_str(), cause::FLEET_BURST].into_iter().filter(|base| any(base));
     let to = known.flat_map(nths).find(hot);
     // One that is open and does not gather any more is told already: these are others.

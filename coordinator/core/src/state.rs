@@ -32,8 +32,8 @@ use std::sync::Arc;
 pub use incident::{Incident, IncidentStatus, PageKey, PageOutcome, PageRecord, ResendWish};
 
 pub(crate) use causes::Causes;
-pub(crate) use unwritten::{Known, Touched};
 pub use detect::{AgentWatch, Detect};
+pub(crate) use unwritten::{Known, Touched};
 
 /// Occurrences kept for lists, over all agents; the oldest go first. The journal keeps them all.
 pub const RECENT_OCCURRENCES_MAX: usize = 2048;

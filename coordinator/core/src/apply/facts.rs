@@ -54,7 +54,8 @@ pub(super) fn fact(state: &mut State, step: Step, cause: &str, text: impl FnOnce
 fn is_update(text: &str) -> bool {
     let said = |(place, _): (usize, &str)| {
         let after = text.get(place + UPDATED.len()..).unwrap_or_default();
-        text.get(..place).is_some_and(|before| before.ends_with(' ')) && (after.starts_with(": ") || after.starts_with(" sev"))
+        text.get(..place).is_some_and(|before| before.ends_with(' '))
+            && (after.starts_with(": ") || after.starts_with(" sev"))
     };
     text.match_indices(UPDATED).any(said)
 }

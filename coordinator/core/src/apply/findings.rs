@@ -94,14 +94,7 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
 
 /// A host's news belongs to the timelines of the incidents that it concerns: those of its `groups`. Most of it concerns
 /// none, and is not put into words.
-fn tell(
-    state: &mut State,
-    step: Step,
-    agent: &AgentName,
-    key: &FindingKey,
-    groups: &[String],
-    words: &[&str],
-) {
+fn tell(state: &mut State, step: Step, agent: &AgentName, key: &FindingKey, groups: &[String], words: &[&str]) {
     for group in groups {
         let about = [agent.as_str(), ": ", key.reason.as_str(), " of ", &key.subject.subject, " "];
         facts::fact(state, step, group, || [about.concat(), words.concat()].concat());

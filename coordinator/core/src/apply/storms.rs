@@ -117,6 +117,7 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
         state.timers.insert((ends, TimerKey::WindowOver { window: key.to_owned() }));
     }
     cause.storm = Some(storm);
+    state.causes.storms(key);
     for symptom in &new_symptoms {
         let indexed = cause::agent_of(symptom).is_none_or(|agent| detect::index(state, &agent, symptom, key));
         if indexed && let Some(storm) = state.causes.get_mut(key).and_then(|cause| cause.storm.as_mut()) {

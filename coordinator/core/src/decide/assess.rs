@@ -20,6 +20,8 @@ use super::{human, lasting};
 const OOM_MATTERS_FOR: Duration = Duration::from_secs(900);
 /// Names listed in a sentence.
 const NAMED_MAX: usize = 5;
+/// Room for a name in a sentence; a longer one makes the sentence grow.
+const NAME_BYTES_USUAL: usize = 20;
 /// Lines of detail in a page.
 pub(crate) const DETAILS_MAX: usize = 12;
 
@@ -258,10 +260,14 @@ pub(crate) fn of_fleet(
 
 /// The first few, and how many more.
 pub(crate) fn names<'a>(agents: impl ExactSizeIterator<Item = &'a AgentName>) -> String {
-    let n = agents.len();
-    let named: Vec<&str> = agents.take(NAMED_MAX).map(AgentName::as_str).collect();
-    let more = n.saturating_sub(NAMED_MAX);
-    if more == 0 { named.join(", ") } else { format!("{} and {more} more", named.join(", ")) }
+    let more = agents.len().saturating_sub(NAMED_MAX);
+    // Each decision about a group names its hosts: one block of memory, and not one for each step.
+    let mut named = String::with_capacity(NAMED_MAX * NAME_BYTES_USUAL);
+    for (place, agent) in agents.take(NAMED_MAX).enumerate() {
+        named.push_str(if place == 0 { "" } else { ", " });
+        named.push_str(agent.as_str());
+    }
+    if more == 0 { named } else { format!("{named} and {more} more") }
 }
 
 impl Assessment {

@@ -171,7 +171,11 @@ pub(crate) fn is_crash_loop(state: &State, storm: &Storm) -> bool {
 fn circumstances(state: &State, service: &str, storm: &Storm) -> Vec<When> {
     let mut holds = Vec::new();
     let mut key = String::new();
+    let may = state.causes.may_storm(service);
     let mut loops = |agent: &AgentName| {
+        if may.is_none_or(|agents| !agents.contains(agent.as_str())) {
+            return false;
+        }
         cause::set_of_service(&mut key, agent, service);
         let cause = state.cause(&key);
         cause.and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| is_crash_loop(state, storm))
@@ -189,10 +193,16 @@ fn circumstances(state: &State, service: &str, storm: &Storm) -> Vec<When> {
 pub(super) fn rages<'a>(state: &State, service: &str, mut agents: impl Iterator<Item = &'a AgentName>) -> bool {
     let rages = |key: &str| state.cause(key).and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| storm.active);
     let mut key = [PREFIX, "/", service].concat();
+    let may = state.causes.may_storm(service);
     rages(&key)
         || agents.any(|agent| {
+            let own = may.is_some_and(|agents| agents.contains(agent.as_str()));
+            let groups = state.agent(agent).map(|record| &record.watch.storms).filter(|groups| !groups.is_empty());
+            if !own && groups.is_none() {
+                return false;
+            }
             cause::set_of_service(&mut key, agent, service);
-            let groups = state.agent(agent).and_then(|record| record.watch.storms.get(&key));
-            rages(&key) || groups.into_iter().flatten().any(|group| rages(group))
+            let groups = groups.and_then(|groups| groups.get(&key));
+            (own && rages(&key)) || groups.into_iter().flatten().any(|group| rages(group))
         })
 }

@@ -7,9 +7,7 @@ pub(crate) fn serialize<T: Serialize, S: Serializer>(shared: &Arc<T>, serializer
     shared.as_ref().serialize(serializer)
 }
 
-pub(crate) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Arc<T>, D::Error> {
+pub(crate) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<T>, D::Error> {
     T::deserialize(deserializer).map(Arc::new)
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Causes {
     by_key: BTreeMap<String, Box<Cause>>,
     /// Keys of the indexed families, by service and agent.
     locks: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
+    /// Agents on which a service has, or had, a storm of its own, by service.
+    storms: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// A place in the map that may be empty.
@@ -28,7 +30,7 @@ pub(crate) struct Slot<'a> {
 impl<'a> Slot<'a> {
     /// The cause; a new one that holds nothing where there was none.
     pub(crate) fn or_default(self) -> &'a mut Cause {
-        let Causes { by_key, locks } = self.causes;
+        let Causes { by_key, locks, .. } = self.causes;
         by_key.entry(self.key).or_insert_with_key(|key| {
             if let Some((agent, service)) = locked(key) {
                 let of_service = locks.entry(service.to_owned()).or_default();
@@ -45,6 +47,11 @@ fn locked(key: &str) -> Option<(&str, &str)> {
     let (family, rest) = rest.split_once('/')?;
     let (service, _) = rest.split_once('/').filter(|_| FAMILIES.contains(&family))?;
     Some((agent, service))
+}
+
+/// Agent and service of `host/AGENT/service/SERVICE`.
+fn served(key: &str) -> Option<(&str, &str)> {
+    key.strip_prefix("host/")?.split_once("/service/")
 }
 
 impl Causes {
@@ -64,6 +71,14 @@ impl Causes {
         if self.by_key.remove(key).is_none() {
             return;
         }
+        if let Some((agent, service)) = served(key)
+            && let Some(agents) = self.storms.get_mut(service)
+        {
+            agents.remove(agent);
+            if agents.is_empty() {
+                self.storms.remove(service);
+            }
+        }
         let Some((agent, service)) = locked(key) else { return };
         let Some(of_service) = self.locks.get_mut(service) else { return };
         let Some(own) = of_service.get_mut(agent) else { return };
@@ -74,6 +89,18 @@ impl Causes {
         if of_service.is_empty() {
             self.locks.remove(service);
         }
+    }
+
+    /// The cause gets a storm.
+    pub(crate) fn storms(&mut self, key: &str) {
+        if let Some((agent, service)) = served(key) {
+            self.storms.entry(service.to_owned()).or_default().insert(agent.to_owned());
+        }
+    }
+
+    /// Agents on which a service may have a storm of its own; on others it has none.
+    pub(crate) fn may_storm(&self, service: &str) -> Option<&BTreeSet<String>> {
+        self.storms.get(service)
     }
 
     /// By key.
@@ -119,6 +146,9 @@ impl<'de> Deserialize<'de> for Causes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut causes = Self::default();
         for (key, cause) in BTreeMap::<String, Cause>::deserialize(deserializer)? {
+            if cause.storm.is_some() {
+                causes.storms(&key);
+            }
             *causes.entry(key).or_default() = cause;
         }
         Ok(causes)
@@ -146,5 +176,27 @@ mod tests {
         assert_eq!((locks(&read), read == causes), (own.to_vec(), true));
         own.iter().chain(&others).for_each(|key| causes.remove(key));
         assert!(causes.locks.is_empty() && causes.by_key.is_empty());
+    }
+
+    #[test]
+    fn a_storm_is_looked_for_where_there_was_one() {
+        let mut causes = Causes::default();
+        let key = "host/web-1/service/spl";
+        for key in [key, "host/web-2/service/spl", "fleet/restart_storm/spl"] {
+            causes.entry(key.to_owned()).or_default();
+        }
+        assert_eq!(causes.may_storm("spl"), None);
+        let (began, last) = Default::default();
+        let (agents, symptoms) = Default::default();
+        let (restarts, index, active) = (3, 1, true);
+        let storm = crate::state::Storm { began, last, restarts, agents, received: last, active, index, symptoms };
+        causes.entry(key.to_owned()).or_default().storm = Some(storm);
+        causes.storms(key);
+        let read: Causes = serde_json::from_str(&serde_json::to_string(&causes).unwrap()).unwrap();
+        for mut causes in [causes, read] {
+            assert_eq!(causes.may_storm("spl"), Some(&BTreeSet::from(["web-1".to_owned()])));
+            causes.remove(key);
+            assert_eq!(causes.may_storm("spl"), None);
+        }
     }
 }
