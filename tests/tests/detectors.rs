@@ -7,7 +7,7 @@ use muster_common::severity::Severity;
 use muster_coordinator_core::detect;
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::state::Incident;
-use muster_tests::scenario::{Fleet, agent, check, check_under, key, policy};
+use muster_tests::scenario::{Fleet, agent, check, key, policy};
 use std::time::Duration;
 
 /// `connect` with a label each, at second 0.
@@ -774,21 +774,6 @@ fn why_quotes_the_line_of_the_matrix() {
     fleet.event(&agent("a"), FindingEvent::Occurred(finding), Duration::ZERO);
     let why = &newest(&fleet, "host/a/service/spl").why;
     assert!(why.ends_with("sev2, since the victim belongs to a watched service"), "{why}");
-}
-
-/// Thresholds come from the policy, each of them.
-#[test]
-fn another_policy_has_other_thresholds() {
-    let mut strict = policy();
-    strict.detect.probe_blind.hosts = 2;
-    check_under(
-        strict,
-        "0 connect a b
-         0 open a spl /run/spl.pid probe_blind
-         0 open b spl /run/spl.pid probe_blind
-         5 end",
-        "0 opened sev3 probe_blind fleet/probe_blind/pid_file/spl#1",
-    );
 }
 
 mod matrix {
