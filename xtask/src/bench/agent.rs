@@ -199,8 +199,9 @@ fn growth(stage: &Stage, length: Duration, table: &mut Table) -> Result<()> {
     }
     let after = measure::look(&[agent.pid])?;
     end(stage, "bench-growth")?;
-    let half = middle.as_ref().map_or(0, |look| look.pss_kib);
-    let told = format!("{} → {} → {}", mib(before.pss_kib), mib(half), mib(after.pss_kib));
+    let looks = [Some(&before), middle.as_ref(), Some(&after)];
+    let three = |part: fn(&measure::Look) -> u64| looks.map(|look| mib(look.map_or(0, part))).join(" → ");
+    let told = format!("{}, of it anonymous {}", three(|look| look.pss_kib), three(|look| look.anonymous_kib));
     let simulated = length.as_secs() * 5 / 60;
     let how = format!(
         "start, half, end of {} s at 1 s intervals (probe runs of {simulated} min at 5 s), {kills} kills, {findings} \

@@ -36,7 +36,7 @@ const HEAD: &str = "\
    does no harm, and a function that is missing here is mapped with its neighbours when it is first used. */
 ";
 /// Assembly has no sections of its own per function.
-const ALWAYS: [&str; 2] = ["*crt1.o(.text)", "*libring-*:*(.text .text.*)"];
+const ALWAYS: [&str; 3] = ["*crt1.o(.text)", "*crtbegin*.o(.text)", "*libring-*:*(.text .text.*)"];
 
 /// Without any it does all; with them it is what another one runs inside of a host.
 #[derive(Args, Debug, Clone)]
