@@ -18,7 +18,6 @@ use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 
 /// The incidents that came first are told in full; of the others the number.
 pub const FIRST_TOLD_MAX: usize = 12;
@@ -138,9 +137,8 @@ pub(crate) fn opened(state: &mut State, now: Timestamp, key: &str) {
     let count = usize::try_from(policy.incidents).unwrap_or(usize::MAX);
     let nths = |base: &str| (1..=BURSTS_MAX).map(|nth| cause::nth_burst(base, nth)).collect::<Vec<_>>();
     let hot = |burst: &String| burst != key && is_hot(state, burst, now);
-    let any =
-        |base: &str| state.incidents.range::<str, _>(from(base)).next().is_some_and(|(key, _)| key.starts_with(base));
-    let known = [own_burst.as_str(), cause::FLEET_BURST].into_iter().filter(|base| any(base));
+    let known = [own_burst.as_str(), cause::FLEET_BURST].into_iter();
+    let known = known.filter(|base| state.incidents.starting_with(base).next().is_some());
     let to = known.flat_map(nths).find(hot);
     // One that is open and does not gather any more is told already: these are others.
     let free = |base: &str| nths(base).into_iter().find(|burst| state.unresolved(burst).is_none());
@@ -166,11 +164,6 @@ pub(crate) fn opened(state: &mut State, now: Timestamp, key: &str) {
     for key in gathered {
         gather(state, now, &burst, key);
     }
-}
-
-/// Keys from this one on.
-fn from(key: &str) -> (Bound<&str>, Bound<&str>) {
-    (Bound::Included(key), Bound::Unbounded)
 }
 
 /// The gathering of the host that a cause is about; none for what is the fleet's already.

@@ -3,22 +3,21 @@
 
 mod causes;
 mod detect;
+mod feeds;
 mod incident;
+mod keyed;
 mod pairs;
 mod unwritten;
 
 use crate::cause;
-use crate::correlation::Burst;
 use crate::entry::shared;
 use crate::entry::{AgentHello, Disconnect, IncidentKey, Silence, TimerKey};
-use crate::flapping::Flaps;
 use crate::freeze::Freeze;
 use crate::page::{PageAction, PageId};
 use crate::policy::Policy;
 use crate::second_opinion::SecondOpinions;
 use crate::signals::Signals;
 use crate::silence::Silences;
-use muster_common::evidence::Grade;
 use muster_common::finding::{Finding, FindingKey};
 use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName, ServiceName};
 use muster_common::reason::Reason;
@@ -29,10 +28,12 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+pub use feeds::{Cause, CauseOccurrence, MemberRef, Storm};
 pub use incident::{Incident, IncidentStatus, PageKey, PageOutcome, PageRecord, ResendWish};
 
 pub(crate) use causes::Causes;
 pub use detect::{AgentWatch, Detect};
+pub(crate) use keyed::Keyed;
 pub(crate) use unwritten::{Known, Touched};
 
 /// Occurrences kept for lists, over all agents; the oldest go first. The journal keeps them all.
@@ -74,7 +75,7 @@ pub struct State {
     pub(crate) n_silent: u64,
     pub(crate) causes: Causes,
     /// Boxed: a cause has few of them, and a map makes room for many.
-    pub(crate) incidents: BTreeMap<String, BTreeMap<u64, Box<Incident>>>,
+    pub(crate) incidents: Keyed<BTreeMap<u64, Box<Incident>>>,
     pub(crate) numbers: BTreeMap<String, IncidentKey>,
     pub(crate) number_day: u32,
     pub(crate) number_next: u64,
@@ -111,7 +112,7 @@ pub struct State {
     pub(crate) recently_opened: VecDeque<(Timestamp, String)>,
     /// The gathering that each gathered cause key is in.
     #[serde(default)]
-    pub(crate) gathered_in: BTreeMap<String, String>,
+    pub(crate) gathered_in: Keyed<String>,
     /// Questions to the neighbours of silent agents.
     #[serde(default)]
     pub(crate) second_opinions: SecondOpinions,
@@ -242,116 +243,6 @@ pub struct OccurrenceRecord {
     pub finding: Finding,
 }
 
-/// What feeds one cause key: open conditions, occurrences, a storm. Incidents are concluded from it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Cause {
-    /// Open conditions, by member name.
-    pub members: BTreeMap<String, Box<MemberRef>>,
-    /// How many of them each agent has.
-    pub agents: BTreeMap<AgentName, u64>,
-    /// Members that have not joined the unresolved incident yet.
-    pub unjoined: BTreeSet<String>,
-    /// Occurrences since the last incident was resolved, oldest first, bounded.
-    pub occurrences: VecDeque<CauseOccurrence>,
-    /// A storm of restarts, or of other occurrences.
-    pub storm: Option<Storm>,
-    /// Many incidents gathered into one.
-    #[serde(default)]
-    pub burst: Option<Box<Burst>>,
-    /// When its conditions are looked at again for having lasted: a timer.
-    #[serde(default)]
-    pub look_at: Option<Timestamp>,
-    /// How often it changed between wrong and well lately.
-    #[serde(default)]
-    pub flaps: Flaps,
-    /// Conditions up to this entry were dismissed by hand.
-    pub dismissed_index: u64,
-    /// Generation of the newest incident; 0 before the first.
-    pub generation: u64,
-    /// That incident is not resolved, or pages of it are not settled.
-    pub active: bool,
-}
-
-impl Cause {
-    /// What is not forgotten with its incidents.
-    pub(crate) fn holds_something(&self) -> bool {
-        self.active
-            || !self.members.is_empty()
-            || !self.occurrences.is_empty()
-            || self.storm.is_some()
-            || self.burst.is_some()
-    }
-}
-
-/// A condition by name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemberRef {
-    /// Whose.
-    pub agent: AgentName,
-    /// Which; none for the agent's own silence.
-    pub key: Option<FindingKey>,
-    /// When it became true, where that is known without looking it up.
-    #[serde(skip)]
-    pub(crate) opened: Known,
-}
-
-impl MemberRef {
-    /// That an agent is silent, or another condition that is told by no finding.
-    pub(crate) fn of_agent(agent: AgentName) -> Box<Self> {
-        Box::new(Self { agent, key: None, opened: Known(None) })
-    }
-}
-
-/// An occurrence that counts for a cause.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CauseOccurrence {
-    /// Index of the fact.
-    pub index: u64,
-    /// Whose, if an agent's.
-    pub agent: Option<AgentName>,
-    /// Service concerned.
-    pub service: Option<ServiceName>,
-    /// What.
-    pub reason: Reason,
-    /// How bad, by whoever told.
-    pub severity: Severity,
-    /// How sure.
-    pub grade: Grade,
-    /// One sentence.
-    pub summary: String,
-    /// When it happened.
-    pub observed: Timestamp,
-    /// When the coordinator heard of it.
-    pub received: Timestamp,
-    /// What to do.
-    pub next_steps: Vec<String>,
-    /// It told that a rollback did not succeed.
-    #[serde(default)]
-    pub rollback_failed: bool,
-}
-
-/// Restarts, or other occurrences, close together by observed time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Storm {
-    /// First restart of the storm.
-    pub began: Timestamp,
-    /// Last restart of the storm.
-    pub last: Timestamp,
-    /// Restarts counted, or other occurrences.
-    pub restarts: u64,
-    /// Hosts.
-    pub agents: BTreeSet<AgentName>,
-    /// When the coordinator heard of the last one.
-    pub received: Timestamp,
-    /// The window after `last` is not over.
-    pub active: bool,
-    /// Index of the entry that counted last.
-    pub index: u64,
-    /// Causes on its hosts that are symptoms of it. Empty for a storm on one host.
-    #[serde(default)]
-    pub symptoms: BTreeSet<String>,
-}
-
 /// A page that was given up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
@@ -402,7 +293,7 @@ impl State {
             agents: BTreeMap::new(),
             n_silent: 0,
             causes: Causes::default(),
-            incidents: BTreeMap::new(),
+            incidents: Keyed::default(),
             numbers: BTreeMap::new(),
             number_day: 0,
             number_next: 1,
@@ -422,7 +313,7 @@ impl State {
             freezes: BTreeMap::new(),
             held_back: Silences::default(),
             recently_opened: VecDeque::new(),
-            gathered_in: BTreeMap::new(),
+            gathered_in: Keyed::default(),
             second_opinions: SecondOpinions::default(),
             archived: BTreeMap::new(),
             touched: Touched::default(),

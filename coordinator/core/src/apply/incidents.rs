@@ -159,7 +159,8 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     };
     note(&mut incident, step, LineKind::Decision, format!("opened: {title} ({why})"));
     state.numbers.insert(number.clone(), key.clone());
-    state.incidents.entry(key.cause.clone()).or_default().insert(key.generation, Box::new(incident));
+    let of_cause = state.incidents.get_or_insert_with(key.cause.clone(), |_| BTreeMap::new());
+    of_cause.insert(key.generation, Box::new(incident));
     agents_joined(state, &key.cause, &agents);
     changes::note(state, &key.cause);
     signals::flapped(state, step, &key.cause);

@@ -82,7 +82,7 @@ impl Detector for IncidentBurst {
         let needed = usize::try_from(count).unwrap_or(usize::MAX);
         let n = state.recently_opened.len();
         let own = format!("host/{agent}/");
-        let of_host = state.gathered_in.range(own.clone()..).take_while(|(key, _)| key.starts_with(&own));
+        let of_host = state.gathered_in.starting_with(&own);
         let about = of_host.last().map(|(_, burst)| burst.clone()).unwrap_or_else(|| cause::FLEET_BURST.to_owned());
         vec![look(self.name(), about, (n, needed, "new incidents"), threshold)]
     }

@@ -22,7 +22,7 @@ pub(super) fn check(state: &State, found: &mut Found) {
             found.unless(!must_be_told(state, incident), "what is to be paged is paged", name);
         }
     }
-    for (key, burst) in &state.gathered_in {
+    for (key, burst) in state.gathered_in.iter() {
         let known = state.cause(burst).and_then(|cause| cause.burst.as_ref());
         let known = known.is_some_and(|burst| burst.gathered.contains_key(key));
         found.unless(known, "what is gathered is gathered somewhere", || key.clone());

@@ -4,7 +4,7 @@
 //! Boxed: a map's node makes room for eleven of them, and is moved and searched as a whole. The index follows from the
 //! keys, and is not written.
 
-use super::Cause;
+use super::{Cause, Keyed};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ const FAMILIES: [&str; 2] = ["lock", "repo_locked"];
 /// See the head of the file.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Causes {
-    by_key: BTreeMap<String, Box<Cause>>,
+    by_key: Keyed<Box<Cause>>,
     /// Keys of the indexed families, by service and agent.
     locks: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
     /// Agents on which a service has, or had, a storm of its own, by service.
@@ -31,10 +31,10 @@ impl<'a> Slot<'a> {
     /// The cause; a new one that holds nothing where there was none.
     pub(crate) fn or_default(self) -> &'a mut Cause {
         let Causes { by_key, locks, .. } = self.causes;
-        by_key.entry(self.key).or_insert_with_key(|key| {
+        by_key.get_or_insert_with(self.key, |key| {
             if let Some((agent, service)) = locked(key) {
                 let of_service = locks.entry(service.to_owned()).or_default();
-                of_service.entry(agent.to_owned()).or_default().insert(key.clone());
+                of_service.entry(agent.to_owned()).or_default().insert(key.to_owned());
             }
             Box::default()
         })
@@ -114,8 +114,7 @@ impl Causes {
 
     /// Those whose keys begin so, by key.
     pub(crate) fn starting_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Cause)> {
-        let from = self.by_key.range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
-        from.take_while(move |(key, _)| key.starts_with(prefix)).map(|(key, cause)| (key, cause.as_ref()))
+        self.by_key.starting_with(prefix).map(|(key, cause)| (key, cause.as_ref()))
     }
 
     /// Keys of the locks of a service on some hosts.
