@@ -2,6 +2,8 @@
 
 use crate::ca::CaCommand;
 use crate::config::{Config, DEFAULT_PATH, TlsFiles, parse};
+use crate::pager::ReceiverError;
+use crate::paging::Paging;
 use crate::replay::{ReplayCommand, ReplayError};
 use crate::runtime::RuntimeError;
 use crate::serve::Coordinator;
@@ -105,16 +107,36 @@ fn read(path: &Path) -> Result<Config, Failure> {
 
 fn check_config(path: &Path, out: &mut dyn Write) -> Result<ExitCode, Failure> {
     match read(path) {
-        Ok(_) => {
-            writeln!(out, "{}: ok", path.display())?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Ok(config) => check_secrets(path, &config, out),
         Err(Failure::Other(error)) => {
             writeln!(out, "{error:#}")?;
             Ok(ExitCode::from(EXIT_USAGE))
         }
         Err(failure) => Err(failure),
     }
+}
+
+/// What would keep it from starting although the config is sound: secrets that are not there, or hold something else.
+fn check_secrets(path: &Path, config: &Config, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+    let (unknown, mistakes): (Vec<_>, Vec<_>) = Paging::mistakes(config)
+        .into_iter()
+        .partition(|error| matches!(error, ReceiverError::Secret { file, .. } if file.is_anothers()));
+    for error in &unknown {
+        if let ReceiverError::Secret { name, file, .. } = error {
+            writeln!(out, "not checked: {file} of {name:?}, which systemd gives to the unit alone")?;
+        }
+    }
+    for file in Paging::open_to_all(config) {
+        writeln!(out, "warning: every user of this host may read the secret in {file}: chmod o-r {file}")?;
+    }
+    for error in &mistakes {
+        writeln!(out, "{}", Chain(error))?;
+    }
+    if !mistakes.is_empty() {
+        return Ok(ExitCode::from(EXIT_USAGE));
+    }
+    writeln!(out, "{}: ok", path.display())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn replay(command: &ReplayCommand, out: &mut dyn Write) -> Result<ExitCode, Failure> {

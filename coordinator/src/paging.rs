@@ -7,6 +7,7 @@ use crate::outbox::JournalOutbox;
 use crate::pager::heartbeat::{self, HeartbeatTarget, Watchdog};
 use crate::pager::http_client::HttpClient;
 use crate::pager::inbound::Inbound;
+use crate::pager::secret::SecretFile;
 use crate::pager::{self, Lane, Receiver, ReceiverConfig, ReceiverError};
 use crate::runtime::Handle;
 use muster_common::chain::Chain;
@@ -43,7 +44,33 @@ impl Paging {
         {
             tracing::warn!("heartbeat_out goes over http:// to another host: whoever reads it can imitate it");
         }
+        for file in Self::open_to_all(config) {
+            tracing::warn!(%file, "every user of this host may read this secret: chmod o-r");
+        }
         Ok(Self { lanes, inbound, fleet })
+    }
+
+    /// Everything that [`Paging::open`] would stop at, a receiver's first each.
+    pub fn mistakes(config: &Config) -> Vec<ReceiverError> {
+        let receiver = |config: &ReceiverConfig| {
+            HttpClient::new(&config.name, config.ca.as_deref(), config.timeout)?;
+            Receiver::open(config.clone(), "").map(drop)
+        };
+        let webhook = (!config.pagerduty_webhook.is_empty()).then(|| Inbound::open(config.pagerduty_webhook.clone()));
+        let heartbeat = config.heartbeat_out.as_ref().map(|heartbeat| heartbeat::url_of(heartbeat).map(drop));
+        let all = config.receivers.iter().map(receiver).chain(webhook.map(|opened| opened.map(drop))).chain(heartbeat);
+        all.filter_map(Result::err).collect()
+    }
+
+    /// Files with a secret that everybody on this host may read.
+    pub fn open_to_all(config: &Config) -> Vec<&SecretFile> {
+        let heartbeat = config.heartbeat_out.as_ref().and_then(|heartbeat| match &heartbeat.target {
+            HeartbeatTarget::Url { url, .. } => url.secret_file(),
+            HeartbeatTarget::Alertmanager(_) => None,
+        });
+        let receivers = config.receivers.iter().flat_map(|receiver| receiver.kind.secret_files());
+        let all = receivers.chain(&config.pagerduty_webhook).chain(heartbeat);
+        all.filter(|file| file.is_open_to_all()).collect()
     }
 
     /// Begins to page. Each of the tasks ends when the coordinator stops.

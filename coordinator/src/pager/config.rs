@@ -96,6 +96,21 @@ pub enum ReceiverKind {
     },
 }
 
+impl ReceiverKind {
+    /// Every file with a secret of it.
+    pub fn secret_files(&self) -> Vec<&SecretFile> {
+        match self {
+            Self::PagerDuty { routing_key_file, .. } => vec![routing_key_file],
+            Self::Alertmanager { token_file, .. } => token_file.iter().collect(),
+            Self::Slack { url_file } => vec![url_file],
+            Self::Mail(mail) => mail.login.iter().map(|(_, file)| file).collect(),
+            Self::Webhook { url, token_file, signing_key_files } => {
+                url.secret_file().into_iter().chain(token_file).chain(signing_key_files).collect()
+            }
+        }
+    }
+}
+
 /// Where a webhook is.
 #[derive(Clone, PartialEq, Eq)]
 pub enum WebhookUrl {
@@ -103,6 +118,16 @@ pub enum WebhookUrl {
     Plain(Uri),
     /// It is a secret.
     File(SecretFile),
+}
+
+impl WebhookUrl {
+    /// The file that it is in, where it is a secret.
+    pub fn secret_file(&self) -> Option<&SecretFile> {
+        match self {
+            Self::Plain(_) => None,
+            Self::File(file) => Some(file),
+        }
+    }
 }
 
 /// How the connection to a mail server is protected.

@@ -4,10 +4,13 @@
 
 use std::fmt;
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// No secret file is larger.
 const SECRET_BYTES_MAX: u64 = 4096;
+/// The bit of a file's mode that lets everybody read it.
+const OTHERS_READ: u32 = 0o004;
 /// What names a systemd credential in place of a path.
 const CREDENTIAL: &str = "credential:";
 /// Around strings of several lines.
@@ -93,6 +96,19 @@ impl SecretFile {
                 read(&Path::new(&directory).join(name))
             }
         }
+    }
+}
+
+impl SecretFile {
+    /// Every user of this host may read it. Of a credential systemd sees to that.
+    pub fn is_open_to_all(&self) -> bool {
+        let Self::Path(path) = self else { return false };
+        std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0)
+    }
+
+    /// A credential of a unit that this process is not: only the unit can read it.
+    pub fn is_anothers(&self) -> bool {
+        matches!(self, Self::Credential(_)) && std::env::var_os(CREDENTIALS_DIRECTORY).is_none()
     }
 }
 

@@ -155,3 +155,53 @@ fn without_credentials_a_credential_says_what_to_do() {
     let error = SecretFile::parse("credential:slack").unwrap().read().unwrap_err().to_string();
     assert!(error.contains("LoadCredential"), "{error}");
 }
+
+/// Before it is started: what a start would stop at, all of it, and nothing of what is in the files.
+#[test]
+fn check_config_tells_of_secrets_that_cannot_be_used() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let write = |name: &str, text: &str, mode: u32| {
+        std::fs::write(at(name), text).unwrap();
+        std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let check = |more: &str| {
+        let text = format!(
+            "[tls]\nca = \"/c\"\ncert = \"/d\"\nkey = \"/k\"\n[store]\nurl = \"sqlite:/var/lib/j.db\"\n\
+             [[receiver.pagerduty]]\nname = \"oncall\"\nrouting_key_file = \"{}\"\n\
+             [[receiver.slack]]\nname = \"chat\"\nurl_file = \"{}\"\n{more}",
+            at("key"),
+            at("url"),
+        );
+        std::fs::write(at("c.toml"), text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_muster-coordinator"));
+        command.args(["check-config", "--config", &at("c.toml")]).env_remove("CREDENTIALS_DIRECTORY");
+        let output = command.output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(!text.contains(MARKER), "{text}");
+        (output.status.code(), text)
+    };
+    let (code, text) = check("");
+    assert_eq!(code, Some(2), "{text}");
+    for expected in [format!("\"oncall\": cannot read {}", at("key")), format!("\"chat\": cannot read {}", at("url"))] {
+        assert!(text.contains(&expected), "{expected}: {text}");
+    }
+    // Something else is in it, and a directory is no file.
+    write("key", &format!("{MARKER}{MARKER}"), 0o600);
+    std::fs::create_dir(at("url")).unwrap();
+    let (code, text) = check("");
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("does not hold a PagerDuty routing key") && text.contains("not a regular file"), "{text}");
+    std::fs::remove_dir(at("url")).unwrap();
+    write("key", MARKER, 0o600);
+    write("url", &format!("https://hooks.example/{MARKER}"), 0o644);
+    let (code, text) = check("[pagerduty_webhook]\nsecret_files = [\"credential:pd\"]\n");
+    assert_eq!(code, Some(0), "{text}");
+    for expected in
+        [format!("may read the secret in {}: chmod o-r", at("url")), "not checked: credential:pd".to_owned()]
+    {
+        assert!(text.contains(&expected), "{expected}: {text}");
+    }
+    assert!(!text.contains(&at("key")), "{text}");
+}
