@@ -18,7 +18,38 @@ pub(super) fn show(out: &mut Out, reason: Option<&str>) -> Result<(), CtlError> 
     if out.is_json() {
         return Ok(out.json(&serde_json::json!({ "reason": reason, "text": text }))?);
     }
-    Ok(out.text(text)?)
+    Ok(out.text(&for_terminal(text))?)
+}
+
+/// A terminal follows no links: they become the command, the address or the document that they lead to.
+fn for_terminal(text: &str) -> String {
+    let (mut told, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((before, words, target, after)) = next_link(rest) {
+        told.push_str(before);
+        told.push_str(&link(words, target));
+        rest = after;
+    }
+    told.push_str(rest);
+    told
+}
+
+/// What stands before the first `[words](target)`, its parts, and what follows.
+fn next_link(text: &str) -> Option<(&str, &str, &str, &str)> {
+    let (head, tail) = text.split_once("](")?;
+    let (before, words) = head.rsplit_once('[')?;
+    let (target, after) = tail.split_once(')')?;
+    Some((before, words, target, after))
+}
+
+fn link(words: &str, target: &str) -> String {
+    let path = target.split('#').next().unwrap_or_default();
+    let runbook = path.strip_suffix(".md").filter(|name| RUNBOOKS.iter().any(|(known, _)| known == name));
+    match (runbook, path.strip_prefix("../")) {
+        (Some(name), _) => format!("{words} (musterctl runbook {name})"),
+        (None, Some(document)) => format!("{words} (docs/{document})"),
+        (None, None) if path.contains("://") => format!("{words} ({target})"),
+        (None, None) => format!("{words} (docs/runbooks/{path})"),
+    }
 }
 
 fn list(out: &mut Out) -> Result<(), CtlError> {
@@ -43,6 +74,29 @@ fn meaning(text: &str) -> &str {
 mod tests {
     use super::*;
     use muster_common::reason::Reason;
+
+    #[test]
+    fn links_tell_where_they_lead_on_a_terminal() {
+        for (text, expected) in [
+            (
+                "see [oom_kill](oom_kill.md), [it](port_closed.md#first).",
+                "see oom_kill (musterctl runbook oom_kill), it (musterctl runbook port_closed).",
+            ),
+            (
+                "a [list] (of it) and [pages then](README.md#to-silence-one)",
+                "a [list] (of it) and pages then (docs/runbooks/README.md)",
+            ),
+            ("[silences](../incidents.md#silences)", "silences (docs/incidents.md)"),
+            ("[there](https://example.org/a#b)", "there (https://example.org/a#b)"),
+            ("`x[0](` and [half](open", "`x[0](` and [half](open"),
+        ] {
+            assert_eq!(for_terminal(text), expected);
+        }
+        for (reason, text) in RUNBOOKS {
+            let told = for_terminal(text);
+            assert!(!told.contains("](") && !told.contains(".md#"), "{reason}: {told}");
+        }
+    }
 
     #[test]
     fn every_reason_has_its_runbook_embedded() {
