@@ -193,7 +193,7 @@ struct Host(Booted);
 
 impl Host {
     fn start() -> Option<Self> {
-        Booted::boot("a real journal", "log", None).map(Self)
+        Booted::boot("host-ns.sh", "a real journal", "log", None).map(Self)
     }
 
     fn run(&self, command: &[&str]) {

@@ -27,7 +27,7 @@ const EXPECTED: [(&str, &str, &str); 5] = [
 /// A host with the packages installed and running, and the agent beside them.
 fn boot() -> Option<Booted> {
     let what = "a plain Debian host";
-    let host = Booted::boot(what, "plain", None)?;
+    let host = Booted::boot("host-ns.sh", what, "plain", None)?;
     let Some(packages) = packages() else {
         println!("skipped: {what}: its packages cannot be had: no apt, or no network");
         return None;

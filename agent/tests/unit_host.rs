@@ -65,7 +65,7 @@ fn install(host: &Booted) {
 #[test]
 fn units_of_a_real_systemd() {
     let log = Some("tail -n 60 /var/log/agent.log");
-    let Some(host) = Booted::boot("units of a real systemd", "units", log) else { return };
+    let Some(host) = Booted::boot("host-ns.sh", "units of a real systemd", "units", log) else { return };
     install(&host);
     host.sh("systemctl start good && systemctl start agent-under-test");
     until_logged(&host, "opened: ghost.service does not exist");

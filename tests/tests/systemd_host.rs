@@ -49,7 +49,10 @@ impl Host {
             println!("skipped: {what}: {missing} is not built");
             return None;
         }
-        Some(Self { booted: Booted::boot(what, "muster", Some(LOG))?, folder: tempfile::tempdir().unwrap() })
+        Some(Self {
+            booted: Booted::boot("host-ns.sh", what, "muster", Some(LOG))?,
+            folder: tempfile::tempdir().unwrap(),
+        })
     }
 
     fn sh(&self, script: &str) -> String {

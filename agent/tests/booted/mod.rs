@@ -1,5 +1,6 @@
-//! A host with a real systemd as PID 1, in namespaces of its own, for tests that need one: booted by a tool beside this
-//! checkout, powered off and removed at the end. Where it cannot be had, the test says why and is skipped.
+//! A host with a real systemd as PID 1, in namespaces of its own or as a machine with an older kernel, for tests that need
+//! one: booted by a tool beside this checkout, powered off and removed at the end. Where it cannot be had, the test says
+//! why and is skipped.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 
@@ -23,9 +24,10 @@ pub(crate) struct Booted {
 }
 
 impl Booted {
-    /// `None`, with a word on why, where it cannot be had. `log` is a script whose output goes with a failure.
-    pub(crate) fn boot(what: &str, name: &str, log: Option<&'static str>) -> Option<Self> {
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tools/host-ns.sh");
+    /// `None`, with a word on why, where it cannot be had. `tool` boots it; `log` is a script whose output goes with a
+    /// failure.
+    pub(crate) fn boot(tool: &str, what: &str, name: &str, log: Option<&'static str>) -> Option<Self> {
+        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tools").join(tool);
         // Tests of one process run side by side.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
