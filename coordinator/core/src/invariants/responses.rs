@@ -31,7 +31,7 @@ pub(super) fn check(state: &State, found: &mut Found) {
         let Some(burst) = &cause.burst else { continue };
         let n_wrong = burst.gathered.values().filter(|wrong| **wrong).count() as u64;
         found.unless(n_wrong == burst.n_wrong, "what is wrong in a gathering is counted", || key.clone());
-        let elsewhere = burst.gathered.keys().find(|gathered| state.gathered_in.get(*gathered) != Some(key));
+        let elsewhere = burst.gathered.keys().find(|gathered| state.gathered_in.get(gathered) != Some(key));
         found.unless(elsewhere.is_none(), "what is gathered is gathered once", || format!("{key}: {elsewhere:?}"));
     }
 }
