@@ -189,6 +189,26 @@ fn a_severity_lowered_by_hand_holds_until_it_is_worse_than_then() {
     );
 }
 
+/// Milder news call nobody: what comes next anyway carries them.
+#[test]
+fn a_severity_lowered_after_the_page_is_told_with_what_comes_next() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         20 severity host/web-1/service/spl sev3
+         300 ack host/web-1/service/spl
+         400 clear web-1 spl a port_closed
+         1400 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         10 page trigger sev2 port_closed host/web-1/service/spl
+         20 by hand sev3, by the rules sev2 host/web-1/service/spl
+         300 page acknowledge sev3 port_closed host/web-1/service/spl
+         400 recovering host/web-1/service/spl
+         1300 resolved host/web-1/service/spl
+         1300 page resolve sev3 port_closed host/web-1/service/spl",
+    );
+}
+
 #[test]
 fn a_commander_is_named_and_takes_the_command_back() {
     let mut fleet = Fleet::new(policy());
