@@ -106,7 +106,13 @@ mod tests {
              [detectors.agent_identity_conflict]\ninterval = \"10m\"\n"
         );
         let errors = parse("c.toml", &text).unwrap_err().to_string();
-        for part in ["such as \"0.3.0\"", "low_percent is not below", "did you mean \"hold\"", "refusals", "too short for the interval"] {
+        for part in [
+            "such as \"0.3.0\"",
+            "low_percent is not below",
+            "did you mean \"hold\"",
+            "refusals",
+            "too short for the interval",
+        ] {
             assert!(errors.contains(part), "{part}: {errors}");
         }
     }
