@@ -279,6 +279,6 @@ fn killers_in_user_space(host: &Booted) {
     until_logged(
         host,
         "(systemd-oomd killed the processes of .*; its end (SIGKILL) was seen.*; likely behind it: tight uses .* \
-         (memory.high of /system.slice/tight.service), .*; no successor is known.*key=tight/unit/tight.service/unit_failed",
+         (memory.high of /system.slice/tight.service), .*key=tight/unit/tight.service/unit_failed",
     );
 }
