@@ -168,7 +168,7 @@ fn a_killed_service_that_runs_again_is_one_sentence() {
     kill(Pid::from_raw(i32::try_from(service.child.id()).unwrap()), Signal::SIGKILL).unwrap();
     let (old, new) = service.follow();
     agent.until(&["occurred", "process_restarted"]);
-    let mut parts = vec![format!("pid {old} became pid {new}"), "hub.db passes its check since then".to_owned()];
+    let mut parts = vec![format!("pid {old} became pid {new}"), "hub.db passed its check since then".to_owned()];
     if kernel_tells() {
         parts.push("ended by SIGKILL".to_owned());
     } else {
@@ -203,7 +203,7 @@ fn a_service_killed_for_memory_that_runs_again_is_one_sentence() {
         format!("(pid {old}, service spl) while it used "),
         format!(": cgroup {} reached its limit of {}", cgroup.name(), human_bytes(LIMIT_BYTES)),
         format!("it has restarted as pid {new}"),
-        "hub.db passes its check since then".to_owned(),
+        "hub.db passed its check since then".to_owned(),
         "its worktree may hold unsaved work: see the salvage steps".to_owned(),
     ];
     if kernel_tells() {

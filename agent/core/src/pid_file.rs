@@ -5,7 +5,7 @@
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
-use crate::process::exit::{self, Exit};
+use crate::process::exit::{self, Exit, NO_SUCCESSOR, START_IT};
 use crate::services::{BriefLife, Instance};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::ids::ProcessId;
@@ -342,7 +342,7 @@ impl PidFileJudge {
         let exit = known.exit();
         let how = exit.status().map(|status| format!(" {}", status.words())).unwrap_or_default();
         let summary = format!(
-            "{} ended at {}{how}; it had run for {} and no successor is known",
+            "{} ended at {}{how}; it had run for {}{NO_SUCCESSOR}",
             exit::who(&self.service, &known.facts.comm, known.facts.process.pid),
             known.ended_at.unwrap_or_else(|| now.wall - now.since(ended)).to_utc_clock(),
             human_duration(lived)
@@ -353,8 +353,8 @@ impl PidFileJudge {
             .duration("down_for_ms", now.since(ended));
         let evidence = exit.evidence(evidence);
         Some(Problem::new(Reason::ProcessDown, summary).evidence(evidence).next_steps([
-            "see why it ended: journalctl -b -e and the service's own log",
-            "start it through its init system; its new pid clears this",
+            "see why it ended: journalctl -b -e and the service's own log".to_owned(),
+            format!("{START_IT}; its new pid clears this"),
         ]))
     }
 

@@ -22,7 +22,8 @@ const EVIDENCE_LINE_BYTES: usize = 100;
 const NAMES_SHOWN_MAX: usize = 6;
 
 /// Evidence for programs, or told in other words: only `--verbose` prints it.
-const FOR_PROGRAMS: [&str; 5] = ["cause_grade", "kmsg_sequence", "observed_at", "since_boot_ms", "start_ticks"];
+const FOR_PROGRAMS: [&str; 6] =
+    ["cause_grade", "kmsg_sequence", "observed_at", "since_boot_ms", "start_ticks", "undated"];
 
 /// How to print.
 #[derive(Debug, Clone, Copy, Default)]
@@ -471,7 +472,7 @@ sev2 spl process_down  /run/spl.pid
     comm s\\npl, ran_ms 95 s
   and so (likely): sev2 port_closed tcp:127.0.0.1:9100
     nobody listens on 127.0.0.1:9100
-  now: hub.db passes its check since then
+  now: hub.db passed its check since then
   not known: how it ended: exit status or signal
   next: look at the log: journalctl -u spl
 

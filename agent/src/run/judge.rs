@@ -610,8 +610,8 @@ mod tests {
         assert_eq!(whole_story(&down), "spl ended");
         let told = |diagnosis: &str| whole_story(&down.clone().evidence(Evidence::new().text("diagnosis", diagnosis)));
         assert_eq!(
-            told("spl ended; hub.db passes its check since then"),
-            "spl ended; hub.db passes its check since then"
+            told("spl ended; hub.db passed its check since then"),
+            "spl ended; hub.db passed its check since then"
         );
         assert_eq!(told("the kernel killed spl"), "spl ended (the kernel killed spl)");
     }

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// Traces remembered of one service: the last rounds of a loop are enough to explain what is down now.
 const TRACES_PER_SERVICE_MAX: usize = 24;
+/// Of them such as join nothing else: they are told for a while, a few of each service are enough.
+const LOOSE_PER_SERVICE_MAX: usize = 8;
 /// Of all services together: a host with thousands of services saves a bounded row.
 const TRACES_MAX: usize = 192;
 /// Bytes kept of a summary: it becomes a clause of another sentence.
@@ -50,7 +52,16 @@ pub struct Recent {
     /// Databases that were well at the last look, and when the last check of them that passed was, `CLOCK_BOOTTIME`.
     /// A look without a new check (nothing changed, a writer was in the way) is no proof of the time after.
     #[serde(skip)]
-    checked: BTreeMap<ServiceName, BTreeMap<String, Option<u64>>>,
+    checked: BTreeMap<ServiceName, BTreeMap<String, Checked>>,
+}
+
+/// The last check of a database that is well, `CLOCK_BOOTTIME`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Checked {
+    /// When it was, where there was one.
+    at_ms: Option<u64>,
+    /// When that was noted last.
+    noted_ms: u64,
 }
 
 /// One condition while it lasted, or one occurrence.
@@ -91,7 +102,7 @@ impl Trace {
 }
 
 impl Recent {
-    /// Remembers what explains other things, or is part of a story; gives the services for which a second look at their
+    /// Remembers what explains other things, is part of a story or has happened; gives the services for which a second look at their
     /// process is now worth it.
     pub fn note(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) -> Vec<ServiceName> {
         self.note_health(now, subject, judgement);
@@ -102,7 +113,9 @@ impl Recent {
             if let Some(Value::Millis(held_ms)) = problem.evidence.get(HELD_KEY) {
                 trace.from_ms = trace.from_ms.saturating_sub(*held_ms);
             }
-            if is_no_change(problem) || (!is_cause(trace.key.reason) && !is_effect(trace.key.reason)) {
+            // What lasts is told while it does; what happened is told from here alone.
+            let happened = trace.until_ms.is_some();
+            if is_no_change(problem) || (!happened && joins_nothing(&trace)) {
                 continue;
             }
             if problem.reason == Reason::OomKill && !trace.key.subject.service.is_host() {
@@ -170,7 +183,7 @@ impl Recent {
 
     /// The databases of a service that were well at the last look, and when the last check that passed was.
     pub fn checked(&self, service: &ServiceName) -> impl Iterator<Item = (&str, Option<u64>)> {
-        self.checked.get(service).into_iter().flatten().map(|(path, at)| (path.as_str(), *at))
+        self.checked.get(service).into_iter().flatten().map(|(path, checked)| (path.as_str(), checked.at_ms))
     }
 
     /// The surest cause of an effect; of several the nearest in time.
@@ -207,13 +220,19 @@ impl Recent {
             return;
         }
         let databases = self.checked.entry(subject.service.clone()).or_default();
-        match (judgement.verdict(), judgement.seen.get(CHECK_AGE_KEY)) {
-            (Verdict::Ok, Some(Value::Millis(age_ms))) => {
-                databases.insert(subject.subject.clone(), Some(now.boottime_ms.saturating_sub(*age_ms)));
-            }
-            (Verdict::Ok, _) => drop(databases.insert(subject.subject.clone(), None)),
-            (Verdict::Problem | Verdict::Unknown, _) => drop(databases.remove(&subject.subject)),
+        if judgement.verdict() != Verdict::Ok {
+            databases.remove(&subject.subject);
+            return;
         }
+        let seen = match judgement.seen.get(CHECK_AGE_KEY) {
+            Some(Value::Millis(age_ms)) => Some(now.boottime_ms.saturating_sub(*age_ms)),
+            _ => None,
+        };
+        // The age is as of the look, which is noted a moment later: what was before the last note is the check that was
+        // known then, at its first and nearest time. Else a look that takes longer would move it behind an exit.
+        let known = databases.get(&subject.subject).filter(|known| seen.is_some_and(|seen| seen <= known.noted_ms));
+        let at_ms = seen.map(|seen| known.and_then(|known| known.at_ms).map_or(seen, |at_ms| at_ms.min(seen)));
+        databases.insert(subject.subject.clone(), Checked { at_ms, noted_ms: now.boottime_ms });
     }
 
     fn keep(&mut self, trace: Trace) {
@@ -228,10 +247,17 @@ impl Recent {
             *known = Trace { from_ms, ..trace };
             return;
         }
-        if list.len() == TRACES_PER_SERVICE_MAX {
+        let full = list.len() == TRACES_PER_SERVICE_MAX;
+        // What explains nothing never crowds out what does.
+        let loose = list.iter().filter(|known| joins_nothing(known)).count();
+        if full || (joins_nothing(&trace) && loose == LOOSE_PER_SERVICE_MAX) {
+            let mildest = |wanted: fn(&Trace) -> bool| {
+                let wanted = list.iter().enumerate().filter(|(_, known)| wanted(known));
+                wanted.min_by_key(|(_, known)| known.severity).map(|(at, _)| at)
+            };
             // What is over goes before what lasts.
-            let over = list.iter().position(|known| known.until_ms.is_some()).unwrap_or(0);
-            list.remove(over);
+            let at = mildest(joins_nothing).or_else(|| mildest(|known| known.until_ms.is_some())).unwrap_or(0);
+            list.remove(at);
         }
         list.push_back(trace);
     }
@@ -249,13 +275,19 @@ impl Recent {
     fn forget(&mut self, now: Now) {
         let old = |trace: &Trace| trace.until_ms.is_some_and(|until| now.since(until) > KEPT_AFTER);
         for list in self.traces.values_mut() {
-            while list.front().is_some_and(old) {
-                list.pop_front();
-            }
+            list.retain(|trace| !old(trace));
         }
         self.traces.retain(|_, list| !list.is_empty());
         let mut count: usize = self.traces.values().map(VecDeque::len).sum();
         while count > TRACES_MAX {
+            let loose = |list: &VecDeque<Trace>| list.iter().position(joins_nothing);
+            let loose = self.traces.values_mut().filter_map(|list| Some((loose(list)?, list)));
+            let age = |(at, list): &(usize, &mut VecDeque<Trace>)| list.get(*at).map(|trace| trace.from_ms);
+            if let Some((at, list)) = loose.min_by_key(age) {
+                list.remove(at);
+                count -= 1;
+                continue;
+            }
             let oldest = self.traces.values_mut().filter(|list| !list.is_empty());
             let Some(list) = oldest.min_by_key(|list| list.front().map_or(u64::MAX, |trace| trace.from_ms)) else {
                 break;
@@ -273,6 +305,11 @@ impl Recent {
         problem.evidence.insert("oom_killed_service", Value::Text(kill.key.subject.service.to_string()));
         problem.severity = Some(problem.severity.unwrap_or(Severity::Sev2).max(Severity::Sev2));
     }
+}
+
+/// Neither explains anything nor is explained: a line of a log that tells of an error.
+fn joins_nothing(trace: &Trace) -> bool {
+    !is_cause(trace.key.reason) && !is_effect(trace.key.reason)
 }
 
 /// Told by the name of a change so that the fleet knows of it, though nothing of the service is known to have changed: a
@@ -434,6 +471,65 @@ mod tests {
             let mut stale = Judgement::problem(Problem::new(Reason::BackupStale, "old"));
             recent.explain(at(1_000), &backup, &mut stale);
             assert_eq!(cause(&stale).as_deref(), expected, "{mount}");
+        }
+    }
+
+    #[test]
+    fn errors_that_explain_nothing_crowd_out_nothing() {
+        let mut recent = Recent::default();
+        let spl = subject("spl", ProbeKind::PidFile, "/run/spl.pid");
+        recent.note(at(0), &subject("host", ProbeKind::Oom, "kernel"), &kill(7, Some(1)));
+        recent.note(at(1), &spl, &Judgement::problem(Problem::new(Reason::ProcessDown, "gone")));
+        for n in 0..100 {
+            let log = subject("spl", ProbeKind::Log, "/var/log/spl.log");
+            let busy = Problem::new(Reason::DatabaseBusy, format!("busy {n}"));
+            recent.note(at(2 + n), &log, &Judgement::default().occurred(busy));
+        }
+        let kept: Vec<&str> = recent.of_service(&spl.service).map(|trace| trace.summary.as_str()).collect();
+        let busy: Vec<String> = (92..100).map(|n| format!("busy {n}")).collect();
+        assert_eq!(kept[..2], ["killed", "gone"]);
+        assert_eq!(kept[2..], busy);
+        // A condition is told while it lasts, by itself.
+        let key = subject("spl", ProbeKind::Sqlite, "/hub.db");
+        recent.note(at(200), &key, &Judgement::problem(Problem::new(Reason::SqliteForeignKeys, "refers")));
+        assert_eq!(recent.of_service(&spl.service).count(), 10);
+        // Nor of other services, and what lasts keeps nothing that is over for longer than it counts.
+        for n in 0..TRACES_MAX as u64 {
+            let log = subject(&format!("s{n}"), ProbeKind::Log, "/var/log/s.log");
+            recent.note(at(300 + n), &log, &Judgement::default().occurred(Problem::new(Reason::DatabaseBusy, "busy")));
+        }
+        assert_eq!(recent.traces.values().map(VecDeque::len).sum::<usize>(), TRACES_MAX);
+        let kept: Vec<&str> = recent.of_service(&spl.service).map(|trace| trace.summary.as_str()).collect();
+        assert_eq!(kept, ["killed", "gone"]);
+        recent.forget(Now { boottime_ms: BASE_MS + 10_000_000, wall: Timestamp::UNIX_EPOCH });
+        assert_eq!(recent.of_service(&spl.service).count(), 1);
+    }
+
+    #[test]
+    fn of_what_happened_the_mildest_goes_first() {
+        let mut recent = Recent::default();
+        let reports = subject("spl", ProbeKind::Report, "spl");
+        let happened = |reason, summary: String| Judgement::default().occurred(Problem::new(reason, summary));
+        recent.note(at(0), &reports, &happened(Reason::PermanentError, "failed for good".to_owned()));
+        for n in 0..100 {
+            recent.note(at(1 + n), &reports, &happened(Reason::Change, format!("change {n}")));
+        }
+        let kept: Vec<&str> = recent.of_service(&reports.service).map(|trace| trace.summary.as_str()).collect();
+        assert_eq!((kept.len(), kept[0], kept[23]), (TRACES_PER_SERVICE_MAX, "failed for good", "change 99"));
+    }
+
+    #[test]
+    fn a_check_stays_at_its_time_however_long_later_looks_take() {
+        let mut recent = Recent::default();
+        let hub = subject("spl", ProbeKind::Sqlite, "/hub.db");
+        // (noted, age as of the look, when the check is taken to have been).
+        for (noted_ms, age_ms, check_ms) in
+            [(1_000, 10, 990), (6_000, 5_005, 990), (11_000, 10_020, 980), (16_000, 1, 15_999)]
+        {
+            let well = Judgement::ok(Evidence::new().with(CHECK_AGE_KEY, Value::Millis(age_ms)));
+            recent.note(at(noted_ms), &hub, &well);
+            let checked: Vec<_> = recent.checked(&hub.service).collect();
+            assert_eq!(checked, [("/hub.db", Some(BASE_MS + check_ms))], "{noted_ms}");
         }
     }
 

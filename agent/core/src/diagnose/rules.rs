@@ -95,6 +95,8 @@ const RULES: &[Rule] = &[
     rule(&[R::ProcessDown, R::ProcessZombie], &[R::UnitFailed, R::UnitInactive], Join::Process, Grade::Confirmed),
     rule(&[R::ProcessDown, R::ProcessZombie], SILENT, Join::Service, Grade::Likely),
     rule(&[R::ProcessDown, R::ProcessZombie], &[R::UnitFailed], Join::Service, Grade::Likely),
+    // What has ended and is not reaped is one thing seen twice.
+    rule(&[R::ProcessDown], &[R::ProcessZombie], Join::Process, Grade::Confirmed),
     rule(
         &[R::ProcessDown, R::ProcessZombie],
         &[R::PortUnresponsive, R::SqliteJournalHot],
@@ -131,7 +133,7 @@ const RULES: &[Rule] = &[
             R::HealthCheckFailed,
             R::PortUnresponsive,
             R::QueryThreshold,
-            R::RepoLocked,
+            // Not what found a repository locked: that is a file of git, no lock of SQLite or of the kernel.
             R::Timeout,
             // "database is locked" at its start.
             R::RestartLoop,

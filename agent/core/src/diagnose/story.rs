@@ -5,10 +5,11 @@ use super::recent::{Recent, Trace};
 use super::rules::explains;
 use super::{EXIT_STATUS_KEY, PID_KEY, SINCE_BOOT_KEY, START_TICKS_KEY, number, text};
 use crate::judgement::Judgement;
-use crate::services::Services;
+use crate::process::exit::{NO_SUCCESSOR, START_IT};
+use crate::services::{Instance, Services};
 use crate::shell::quoted;
 use muster_common::evidence::{Grade, Value};
-use muster_common::finding::{Finding, ProbeKind, SubjectKey};
+use muster_common::finding::{Finding, SubjectKey};
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
@@ -22,6 +23,17 @@ const SYMPTOMS_TOLD_MAX: usize = 2;
 const DATABASES_TOLD_MAX: usize = 3;
 /// Backgrounds named in the sentence.
 const BACKGROUNDS_TOLD_MAX: usize = 2;
+
+/// What says that a database is ill. That somebody holds a lock on it or its log grows tells nothing of its content.
+const ILL: &[Reason] = &[
+    Reason::SqliteCorrupt,
+    Reason::SqliteNotADatabase,
+    Reason::SqliteMissing,
+    Reason::SqliteReplaced,
+    Reason::SqliteShrunk,
+    Reason::SqliteJournalHot,
+    Reason::SqliteRowsLost,
+];
 
 /// What probes say of an exit status that nobody could tell.
 const UNKNOWN: &str = "unknown";
@@ -93,7 +105,10 @@ pub fn stories(findings: &[Finding], recent: &Recent, services: &Services) -> Ve
         let members =
             || std::iter::once(cause).chain(links.iter().map(|link| link.finding)).filter_map(|at| findings.get(at));
         let severity = members().map(|finding| finding.severity).max().unwrap_or(trace.severity);
-        let next_steps = steps(salvage(trace, recent), members());
+        let mut next_steps = steps(salvage(trace, recent), members());
+        if successor(trace, services).is_some() {
+            next_steps.retain(|step| !step.starts_with(START_IT));
+        }
         let unknown = unknown(members());
         let sentence = sentence(trace, recent, services).unwrap_or_else(|| trace.summary.clone());
         let standing = standing(trace, recent, services);
@@ -109,6 +124,10 @@ impl Recent {
     pub fn tell(&self, services: &Services, subject: &SubjectKey, judgement: &mut Judgement) {
         for problem in judgement.problems.iter_mut().chain(&mut judgement.occurrences) {
             let trace = known(&problem.finding(subject), self);
+            if successor(&trace, services).is_some() {
+                problem.summary = problem.summary.replace(NO_SUCCESSOR, "");
+                problem.next_steps.retain(|step| !step.starts_with(START_IT));
+            }
             let root = self.root_of(&trace);
             if let Some(sentence) = sentence(root, self, services) {
                 problem.evidence.insert("diagnosis", Value::Text(sentence));
@@ -231,7 +250,11 @@ fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<Strin
     if clauses.is_empty() {
         return None;
     }
-    Some(clip(&format!("{}; {}", cause.summary, clauses.join("; ")), SUMMARY_BYTES_MAX))
+    let summary = match successor(cause, services) {
+        Some(_) => cause.summary.replace(NO_SUCCESSOR, ""),
+        None => cause.summary.clone(),
+    };
+    Some(clip(&format!("{summary}; {}", clauses.join("; ")), SUMMARY_BYTES_MAX))
 }
 
 /// One that is over is told as such: its own words are of the time when it was seen.
@@ -250,7 +273,7 @@ fn standing(cause: &Trace, recent: &Recent, services: &Services) -> Vec<String> 
         return Vec::new();
     }
     let worktree = ended_hard(cause).then(|| "its worktree may hold unsaved work: see the salvage steps".to_owned());
-    successor(cause, services).into_iter().chain(databases(cause, recent)).chain(worktree).collect()
+    succession(cause, services).into_iter().chain(databases(cause, recent)).chain(worktree).collect()
 }
 
 const fn ends(reason: Reason) -> bool {
@@ -258,6 +281,9 @@ const fn ends(reason: Reason) -> bool {
 }
 
 fn end_seen(cause: &Trace, effects: &[(&Trace, Grade)]) -> Option<String> {
+    if ends(cause.key.reason) {
+        return None;
+    }
     let (end, grade) = effects.iter().find(|(effect, _)| ends(effect.key.reason))?;
     let status = text(&end.facts, EXIT_STATUS_KEY).filter(|status| *status != UNKNOWN);
     let status = status.map(|status| format!(" ({status})")).unwrap_or_default();
@@ -269,16 +295,26 @@ fn end_seen(cause: &Trace, effects: &[(&Trace, Grade)]) -> Option<String> {
     })
 }
 
-fn successor(cause: &Trace, services: &Services) -> Option<String> {
-    let newest = services.newest(&cause.key.subject.service)?;
-    if newest.ended_boottime_ms.is_some() {
-        // Its own summary says so.
-        return (cause.key.reason != Reason::ProcessDown).then(|| "no successor is known".to_owned());
+fn succession(cause: &Trace, services: &Services) -> Option<String> {
+    if let Some(successor) = successor(cause, services) {
+        return Some(format!("it has restarted as pid {}", successor.process.pid));
     }
-    let gone = (number(&cause.facts, PID_KEY)?, number(&cause.facts, START_TICKS_KEY));
-    let same =
-        gone.0 == u64::from(newest.process.pid) && gone.1.is_none_or(|start| start == newest.process.start_ticks);
-    (!same).then(|| format!("it has restarted as pid {}", newest.process.pid))
+    let newest = services.newest(&cause.key.subject.service).filter(|newest| newest.ended_boottime_ms.is_some())?;
+    match cause.key.reason {
+        // Its own summary says so.
+        Reason::ProcessDown => None,
+        // Its own summary names a successor.
+        Reason::ProcessRestarted => Some(format!("pid {} has ended since then", newest.process.pid)),
+        _ => Some("no successor is known".to_owned()),
+    }
+}
+
+/// Who runs now in place of the process that is gone.
+fn successor<'a>(gone: &Trace, services: &'a Services) -> Option<&'a Instance> {
+    let newest = services.newest(&gone.key.subject.service).filter(|newest| newest.ended_boottime_ms.is_none())?;
+    let (pid, start) = (number(&gone.facts, PID_KEY)?, number(&gone.facts, START_TICKS_KEY));
+    let same = pid == u64::from(newest.process.pid) && start.is_none_or(|start| start == newest.process.start_ticks);
+    (!same).then_some(newest)
 }
 
 /// What is behind a cause, and for how long it had been so.
@@ -312,19 +348,32 @@ fn behind(cause: &Trace, background: &Trace, grade: Grade) -> String {
 /// What is known of the service's databases after something ended. A check from before tells nothing of it.
 fn databases(cause: &Trace, recent: &Recent) -> Vec<String> {
     let service = &cause.key.subject.service;
-    let open = |trace: &&Trace| trace.until_ms.is_none() && trace.key.subject.probe == ProbeKind::Sqlite;
-    let ill = recent.of_service(service).filter(open).filter(|trace| explains(cause, trace).is_none());
-    let mut clauses: Vec<String> = ill.take(DATABASES_TOLD_MAX).map(|trace| trace.summary.clone()).collect();
-    let (since, not_since): (Vec<_>, Vec<_>) =
-        recent.checked(service).partition(|(_, at)| at.is_some_and(|at| at >= cause.from_ms));
+    let open = |trace: &&Trace| trace.until_ms.is_none() && ILL.contains(&trace.key.reason);
+    let ill: Vec<&Trace> = recent.of_service(service).filter(open).collect();
+    let is_ill = |path: &str| ill.iter().any(|trace| trace.key.subject.subject == path);
+    let told = ill.iter().filter(|trace| explains(cause, trace).is_none());
+    let mut clauses: Vec<String> = told.take(DATABASES_TOLD_MAX).map(|trace| trace.summary.clone()).collect();
+    let (since, not_since): (Vec<_>, Vec<_>) = recent
+        .checked(service)
+        .filter(|(path, _)| !is_ill(path))
+        .partition(|(_, at)| at.is_some_and(|at| at >= cause.from_ms));
     let names = |databases: &[(&str, _)]| {
         let names: Vec<String> = databases.iter().take(DATABASES_TOLD_MAX).map(|(path, _)| name_of(path)).collect();
         let more = databases.len() - names.len();
         names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
     };
-    if !since.is_empty() {
-        let verb = if since.len() == 1 { "passes its check" } else { "pass their checks" };
-        clauses.push(format!("{} {verb} since then", names(&since)));
+    // With when: what is told is read later, and a database may be damaged by then. As a length of time, which makes no
+    // news of each new check.
+    if let Some(first) = since.iter().filter_map(|(_, at)| *at).min() {
+        let later = Duration::from_millis(first - cause.from_ms);
+        let verb = if since.len() == 1 { "passed its check" } else { "passed their checks" };
+        let or_more = if since.len() == 1 { "" } else { " or more" };
+        // Who looks once sees both at one moment.
+        let later = match later.as_secs() {
+            0 => String::new(),
+            _ => format!(" ({}{or_more} later)", human_duration(later)),
+        };
+        clauses.push(format!("{} {verb} since then{later}", names(&since)));
     }
     if !not_since.is_empty() {
         let verb = if not_since.len() == 1 { "has" } else { "have" };
@@ -406,7 +455,6 @@ mod tests {
     use crate::diagnose::CHECK_AGE_KEY;
     use crate::judgement::Problem;
     use crate::process::exit::KILLED_BY_WHOM;
-    use crate::services::Instance;
     use muster_common::evidence::Evidence;
     use muster_common::finding::{FindingKey, ProbeKind};
     use muster_common::ids::{ProcessId, ServiceName};
@@ -576,7 +624,7 @@ mod tests {
         services.note(&spl, instance(4188, None));
         recent.note(now(198_000), &database, &checked(1_000));
         assert!(
-            told(&recent, &services).contains("; hub.db passes its check since then; "),
+            told(&recent, &services).contains("; hub.db passed its check since then (2 s later); "),
             "{}",
             told(&recent, &services)
         );
@@ -677,6 +725,148 @@ mod tests {
         let diagnosis = down.problems[0].evidence.get("diagnosis").unwrap().to_string();
         assert_eq!(diagnosis.matches("names pid").count(), 1, "{diagnosis}");
         assert!(diagnosis.contains("and so (likely) names pid 9"), "{diagnosis}");
+    }
+
+    /// A successor that another look has seen since the end makes that end's own words untrue.
+    #[test]
+    fn who_has_restarted_needs_no_start() {
+        let mut judge = crate::process::watch::ProcessJudge::default();
+        let instance = |pid: u32| Instance {
+            process: ProcessId { pid, start_ticks: 1 },
+            comm: "spl".into(),
+            exe: None,
+            cgroup: None,
+            first_seen_boottime_ms: 1,
+            ended_boottime_ms: None,
+        };
+        let rules = crate::process::watch::ProcessRules {
+            open_files_percent: 80,
+            memory_growth: crate::process::growth::GrowthRules {
+                window: Duration::from_secs(3_600),
+                by_at_least: 1,
+                by_percent: 1,
+            },
+            zombie_children: 10,
+            tells_end: true,
+        };
+        let gone = crate::process::watch::Life::Gone(crate::process::exit::Exit::Unknown("nobody told".into()));
+        let down = judge.judge(&rules, &instance(7), 1, &gone, now(60_000), false);
+        let mut file = crate::pid_file::PidFileJudge::default();
+        let reading = |alive| crate::pid_file::Reading {
+            file: crate::pid_file::FileReading::Pid { pid: 7, modified: Timestamp::UNIX_EPOCH },
+            symlink_to: None,
+            process: Some(alive),
+            known_alive: None,
+            exit: None,
+        };
+        let alive = crate::pid_file::ProcessReading::Alive(crate::pid_file::Facts {
+            process: ProcessId { pid: 7, start_ticks: 1 },
+            start_boottime_ms: 1,
+            comm: "spl".into(),
+            exe: None,
+            cgroup: None,
+        });
+        file.judge("/run/spl.pid", reading(alive), now(50_000), false);
+        let by_file = file.judge("/run/spl.pid", reading(crate::pid_file::ProcessReading::Gone), now(60_000), false);
+        for judgement in [down, by_file] {
+            let at = subject("spl", Reason::ProcessDown);
+            let mut recent = Recent::default();
+            recent.note(now(60_000), &at, &judgement);
+            for (running, says, starts) in [(7, "no successor is known", true), (9, "it has restarted as pid 9", false)]
+            {
+                let mut services = Services::default();
+                let ended = (running == 7).then_some(60_000);
+                services.note(&at.service, Instance { ended_boottime_ms: ended, ..instance(running) });
+                let mut told = judgement.clone();
+                recent.tell(&services, &at, &mut told);
+                let finding = told.problems[0].finding(&at);
+                // As it was told before the successor was seen.
+                let before = judgement.problems[0].finding(&at);
+                let story = stories(std::slice::from_ref(&before), &recent, &services).remove(0);
+                assert_eq!(finding.summary.contains("no successor"), starts, "{}", finding.summary);
+                assert!(story.sentence.contains(says), "{}", story.sentence);
+                assert_eq!(story.sentence.contains("no successor"), starts, "{}", story.sentence);
+                for steps in [&finding.next_steps, &story.next_steps] {
+                    assert_eq!(steps.iter().any(|step| step.contains("start it")), starts, "{steps:?}");
+                    assert!(steps.iter().any(|step| step.starts_with("see why it ended")), "{steps:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_successor_that_has_ended_too_is_named() {
+        let restart =
+            finding("spl", Reason::ProcessRestarted, Evidence::new().count(crate::diagnose::OLD_PID_KEY, 7u64));
+        let mut services = Services::default();
+        let ended = Instance {
+            process: ProcessId { pid: 9, start_ticks: 1 },
+            comm: "spl".into(),
+            exe: None,
+            cgroup: None,
+            first_seen_boottime_ms: 1,
+            ended_boottime_ms: Some(2_000),
+        };
+        services.note(&restart.key.subject.service, ended);
+        let told = stories(std::slice::from_ref(&restart), &noted(std::slice::from_ref(&restart)), &services).remove(0);
+        assert_eq!(told.standing, ["pid 9 has ended since then"]);
+    }
+
+    #[test]
+    fn what_has_ended_and_is_not_reaped_is_one_story() {
+        let findings =
+            [finding("spl", Reason::ProcessZombie, process(7, 1)), finding("spl", Reason::ProcessDown, process(7, 1))];
+        assert_eq!(shown(&findings), ["sev2 process_down [Symptom process_zombie confirmed]"]);
+        assert!(crate::diagnose::is_symptom(&findings[1], &findings[0]));
+        let other = [findings[0].clone(), finding("spl", Reason::ProcessDown, process(8, 1))];
+        assert_eq!(shown(&other).len(), 2);
+        let told = stories(&findings, &noted(&findings), &Services::default()).remove(0);
+        assert!(!told.sentence.contains("its end was seen"), "{}", told.sentence);
+    }
+
+    /// Who holds a lock says nothing of what is in the database, and what is damaged has passed nothing.
+    #[test]
+    fn of_databases_only_ill_ones_are_told() {
+        let restart = finding("spl", Reason::ProcessRestarted, Evidence::new());
+        let hub = SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::Sqlite, "/hub.db");
+        let told = |reason: Reason, well_first: bool| {
+            let mut recent = noted(std::slice::from_ref(&restart));
+            if well_first {
+                let well = Judgement::ok(Evidence::new().with(CHECK_AGE_KEY, Value::Millis(0)));
+                recent.note(now(4_000), &hub, &well);
+            }
+            let other = SubjectKey { probe: ProbeKind::Lock, ..hub.clone() };
+            let subject = if well_first { &other } else { &hub };
+            recent.note(now(90_000), subject, &Judgement::problem(Problem::new(reason, "it is so")));
+            stories(std::slice::from_ref(&restart), &recent, &Services::default()).remove(0).standing.join("; ")
+        };
+        assert_eq!(told(Reason::SqliteLockHeld, false), "");
+        assert_eq!(told(Reason::SqliteWalGrowth, false), "");
+        assert_eq!(told(Reason::SqliteCorrupt, false), "it is so");
+        assert_eq!(told(Reason::LockContention, true), "hub.db passed its check since then (3 s later)");
+        assert_eq!(told(Reason::SqliteCorrupt, true), "it is so");
+    }
+
+    #[test]
+    fn a_lock_of_a_database_locks_no_repository() {
+        let held = |reason| {
+            let findings =
+                [finding("spl", Reason::SqliteLockHeld, process(9, 9)), finding("spl", reason, process(7, 1))];
+            noted(&findings).cause_of(&known(&findings[1], &noted(&findings))).map(|(_, explained)| explained.grade)
+        };
+        assert_eq!(held(Reason::RepoLocked), None);
+        assert_eq!(held(Reason::Timeout), Some(Grade::Possible));
+    }
+
+    #[test]
+    fn an_error_that_joins_nothing_is_a_story_of_its_own_and_the_worst_first() {
+        let findings = [Reason::PermissionDenied, Reason::Timeout, Reason::DatabaseError, Reason::LogError]
+            .map(|reason| finding("spl", reason, Evidence::new()));
+        let recent = noted(&findings);
+        let kept: Vec<Finding> = recent.occurrences().collect();
+        let told = stories(&kept, &recent, &Services::default());
+        let told: Vec<&str> = told.iter().map(|story| kept[story.cause].key.reason.as_str()).collect();
+        assert_eq!(told, ["database_error", "permission_denied", "timeout", "log_error"]);
     }
 
     #[test]

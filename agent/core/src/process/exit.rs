@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 pub const EXIT_STATUS_KEY: &str = "exit_status";
 /// What SIGKILL alone tells of who sent it.
 pub(crate) const KILLED_BY_WHOM: &str = "the kernel's OOM killer, or somebody's kill -9";
+/// How a finding about the end of a process ends; untrue as soon as another one runs.
+pub(crate) const NO_SUCCESSOR: &str = " and no successor is known";
+/// How the step begins that has no sense once another one runs.
+pub(crate) const START_IT: &str = "start it through its init system";
 /// Codes that systemd, and by custom others, use for "could not even start it".
 const SYSTEMD_CODES: &[(u8, &str)] = &[
     (126, "the program was found but could not be executed"),

@@ -4,7 +4,7 @@
 //! One cause, one finding: where the service has a pid file, that probe tells the end of the process, and this one only
 //! stops measuring. The same pid with another start time is another process: every measure begins anew.
 
-use super::exit::{self, Exit, ExitStatus};
+use super::exit::{self, Exit, ExitStatus, NO_SUCCESSOR, START_IT};
 use super::growth::{Growth, GrowthRules, Trend};
 use super::proc_text::{Limits, Status};
 use crate::clock::Now;
@@ -213,14 +213,14 @@ impl ProcessJudge {
         let at = self.ended_at.unwrap_or(now.wall).to_utc_clock();
         let how = status.map(|status| format!(" {}", status.words())).unwrap_or_default();
         let summary = format!(
-            "{} ended at {at}{how}; it had run for {} and no successor is known",
+            "{} ended at {at}{how}; it had run for {}{NO_SUCCESSOR}",
             exit::who(&self.service, &instance.comm, pid),
             human_duration(lived)
         );
         let mut judgement =
             Judgement::problem(Problem::new(Reason::ProcessDown, summary).evidence(evidence.clone()).next_steps([
-                "see why it ended: journalctl -b -e and the service's own log",
-                "start it through its init system; its new process clears this",
+                "see why it ended: journalctl -b -e and the service's own log".to_owned(),
+                format!("{START_IT}; its new process clears this"),
             ]));
         if self.zombie_runs > u32::from(!one_shot) {
             let who = exit::who(&self.service, &instance.comm, pid);
