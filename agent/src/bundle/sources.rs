@@ -289,7 +289,8 @@ fn daemon(socket: &Path) -> Text {
     let diagnosis = |diagnosis: &v1::LocalDiagnosis| {
         json!({
             "service": diagnosis.service, "severity": diagnosis.severity().as_str_name(), "reason": diagnosis.reason,
-            "summary": diagnosis.summary, "unknown": diagnosis.unknown, "next_steps": diagnosis.next_steps,
+            "probe": diagnosis.probe, "subject": diagnosis.subject, "summary": diagnosis.summary,
+            "unknown": diagnosis.unknown, "next_steps": diagnosis.next_steps,
         })
     };
     let told = json!({

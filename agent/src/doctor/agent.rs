@@ -16,7 +16,6 @@ use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
 use muster_proto::convert::{finding, severity};
 use muster_proto::v1;
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -46,17 +45,21 @@ fn not_heard(socket: &Path, error: &LocalError) -> String {
 
 /// The causes that it tells, without those that were found here as well.
 fn said(status: &v1::LocalStatus, report: &Report) -> Vec<AgentSays> {
-    let known: BTreeSet<(&str, &str)> = report
-        .stories
-        .iter()
-        .filter_map(|story| report.findings.get(story.cause))
-        .map(|finding| (finding.key.subject.service.as_str(), finding.key.reason.as_str()))
-        .collect();
-    let new = |said: &&v1::LocalDiagnosis| !known.contains(&(said.service.as_str(), said.reason.as_str()));
-    let said = status.diagnoses.iter().filter(new).map(|said| {
+    // Folded ones as well: what is a symptom here was a cause there, as long as it was all that was seen.
+    let is_new = |said: &&v1::LocalDiagnosis| {
+        let is_it = |found: &Finding| {
+            let subject = &found.key.subject;
+            let same = subject.service.as_str() == said.service && found.key.reason.as_str() == said.reason;
+            same && is_about(said, subject.probe.as_str(), &subject.subject)
+        };
+        !report.findings.iter().any(is_it)
+    };
+    let said = status.diagnoses.iter().filter(is_new).map(|said| {
         let open = |finding: &&v1::FindingDetail| {
-            let service = finding.subject.as_ref().map(|subject| subject.service.as_str());
-            service == Some(said.service.as_str()) && finding.reason == said.reason
+            finding.reason == said.reason
+                && finding.subject.as_ref().is_some_and(|subject| {
+                    subject.service == said.service && is_about(said, &subject.probe, &subject.subject)
+                })
         };
         let found = status.findings.iter().find(open);
         let subject = found.and_then(|finding| finding.subject.as_ref()).map(|subject| subject.subject.as_str());
@@ -73,6 +76,11 @@ fn said(status: &v1::LocalStatus, report: &Report) -> Vec<AgentSays> {
         }
     });
     said.take(SAID_MAX).collect()
+}
+
+/// Whether a diagnosis is about this; an older agent tells neither probe nor subject.
+fn is_about(said: &v1::LocalDiagnosis, probe: &str, subject: &str) -> bool {
+    said.probe.is_empty() || (said.probe == probe && said.subject == subject)
 }
 
 /// One exit, one story: what was found here and is a symptom of what the agent saw (a pid file that names the process
@@ -103,7 +111,10 @@ fn teller<'a>(agent_says: &'a mut [AgentSays], cause: &Finding) -> Option<&'a mu
         said.service == cause.key.subject.service.as_str() && said.reason == reason.as_str()
     };
     let reasons = [cause.key.reason, Reason::OomKill, Reason::RestartLoop];
-    let at = reasons.iter().find_map(|reason| agent_says.iter().position(|said| tells(said, *reason)))?;
+    let exact = |said: &AgentSays| tells(said, cause.key.reason) && said.subject == cause.key.subject.subject;
+    let exact = agent_says.iter().position(exact);
+    let any = || reasons.iter().find_map(|reason| agent_says.iter().position(|said| tells(said, *reason)));
+    let at = exact.or_else(any)?;
     agent_says.get_mut(at)
 }
 
@@ -154,6 +165,46 @@ mod tests {
             ..v1::LocalDiagnosis::default()
         };
         v1::LocalStatus { findings: vec![finding_to_wire(&down)], diagnoses: vec![diagnosis], ..Default::default() }
+    }
+
+    /// A backup and its database, found here as one story, and what the agent says of them and of another backup.
+    #[test]
+    fn the_agent_s_word_is_left_out_where_the_same_was_found_and_nowhere_else() {
+        let at = |probe, subject: &str| SubjectKey { probe, subject: subject.into(), ..self::subject() };
+        let copied = Evidence::new().text("source_path", "/hub.db");
+        let ran = [
+            (at(ProbeKind::Sqlite, "/hub.db"), Problem::new(Reason::SqliteCorrupt, "damaged")),
+            (at(ProbeKind::Backup, "/hub.db.*.bak"), Problem::new(Reason::BackupShrunk, "small").evidence(copied)),
+        ];
+        let now = Now { boottime_ms: 1, wall: Timestamp::UNIX_EPOCH };
+        let mut recent = Recent::default();
+        let ran = ran.map(|(subject, problem)| {
+            let judgement = Judgement::problem(problem);
+            recent.note(now, &subject, &judgement);
+            Ran { subject, judgement, took: Duration::ZERO }
+        });
+        let report = Report::new("web-1".into(), ran.into(), &recent, &Services::default());
+        assert_eq!(report.stories.len(), 1, "{:?}", report.stories);
+        let tells = |probe: &str, subject: &str| {
+            let diagnosis = v1::LocalDiagnosis {
+                service: "spl".into(),
+                reason: "backup_shrunk".into(),
+                probe: probe.into(),
+                subject: subject.into(),
+                ..v1::LocalDiagnosis::default()
+            };
+            let key = |subject| FindingKey { subject: at(ProbeKind::Backup, subject), reason: Reason::BackupShrunk };
+            let open = ["/hub.db.*.bak", "/other.bak"].map(|subject| finding_to_wire(&Finding::new(key(subject), "x")));
+            let status =
+                v1::LocalStatus { findings: open.into(), diagnoses: vec![diagnosis], ..v1::LocalStatus::default() };
+            said(&status, &report).into_iter().map(|said| (said.subject, said.open)).collect::<Vec<_>>()
+        };
+        assert_eq!(tells("backup", "/hub.db.*.bak"), []);
+        assert_eq!(tells("backup", "/other.bak"), [("/other.bak".to_owned(), true)]);
+        // An older agent does not say what it is about.
+        assert_eq!(tells("", ""), []);
+        // What is no longer open happened lately.
+        assert_eq!(tells("backup", "/gone.bak"), [(String::new(), false)]);
     }
 
     #[test]

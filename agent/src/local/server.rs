@@ -342,6 +342,8 @@ fn status(picture: &Picture, link: Option<&UplinkStatus>) -> v1::LocalStatus {
             summary: story.sentence.clone(),
             unknown: story.unknown.clone(),
             next_steps: story.next_steps.clone(),
+            probe: key.subject.probe.to_string(),
+            subject: key.subject.subject.clone(),
         })
     };
     v1::LocalStatus {
