@@ -15,6 +15,7 @@ use crate::probe::{Context, Lane as Kind};
 use crate::run::lanes::{Delivery, Done, Job, Lane};
 use crate::run::plan::{Means, Planned, not_watched, probes};
 use crate::senses::HostRoot;
+use crate::senses::log::UNDATED_KEY;
 use crate::senses::saved_log::read_log;
 use crate::senses::sqlite::OneShot;
 use deep::{Deep, is_deep};
@@ -178,7 +179,12 @@ fn explain(now: Now, mut ran: Vec<Ran>) -> (Vec<Ran>, Recent) {
         for happened in &mut one.judgement.occurrences {
             let Some(at_ms) = happened.observed_boottime_ms else { continue };
             let (age, at) = (now.since(at_ms), now.wall - now.since(at_ms));
-            happened.summary = format!("{}; at {}, {} ago", happened.summary, at.to_utc_minute(), human_duration(age));
+            let (minute, age) = (at.to_utc_minute(), human_duration(age));
+            let when = match happened.evidence.get(UNDATED_KEY) {
+                Some(Value::Flag(true)) => format!("at or before {minute}: the line does not tell its time"),
+                _ => format!("at {minute}, {age} ago"),
+            };
+            happened.summary = format!("{}; {when}", happened.summary);
             happened.evidence.insert("observed_at", Value::Time(at));
         }
     }
@@ -336,6 +342,34 @@ mod tests {
         assert_eq!(history(now, &nowhere, &mut ill), None);
         let left: Vec<u64> = kills(&ill[0]);
         assert_eq!(left.len(), 2);
+    }
+
+    /// What is in a log for minutes did not happen at the moment of the look.
+    #[test]
+    fn a_line_without_a_time_is_as_old_as_its_file_at_least() {
+        use crate::senses::log::{LogProbe, Rules};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spl.log");
+        let now = crate::clock::now();
+        let written = now.wall - Duration::from_secs(20);
+        let dated = now.wall - Duration::from_secs(40);
+        std::fs::write(&path, format!("database is locked\n{dated} connection refused\n")).unwrap();
+        let file = std::fs::File::options().append(true).open(&path).unwrap();
+        let since_1970 = Duration::from_millis(u64::try_from(written.unix_ms()).unwrap());
+        file.set_modified(std::time::UNIX_EPOCH + since_1970).unwrap();
+        let rules = crate::config::log::standard_rules().into_iter().filter(|rule| rule.killer.is_none());
+        let rules = Arc::new(Rules::new(rules.collect()));
+        let service = ServiceName::new("spl").unwrap();
+        let mut probe = LogProbe::of_file(service, &path, false, rules, &HostRoot::default());
+        let context = Context { now, services: Arc::default(), one_shot: true };
+        let judgement = probe.run(&context);
+        let ran = Ran { subject: probe.subject().clone(), judgement, took: Duration::ZERO };
+        let (ran, _) = explain(now, vec![ran]);
+        let told: Vec<&str> = ran[0].judgement.occurrences.iter().map(|told| told.summary.as_str()).collect();
+        let [busy, refused] = told[..] else { panic!("{told:?}") };
+        let expected = format!("; at or before {}: the line does not tell its time", written.to_utc_minute());
+        assert!(busy.ends_with(&expected), "{busy}");
+        assert!(refused.ends_with(&format!("; at {}, 40 s ago", dated.to_utc_minute())), "{refused}");
     }
 
     #[test]

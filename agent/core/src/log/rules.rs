@@ -204,7 +204,8 @@ impl<'a> Hit<'a> {
                 captures.insert(name.to_owned(), value);
             }
         }
-        Sample { text: around(&text, self.compiled.pattern()), captures, boottime_ms }
+        let undated = entry.unix_ms.is_none();
+        Sample { text: around(&text, self.compiled.pattern()), captures, boottime_ms, undated }
     }
 
     /// The group of a sample, by the rule's `group_by`.

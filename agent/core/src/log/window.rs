@@ -21,6 +21,9 @@ pub struct Sample {
     pub captures: BTreeMap<String, String>,
     /// When it was written, or else read, `CLOCK_BOOTTIME`.
     pub boottime_ms: u64,
+    /// It does not tell itself when it was written.
+    #[serde(default)]
+    pub undated: bool,
 }
 
 /// What is to be told of one rule and group.
@@ -117,7 +120,7 @@ mod tests {
     }
 
     fn sample(text: &str) -> Sample {
-        Sample { text: text.to_owned(), captures: BTreeMap::new(), boottime_ms: 1 }
+        Sample { text: text.to_owned(), captures: BTreeMap::new(), boottime_ms: 1, undated: false }
     }
 
     #[test]

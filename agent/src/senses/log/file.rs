@@ -69,6 +69,15 @@ struct Print {
     hash: u64,
 }
 
+/// What is known of a line beside its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct About {
+    /// It was too long, and this is its begin.
+    pub(super) cut: bool,
+    /// When its file was written last: no line of it is younger.
+    pub(super) until_unix_ms: i64,
+}
+
 /// What one run brought beside its lines.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct FilePass {
@@ -119,9 +128,9 @@ impl Follower {
         self.state.tails.iter_mut().for_each(|tail| tail.rotated_ms = tail.rotated_ms.map(|_| 0));
     }
 
-    /// Reads what is new; each line with whether it was cut. With `look_back` (seconds since 1970) the end of files that
+    /// Reads what is new, line by line. With `look_back` (seconds since 1970) the end of files that
     /// were written since then is new as well.
-    pub(super) fn pass(&mut self, now_ms: u64, look_back: Option<i64>, line: &mut dyn FnMut(&[u8], bool)) -> FilePass {
+    pub(super) fn pass(&mut self, now_ms: u64, look_back: Option<i64>, line: &mut dyn FnMut(&[u8], About)) -> FilePass {
         let mut pass = FilePass::default();
         let targets = self.targets(&mut pass);
         let mut live = Vec::new();
@@ -397,7 +406,7 @@ impl Follower {
     }
 
     /// Reads in turns, what was rotated away before what replaced it.
-    fn read(&mut self, now_ms: u64, line: &mut dyn FnMut(&[u8], bool), pass: &mut FilePass) {
+    fn read(&mut self, now_ms: u64, line: &mut dyn FnMut(&[u8], About), pass: &mut FilePass) {
         let mut buffer = Vec::new();
         let count = self.state.tails.len();
         if count == 0 {
@@ -425,7 +434,7 @@ impl Follower {
         index: usize,
         now_ms: u64,
         buffer: &mut Vec<u8>,
-        line: &mut dyn FnMut(&[u8], bool),
+        line: &mut dyn FnMut(&[u8], About),
         pass: &mut FilePass,
     ) -> bool {
         let Some(tail) = self.state.tails.get_mut(index) else { return false };
@@ -443,7 +452,8 @@ impl Follower {
         buffer.resize(usize::try_from(behind).unwrap_or(TURN_BYTES).min(TURN_BYTES), 0);
         let Ok(read) = opened.file.read_at(buffer, tail.offset) else { return false };
         let chunk = buffer.get(..read).unwrap_or_default();
-        let done = tail.splitter.split(chunk, false, line);
+        let until_unix_ms = opened.written_unix_ms();
+        let done = tail.splitter.split(chunk, false, |text, cut| line(text, About { cut, until_unix_ms }));
         let done = u64::try_from(done).unwrap_or(0);
         tail.offset = tail.offset.saturating_add(done);
         pass.bytes = pass.bytes.saturating_add(done);
@@ -457,7 +467,7 @@ impl Follower {
     }
 
     /// Lets go of files that were rotated away and have not grown for long; what is left of them is their last line.
-    fn forget(&mut self, now_ms: u64, line: &mut dyn FnMut(&[u8], bool)) {
+    fn forget(&mut self, now_ms: u64, line: &mut dyn FnMut(&[u8], About)) {
         let is_over = |tail: &Tail| tail.rotated_ms.is_some_and(|since| now_ms.saturating_sub(since) >= DRAIN_MS);
         let over: Vec<Tail> = self.state.tails.iter().filter(|tail| is_over(tail)).cloned().collect();
         for mut tail in over {
@@ -468,7 +478,9 @@ impl Follower {
             }
             let mut rest = vec![0; TURN_BYTES];
             let read = opened.file.read_at(&mut rest, tail.offset).unwrap_or(0);
-            tail.splitter.split(rest.get(..read).unwrap_or_default(), true, &mut *line);
+            let until_unix_ms = opened.written_unix_ms();
+            let rest = rest.get(..read).unwrap_or_default();
+            tail.splitter.split(rest, true, |text, cut| line(text, About { cut, until_unix_ms }));
             self.open.remove(&key);
             self.state.tails.retain(|known| (known.device, known.inode) != key);
         }
@@ -478,6 +490,10 @@ impl Follower {
 }
 
 impl Opened {
+    fn written_unix_ms(&self) -> i64 {
+        fstat(&self.file).map_or(i64::MAX, |status| mtime_of(&status) / 1_000_000)
+    }
+
     fn size(&self) -> u64 {
         fstat(&self.file).map_or(0, |status| u64::try_from(status.st_size).unwrap_or(0))
     }

@@ -16,12 +16,15 @@ use file::{FilePass, FileState, Follower};
 use journal::{JournalFollower, JournalPass, JournalState, Match};
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::log::{Entry, Rule, RuleSet, Told, Windows, observed_boottime_ms, occurrence, user_space_kill};
-use muster_common::evidence::Evidence;
+use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError};
+
+/// Evidence of a line that does not tell when it was written: then its file was written last at the time that is told.
+pub(crate) const UNDATED_KEY: &str = "undated";
 
 /// What a one-shot diagnosis reports of a log.
 const LOOK_BACK_MS: u64 = 24 * 3600 * 1000;
@@ -130,7 +133,7 @@ impl LogProbe {
         let look_back_ms = i64::try_from(LOOK_BACK_MS).unwrap_or(i64::MAX);
         let oldest_unix_ms = if context.one_shot { now.wall.unix_ms() - look_back_ms } else { i64::MIN };
         let mut broken = None;
-        let mut take = |line: &[u8], unix_ms: Option<i64>, unit: Option<&str>| {
+        let mut take = |line: &[u8], unix_ms: Option<i64>, until: Option<i64>, unit: Option<&str>| {
             counts.lines = counts.lines.saturating_add(1);
             let set = match rules.set() {
                 Ok(set) => set,
@@ -149,7 +152,7 @@ impl LogProbe {
             if entry.unix_ms.is_some_and(|written| written < oldest_unix_ms) {
                 return;
             }
-            let observed_ms = observed_boottime_ms(entry.unix_ms, now);
+            let observed_ms = observed_boottime_ms(entry.unix_ms.or(until), now);
             counts.matched_lines = counts.matched_lines.saturating_add(1);
             let sample = hit.sample(&entry, observed_ms);
             let group = hit.group(&sample);
@@ -159,9 +162,10 @@ impl LogProbe {
             Input::File(follower) => {
                 let mut cut_lines = 0u64;
                 let since = context.one_shot.then_some(oldest_unix_ms / 1000);
-                let pass = follower.pass(now.boottime_ms, since, &mut |line, cut| {
-                    cut_lines += u64::from(cut);
-                    take(line, None, None);
+                let pass = follower.pass(now.boottime_ms, since, &mut |line, about| {
+                    cut_lines += u64::from(about.cut);
+                    // The daemon reads a line as it is written; what looks once reads what stood there for hours.
+                    take(line, None, context.one_shot.then_some(about.until_unix_ms), None);
                 });
                 counts.cut_lines = counts.cut_lines.saturating_add(cut_lines);
                 counts.rotations = counts.rotations.saturating_add(pass.rotations);
@@ -171,7 +175,7 @@ impl LogProbe {
             }
             Input::Journal(follower) => {
                 let pass = follower.pass(now.wall.unix_ms(), context.one_shot, &mut |line| {
-                    take(line.message, Some(line.unix_ms), line.unit.as_deref());
+                    take(line.message, Some(line.unix_ms), None, line.unit.as_deref());
                 });
                 (of_journal(&pass), pass.unreadable)
             }
@@ -183,7 +187,7 @@ impl LogProbe {
 
     fn tell(&self, told: &Told, context: &Context) -> Option<Problem> {
         let rule = self.rules.rules.iter().find(|rule| rule.name == told.rule)?;
-        Some(match &rule.killer {
+        let mut problem = match &rule.killer {
             Some(killer) => {
                 let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
                 let source = match &self.input {
@@ -193,7 +197,11 @@ impl LogProbe {
                 user_space_kill(rule, killer, &source, told, &services)
             }
             None => occurrence(rule, &self.source, told),
-        })
+        };
+        if context.one_shot && told.first.undated {
+            problem.evidence.insert(UNDATED_KEY, Value::Flag(true));
+        }
+        Some(problem)
     }
 }
 
