@@ -5,7 +5,7 @@ use muster_common::time::Timestamp;
 use muster_coordinator_core::State;
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::explain::{
-    Asked, Explanation, Outcome, RuleLook, unheard_service, why, why_finding, why_not, why_page,
+    Asked, Explanation, Outcome, RuleLook, taken_in_by, unheard_service, why, why_finding, why_not, why_page,
 };
 use muster_coordinator_core::page::PageId;
 use muster_coordinator_core::policy::{Policy, Route};
@@ -259,6 +259,46 @@ fn a_failing_receiver_is_no_answer_about_a_healthy_host() {
     let receiver = look(&ill, "routing", "ops");
     let number = &fleet.machine.state().newest_incident("host/b/service/spl").unwrap().number;
     assert_eq!((receiver.outcome, &receiver.incident), (Outcome::HeldBack, number), "{receiver:#?}");
+    let never = format!("the receiver ops counts as failing since {}: it never took one", fleet.now);
+    assert_eq!(receiver.why, never);
+}
+
+/// What was over is no answer about what is wrong now.
+#[test]
+fn the_answer_is_about_what_is_open_at_the_moment_asked() {
+    let fleet =
+        ran("0 connect a\n1 open a spl x port_closed\n30 clear a spl x port_closed\n1500 silence 3600 agent=a\n\
+         1600 open a spl x port_closed\n1700 end");
+    let number = &fleet.machine.state().newest_incident("host/a/service/spl").unwrap().number;
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    let expected = format!("nobody was paged about a: {number}: ");
+    assert!(found.answer.starts_with(&expected) && found.answer.contains("holds its pages back"), "{found:#?}");
+    assert!(found.rules.iter().any(|look| look.outcome == Outcome::Paged), "the old one is told: {found:#?}");
+}
+
+/// Rules look at the trouble of a service on a host under one cause key: one that saw too little raised nothing.
+#[test]
+fn a_rule_that_saw_too_little_did_not_page() {
+    let fleet = ran("0 connect a\n1 open a spl x process_down\n5 occur a spl process_restarted 0\n60 end");
+    let incident = fleet.machine.state().newest_incident("host/a/service/spl").unwrap();
+    assert_eq!(incident.reason.as_str(), "process_down");
+    for found in [ask(fleet.machine.state(), fleet.now, "a"), why(fleet.machine.state(), incident, fleet.now)] {
+        let storm = look(&found, "restart_storm", "host/a/service/spl");
+        assert_eq!(storm.outcome, Outcome::BelowThreshold, "{storm:#?}");
+    }
+}
+
+/// What delayed a page is told as what it was.
+#[test]
+fn a_page_that_waited_for_the_end_of_a_silence_was_not_held() {
+    let fleet = ran("0 connect a\n0 silence 600 agent=a\n5 open a spl x port_closed\n700 end");
+    let incident = fleet.machine.state().newest_incident("host/a/service/spl").unwrap();
+    let found = why(fleet.machine.state(), incident, fleet.now);
+    let hold = look(&found, "hold", "host/a/service/spl");
+    assert!(hold.why.starts_with("its first page came 9 min after it was opened: longer than the hold"), "{hold:#?}");
+    assert!(hold.figures[0].threshold.is_empty(), "{hold:#?}");
+    let held = found.rules.iter().find(|look| look.why.starts_with("pages held back: ")).unwrap();
+    assert_eq!((held.rule.as_str(), held.outcome), ("silence", Outcome::HeldBack), "{held:#?}");
 }
 
 #[test]
@@ -301,6 +341,10 @@ fn what_was_taken_in_names_the_incident_that_tells_it() {
     for host in ["a", "b"] {
         let found = ask(fleet.machine.state(), fleet.now, host);
         let kill = look(&found, "oom_kill", "oom/");
+        let key =
+            &fleet.machine.state().recent_occurrences().find(|seen| seen.agent == agent(host)).unwrap().finding.key;
+        let told = taken_in_by(fleet.machine.state(), &agent(host), key).map(|incident| &incident.number);
+        assert_eq!(told, Some(storm), "as the list of findings has it");
         assert!(kill.why.contains(storm.as_str()), "{kill:#?}");
         let open = format!("; {storm} is open");
         assert!(found.rules.iter().any(|look| look.rule == "oom_storm" && look.why.ends_with(&open)), "{found:#?}");

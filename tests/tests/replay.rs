@@ -216,6 +216,10 @@ fn a_page_whose_longer_hold_is_not_over_is_not_claimed() {
     assert_eq!(pages(std::slice::from_ref(told)), ["11 port_closed host/a/service/spl"]);
     assert_eq!((until.unix_ms() - START_UNIX_MS) / 1000, 601);
     assert!(!found.is_same(), "that is no sameness");
+    // Who acknowledged it may have come because of the page.
+    let acked = script.replace("60 end", "20 ack host/a/service/spl\n60 end");
+    let found = under(&ran(&acked), |policy| policy.hold.sev2 = Duration::from_secs(600));
+    assert_eq!((found.removed.len(), found.undecided.len(), found.moved.len()), (0, 2, 0), "{found:#?}");
     // A journal that goes on tells which: moved where it stays open, removed where it does not.
     let found =
         under(&ran(&script.replace("60 end", "1000 end")), |policy| policy.hold.sev2 = Duration::from_secs(600));

@@ -334,14 +334,19 @@ fn that_a_silence_ends_soon_is_told_once_and_pages_nobody() {
     let (state, now) = (fleet.machine.state(), fleet.now);
     let ending: Vec<u64> = state.silences_ending(now).map(|(index, _)| index).collect();
     let [index] = ending.as_slice() else { panic!("{ending:?}") };
-    let number = &state.newest_incident(service).unwrap().number;
-    let words = silence::ends_soon(state, *index, now);
+    let number = state.newest_incident(service).unwrap().number.clone();
+    let words = silence::ended_soon(state, *index, now);
+    assert_eq!(words, silence::ends_soon(state, *index, now));
     let expected = format!("within 10 min: {number} pages then, unless it is over or somebody makes another silence");
     assert!(words.starts_with("silence SIL-5 of bob (work) ends at ") && words.ends_with(&expected), "{words}");
     fleet.run_line("3599 clear web-1 spl a port_closed");
     assert_eq!(fleet.machine.state().silences_ending(fleet.now).count(), 0, "nothing pages then");
+    let asked = fleet.now;
     fleet.run_line("5000 end");
     assert_eq!((notices(&fleet), fleet.pages().count()), (1, 0));
+    // Whoever reads the journal later reads what was so then.
+    assert_eq!(silence::ended_soon(fleet.machine.state(), 5, now), words);
+    assert_ne!(silence::ends_soon(fleet.machine.state(), 5, asked), words, "nothing is open");
     fleet.check_journal();
 }
 

@@ -119,6 +119,7 @@ fn apply_fact(state: &mut State, step: Step, fact: &Fact) {
                 ended: None,
                 ended_by: None,
                 notice_at: None,
+                noticed: None,
                 holds: Default::default(),
             };
             silence::set(state, step.index, step.at, silence);

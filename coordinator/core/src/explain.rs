@@ -8,7 +8,7 @@ mod incident;
 mod services;
 mod why_not;
 
-pub use incident::{why, why_finding, why_page};
+pub use incident::{taken_in_by, why, why_finding, why_page};
 pub use services::unheard_service;
 pub use why_not::{Asked, NEAR, why_not};
 

@@ -157,6 +157,9 @@ pub struct Silence {
     /// When it is told that it ends soon: a timer, until then.
     #[serde(default)]
     pub notice_at: Option<Timestamp>,
+    /// Who was to page at its end when that was told; what is open or held back changes afterwards.
+    #[serde(default)]
+    pub noticed: Option<String>,
     /// Cause keys of incidents that were told to be held back by it; no more than there are unresolved incidents.
     pub holds: BTreeSet<String>,
 }
@@ -198,6 +201,16 @@ pub fn turned(state: &State, index: u64, at: Timestamp) -> String {
 
 /// What it means that a silence ends soon: who pages then, as far as it holds something back now.
 pub fn ends_soon(state: &State, index: u64, at: Timestamp) -> String {
+    ending_words(state, index, at, |silence| pages_then(state, silence))
+}
+
+/// What it meant when it was told, `at`: of that moment, whatever is open now.
+pub fn ended_soon(state: &State, index: u64, at: Timestamp) -> String {
+    let then = |silence: &Silence| silence.noticed.clone().unwrap_or_else(|| pages_then(state, silence));
+    ending_words(state, index, at, then)
+}
+
+fn ending_words(state: &State, index: u64, at: Timestamp, then: impl Fn(&Silence) -> String) -> String {
     let name = id(index);
     let past = state.held_back.past.iter().rev().find(|silence| silence.id == name);
     let Some(silence) = state.held_back.current.get(&index).or(past) else {
@@ -205,8 +218,12 @@ pub fn ends_soon(state: &State, index: u64, at: Timestamp) -> String {
     };
     let (kind, by, reason, ends) = (silence.kind.as_str(), &silence.by, &silence.reason, silence.ends.to_utc_minute());
     let within = human_duration(silence.ends.since(at.min(silence.ends)));
+    format!("{kind} {name} of {by} ({reason}) ends at {ends}, within {within}: {}", then(silence))
+}
+
+fn pages_then(state: &State, silence: &Silence) -> String {
     let open: Vec<&str> = held_open(state, silence).map(|incident| incident.number.as_str()).collect();
-    let then = match open.as_slice() {
+    match open.as_slice() {
         [] => "nothing that it holds back is open".to_owned(),
         _ => {
             let (named, more) = (open.iter().take(NAMED_MAX).copied().collect::<Vec<_>>().join(", "), open.len());
@@ -214,8 +231,7 @@ pub fn ends_soon(state: &State, index: u64, at: Timestamp) -> String {
             let more = more.map(|more| format!(" and {more} more")).unwrap_or_default();
             format!("{named}{more} pages then, unless it is over or somebody makes another silence")
         }
-    };
-    format!("{kind} {name} of {by} ({reason}) ends at {ends}, within {within}: {then}")
+    }
 }
 
 /// What a silence holds back and is wrong now: it pages when the silence is over.
@@ -290,10 +306,12 @@ pub(crate) fn set(state: &mut State, index: u64, now: Timestamp, mut silence: Si
 
 /// A silence ends soon: cause keys of what it holds back and is open, and the words for their timelines.
 pub(crate) fn ending(state: &mut State, index: u64) -> Option<(Vec<String>, String)> {
-    state.held_back.current.get_mut(&index)?.notice_at = None;
     let silence = state.held_back.current.get(&index)?;
     let causes = held_open(state, silence).map(|incident| incident.key.cause.clone()).collect();
-    Some((causes, format!("{} ends soon: it pages then, unless it is over", silence.words())))
+    let (then, words) = (pages_then(state, silence), silence.words());
+    let silence = state.held_back.current.get_mut(&index)?;
+    (silence.notice_at, silence.noticed) = (None, Some(then));
+    Some((causes, format!("{words} ends soon: it pages then, unless it is over")))
 }
 
 /// A silence begins, or is over.

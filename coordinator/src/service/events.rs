@@ -81,7 +81,7 @@ fn told(state: &State, entry: &Entry) -> Option<String> {
         }
         EntryBody::Fact(Fact::SilenceExpired { by, index }) => Some(format!("{} ended by {by}", silence::id(*index))),
         EntryBody::Deadline(TimerKey::SilenceTurn { index }) => Some(silence::turned(state, *index, entry.at)),
-        EntryBody::Deadline(TimerKey::SilenceEnds { index }) => Some(silence::ends_soon(state, *index, entry.at)),
+        EntryBody::Deadline(TimerKey::SilenceEnds { index }) => Some(silence::ended_soon(state, *index, entry.at)),
         EntryBody::Deadline(TimerKey::FreezeOver { index }) => Some(format!("{} is over", freeze::id(*index))),
         _ => None,
     }

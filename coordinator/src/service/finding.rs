@@ -14,6 +14,7 @@ use muster_common::reason::ReasonKind;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
+use muster_coordinator_core::explain::taken_in_by;
 use muster_proto::convert::{finding_to_wire, severity, timestamp_to_wire};
 use muster_proto::v1;
 use muster_proto::v1::finding_service_server::FindingService;
@@ -91,6 +92,7 @@ impl Row<'_> {
         let record = view.state.agent(self.agent);
         let causes = record.into_iter().flat_map(|record| &record.incidents);
         let incident = causes.filter_map(|cause| view.state.unresolved(cause)).find(of);
+        let incident = incident.or_else(|| taken_in_by(view.state, self.agent, &self.finding.key));
         let kind = match self.finding.key.reason.kind() {
             ReasonKind::Occurrence => "occurrence",
             _ => "condition",

@@ -3,7 +3,7 @@
 use super::windows::{Seen, Window};
 use super::{Detector, StormRule, all};
 use crate::decide::human;
-use crate::state::{IncidentStatus, State};
+use crate::state::{Incident, IncidentStatus, State};
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use std::collections::BTreeSet;
@@ -23,6 +23,15 @@ pub struct Look {
     pub reached: bool,
     /// Why there is no incident, or the number of the one there is.
     pub held_back_by: String,
+}
+
+impl Look {
+    /// Whether the incident is of this rule's making: what it asks for is there, or was. The trouble of one service on one
+    /// host has a cause key that several rules look at.
+    pub fn has_part_in(&self, incident: &Incident) -> bool {
+        let is_its_own = super::of(&self.about).is_some_and(|detector| detector.name() == self.rule);
+        self.reached || is_its_own || incident.reason.as_str() == self.rule || incident.key.cause != self.about
+    }
 }
 
 /// Every detector's look at a host, at the time of `state`: what it saw, what it asks for and what held it back.

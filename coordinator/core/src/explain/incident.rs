@@ -9,7 +9,7 @@ use crate::routing::told;
 use crate::state::{Incident, IncidentStatus, OpenFinding, PageOutcome, PageRecord, State};
 use crate::timeline::LineKind;
 use muster_common::evidence::{Evidence, Grade};
-use muster_common::finding::Finding;
+use muster_common::finding::{Finding, FindingKey};
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
@@ -118,6 +118,13 @@ pub fn why_finding(state: &State, id: &str, now: Timestamp) -> Option<Explanatio
     Some(explanation)
 }
 
+/// The unresolved incident that took in what a finding's own would be about: it names that one, not the finding.
+pub fn taken_in_by<'a>(state: &'a State, agent: &AgentName, key: &FindingKey) -> Option<&'a Incident> {
+    let own = cause::of_finding(agent, key);
+    let names = |incident: &&Incident| incident.members_dropped > 0 || incident.members.contains(&own);
+    detect::explained_by(state, &own).filter(names)
+}
+
 fn alone(state: &State, id: &str, open: &OpenFinding) -> String {
     let severity = state.severity_of(open.finding.key.reason, open.finding.severity);
     format!(
@@ -183,7 +190,13 @@ fn detectors(state: &State, incident: &Incident, now: Timestamp) -> Vec<RuleLook
     let told = looks.map(|look| {
         let figures = [Figure::new("seen", &look.seen, &look.threshold)];
         let why = format!("sees {} now; asks for {}", look.seen, look.threshold);
-        RuleLook::new(look.rule, &look.about, Outcome::Paged, why).of(incident).figures(figures)
+        // A rule may share its cause key with others: what it did not raise is not its own.
+        let outcome = match look.has_part_in(incident) {
+            true => Outcome::Paged,
+            false if look.seen.starts_with("0 ") => Outcome::NothingSeen,
+            false => Outcome::BelowThreshold,
+        };
+        RuleLook::new(look.rule, &look.about, outcome, why).of(incident).figures(figures)
     });
     told.collect()
 }
@@ -252,6 +265,7 @@ fn told_by_rules(incident: &Incident) -> Vec<RuleLook> {
                 ("grouping", Outcome::Paged)
             }
             _ if line.text.starts_with("not paged: ") => ("paging", Outcome::HeldBack),
+            _ if line.text.starts_with("pages held back: ") => ("silence", Outcome::HeldBack),
             _ if ["recovering: ", "relapsed: ", "resolved: "].iter().any(|start| line.text.starts_with(start)) => {
                 ("stability", Outcome::Paged)
             }
@@ -268,7 +282,17 @@ fn hold(state: &State, incident: &Incident, now: Timestamp) -> RuleLook {
     let (outcome, waited, why) = match (first_page(incident), incident.hold_until) {
         (Some(line), _) => {
             let waited = line.at.since(incident.opened);
-            (Outcome::Paged, waited, format!("held for {} before its first page", human_duration(waited)))
+            let waited_words = human_duration(waited);
+            let why = match waited > hold {
+                // Its severity was another one then, it had cleared for a while, or pages were held back.
+                true => format!(
+                    "its first page came {waited_words} after it was opened: longer than the hold of its present {} ({}), see what came before it",
+                    incident.severity,
+                    human_duration(hold)
+                ),
+                false => format!("held for {waited_words} before its first page"),
+            };
+            (Outcome::Paged, waited, why)
         }
         (None, Some(until)) => {
             (Outcome::HeldBack, now.since(incident.opened), format!("held until {until}, so that symptoms can gather"))
@@ -281,7 +305,9 @@ fn hold(state: &State, incident: &Incident, now: Timestamp) -> RuleLook {
     };
     let look = RuleLook::new("hold", &incident.key.cause, outcome, why).of(incident);
     let look = if outcome == Outcome::HeldBack { look.held_by("hold") } else { look };
-    look.figures([Figure::new("waited", human_duration(waited), human_duration(hold))])
+    // What waited for something else is not compared with the hold.
+    let threshold = if waited > hold { String::new() } else { human_duration(hold) };
+    look.figures([Figure::new("waited", human_duration(waited), threshold)])
 }
 
 fn severity(state: &State, incident: &Incident) -> RuleLook {

@@ -9,6 +9,7 @@ use muster_common::ids::{AgentName, ServiceName};
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// What happened this long before the time that is asked about is told as well: who asks does not know the minute.
@@ -47,7 +48,7 @@ pub fn why_not(state: &State, asked: &Asked<'_>) -> Option<Explanation> {
     rules.extend(super::flapping::looks(state, &incidents, asked.at));
     let mut explanation = Explanation { answer: String::new(), rules, unknown: unknown(state, record, asked) }.settle();
     let doubted = asked.service.and_then(|service| unheard_service(state, Some(asked.agent), service.as_str()));
-    explanation.answer = answer(&explanation.rules, record, asked, doubted);
+    explanation.answer = answer(state, &explanation.rules, record, asked, doubted);
     Some(explanation)
 }
 
@@ -307,6 +308,8 @@ fn looks(state: &State, asked: &Asked<'_>) -> Vec<RuleLook> {
     });
     let told = looks.map(|look| {
         let open = state.unresolved(&look.about).or_else(|| detect::explained_by(state, &look.about));
+        // A rule may share its cause key with others: what it did not raise is not its own.
+        let open = open.filter(|incident| look.has_part_in(incident));
         let incident = open.filter(|incident| incident.agents.contains(asked.agent));
         let outcome = match incident {
             Some(incident) => outcome_of(incident),
@@ -376,8 +379,13 @@ fn receivers(state: &State, incidents: &[&Incident], asked: &Asked<'_>) -> Vec<R
         }];
     }
     let failing = state.policy().receivers.iter().filter_map(|receiver| {
-        let since = state.receiver(receiver)?.failing_since?;
-        let why = format!("the receiver {receiver} has taken no page since {since}");
+        let known = state.receiver(receiver)?;
+        let since = known.failing_since?;
+        let took = match known.last_delivered {
+            Some(at) => format!("the last page that it took was at {at}"),
+            None => "it never took one".to_owned(),
+        };
+        let why = format!("the receiver {receiver} counts as failing since {since}: {took}");
         let untold = |incident: &&&Incident| {
             incident.first_delivered.is_none() && incident.page_keys.iter().any(|page| page.receiver == *receiver)
         };
@@ -427,18 +435,40 @@ fn unknown(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<String
     unknown
 }
 
-/// `doubted`: the service that is asked about is not known of this host.
-fn answer(rules: &[RuleLook], record: &AgentRecord, asked: &Asked<'_>, doubted: Option<String>) -> String {
+/// About the moment that is asked about: what is wrong then comes before what was over. `doubted`: the service that is
+/// asked about is not known of this host.
+fn answer(
+    state: &State,
+    rules: &[RuleLook],
+    record: &AgentRecord,
+    asked: &Asked<'_>,
+    doubted: Option<String>,
+) -> String {
     let agent = &record.name;
     let when = if asked.is_past { format!(" at {}", asked.at) } else { String::new() };
     let of = |outcome: Outcome| rules.iter().filter(move |look| look.outcome == outcome);
     let number =
         |look: &RuleLook| if look.incident.is_empty() { String::new() } else { format!("{}: ", look.incident) };
-    if let Some(look) = of(Outcome::Paged).find(|look| !look.incident.is_empty()) {
-        return format!("somebody was paged about {agent}{when}: {}{}", number(look), look.why);
+    let open: BTreeSet<&str> = state
+        .incidents()
+        .filter(|incident| incident.is_unresolved())
+        .map(|incident| incident.number.as_str())
+        .collect();
+    let is_open = |look: &&RuleLook| open.contains(look.incident.as_str());
+    let newest = |look: &&RuleLook| (!look.incident.is_empty(), look.at);
+    let paged = |look: &RuleLook| format!("somebody was paged about {agent}{when}: {}{}", number(look), look.why);
+    let held = |look: &RuleLook| format!("nobody was paged about {agent}{when}: {}{}", number(look), look.why);
+    if let Some(look) = of(Outcome::Paged).find(is_open) {
+        return paged(look);
     }
-    if let Some(look) = of(Outcome::HeldBack).max_by_key(|look| (!look.incident.is_empty(), look.at)) {
-        return format!("nobody was paged about {agent}{when}: {}{}", number(look), look.why);
+    if let Some(look) = of(Outcome::HeldBack).filter(is_open).max_by_key(newest) {
+        return held(look);
+    }
+    if let Some(look) = of(Outcome::Paged).find(|look| !look.incident.is_empty()) {
+        return paged(look);
+    }
+    if let Some(look) = of(Outcome::HeldBack).max_by_key(newest) {
+        return held(look);
     }
     // Rules about the whole fleet look all the time: what they see is no trouble of this host.
     let of_host = |look: &&RuleLook| {

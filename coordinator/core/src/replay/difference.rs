@@ -134,7 +134,7 @@ pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, state: &State, res
     result.added = replayed.into_iter().filter(|told| counts(told) && !ours.contains(&name(told))).collect();
     for told in recorded.into_iter().filter(counts) {
         match theirs.get(&name(&told)) {
-            None => match looked_at_again(state, &told.incident.cause) {
+            None => match looked_at_again(state, &told) {
                 Some(at) => result.undecided.push((told, at)),
                 None => result.removed.push(told),
             },
@@ -146,10 +146,13 @@ pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, state: &State, res
 
 /// When a cause is judged again that has paged nobody yet: the hold of its incident is over, or what it is about has
 /// lasted for long enough.
-fn looked_at_again(state: &State, cause: &str) -> Option<Timestamp> {
+fn looked_at_again(state: &State, told: &Told) -> Option<Timestamp> {
+    let cause = told.incident.cause.as_str();
     let incident = state.unresolved(cause);
-    // Who acknowledged it within its hold is paged no more.
-    let is_decided = |incident: &Incident| incident.has_paged() || incident.acknowledged.is_some();
+    // Who acknowledged it before its page is paged no more. Who did afterwards may have come because of that page: would
+    // they have come without?
+    let unasked = |incident: &Incident| incident.acknowledged.is_some_and(|at| at < told.at);
+    let is_decided = |incident: &Incident| incident.has_paged() || unasked(incident);
     if incident.is_some_and(is_decided) || state.fenced_by().is_some() {
         return None;
     }
