@@ -104,9 +104,9 @@ fn walk(root: &Reader<'_>, is_whole: bool) -> (Policy, Option<Config>) {
     let wanted = |key: &str| is_whole || root.value(key).is_some();
     let tls = if wanted("tls") { read_tls(root) } else { None };
     let store_url = if wanted("store") { read_store(root) } else { None };
-    let receivers = read_receivers(root);
+    let (receivers, names) = read_receivers(root);
     let mut policy = read_policy(root);
-    read_routes(root, &receivers, &mut policy);
+    read_routes(root, &receivers, &names, &mut policy);
     let heartbeat_out = read_heartbeat(root, &receivers);
     let pagerduty_webhook = read_inbound(root);
     let failover = read_failover(root);

@@ -242,11 +242,11 @@ pub fn origin(url: &Uri) -> String {
 /// Reads the options of one kind of receiver.
 type ReadKind = fn(&Reader<'_>) -> Option<ReceiverConfig>;
 
-/// Reads all receivers; mistakes are noted in the reader.
-pub fn read_receivers(root: &Reader<'_>) -> Vec<ReceiverConfig> {
+/// Reads all receivers, and the names of all of them, also of those with a mistake; mistakes are noted in the reader.
+pub fn read_receivers(root: &Reader<'_>) -> (Vec<ReceiverConfig>, Vec<String>) {
     // Before the receivers: a table that is not asked for would be a mistake where there are none.
     let runbooks = read_runbooks(root);
-    let Some(receivers) = root.table("receiver") else { return Vec::new() };
+    let Some(receivers) = root.table("receiver") else { return (Vec::new(), Vec::new()) };
     let kinds: [(&str, ReadKind); 5] = [
         ("pagerduty", read_pagerduty),
         ("alertmanager", read_alertmanager),
@@ -255,35 +255,43 @@ pub fn read_receivers(root: &Reader<'_>) -> Vec<ReceiverConfig> {
         ("webhook", read_webhook),
     ];
     let mut found: Vec<ReceiverConfig> = Vec::new();
-    let mut tables = Vec::new();
+    let (mut tables, mut names): (Vec<Reader<'_>>, Vec<String>) = (Vec::new(), Vec::new());
     for (kind, read) in kinds {
         for table in receivers.tables(kind) {
-            let Some(config) = read(&table) else { continue };
-            if found.iter().any(|other| other.name == config.name) {
-                table.mistake(&format!("two receivers are named {:?}", config.name), "expected another name");
-            }
-            if found.len() == RECEIVERS_MAX {
+            let config = read(&table);
+            if tables.len() == RECEIVERS_MAX {
                 table.mistake("too many receivers", &format!("expected at most {RECEIVERS_MAX}"));
-                return found;
+                return (found, names);
             }
-            found.push(config);
+            found.extend(config);
+            // Also of one with a mistake, so that what names it is no other mistake.
+            if let Some(name) = name_in(&table, "name") {
+                if names.contains(&name) {
+                    table.mistake(&format!("two receivers are named {name:?}"), "expected another name");
+                }
+                names.push(name);
+            }
             tables.push(table);
         }
     }
     found.iter_mut().for_each(|config| config.runbooks.clone_from(&runbooks));
-    let names: Vec<String> = found.iter().map(|config| config.name.clone()).collect();
-    for (config, table) in found.iter().zip(&tables) {
-        if let Some(fallback) = &config.fallback
-            && let Some(value) = table.value("fallback")
+    for table in &tables {
+        if let Some(value) = table.value("fallback")
+            && let Some(fallback) = name_in(table, "fallback")
         {
-            if *fallback == config.name {
+            if name_in(table, "name").as_ref() == Some(&fallback) {
                 value.mistake("a receiver cannot stand in for itself", "expected the name of another receiver");
-            } else if !names.contains(fallback) {
-                unknown_receiver(&value, fallback, &names);
+            } else if !names.contains(&fallback) {
+                unknown_receiver(&value, &fallback, &names);
             }
         }
     }
-    found
+    (found, names)
+}
+
+/// A name that can be one; what is wrong about another is noted where it is read.
+fn name_in(table: &Reader<'_>, key: &str) -> Option<String> {
+    parse_name(table.value(key)?.if_string()?).ok()
 }
 
 /// Notes that nobody has this name.
@@ -512,7 +520,7 @@ url = "http://127.0.0.1:9000/hook/very-secret"
 timeout = "2s"
 signing_key_files = ["/etc/muster/new.key", "/etc/muster/old.key"]
 "#;
-        let found = read("c.toml", text, read_receivers).unwrap_or_else(|errors| panic!("{errors}"));
+        let (found, _) = read("c.toml", text, read_receivers).unwrap_or_else(|errors| panic!("{errors}"));
         let words: Vec<_> = found.iter().map(|config| config.kind.word()).collect();
         assert_eq!(words, ["pagerduty", "alertmanager", "slack", "smtp", "webhook"]);
         assert_eq!(found[0].kind.target(), "https://events.pagerduty.com");
@@ -569,6 +577,20 @@ signing_key_files = ["/etc/muster/new.key", "/etc/muster/old.key"]
                 Err(error) => error.to_string(),
             };
             assert!(error.contains(told), "{told}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_of_a_receiver_hides_none_of_the_others() {
+        let bad =
+            |name: &str| format!("[[receiver.webhook]]\nname=\"{name}\"\nurl=\"ftp://h/\"\nfallback=\"nobody\"\n");
+        let text = format!("{}{}", bad("a"), bad("a"));
+        let error = read("c.toml", &text, read_receivers).unwrap_err();
+        let told = error.to_string();
+        assert_eq!(error.mistakes.len(), 5, "{told}");
+        for part in ["expected a URL", "two receivers are named \"a\"", "no receiver is named \"nobody\"", "one of: a"]
+        {
+            assert!(told.contains(part), "{part}: {told}");
         }
     }
 

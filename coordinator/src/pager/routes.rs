@@ -15,8 +15,9 @@ pub const ROUTES_MAX: usize = 64;
 /// Items of one condition.
 const ITEMS_MAX: usize = 64;
 
-/// Reads the routes and what the receivers say about each other into the policy; mistakes are noted in the reader.
-pub fn read_routes(root: &Reader<'_>, receivers: &[ReceiverConfig], policy: &mut Policy) {
+/// Reads the routes and what the receivers say about each other into the policy; mistakes are noted in the reader. `names`
+/// are those of all receivers, also of one with a mistake: a route to that one is none.
+pub fn read_routes(root: &Reader<'_>, receivers: &[ReceiverConfig], names: &[String], policy: &mut Policy) {
     policy.receivers = receivers.iter().map(|receiver| receiver.name.clone()).collect();
     let fallbacks = receivers.iter().filter_map(|config| Some((config.name.clone(), config.fallback.clone()?)));
     policy.fallbacks = fallbacks.collect();
@@ -26,7 +27,7 @@ pub fn read_routes(root: &Reader<'_>, receivers: &[ReceiverConfig], policy: &mut
     if let Some(table) = tables.get(ROUTES_MAX) {
         table.mistake("too many routes", &format!("expected at most {ROUTES_MAX}"));
     }
-    policy.routes = tables.iter().map(|table| read_route(table, &policy.receivers)).collect();
+    policy.routes = tables.iter().map(|table| read_route(table, names)).collect();
     for (late, early) in routing::unreachable(policy) {
         if let Some(table) = tables.get(late) {
             let message = format!("this route is never reached: route {} before it takes all of it", early + 1);
@@ -152,7 +153,8 @@ mod tests {
         let text = format!("{receivers}{routes}");
         read("c.toml", &text, |root| {
             let mut policy = Policy::default();
-            read_routes(root, &receivers_of(root), &mut policy);
+            let (receivers, names) = receivers_of(root);
+            read_routes(root, &receivers, &names, &mut policy);
             policy
         })
     }
@@ -173,6 +175,15 @@ mod tests {
         assert_eq!(words(&all, "ops"), ["route 1: everything"], "nothing is left that no route matches");
         let none = Policy { routes: Vec::new(), ..all };
         assert_eq!(words(&none, "chat"), ["everything", "in place of ops while that fails"]);
+    }
+
+    #[test]
+    fn a_route_to_a_receiver_with_a_mistake_is_no_mistake() {
+        let error = policy(
+            "[[receiver.webhook]]\nname = \"ill\"\nurl = \"ftp://h/\"\n[[route]]\nservice = \"spl\"\nreceivers = [\"ill\"]\n",
+        );
+        let error = error.unwrap_err();
+        assert_eq!(error.mistakes.len(), 1, "{error}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::receiver::Judgement;
 use super::{Of, Outbox, Outcome, Pending, ReceiverLabel, Stats};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use muster_common::limits::clip;
+use muster_common::units::human_duration;
 use muster_coordinator_core::page::PageId;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -192,10 +193,9 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
             }
             // Full jitter above what the receiver asked for, so that its waiters do not come back together.
             let wait = after.unwrap_or_default() + jitter(ceilings.next().unwrap_or(RETRY_CAP));
-            let budget = self.lane.receiver.config.retry_for;
-            if started.elapsed() + wait > budget {
-                let budget = muster_common::units::human_duration(budget);
-                return Some(Outcome::Failed(clip(&format!("not accepted within {budget}: {error}"), ERROR_BYTES_MAX)));
+            let (budget, elapsed) = (self.lane.receiver.config.retry_for, started.elapsed());
+            if elapsed + wait > budget {
+                return Some(Outcome::Failed(clip(&used_up(elapsed, budget, &error), ERROR_BYTES_MAX)));
             }
             count(&self.stats.retries, self.name());
             let page = pending.id.0;
@@ -285,6 +285,16 @@ async fn conclude<O: Outbox>(outbox: &O, page: PageId, outcome: Outcome) {
     }
 }
 
+/// The next try would come too late. What was tried for is told, and not only what was allowed.
+fn used_up(elapsed: Duration, budget: Duration, error: &str) -> String {
+    // Of a try that took long some of the budget may be left over, or none.
+    let tried = human_duration(Duration::from_secs(elapsed.as_secs()));
+    format!(
+        "not accepted in {tried}, and the next try would be later than retry_for ({}): {error}",
+        human_duration(budget)
+    )
+}
+
 /// Uniform in `0..=ceiling`.
 fn jitter(ceiling: Duration) -> Duration {
     // The first half of such an id has bits that never change; the second half has them at its upper end.
@@ -316,6 +326,12 @@ mod tests {
         let waits: Vec<u64> = ceilings().take(9).map(|wait| wait.as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(ceilings().nth(10_000), Some(RETRY_CAP));
+    }
+
+    #[test]
+    fn what_is_given_up_tells_for_how_long_it_was_tried() {
+        let told = used_up(Duration::from_millis(34_567), Duration::from_secs(60), "answered 503");
+        assert_eq!(told, "not accepted in 34 s, and the next try would be later than retry_for (60 s): answered 503");
     }
 
     #[test]

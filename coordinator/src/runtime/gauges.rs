@@ -1,7 +1,7 @@
 //! What `/metrics` shows of State: counted now and then, not at every change.
 
 use crate::metrics::{Metrics, StateLabel};
-use muster_coordinator_core::entry::{Disconnect, Silence};
+use muster_coordinator_core::entry::Disconnect;
 use muster_coordinator_core::state::{Link, State};
 
 /// States in which an agent can be, as label values.
@@ -12,8 +12,7 @@ pub(super) fn refresh(metrics: &Metrics, state: &State) {
     let mut counts = [0i64; AGENT_STATES.len()];
     for agent in state.agents() {
         let index = match &agent.link {
-            Link::Disconnected { how: Disconnect::Goodbye | Disconnect::HostShutdown, .. }
-            | Link::Silent { silence: Silence::Goodbye | Silence::HostShutdown, .. } => 2,
+            Link::Disconnected { how: Disconnect::Goodbye | Disconnect::HostShutdown, .. } => 2,
             Link::Heard | Link::Disconnected { .. } => 0,
             Link::Silent { .. } => 1,
             Link::NotReheard => 3,

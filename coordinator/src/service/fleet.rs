@@ -94,7 +94,7 @@ impl Filter {
     }
 
     fn matches(&self, record: &AgentRecord) -> bool {
-        let state = self.state == AgentState::Unspecified || state_of(record).0 == self.state;
+        let state = self.state == AgentState::Unspecified || state_of(&record.link).0 == self.state;
         let label = |key| record.hello.as_ref().and_then(|hello| hello.labels.get(key));
         state && self.labels.iter().all(|(key, value)| label(key) == Some(value))
     }
@@ -279,13 +279,14 @@ fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
     let state = view.state;
     let mut by_state: BTreeMap<i32, u32> = BTreeMap::new();
     for record in state.agents() {
-        *by_state.entry(state_of(record).0.into()).or_default() += 1;
+        *by_state.entry(state_of(&record.link).0.into()).or_default() += 1;
     }
     let count = |state: AgentState| by_state.get(&i32::from(state)).copied().unwrap_or_default();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let open: Vec<_> = state.incidents().filter(|incident| incident.is_unresolved()).collect();
     let ending = state.silences_ending(view.now).map(|(index, _)| silence::ends_soon(state, index, view.now));
-    let failed = open.iter().map(|incident| incident.triggers_failed).fold(0, u64::saturating_add);
+    // As ListDeadLetters has them.
+    let failed = state.dead_letters().filter(|letter| letter.resent.is_none()).count();
     v1::GetFleetStatusResponse {
         fleet: view.standing.fleet.to_string(),
         coordinator_id: view.standing.id.to_string(),
@@ -305,14 +306,14 @@ fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
         journal_index: state.head_index(),
         rehear_until: maybe(state.rehear_until()),
         standbys: Vec::new(),
-        pages_failed: u32::try_from(failed).unwrap_or(u32::MAX),
+        pages_failed: number(failed),
         silences_active: number(state.silences().filter(|(_, silence)| silence.active).count()),
         silences_ending: ending.take(ENDING_TOLD_MAX).collect(),
     }
 }
 
-fn state_of(record: &AgentRecord) -> (AgentState, String) {
-    match &record.link {
+fn state_of(link: &Standing) -> (AgentState, String) {
+    match link {
         Standing::Heard => (AgentState::Live, "heard within the threshold".to_owned()),
         Standing::NotReheard => {
             (AgentState::NotYetReheard, "not heard since this coordinator began to listen".to_owned())
@@ -323,14 +324,14 @@ fn state_of(record: &AgentRecord) -> (AgentState, String) {
         Standing::Disconnected { how, at } => {
             (AgentState::Live, format!("disconnected ({}) at {at}, not silent for long enough yet", words(how)))
         }
-        Standing::Silent { silence: Silence::Goodbye | Silence::HostShutdown, last_heard, .. } => {
-            (AgentState::Stopped, format!("said goodbye and did not come back; last heard at {last_heard}"))
-        }
         Standing::Silent { silence, last_heard, .. } => {
             let why = match silence {
                 Silence::Reset => "its connection was reset and it did not come back",
                 Silence::NotReheard => "it was not heard after this coordinator began to listen",
-                Silence::Nothing | Silence::Goodbye | Silence::HostShutdown => "nothing is heard on its connection",
+                // Its grace is over: it is told like others that are missing.
+                Silence::Goodbye => "it said goodbye and did not come back in time",
+                Silence::HostShutdown => "its host went down and it did not come back in time",
+                Silence::Nothing => "nothing is heard on its connection",
             };
             (AgentState::Stale, format!("{why}; last heard at {last_heard}"))
         }
@@ -350,7 +351,7 @@ fn words(how: &Disconnect) -> &'static str {
 }
 
 fn agent(view: &View<'_>, record: &AgentRecord, link: Option<&Link>) -> v1::Agent {
-    let (state, state_reason) = state_of(record);
+    let (state, state_reason) = state_of(&record.link);
     let hello = record.hello.as_deref();
     let text = |get: fn(&muster_coordinator_core::entry::AgentHello) -> &String| hello.map(get).cloned();
     let newest = link.and_then(Link::newest);
@@ -411,5 +412,23 @@ fn archived(entry: &Entry) -> Option<&AgentName> {
     match &entry.body {
         EntryBody::Fact(Fact::AgentArchived { agent, .. }) => Some(agent),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_common::time::Timestamp;
+
+    #[test]
+    fn who_said_goodbye_is_stopped_within_its_grace_and_stale_after_it() {
+        let at = Timestamp::from_unix_ms(1_795_220_000_000);
+        for (how, silence) in
+            [(Disconnect::Goodbye, Silence::Goodbye), (Disconnect::HostShutdown, Silence::HostShutdown)]
+        {
+            assert_eq!(state_of(&Standing::Disconnected { how, at }).0, AgentState::Stopped);
+            let (state, why) = state_of(&Standing::Silent { since: at, last_heard: at, silence, index: 1 });
+            assert!(state == AgentState::Stale && why.contains("did not come back in time"), "{why}");
+        }
     }
 }

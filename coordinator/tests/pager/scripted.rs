@@ -210,7 +210,7 @@ async fn a_refusal_is_final_and_a_used_up_budget_too() {
     let Some(Outcome::Failed(error)) = journal.outcome(1) else { panic!("delivered?") };
     assert!(error.contains("400"), "{error}");
     let Some(Outcome::Failed(error)) = journal.outcome(2) else { panic!("delivered?") };
-    assert!(error.contains("not accepted within 60 min") && error.contains("503"), "{error}");
+    assert!(error.contains("than retry_for (60 min)") && error.contains("503"), "{error}");
     let Some(Outcome::Failed(error)) = journal.outcome(3) else { panic!("delivered?") };
     assert_eq!(error, "no receiver named \"gone\" is configured");
     assert_eq!(bench.calls().iter().filter(|call| call.page == 1).count(), 1);

@@ -16,6 +16,7 @@ use muster_coordinator::serve::Coordinator;
 use muster_coordinator_core::entry::Fact;
 use muster_proto::v1;
 use muster_proto::v1::finding_service_client::FindingServiceClient;
+use muster_proto::v1::fleet_service_client::FleetServiceClient;
 use muster_proto::v1::incident_service_client::IncidentServiceClient;
 use muster_proto::v1::paging_service_client::PagingServiceClient;
 use serde_json::Value;
@@ -180,6 +181,13 @@ async fn a_dead_letter_is_listed_and_sent_again() {
     assert!(ops.last_error.contains("answered 400") && ops.target == format!("http://{}", world.hook.address));
     assert_eq!(ops.routes, ["everything"]);
 
+    let fleet = FleetServiceClient::new(world.channel(Role::Viewer, "eve").await);
+    let given_up = async || {
+        let status = { fleet.clone() }.get_fleet_status(v1::GetFleetStatusRequest {}).await.unwrap();
+        status.into_inner().pages_failed
+    };
+    assert_eq!(given_up().await, 1);
+
     *world.hook.status.lock().unwrap() = StatusCode::OK;
     let resend = |page_id: &str| v1::ResendPageRequest { page_id: page_id.to_owned() };
     let again = paging.resend_page(resend(&letter.page_id)).await.unwrap().into_inner().page_id;
@@ -189,6 +197,7 @@ async fn a_dead_letter_is_listed_and_sent_again() {
     assert_eq!((&told[0]["dedup_key"], &told[0]["page_id"].to_string()), (&told[1]["dedup_key"], &letter.page_id));
     let ops = only_receiver(&mut paging).await;
     assert!(ops.last_error.is_empty() && ops.last_delivered.is_some() && ops.next_try.is_none(), "{ops:?}");
+    assert_eq!(given_up().await, 0, "as the list of dead letters has it");
     let mut journal = FindingServiceClient::new(world.channel(Role::Viewer, "eve").await);
     let events = journal.list_events(v1::ListEventsRequest::default()).await.unwrap().into_inner().events;
     let first = format!("page {} (trigger) to ops given up: answered 400", letter.page_id);

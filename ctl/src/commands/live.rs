@@ -17,7 +17,7 @@ use muster_proto::v1::finding_service_client::FindingServiceClient;
 use muster_proto::v1::fleet_service_client::FleetServiceClient;
 use muster_proto::v1::incident_service_client::IncidentServiceClient;
 use muster_proto::v1::{
-    Agent, AgentState, GetFleetStatusRequest, GetFleetStatusResponse, Incident, IncidentState, WatchAgentsRequest,
+    Agent, AgentState, GetFleetStatusRequest, GetFleetStatusResponse, Incident, WatchAgentsRequest,
     WatchAgentsResponse, WatchFindingsRequest, WatchFindingsResponse, WatchIncidentsRequest, WatchIncidentsResponse,
 };
 use serde_json::json;
@@ -210,13 +210,8 @@ async fn lines(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
                 }
             }
             (News::Incident(incident), false) => {
-                let words = [json::severity(incident.severity), json::incident_state(incident.state)].join(" ");
-                let line = format!("incident {} {words} {}", clean(&incident.id), clean(&incident.title));
-                if last.is_news(&incident.id, &line) {
+                if let Some(line) = last.incident(&incident) {
                     out.line(&line)?;
-                }
-                if incident.state() == IncidentState::Resolved {
-                    last.forget(&incident.id);
                 }
             }
             (News::Finding(change), false) => {
@@ -241,6 +236,14 @@ impl Last {
         self.0.insert(id.to_owned(), line.to_owned()).is_none_or(|before| before != line)
     }
 
+    /// The line about an incident, when it is news. One that is resolved is not forgotten: pages about it may still be told
+    /// and taken, which changes it and not the line.
+    fn incident(&mut self, incident: &Incident) -> Option<String> {
+        let words = [json::severity(incident.severity), json::incident_state(incident.state)].join(" ");
+        let line = format!("incident {} {words} {}", clean(&incident.id), clean(&incident.title));
+        self.is_news(&incident.id, &line).then_some(line)
+    }
+
     fn knows(&self, id: &str) -> bool {
         self.0.contains_key(id)
     }
@@ -253,6 +256,24 @@ impl Last {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use muster_proto::v1::IncidentState;
+
+    #[test]
+    fn that_an_incident_is_resolved_is_told_once() {
+        let mut last = Last::default();
+        let open = Incident { id: "INC-1".to_owned(), title: "spl is down".to_owned(), ..Default::default() };
+        let resolved = |pages_failed| Incident {
+            state: IncidentState::Resolved.into(),
+            pages_failed,
+            resolved: Some(prost_types::Timestamp::default()),
+            ..open.clone()
+        };
+        let told: Vec<bool> = [open.clone(), resolved(0), resolved(1), resolved(2)]
+            .iter()
+            .map(|news| last.incident(news).is_some())
+            .collect();
+        assert_eq!(told, [true, true, false, false]);
+    }
 
     #[test]
     fn a_line_is_told_when_it_says_something_new_of_its_id() {
