@@ -128,6 +128,9 @@ pub struct RestartJudge {
     /// The start of the newest life whose end was taken into account.
     counted_until_ms: u64,
     in_loop: bool,
+    /// The start of the life that outlived the last loop: what was before it is told and over, and counts no more.
+    #[serde(default)]
+    counts_from_ms: u64,
 }
 
 /// Why it is a loop.
@@ -154,6 +157,9 @@ impl RestartJudge {
         let why = why.or_else(|| by_counter(reading, self.lives.back(), now).filter(|_| one_shot));
         let over = self.outlived(&why, now);
         self.in_loop = why.is_some() && !over;
+        if let (Some(_), true, Some(newest)) = (&why, over, self.lives.back()) {
+            self.counts_from_ms = newest.start_boottime_ms;
+        }
         let seen = self.evidence(reading, now, one_shot);
         match why.filter(|_| !over) {
             None => Judgement::ok(seen),
@@ -193,6 +199,11 @@ impl RestartJudge {
         self.lives.iter().filter_map(|life| Some((life, life.lifetime_ms()?)))
     }
 
+    /// Those that no loop that is over has counted.
+    fn ended_anew(&self) -> impl DoubleEndedIterator<Item = (&Life, u64)> {
+        self.ended().filter(|(life, _)| life.start_boottime_ms >= self.counts_from_ms)
+    }
+
     /// Below this a life is short.
     fn short_ms(&self) -> u64 {
         match self.usual() {
@@ -212,7 +223,8 @@ impl RestartJudge {
     fn by_lifetimes(&self) -> Option<Why> {
         let short_ms = self.short_ms();
         // What somebody asked for, or what ended as it should, neither counts nor breaks the row.
-        let counted = self.ended().rev().filter(|(life, _)| !matches!(life.ended, Some(Ended::Asked | Ended::Clean)));
+        let counted =
+            self.ended_anew().rev().filter(|(life, _)| !matches!(life.ended, Some(Ended::Asked | Ended::Clean)));
         let row: Vec<u64> = counted.map(|(_, lifetime)| lifetime).take_while(|lifetime| *lifetime < short_ms).collect();
         let longest_ms = row.iter().copied().max()?;
         if row.len() < SHORT_LIVES_MIN {
@@ -232,7 +244,7 @@ impl RestartJudge {
         let usual = self.usual().filter(|_| self.usual_ms.len() >= 2 * USUAL_MIN).unwrap_or(u64::MAX);
         let is_work = |life: &Life, lifetime| life.ended == Some(Ended::Clean) && lifetime >= usual / 2;
         let ends: Vec<(&Life, u64)> = self
-            .ended()
+            .ended_anew()
             .filter(|(life, _)| life.ended_boottime_ms >= Some(since_ms))
             .filter(|(life, lifetime)| !is_work(life, *lifetime))
             .collect();
@@ -554,6 +566,24 @@ mod tests {
         world.live(S, 20 * MIN, Some(Ended::Badly));
         world.live(S, H, None);
         assert!(!world.is_in_loop());
+    }
+
+    #[test]
+    fn one_end_does_not_open_a_loop_again_that_was_over() {
+        for ended in [Ended::Badly, Ended::Asked, Ended::Clean] {
+            let mut world = World::default();
+            world.lives(7, S, 3 * S, Some(Ended::Badly));
+            assert!(world.is_in_loop());
+            let told = world.told.len();
+            // Over after its first minute.
+            world.live(S, 5 * MIN, Some(ended));
+            assert_eq!(world.told[told..], [""], "{ended:?}: over once, and nothing again");
+            world.lives(2, S, 3 * S, Some(Ended::Badly));
+            assert!(!world.is_in_loop());
+            // It counts anew.
+            world.live(S, 3 * S, Some(Ended::Badly));
+            assert!(world.told.last().unwrap().contains("its last 3 lives"), "{:#?}", world.told);
+        }
     }
 
     #[test]

@@ -36,6 +36,10 @@ pub const SERVICES_KEY: &str = "services";
 pub const SCOPE_KEY: &str = "scope";
 /// How long a lock has been held: it was there before it was told.
 pub const HELD_KEY: &str = "held_ms";
+/// The service that the holder of a lock belongs to.
+pub const HOLDER_SERVICE_KEY: &str = "holder_service";
+/// The services of those that wait or may wait for a lock, separated by `", "`.
+pub const WAITER_SERVICES_KEY: &str = "waiter_services";
 /// How long ago the last check of a database that passed was, in what is seen of one that is well.
 pub const CHECK_AGE_KEY: &str = "check_age_ms";
 

@@ -2,8 +2,8 @@
 
 use super::rules::{Explained, explains, is_cause, is_effect};
 use super::{
-    CHECK_AGE_KEY, EXIT_STATUS_KEY, HELD_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY, SERVICES_KEY,
-    SOURCE_PATH_KEY, START_TICKS_KEY, text,
+    CHECK_AGE_KEY, EXIT_STATUS_KEY, HELD_KEY, HOLDER_SERVICE_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY,
+    SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, WAITER_SERVICES_KEY, text,
 };
 use crate::clock::Now;
 use crate::executable::FIRST_SEEN_KEY;
@@ -43,6 +43,8 @@ const FACTS_KEPT: &[&str] = &[
     SERVICES_KEY,
     EXIT_STATUS_KEY,
     SCOPE_KEY,
+    HOLDER_SERVICE_KEY,
+    WAITER_SERVICES_KEY,
 ];
 
 /// What was seen lately, per service, oldest first.

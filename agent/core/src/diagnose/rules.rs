@@ -4,7 +4,8 @@
 
 use super::recent::Trace;
 use super::{
-    OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, number, text,
+    HOLDER_SERVICE_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY, SERVICES_KEY, SOURCE_PATH_KEY,
+    START_TICKS_KEY, WAITER_SERVICES_KEY, number, text,
 };
 use muster_common::evidence::Grade;
 use muster_common::reason::Reason;
@@ -19,6 +20,8 @@ enum Join {
     Unnamed,
     /// The same service.
     Service,
+    /// The same service, and who holds the cause's lock or waits for it is a process of that service.
+    Party,
     /// The same file: the cause's subject is the effect's, or what the effect is about.
     File,
     /// The cause is about the host, and either it names the effect's service, or the effect's file lies below it.
@@ -135,12 +138,15 @@ const RULES: &[Rule] = &[
             R::QueryThreshold,
             // Not what found a repository locked: that is a file of git, no lock of SQLite or of the kernel.
             R::Timeout,
-            // "database is locked" at its start.
-            R::RestartLoop,
-            R::UnitFailed,
-            R::ProcessDown,
         ],
         Join::Service,
+        Grade::Possible,
+    ),
+    // "database is locked" at its start. A lock between strangers ends nobody else.
+    rule(
+        &[R::SqliteLockHeld, R::LockContention],
+        &[R::RestartLoop, R::UnitFailed, R::ProcessDown],
+        Join::Party,
         Grade::Possible,
     ),
     // A host without room.
@@ -234,6 +240,7 @@ fn joined(join: Join, cause: &Trace, effect: &Trace) -> Option<Grade> {
         Join::Unnamed => (same_service && process(cause).is_none()).then_some(Grade::Confirmed),
         // Two processes of one service that are known to be different lives never join.
         Join::Service => (same_service && !other_life(cause, effect)).then_some(Grade::Confirmed),
+        Join::Party => (same_service && is_party(cause, effect)).then_some(Grade::Confirmed),
         Join::File => (same_service && same_file(cause, effect)).then_some(Grade::Confirmed),
         Join::Host => (cause.key.subject.service.is_host() && concerns(cause, effect)).then_some(Grade::Confirmed),
         // A cgroup at its own limit is killed in however much the host has.
@@ -267,6 +274,12 @@ fn other_life(cause: &Trace, effect: &Trace) -> bool {
         return false;
     };
     pid == other_pid && start != other_start
+}
+
+fn is_party(cause: &Trace, effect: &Trace) -> bool {
+    let service = effect.key.subject.service.as_str();
+    let waits = || text(&cause.facts, WAITER_SERVICES_KEY).is_some_and(|all| all.split(", ").any(|one| one == service));
+    text(&cause.facts, HOLDER_SERVICE_KEY) == Some(service) || waits() || same_process(cause, effect, true).is_some()
 }
 
 fn same_file(cause: &Trace, effect: &Trace) -> bool {

@@ -9,7 +9,7 @@ use crate::process::exit::{NO_SUCCESSOR, START_IT};
 use crate::services::{Instance, Services};
 use crate::shell::quoted;
 use muster_common::evidence::{Grade, Value};
-use muster_common::finding::{Finding, SubjectKey};
+use muster_common::finding::{Finding, FindingKey, SubjectKey};
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
@@ -110,7 +110,7 @@ pub fn stories(findings: &[Finding], recent: &Recent, services: &Services) -> Ve
             next_steps.retain(|step| !step.starts_with(START_IT));
         }
         let unknown = unknown(members());
-        let sentence = sentence(trace, recent, services).unwrap_or_else(|| trace.summary.clone());
+        let sentence = sentence(trace, &trace.key, recent, services).unwrap_or_else(|| trace.summary.clone());
         let standing = standing(trace, recent, services);
         stories.push(Story { cause, links, severity, sentence, standing, unknown, next_steps });
     }
@@ -129,8 +129,10 @@ impl Recent {
                 problem.next_steps.retain(|step| !step.starts_with(START_IT));
             }
             let root = self.root_of(&trace);
-            if let Some(sentence) = sentence(root, self, services) {
-                problem.evidence.insert("diagnosis", Value::Text(sentence));
+            // A symptom stands before what is told of its cause: it is not told there again.
+            let told = sentence(root, &trace.key, self, services);
+            if let Some(told) = told.or_else(|| (root.key != trace.key).then(|| root.summary.clone())) {
+                problem.evidence.insert("diagnosis", Value::Text(told));
             }
             let salvage = salvage(if ended_hard(root) { root } else { &trace }, self);
             let own = std::mem::take(&mut problem.next_steps);
@@ -216,8 +218,8 @@ fn fold_earlier(traces: &[Trace], folded: &mut [Option<(usize, Link)>]) {
     }
 }
 
-/// `None` where there is nothing to say beyond the summary.
-fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<String> {
+/// `None` where there is nothing to say beyond the summary. `own` is the finding that it is told with.
+fn sentence(cause: &Trace, own: &FindingKey, recent: &Recent, services: &Services) -> Option<String> {
     let service = &cause.key.subject.service;
     let effects: Vec<(&Trace, Grade)> = recent
         .of_service(service)
@@ -242,10 +244,14 @@ fn sentence(cause: &Trace, recent: &Recent, services: &Services) -> Option<Strin
     // Of a symptom that came and went and came again the last is told.
     let is_last = |at: usize, effect: &Trace| !effects.iter().skip(at + 1).any(|(later, _)| later.key == effect.key);
     let others = effects.iter().enumerate().filter(|(at, (effect, _))| is_last(*at, effect));
-    let others: Vec<_> = others.map(|(_, told)| told).filter(|(effect, _)| !ends(effect.key.reason)).collect();
+    // The end of what was killed, of what has ended anyway, or of each life of a loop is no news beside it.
+    let tells_end = ends(cause.key.reason) || matches!(cause.key.reason, Reason::OomKill | Reason::RestartLoop);
+    let is_news = |effect: &Trace| effect.key != *own && !(tells_end && ends(effect.key.reason));
+    let others: Vec<_> = others.map(|(_, told)| told).filter(|(effect, _)| is_news(effect)).collect();
     clauses.extend(others.iter().take(SYMPTOMS_TOLD_MAX).map(|(effect, grade)| symptom(effect, *grade)));
     if others.len() > SYMPTOMS_TOLD_MAX {
-        clauses.push(format!("and {} more symptoms", others.len() - SYMPTOMS_TOLD_MAX));
+        let more = others.len() - SYMPTOMS_TOLD_MAX;
+        clauses.push(format!("and {more} more symptom{}", if more == 1 { "" } else { "s" }));
     }
     if clauses.is_empty() {
         return None;
@@ -280,8 +286,9 @@ const fn ends(reason: Reason) -> bool {
     matches!(reason, Reason::ProcessDown | Reason::ProcessZombie | Reason::ProcessRestarted)
 }
 
+/// Of a kill, that the process has ended of it. What else may be behind an end tells it as its symptom.
 fn end_seen(cause: &Trace, effects: &[(&Trace, Grade)]) -> Option<String> {
-    if ends(cause.key.reason) {
+    if cause.key.reason != Reason::OomKill {
         return None;
     }
     let (end, grade) = effects.iter().find(|(effect, _)| ends(effect.key.reason))?;
@@ -456,7 +463,7 @@ mod tests {
     use crate::judgement::Problem;
     use crate::process::exit::KILLED_BY_WHOM;
     use muster_common::evidence::Evidence;
-    use muster_common::finding::{FindingKey, ProbeKind};
+    use muster_common::finding::ProbeKind;
     use muster_common::ids::{ProcessId, ServiceName};
     use muster_common::time::Timestamp;
 
@@ -668,6 +675,7 @@ mod tests {
         for (held_ms, expected) in [(15_000, Some(Grade::Possible)), (1_000, None)] {
             let mut recent = noted(std::slice::from_ref(&down));
             let evidence = process(9, 9).with(crate::diagnose::HELD_KEY, Value::Millis(held_ms));
+            let evidence = evidence.text(crate::diagnose::WAITER_SERVICES_KEY, "hub, spl");
             let held = Judgement::problem(Problem::new(Reason::SqliteLockHeld, "held").evidence(evidence));
             let database = SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::Sqlite, "/hub.db");
             recent.note(now(12_000), &database, &held);
@@ -856,6 +864,61 @@ mod tests {
         };
         assert_eq!(held(Reason::RepoLocked), None);
         assert_eq!(held(Reason::Timeout), Some(Grade::Possible));
+    }
+
+    /// Strangers that wait for each other end nobody else; and only of a kill is an end the killed one's.
+    #[test]
+    fn a_lock_between_strangers_ends_nothing() {
+        let held = |evidence: Evidence| finding("spl", Reason::LockContention, evidence);
+        let party = |key, services: &str| process(9, 9).text(key, services);
+        for reason in [Reason::RestartLoop, Reason::UnitFailed, Reason::ProcessDown] {
+            let told = |evidence: Evidence| {
+                let findings = [held(evidence), finding("spl", reason, process(7, 1))];
+                stories(&findings, &noted(&findings), &Services::default())
+            };
+            for strangers in [process(9, 9), party(crate::diagnose::WAITER_SERVICES_KEY, "hub")] {
+                assert_eq!(told(strangers).len(), 2, "{reason}");
+            }
+            for known in [
+                process(7, 1),
+                party(crate::diagnose::HOLDER_SERVICE_KEY, "spl"),
+                party(crate::diagnose::WAITER_SERVICES_KEY, "hub, spl"),
+            ] {
+                let told = told(known);
+                assert_eq!(told.len(), 1, "{reason}");
+                let sentence = &told[0].sentence;
+                assert!(!sentence.contains("its end") && sentence.contains("and so (possible)"), "{sentence}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_loop_does_not_tell_the_end_of_one_of_its_lives() {
+        let status = |pid| process(pid, 1).text(EXIT_STATUS_KEY, "exit code 3");
+        let findings =
+            [finding("spl", Reason::RestartLoop, process(8, 1)), finding("spl", Reason::ProcessDown, status(7))];
+        let told = stories(&findings, &noted(&findings), &Services::default());
+        assert_eq!(told.len(), 1);
+        assert!(!told[0].sentence.contains("its end"), "{}", told[0].sentence);
+    }
+
+    #[test]
+    fn what_is_told_with_a_symptom_does_not_tell_it_again() {
+        let mut recent = noted(&[finding("spl", Reason::ProcessDown, process(7, 1))]);
+        let told = |recent: &mut Recent, reason: Reason| {
+            let mut seen = Judgement::problem(Problem::new(reason, format!("{reason} says this")));
+            recent.note(now(2_000), &subject("spl", reason), &seen);
+            recent.tell(&Services::default(), &subject("spl", reason), &mut seen);
+            seen.problems[0].evidence.get("diagnosis").unwrap().to_string()
+        };
+        // Without another symptom its cause alone is told.
+        assert_eq!(told(&mut recent, Reason::HealthCheckFailed), "process_down");
+        let port = told(&mut recent, Reason::PortClosed);
+        assert_eq!(port, "process_down; and so (likely) health_check_failed says this");
+        told(&mut recent, Reason::PidFileStale);
+        told(&mut recent, Reason::PortUnresponsive);
+        let health = told(&mut recent, Reason::HealthCheckFailed);
+        assert!(health.ends_with("; and 1 more symptom") && !health.contains("health_check"), "{health}");
     }
 
     #[test]

@@ -4,10 +4,10 @@
 //! one thread, the kernel's count of its sleeps tells; else another holder does. So a busy lock that moves is never
 //! told, however often somebody is seen waiting for it.
 
-use super::party::{Activity, Party, names};
+use super::party::{Activity, Party, names, services};
 use super::table::{Class, FileId, Mode};
 use crate::clock::Now;
-use crate::diagnose::{PID_KEY, START_TICKS_KEY};
+use crate::diagnose::{HOLDER_SERVICE_KEY, PID_KEY, START_TICKS_KEY, WAITER_SERVICES_KEY};
 use crate::judgement::{Judgement, Problem};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::ids::ProcessId;
@@ -361,7 +361,7 @@ fn evidence(case: &Case<'_>) -> Evidence {
             .text("holder_comm", &party.comm)
             .text("holder_state", party.activity.as_str());
         if let Some(service) = &party.service {
-            evidence = evidence.text("holder_service", service.as_str());
+            evidence = evidence.text(HOLDER_SERVICE_KEY, service.as_str());
         }
     }
     if let Some(waited) = case.waited.filter(|waited| !waited.is_zero()) {
@@ -372,6 +372,9 @@ fn evidence(case: &Case<'_>) -> Evidence {
             .text("waiters", names(&queue.waiters, NAMED_IN_EVIDENCE_MAX))
             .count("waiter_pid", first.process.pid)
             .count("waiter_start_ticks", first.process.start_ticks);
+    }
+    if let Some(services) = services(&queue.waiters, NAMED_IN_EVIDENCE_MAX) {
+        evidence = evidence.text(WAITER_SERVICES_KEY, services);
     }
     if !queue.ring.is_empty() {
         evidence = evidence.text("ring", names(&queue.ring, NAMED_IN_EVIDENCE_MAX));

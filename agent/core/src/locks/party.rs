@@ -3,6 +3,7 @@
 use crate::port::Owner;
 use crate::services::{Instance, is_of_one_service};
 use muster_common::ids::{ProcessId, ServiceName};
+use std::collections::BTreeSet;
 
 /// What a process is doing, as `/proc/PID/stat` tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +84,14 @@ impl Party {
             None => format!("{} (pid {})", self.comm, self.process.pid),
         }
     }
+}
+
+/// The services that any of them belongs to, each once, separated by `", "`; `None` where none is known.
+pub fn services<'a>(parties: impl IntoIterator<Item = &'a Party>, shown_max: usize) -> Option<String> {
+    let services: BTreeSet<&str> =
+        parties.into_iter().filter_map(|party| party.service.as_ref()).map(ServiceName::as_str).collect();
+    let services: Vec<&str> = services.into_iter().take(shown_max).collect();
+    (!services.is_empty()).then(|| services.join(", "))
 }
 
 /// Several of them in a sentence or in evidence: the first ones by name, the rest as a number.

@@ -11,9 +11,9 @@ use crate::sandbox;
 use crate::senses::HostRoot;
 use crate::senses::locks::{self, Located, Openers};
 use muster_agent_core::clock::Now;
-use muster_agent_core::diagnose::{PID_KEY, START_TICKS_KEY};
+use muster_agent_core::diagnose::{HOLDER_SERVICE_KEY, PID_KEY, START_TICKS_KEY, WAITER_SERVICES_KEY};
 use muster_agent_core::judgement::Problem;
-use muster_agent_core::locks::party::{Activity, Party, names};
+use muster_agent_core::locks::party::{Activity, Party, names, services};
 use muster_agent_core::locks::sqlite_bytes::{Part, Role, roles};
 use muster_agent_core::locks::table::Table;
 use muster_agent_core::services::Instance;
@@ -260,7 +260,7 @@ impl Told<'_> {
                 .text("holder_comm", &holder.comm)
                 .text("holder_state", holder.activity.as_str());
             if let Some(service) = &holder.service {
-                evidence = evidence.text("holder_service", service.as_str());
+                evidence = evidence.text(HOLDER_SERVICE_KEY, service.as_str());
             }
         }
         let others = self.scene.at_locks.iter().filter(|(pid, _)| Some(**pid) != self.held.pid);
@@ -281,6 +281,9 @@ impl Told<'_> {
         }
         if !self.possible.is_empty() {
             evidence = evidence.text("possible_waiters", names(&self.possible, NAMED_MAX));
+        }
+        if let Some(services) = services(self.scene.waiters.iter().chain(&self.possible), NAMED_MAX) {
+            evidence = evidence.text(WAITER_SERVICES_KEY, services);
         }
         evidence = evidence.count("possible_waiters_count", self.possible.len() as u64);
         if self.hidden > 0 {
