@@ -101,7 +101,7 @@ enum Command {
         #[arg(long, value_name = "N")]
         workers: Option<u32>,
         /// What one worker needs
-        #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
+        #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = worker_memory)]
         worker_memory: u64,
         /// How to print
         #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -193,6 +193,14 @@ fn usage_status(command: Option<OsString>) -> u8 {
     let others = ["run", "check-config", "init", "report", "bundle"];
     let of_others = command.is_some_and(|command| others.iter().any(|name| command == *name));
     if of_others { EXIT_WRONG_CONFIG } else { EXIT_USAGE }
+}
+
+/// Of nothing there is always enough for any number of workers.
+fn worker_memory(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        0 => Err("a worker that needs nothing cannot be counted; give what one needs, such as \"512MiB\"".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 /// Without a config that can be read the defaults answer: a worker's user may not read the agent's.

@@ -212,6 +212,15 @@ fn the_kernel_tells_who_reports() {
 }
 
 #[test]
+fn preflight_counts_no_workers_that_need_nothing() {
+    let arguments = ["preflight", "--worker-memory", "0B"];
+    let output = Command::new(env!("CARGO_BIN_EXE_muster-agent")).args(arguments).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.contains("--worker-memory") && told.contains("give what one needs"), "{told}");
+}
+
+#[test]
 fn preflight_answers_without_a_daemon_and_obeys_a_freeze() {
     let folder = tempfile::tempdir().unwrap();
     let socket = config(folder.path(), "");

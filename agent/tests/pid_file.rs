@@ -179,6 +179,8 @@ fn a_fifo_neither_blocks_nor_is_opened() {
     let judgement = stage.run(true);
     assert_eq!(judgement.problems[0].reason, Reason::PidFileMalformed);
     assert!(judgement.problems[0].summary.contains("FIFO"));
+    // Nor does a step that is told: whoever reads it would wait.
+    assert!(judgement.problems[0].next_steps[0].starts_with("look at it: ls -ld /"), "{judgement:?}");
     // A writer is only let in while somebody reads: nobody does, so nobody opened it.
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
     let opened = OpenOptions::new().write(true).custom_flags(nonblocking).open(stage.path());

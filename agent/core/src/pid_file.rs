@@ -281,10 +281,15 @@ impl PidFileJudge {
             }
             (FileReading::Malformed(why), _) => {
                 let summary = format!("{path} is not a usable pid file: {why}");
+                // Who reads a FIFO waits for a writer.
+                let look = match why {
+                    Malformed::NotAFile(_) => format!("look at it: ls -ld {path}"),
+                    _ => format!("look at it: stat {path}; od -c {path} | head"),
+                };
                 let problem = Problem::new(Reason::PidFileMalformed, summary)
                     .evidence(Evidence::new().text("path", path).text("why", why.to_string()))
                     .next_steps([
-                        format!("look at it: stat {path}; od -c {path} | head"),
+                        look,
                         "find the service's real pid and restart it through its init system".to_owned(),
                     ]);
                 Judgement::problem(problem)

@@ -130,6 +130,7 @@ fn rule_of(reader: &Reader<'_>, check: bool) -> Option<Rule> {
         ServiceName::new(text).map(|name| name.to_string()).map_err(|error| error.to_string())
     });
     rule.from = reader.list("from", plain_name);
+    rule.skips_debug = reader.boolean("skips_debug").unwrap_or(false);
     rule.severity = reader.parsed("severity", str::parse);
     let groups = if check { pattern.as_deref().map(group_names).unwrap_or_default() } else { Vec::new() };
     let known_group = |text: &str| {
@@ -250,6 +251,7 @@ mod tests {
         let mut names = BTreeSet::new();
         for rule in &rules {
             assert!(names.insert(&rule.name), "{} is there twice", rule.name);
+            assert!(rule.skips_debug, "{} takes what a program says only of its own work", rule.name);
             assert!(!rule.matches.is_empty() && !rule.ignores.is_empty(), "{} has no examples", rule.name);
             // Also among all others it is the one that takes its examples.
             let program = rule.from.first().map(String::as_str);
@@ -308,6 +310,10 @@ mod tests {
             "update check: already up to date",
             "pre-flight: ok",
             "read 429 rows",
+            "DEBUG sql: \"disk I/O error\" is mapped to code 10",
+            "2026-11-22T01:51:45Z TRACE http: retry after connection refused",
+            "{\"level\":\"debug\",\"msg\":\"database is locked, trying again\"}",
+            "time=2026-11-22T01:51:45Z level=debug msg=\"job 17 timed out after 30 s\"",
         ] {
             let hit = set.hit(&Entry::parse(line), "any", None).map(|hit| hit.rule().name.clone());
             assert_eq!(hit, None, "{line}");

@@ -5,7 +5,7 @@ use muster_agent_core::diagnose::{Link, Recent, Relation, Story, stories};
 use muster_agent_core::judgement::{Judgement, Verdict};
 use muster_agent_core::services::Services;
 use muster_common::evidence::{Evidence, Value};
-use muster_common::finding::{Finding, SubjectKey};
+use muster_common::finding::{Finding, ProbeKind, SubjectKey};
 use muster_common::severity::Severity;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
@@ -162,6 +162,12 @@ impl Overall {
     }
 }
 
+/// A query's subject is "FILE: NAME".
+fn is_query_of(query: &SubjectKey, database: &SubjectKey) -> bool {
+    let of_file = || query.subject.strip_prefix(&database.subject).is_some_and(|rest| rest.starts_with(": "));
+    query.probe == ProbeKind::Query && database.probe == ProbeKind::Sqlite && of_file()
+}
+
 impl Report {
     /// From the runs. `recent` has noted them.
     pub fn new(host: String, mut probes: Vec<Ran>, recent: &Recent, services: &Services) -> Self {
@@ -174,7 +180,7 @@ impl Report {
             let told = |other: &Ran| {
                 !other.judgement.problems.is_empty()
                     && other.subject.service == ran.subject.service
-                    && other.subject.subject == ran.subject.subject
+                    && (other.subject.subject == ran.subject.subject || is_query_of(&ran.subject, &other.subject))
             };
             let told = probes.iter().any(told);
             unknown.extend(ran.judgement.unknown.as_ref().map(|unknown| Unanswered {

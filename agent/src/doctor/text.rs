@@ -446,6 +446,11 @@ mod tests {
             vec![same(ProbeKind::Sqlite, broken), same(ProbeKind::Lock, Judgement::unknown("it is no database", None))];
         let report = report(probes);
         assert_eq!(report.unanswered().count(), 0);
+        let damaged = Judgement::problem(Problem::new(Reason::SqliteCorrupt, "it is damaged"));
+        let query = |subject| ran(ProbeKind::Query, subject, Judgement::unknown("malformed", None));
+        let probes = vec![same(ProbeKind::Sqlite, damaged), query("/hub.db: rows"), query("/hub.db2: rows")];
+        let asked = self::report(probes);
+        assert_eq!(asked.unanswered().map(|one| one.subject.as_str()).collect::<Vec<_>>(), ["/hub.db2: rows"]);
         let mut out = Vec::new();
         write(&mut out, &report, Style::default()).unwrap();
         assert!(!String::from_utf8(out).unwrap().contains("could not be answered"));

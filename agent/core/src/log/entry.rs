@@ -11,6 +11,29 @@ const MESSAGE_KEYS: [&str; 4] = ["msg", "message", "MESSAGE", "event"];
 const ERROR_KEYS: [&str; 5] = ["error", "err", "exception", "error.message", "cause"];
 /// Where they put the time.
 const TIME_KEYS: [&str; 6] = ["time", "timestamp", "ts", "@timestamp", "datetime", "date"];
+/// Where they put the level.
+const LEVEL_KEYS: [&str; 6] = ["level", "lvl", "severity", "levelname", "log.level", "loglevel"];
+/// A text line has its level among so many first words: behind date, time, zone, host, program and thread.
+const LEVEL_WORDS_MAX: usize = 7;
+/// Words for a level; the lowest two come last.
+const LEVELS: [&str; 16] = [
+    "emerg",
+    "emergency",
+    "alert",
+    "crit",
+    "critical",
+    "fatal",
+    "panic",
+    "severe",
+    "error",
+    "err",
+    "warning",
+    "warn",
+    "notice",
+    "info",
+    "debug",
+    "trace",
+];
 /// Fields of one line that are kept for rules.
 const FIELDS_MAX: usize = 64;
 /// Objects within objects that are looked into, as `outer.inner`.
@@ -66,6 +89,22 @@ impl<'a> Entry<'a> {
         if self.fields.is_empty() { logfmt(&self.text, name).map(Cow::Borrowed) } else { None }
     }
 
+    /// Whether its own level is debug or trace: a field of it says so, or the first word for a level near its begin.
+    ///
+    /// ```
+    /// use muster_agent_core::log::Entry;
+    /// assert!(Entry::parse("2026-01-02T03:04:05Z DEBUG sql: \"disk I/O error\" is code 10").is_debug());
+    /// assert!(!Entry::parse("ERROR sql: disk I/O error (DEBUG is off)").is_debug());
+    /// ```
+    pub fn is_debug(&self) -> bool {
+        let field = LEVEL_KEYS.iter().find_map(|key| self.field(key));
+        let level = match &field {
+            Some(level) => Some(level.trim().to_ascii_lowercase()),
+            None => self.text.split_whitespace().take(LEVEL_WORDS_MAX).find_map(level_of),
+        };
+        level.is_some_and(|level| level == "debug" || level == "trace")
+    }
+
     /// The program that a line of a syslog file names before its message.
     pub fn program(&self) -> Option<&str> {
         let colon = self.text.find(": ")?;
@@ -75,6 +114,17 @@ impl<'a> Entry<'a> {
         let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_./@".contains(c));
         (!name.is_empty() && name.len() <= TAG_BYTES_MAX && plain && before.len() > tag.len()).then_some(name)
     }
+}
+
+/// The level that a word of a text line stands for: `DEBUG`, `[debug]`, `debug:`, `DEBUG:module:`. A small word among
+/// others is a word.
+fn level_of(word: &str) -> Option<String> {
+    let marked = word.starts_with(['[', '<', '(']) || word.contains(':');
+    let bare = word.trim_start_matches(['[', '<', '(']);
+    let bare = bare.split([']', '>', ')', ':', ',']).next()?;
+    let is_level = LEVELS.iter().any(|level| bare.eq_ignore_ascii_case(level));
+    let loud = bare.chars().all(|c| c.is_ascii_uppercase());
+    (is_level && (marked || loud)).then(|| bare.to_ascii_lowercase())
 }
 
 fn json(line: &str) -> Option<Entry<'_>> {
@@ -337,6 +387,32 @@ mod tests {
     }
 
     #[test]
+    fn a_level_is_known_by_a_field_or_by_a_word_near_the_begin() {
+        for (line, expected) in [
+            (r#"{"level":"debug","msg":"disk I/O error"}"#, true),
+            (r#"{"lvl":"TRACE","msg":"x"}"#, true),
+            (r#"{"level":"error","msg":"DEBUG is off"}"#, false),
+            (r#"{"log":{"level":"Debug"},"msg":"x"}"#, true),
+            ("time=1 level=debug msg=\"timed out\"", true),
+            ("level=warn msg=\"DEBUG timed out\"", false),
+            ("DEBUG sql: x", true),
+            ("DEBUG:root:x", true),
+            ("debug: x", true),
+            ("2026-11-22 01:51:45,123 [main] TRACE o.h.Sql - x", true),
+            ("2026/11/22 01:51:45 [debug] 7#7: x", true),
+            ("Nov 22 01:51:45 host hub[812]: DEBUG x", true),
+            ("ERROR retry with DEBUG on", false),
+            ("WARNING: DEBUG x", false),
+            ("could not open debug log", false),
+            ("Traceback (most recent call last):", false),
+            ("sqlite3.OperationalError: disk I/O error", false),
+            ("", false),
+        ] {
+            assert_eq!(Entry::parse(line).is_debug(), expected, "{line}");
+        }
+    }
+
+    #[test]
     fn a_text_line_gives_its_pairs_and_its_program() {
         let entry = Entry::parse("xlevel=no level=warn msg=\"two words\" n=1");
         assert_eq!(entry.field("level").as_deref(), Some("warn"));
@@ -353,6 +429,7 @@ mod tests {
         fn no_line_is_too_strange(line in "\\PC{0,80}", json in "[{}\\[\\]\":,a-z0-9\\\\u\\.-]{0,60}") {
             let _ = Entry::parse(&line).field("level");
             let _ = Entry::parse(&line).program();
+            let _ = Entry::parse(&line).is_debug();
             let _ = Entry::parse(&format!("{{{json}")).field("a");
             let _ = rfc3339(&line);
             let _ = number_time(&line);

@@ -51,7 +51,7 @@ pub fn occurrence(rule: &Rule, source: &str, told: &Told) -> Problem {
     }
     let mut problem = Problem::new(rule.reason, format!("{sentence}{repeated}")).evidence(evidence).next_steps([
         format!("read what stands around it: {}", how_to_read(source)),
-        format!("what it means: docs/runbooks/{}.md", rule.reason),
+        format!("what it means: musterctl runbook {}", rule.reason),
     ]);
     problem.severity = rule.severity;
     problem.observed_boottime_ms = Some(told.first.boottime_ms);
@@ -205,6 +205,7 @@ mod tests {
         assert_eq!(problem.evidence.get("lines"), Some(&Value::Count(2)));
         assert_eq!(problem.evidence.get("last_line"), Some(&Value::Text("z timed out".into())));
         assert!(problem.next_steps[0].contains("journalctl -u hub.service"), "{:?}", problem.next_steps);
+        assert_eq!(problem.next_steps[1], format!("what it means: musterctl runbook {}", problem.reason));
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub struct Rule {
     pub services: Vec<String>,
     /// Only lines of these units or programs, as the journal or the syslog tag names them; all when empty.
     pub from: Vec<String>,
+    /// Lines whose level is debug or trace are not meant: they say what a program tries and sees, not what is wrong.
+    pub skips_debug: bool,
     /// How bad, where the reason's default does not fit.
     pub severity: Option<Severity>,
     /// The finding's sentence, with `{name}` for what a named group caught.
@@ -61,6 +63,7 @@ impl Rule {
             fields: BTreeMap::new(),
             services: Vec::new(),
             from: Vec::new(),
+            skips_debug: false,
             severity: None,
             summary: None,
             group_by: None,
@@ -168,6 +171,7 @@ impl RuleSet {
                 && (rule.from.is_empty() || rule.is_from(program.or_else(|| entry.program())))
                 && rule.fields.iter().all(|(name, value)| entry.field(name).as_deref() == Some(value.as_str()))
                 && !compiled.exclude().is_some_and(|exclude| exclude.is_match(text))
+                && !(rule.skips_debug && entry.is_debug())
         });
         found.map(|compiled| Hit { compiled })
     }
@@ -268,6 +272,16 @@ mod tests {
         assert_eq!(hit(r#"{"level":"error","msg":"timed out, harmless"}"#, "hub").as_deref(), Some("any"));
         assert_eq!(hit("level=error timed out", "hub").as_deref(), Some("picky"));
         assert_eq!(hit("all is well", "hub"), None);
+    }
+
+    #[test]
+    fn a_rule_that_skips_debug_does_so_alone() {
+        let mut quiet = Rule::new("quiet", Reason::Timeout, "timed out");
+        quiet.skips_debug = true;
+        let set = set(vec![quiet, Rule::new("any", Reason::NetworkError, "timed out")]);
+        let hit = |line: &str| set.hit(&Entry::parse(line), "", None).map(|hit| hit.rule().name.clone());
+        assert_eq!(hit("ERROR timed out").as_deref(), Some("quiet"));
+        assert_eq!(hit("DEBUG timed out").as_deref(), Some("any"));
     }
 
     #[test]

@@ -478,6 +478,10 @@ pub(crate) fn result_words(state: &UnitState) -> String {
         "start-limit-hit" => main.unwrap_or_else(|| "it was started too often".to_owned()),
         "success" => main.unwrap_or_else(|| "it ended without an error".to_owned()),
         // Of a start that fails before the main process there is none, or one of an earlier life.
+        "exit-code" if state.newest().is_none() => {
+            "a command that runs before its main process failed (ExecStartPre=, or ExecStart= of Type=forking)"
+                .to_owned()
+        }
         other => main.unwrap_or_else(|| format!("systemd tells the result {other:?}")),
     }
 }

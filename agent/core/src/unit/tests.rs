@@ -79,6 +79,12 @@ fn services() {
     );
     check(
         UNIT,
+        &failed,
+        "sev2 unit_failed: spl.service has failed (2023-11-14 22:28 UTC): a command that runs before its main process failed \
+         (ExecStartPre=, or ExecStart= of Type=forking)",
+    );
+    check(
+        UNIT,
         &format!("{failed} Result=oom-kill {}", life(7, 100, 880, 2, 9)),
         "sev2 unit_failed: spl.service has failed (2023-11-14 22:28 UTC): the OOM killer killed a process of it",
     );
