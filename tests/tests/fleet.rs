@@ -423,7 +423,8 @@ fn what_if_compares_pages_and_does_not_claim_more_than_it_can() {
     let slower = what_if(&|policy| policy.hold.sev2 = Duration::from_secs(11)).unwrap();
     assert_eq!((slower.added.len(), slower.removed.len(), slower.moved.len()), (0, 0, 2));
     let patient = what_if(&|policy| policy.hold.sev2 = Duration::from_secs(60)).unwrap();
-    assert_eq!((patient.added.len(), patient.removed.len()), (0, 2));
+    // Whoever acknowledged it may have come because of the page: that hold is not over at the end, and nobody knows.
+    assert_eq!((patient.added.len(), patient.removed.len(), patient.undecided.len()), (0, 0, 2));
     let quiet = what_if(&|policy| {
         policy.severities.insert(Reason::PortClosed, Severity::Sev4);
     })

@@ -65,6 +65,24 @@ fn flapping_pages_once_although_each_time_is_short() {
     );
 }
 
+/// The first page is about what is open, not about what was over before anybody was told.
+#[test]
+fn what_cleared_untold_gives_no_name_to_what_comes_after() {
+    check(
+        "0 connect web-1
+         0 open web-1 spl a port_closed
+         2 clear web-1 spl a port_closed
+         300 open web-1 spl h health_check_failed
+         320 end",
+        "0 opened sev2 port_closed host/web-1/service/spl#1
+         2 recovering host/web-1/service/spl
+         10 quiet host/web-1/service/spl: it cleared within the hold of 10 s
+         300 changed sev2 health_check_failed host/web-1/service/spl
+         300 relapsed host/web-1/service/spl
+         310 page trigger sev2 health_check_failed host/web-1/service/spl",
+    );
+}
+
 #[test]
 fn damage_pages_at_once_and_comes_back_as_another_generation() {
     check(

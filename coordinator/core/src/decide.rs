@@ -13,10 +13,11 @@ use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution};
 use crate::second_opinion;
 use crate::signals;
-use crate::state::{Archived, Cause, Incident, IncidentStatus, MEMBERS_MAX, State};
+use crate::state::{Archived, Cause, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, State};
 use crate::symptom;
 use assess::{Assessment, assess};
 use muster_common::ids::AgentName;
+use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
@@ -187,20 +188,40 @@ fn changed(Case { state, now, key, cause, incident, found }: Case<'_>) -> Option
     let found = found?;
     let worse = found.severity > incident.raised_beyond();
     let better_told = cause::telling(found.reason) > cause::telling(incident.reason);
-    if !worse && !better_told {
+    let renamed = better_told || names_what_is_over(key, cause, incident, found);
+    if !worse && !renamed {
         return None;
     }
-    let (severity, reason) = (
-        if worse { found.severity } else { incident.severity },
-        if better_told { found.reason } else { incident.reason },
-    );
-    let why = match (worse, better_told) {
-        (true, false) => format!("{} makes it {severity}{}", found.worst, found.raised_words()),
-        (false, _) => format!("{reason} explains what was seen before ({})", incident.reason),
-        (true, true) => format!("{reason} explains what was seen before ({}) and makes it {severity}", incident.reason),
+    let (severity, reason) =
+        (if worse { found.severity } else { incident.severity }, if renamed { found.reason } else { incident.reason });
+    let before = incident.reason;
+    let name = match (better_told, renamed) {
+        (true, _) => format!("{reason} explains what was seen before ({before})"),
+        (_, true) => format!("{reason} is open; {before} is over, and nobody was told of it"),
+        _ => found.worst.clone(),
     };
-    let title = if better_told { found.wording(state, now, key, cause).title } else { incident.title.clone() };
+    let why = match (worse, renamed) {
+        (true, false) => format!("{name} makes it {severity}{}", found.raised_words()),
+        (true, true) => format!("{name} and makes it {severity}"),
+        (false, _) => name,
+    };
+    let title = if renamed { found.wording(state, now, key, cause).title } else { incident.title.clone() };
     Some(Conclusion::IncidentChanged { incident: incident.key.clone(), severity, reason, title, why })
+}
+
+/// A page must name what is wrong now: what cleared before anybody was told, and came back as something else, gives the
+/// incident no name.
+fn names_what_is_over(key: &str, cause: &Cause, incident: &Incident, found: &Assessment) -> bool {
+    let is_there = |reason: Reason| {
+        let of_member = |member: &MemberRef| member.key.as_ref().is_some_and(|key| key.reason == reason);
+        cause.members.values().any(|member| of_member(member))
+            || cause.occurrences.iter().any(|occurrence| occurrence.reason == reason)
+    };
+    cause::kind_of(key) == CauseKind::Host
+        && found.open
+        && !incident.has_paged()
+        && found.reason != incident.reason
+        && !is_there(incident.reason)
 }
 
 /// Between wrong and healthy.
