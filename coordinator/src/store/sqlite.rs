@@ -346,12 +346,7 @@ impl JournalStore for SqliteStore {
         transaction
             .execute(
                 "INSERT INTO snapshot (idx, at_ms, hash, body) VALUES (?1, ?2, ?3, ?4)",
-                params![
-                    to_sql(snapshot.index),
-                    snapshot.at.unix_ms(),
-                    snapshot.hash.0.as_slice(),
-                    body.as_slice()
-                ],
+                params![to_sql(snapshot.index), snapshot.at.unix_ms(), snapshot.hash.0.as_slice(), body.as_slice()],
             )
             .map_err(failed("replace"))?;
         let base = [snapshot.index.to_be_bytes().as_slice(), &snapshot.hash.0].concat();

@@ -52,7 +52,8 @@ pub(crate) fn decide(agents: usize, results: &mut Results) -> Result<()> {
     let names = (0..agents).map(|index| AgentName::new(format!("sim-{index:07}"))).collect::<Result<Vec<_>, _>>()?;
     let mut fleet = Fleet { machine, names, positions: vec![0; agents], now: begin };
     let before = rss_kib()?;
-    let connect = fleet.time(agents, |agent, _, index| Ok(Fact::AgentConnected { agent, hello: hello(index).into() }))?;
+    let connect =
+        fleet.time(agents, |agent, _, index| Ok(Fact::AgentConnected { agent, hello: hello(index).into() }))?;
     let each = number(usize::try_from(rss_kib()?.saturating_sub(before))?) / number(agents);
     results.add(
         "memory of a simulated agent in State",

@@ -121,7 +121,9 @@ fn slow_answers_are_graded_lower() {
 
 #[test]
 fn certificates_run_out() {
-    for (days, expected) in [(15, None), (13, Some("runs out on 2026-12-01 11:06 UTC")), (-2, Some("ran out on 2026-11-16 11:06 UTC"))] {
+    for (days, expected) in
+        [(15, None), (13, Some("runs out on 2026-12-01 11:06 UTC")), (-2, Some("ran out on 2026-11-16 11:06 UTC"))]
+    {
         let at = |days: i64| Timestamp::from_unix_ms(now(0).wall.unix_ms() + days * DAY_MS);
         let certificate = Certificate {
             not_before: at(-90),
