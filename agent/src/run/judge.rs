@@ -39,6 +39,8 @@ const RETRY_SPOOL_MS: u64 = 1_000;
 const SAVE_INTERVAL_MS: u64 = 60_000;
 /// After a start or a reload sooner: then most is learned, and most of the memory that it took is free again.
 const SAVE_FIRST_MS: u64 = 10_000;
+/// Between two times at which the program's text is unmapped, of which what is used comes back: some hundred page faults.
+const FORGET_INTERVAL_MS: u64 = 600_000;
 /// The state folder is looked at, or tried, again after this.
 const LOOK_AT_DISK_MS: u64 = 60_000;
 /// The loop turns at least this often, whatever is due.
@@ -86,6 +88,8 @@ pub struct Judge<O> {
     /// The last write failed.
     spool_fails: bool,
     saved_ms: u64,
+    /// When the program's text is unmapped next.
+    forget_ms: u64,
     look_at_disk_ms: Option<u64>,
     /// How often the service manager wants to hear that the loop turns, and when next.
     watchdog: Option<Duration>,
@@ -121,6 +125,7 @@ impl<O: StateOutlet> Judge<O> {
             retry_ms: 0,
             spool_fails: false,
             saved_ms: 0,
+            forget_ms: 0,
             look_at_disk_ms: None,
             watchdog: sd_notify::watchdog_enabled().map(|limit| limit / 3),
             watchdog_ms: 0,
@@ -188,6 +193,7 @@ impl<O: StateOutlet> Judge<O> {
         self.tell(events.into_iter().map(|event| Change { event, observed_boottime_ms }).collect());
         self.save_all(now);
         self.saved_ms = now.boottime_ms.saturating_sub(SAVE_INTERVAL_MS - SAVE_FIRST_MS);
+        self.forget_ms = now.boottime_ms;
     }
 
     /// Gives control back in a minute, once, to look at the state folder again.
@@ -420,6 +426,10 @@ impl<O: StateOutlet> Judge<O> {
         self.save(now);
         // Once a minute, and after a start or a reload, which need most.
         crate::heap::give_back();
+        if now.boottime_ms >= self.forget_ms {
+            self.forget_ms = now.boottime_ms.saturating_add(FORGET_INTERVAL_MS);
+            crate::heap::forget_the_start();
+        }
     }
 
     /// True when there is something to tell.
