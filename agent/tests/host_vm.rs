@@ -9,11 +9,12 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod booted;
+mod packages;
 
 use booted::{Booted, text};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 
 const WHAT: &str = "units and cgroups on kernel 6.1";
 /// Ends a download that hangs.
@@ -136,21 +137,7 @@ fn boot() -> Option<(Booted, bool)> {
 
 /// Their packages, fetched once.
 fn killers() -> Option<Vec<PathBuf>> {
-    let cache = std::env::var("REALHOST_CACHE").unwrap_or_else(|_| "/tmp/realhost".to_owned());
-    let (folder, base) = (Path::new(&cache).join("killer-debs"), Path::new(&cache).join("base"));
-    if !folder.join("complete").exists() {
-        std::fs::create_dir_all(folder.join("partial")).ok()?;
-        let mut apt = Command::new("timeout");
-        apt.args(["-k", "5", FETCH_SECONDS_MAX, "apt-get", "-y", "-q", "--no-install-recommends"]);
-        apt.arg("-o").arg(format!("Dir::State::status={}", base.join("var/lib/dpkg/status").display()));
-        apt.arg("-o").arg(format!("Dir::Cache::archives={}", folder.display()));
-        apt.args(["-o", "Debug::NoLocking=1", "--download-only", "install"]).args(KILLERS);
-        let fetched = apt.stdin(Stdio::null()).output().ok()?;
-        if !fetched.status.success() {
-            return None;
-        }
-        std::fs::write(folder.join("complete"), "").ok()?;
-    }
+    let folder = packages::fetched("killer-debs", &KILLERS, FETCH_SECONDS_MAX)?;
     let files = std::fs::read_dir(folder).ok()?.filter_map(|file| Some(file.ok()?.path()));
     Some(files.filter(|path| path.extension().is_some_and(|extension| extension == "deb")).collect())
 }

@@ -7,9 +7,10 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod booted;
+mod packages;
 
 use booted::{Booted, text};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Ends a download that hangs.
@@ -28,7 +29,7 @@ const EXPECTED: [(&str, &str, &str); 5] = [
 fn boot() -> Option<Booted> {
     let what = "a plain Debian host";
     let host = Booted::boot("host-ns.sh", what, "plain", None)?;
-    let Some(packages) = packages() else {
+    let Some(packages) = packages::fetched("plain-debs", &PACKAGES, FETCH_SECONDS_MAX) else {
         println!("skipped: {what}: its packages cannot be had: no apt, or no network");
         return None;
     };
@@ -62,26 +63,6 @@ fn findings(host: &Booted, arguments: &str) -> (Vec<String>, String) {
     let told =
         told.filter(|told| !SHARED.iter().any(|reason| told["reason"] == *reason)).map(ToString::to_string).collect();
     (told, format!("{report:#}"))
-}
-
-/// Files of the packages and all they need that the host has not; fetched once.
-fn packages() -> Option<PathBuf> {
-    let cache = std::env::var("REALHOST_CACHE").unwrap_or_else(|_| "/tmp/realhost".to_owned());
-    let (folder, base) = (Path::new(&cache).join("plain-debs"), Path::new(&cache).join("base"));
-    if !folder.join("complete").exists() {
-        std::fs::create_dir_all(folder.join("partial")).ok()?;
-        let mut apt = Command::new("timeout");
-        apt.args(["-k", "5", FETCH_SECONDS_MAX, "apt-get", "-y", "-q", "--no-install-recommends"]);
-        apt.arg("-o").arg(format!("Dir::State::status={}", base.join("var/lib/dpkg/status").display()));
-        apt.arg("-o").arg(format!("Dir::Cache::archives={}", folder.display()));
-        apt.args(["-o", "Debug::NoLocking=1", "--download-only", "install"]).args(PACKAGES);
-        let fetched = apt.stdin(Stdio::null()).output().ok()?;
-        if !fetched.status.success() {
-            return None;
-        }
-        std::fs::write(folder.join("complete"), "").ok()?;
-    }
-    Some(folder)
 }
 
 #[test]
