@@ -6,11 +6,13 @@ pub mod target;
 pub use target::{Address, Listener, SocketFile, Target, TcpHost, matching};
 
 use crate::clock::Now;
+use crate::diagnose::PID_KEY;
 use crate::judgement::{Judgement, Problem};
 use crate::services::{Instance, is_of_one_service};
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::ids::ProcessId;
 use muster_common::reason::Reason;
+use muster_common::time::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -71,6 +73,8 @@ struct Queue {
     length: u32,
     runs: u32,
     since_boottime_ms: u64,
+    /// The same by the wall clock, for people: a count of runs would be news with each run.
+    since: Timestamp,
 }
 
 /// Judges a port over time.
@@ -128,9 +132,11 @@ impl PortJudge {
         let before = std::mem::take(&mut self.queues);
         for listener in listeners {
             let known = before.get(&listener.inode).filter(|known| known.length > 0 && listener.queue >= known.length);
-            let (runs, since_boottime_ms) =
-                known.map_or((1, now.boottime_ms), |known| (known.runs.saturating_add(1), known.since_boottime_ms));
-            self.queues.insert(listener.inode, Queue { length: listener.queue, runs, since_boottime_ms });
+            let queue = match known {
+                Some(known) => Queue { length: listener.queue, runs: known.runs.saturating_add(1), ..*known },
+                None => Queue { length: listener.queue, runs: 1, since_boottime_ms: now.boottime_ms, since: now.wall },
+            };
+            self.queues.insert(listener.inode, queue);
         }
         // With SO_REUSEPORT one listener that is drained does not help the connections of another.
         let full = listeners.iter().find(|listener| listener.is_full());
@@ -145,18 +151,19 @@ impl PortJudge {
                 (format!("{} connections wait, the backlog of {backlog} is full", listener.queue), Grade::Confirmed)
             }
             (_, None, Some(queue)) => {
-                let why = format!("{} connections wait and none was taken in {} runs", queue.length, queue.runs);
-                (why, Grade::Likely)
+                (format!("connections wait and none was taken since {}", queue.since.to_utc_minute()), Grade::Likely)
             }
             (_, None, None) => return None,
         };
         let summary = format!("{target} is listened on, but connections are not accepted: {why}");
         let problem =
             Problem::new(Reason::PortUnresponsive, summary).grade(grade).evidence(seen.clone().text("why", why));
-        Some(problem.next_steps([
-            "see what the process does: cat /proc/PID/stack, /proc/PID/wchan, or its threads in top -H -p PID",
-            "restart the service if it hangs, after keeping a core or a stack of it",
-        ]))
+        let look = match crate::diagnose::number(seen, PID_KEY) {
+            Some(pid) => format!("see what its process does: cat /proc/{pid}/stack /proc/{pid}/wchan; top -H -p {pid}"),
+            None => "see who listens and what it does: ss -lntpx; then top -H -p its pid".to_owned(),
+        };
+        let restart = "restart the service if it hangs, after keeping a core or a stack of it".to_owned();
+        Some(problem.next_steps([look, restart]))
     }
 }
 
@@ -240,7 +247,6 @@ fn owner_evidence(mut evidence: Evidence, owner: &Owner) -> Evidence {
 mod tests {
     use super::*;
     use crate::judgement::Verdict;
-    use muster_common::time::Timestamp;
 
     fn at(seconds: u64) -> Now {
         Now { boottime_ms: seconds * 1000, wall: Timestamp::UNIX_EPOCH }
@@ -324,6 +330,25 @@ mod tests {
         assert!(judge.judge(&target(), &reading(2), None, at(30)).problems.is_empty());
         let timed_out = Reading { connect: Some(Connect::NoAnswer), ..reading(1) };
         assert_eq!(reasons(&judge.judge(&target(), &timed_out, None, at(35))), [Reason::PortUnresponsive]);
+    }
+
+    /// For hours, with a queue that grows: one finding, told once.
+    #[test]
+    fn a_queue_that_stays_stuck_is_no_news_with_each_run() {
+        let (mut judge, mut ledger) = (PortJudge::default(), crate::ledger::Ledger::default());
+        let service = muster_common::ids::ServiceName::new("web").unwrap();
+        let subject =
+            muster_common::finding::SubjectKey::new(service, muster_common::finding::ProbeKind::Port, "tcp:80");
+        let mut told = Vec::new();
+        for run in 0..100u32 {
+            let now = Now { wall: Timestamp::from_unix_ms(i64::from(run) * 5_000), ..at(u64::from(run) * 5) };
+            let reading = Reading { owners: vec![owner(7, "web")], ..reading(3 + run / 25) };
+            told.extend(ledger.observe(now, &subject, &judge.judge(&target(), &reading, None, now)));
+        }
+        let [change] = told.as_slice() else { panic!("{told:#?}") };
+        let muster_common::finding::FindingEvent::Opened(finding) = &change.event else { panic!("{change:?}") };
+        assert!(finding.summary.ends_with("connections wait and none was taken since 1970-01-01 00:00 UTC"));
+        assert!(finding.next_steps[0].contains("top -H -p 7"), "{:?}", finding.next_steps);
     }
 
     #[test]
