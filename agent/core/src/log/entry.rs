@@ -12,11 +12,26 @@ const ERROR_KEYS: [&str; 5] = ["error", "err", "exception", "error.message", "ca
 /// Where they put the time.
 const TIME_KEYS: [&str; 6] = ["time", "timestamp", "ts", "@timestamp", "datetime", "date"];
 /// Where they put the level.
-const LEVEL_KEYS: [&str; 6] = ["level", "lvl", "severity", "levelname", "log.level", "loglevel"];
+const LEVEL_KEYS: [&str; 12] = [
+    "level",
+    "lvl",
+    "severity",
+    "levelname",
+    "log.level",
+    "loglevel",
+    "levelno",
+    "@l",
+    "PRIORITY",
+    "severity_number",
+    "severityNumber",
+    "SeverityNumber",
+];
+/// Debug, of the eight priorities of syslog and the journal: the highest number is the least.
+const PRIORITY_DEBUG: u8 = 7;
 /// A text line has its level among so many first words: behind date, time, zone, host, program and thread.
 const LEVEL_WORDS_MAX: usize = 7;
 /// Words for a level; the lowest two come last.
-const LEVELS: [&str; 16] = [
+const LEVELS: [&str; 17] = [
     "emerg",
     "emergency",
     "alert",
@@ -33,7 +48,10 @@ const LEVELS: [&str; 16] = [
     "info",
     "debug",
     "trace",
+    "verbose",
 ];
+/// Such as nobody waits for.
+const DEBUG_LEVELS: [&str; 3] = ["debug", "trace", "verbose"];
 /// Fields of one line that are kept for rules.
 const FIELDS_MAX: usize = 64;
 /// Objects within objects that are looked into, as `outer.inner`.
@@ -48,6 +66,8 @@ pub struct Entry<'a> {
     pub text: Cow<'a, str>,
     /// When it was written, where the line says so with its time zone.
     pub unix_ms: Option<i64>,
+    /// What its source says of its level, as syslog counts: 0 is the gravest. What the line itself says goes before.
+    priority: Option<u8>,
     /// The plain fields of a JSON line; a text line is asked by [`Entry::field`].
     fields: Vec<(String, Cow<'a, str>)>,
 }
@@ -72,13 +92,19 @@ impl<'a> Entry<'a> {
 
     /// A line that is text, whatever it looks like.
     pub fn text(line: &'a str) -> Self {
-        Self { text: Cow::Borrowed(line), unix_ms: text_time(line), fields: Vec::new() }
+        Self { text: Cow::Borrowed(line), unix_ms: text_time(line), priority: None, fields: Vec::new() }
     }
 
     /// A message of which everything else is known from elsewhere (the journal).
     pub fn message(text: &'a str, unix_ms: Option<i64>) -> Self {
         let entry = Self::parse(text);
         Self { unix_ms: unix_ms.or(entry.unix_ms), ..entry }
+    }
+
+    /// With the level that its source gives it (`PRIORITY` of the journal).
+    #[must_use]
+    pub fn with_priority(self, priority: Option<u8>) -> Self {
+        Self { priority, ..self }
     }
 
     /// A field of a JSON line, or `name=value` of a text line.
@@ -89,20 +115,27 @@ impl<'a> Entry<'a> {
         if self.fields.is_empty() { logfmt(&self.text, name).map(Cow::Borrowed) } else { None }
     }
 
-    /// Whether its own level is debug or trace: a field of it says so, or the first word for a level near its begin.
+    /// Whether its own level is debug or trace: a field of it says so, by name or by number (pino and bunyan, syslog,
+    /// OpenTelemetry), or the first word for a level near its begin; else what its source says.
     ///
     /// ```
     /// use muster_agent_core::log::Entry;
     /// assert!(Entry::parse("2026-01-02T03:04:05Z DEBUG sql: \"disk I/O error\" is code 10").is_debug());
+    /// assert!(Entry::parse(r#"{"level":20,"msg":"disk I/O error"}"#).is_debug());
     /// assert!(!Entry::parse("ERROR sql: disk I/O error (DEBUG is off)").is_debug());
     /// ```
     pub fn is_debug(&self) -> bool {
-        let field = LEVEL_KEYS.iter().find_map(|key| self.field(key));
-        let level = match &field {
-            Some(level) => Some(level.trim().to_ascii_lowercase()),
-            None => self.text.split_whitespace().take(LEVEL_WORDS_MAX).find_map(level_of),
-        };
-        level.is_some_and(|level| level == "debug" || level == "trace")
+        if let Some((key, level)) = LEVEL_KEYS.iter().find_map(|key| Some((*key, self.field(key)?))) {
+            let level = level.trim();
+            return match level.parse() {
+                Ok(number) => is_debug_number(key, number),
+                Err(_) => DEBUG_LEVELS.iter().any(|debug| level.eq_ignore_ascii_case(debug)),
+            };
+        }
+        if let Some(level) = self.text.split_whitespace().take(LEVEL_WORDS_MAX).find_map(level_of) {
+            return DEBUG_LEVELS.contains(&level.as_str());
+        }
+        self.priority.or_else(|| syslog_priority(&self.text)) == Some(PRIORITY_DEBUG)
     }
 
     /// The program that a line of a syslog file names before its message.
@@ -114,6 +147,24 @@ impl<'a> Entry<'a> {
         let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_./@".contains(c));
         (!name.is_empty() && name.len() <= TAG_BYTES_MAX && plain && before.len() > tag.len()).then_some(name)
     }
+}
+
+/// Whether a number stands for debug or trace where `key` has it. GELF and syslog count down to 7 and have nothing above
+/// it; pino, bunyan and their like begin at 10 and have info at 30.
+fn is_debug_number(key: &str, number: i64) -> bool {
+    let syslog = i64::from(PRIORITY_DEBUG);
+    match key {
+        "PRIORITY" | "severity" => number == syslog,
+        "levelno" => (1..=10).contains(&number),
+        "severity_number" | "severityNumber" | "SeverityNumber" => (1..=8).contains(&number),
+        _ => (syslog..30).contains(&number),
+    }
+}
+
+/// Of a line that begins as syslog has it on the wire: `<15>`.
+fn syslog_priority(line: &str) -> Option<u8> {
+    let (number, _) = line.strip_prefix('<')?.split_once('>')?;
+    number.parse::<u8>().ok().filter(|number| *number <= 191).map(|number| number % 8)
 }
 
 /// The level that a word of a text line stands for: `DEBUG`, `[debug]`, `debug:`, `DEBUG:module:`. A small word among
@@ -137,7 +188,7 @@ fn json(line: &str) -> Option<Entry<'_>> {
         (None, Some(error)) => error,
         (None, None) => Cow::Borrowed(line),
     };
-    Some(Entry { text, unix_ms: found.unix_ms, fields: found.fields })
+    Some(Entry { text, unix_ms: found.unix_ms, priority: None, fields: found.fields })
 }
 
 #[derive(Default)]
@@ -407,8 +458,42 @@ mod tests {
             ("Traceback (most recent call last):", false),
             ("sqlite3.OperationalError: disk I/O error", false),
             ("", false),
+            // pino and bunyan
+            (r#"{"level":10,"msg":"timed out"}"#, true),
+            (r#"{"level":20,"time":1795312305000,"msg":"timed out"}"#, true),
+            (r#"{"level":30,"msg":"timed out"}"#, false),
+            (r#"{"level":50,"msg":"timed out"}"#, false),
+            // GELF and syslog: 7 is debug, 3 is an error.
+            (r#"{"version":"1.1","level":7,"short_message":"timed out"}"#, true),
+            (r#"{"level":3,"msg":"timed out"}"#, false),
+            (r#"{"PRIORITY":"7","MESSAGE":"timed out"}"#, true),
+            (r#"{"PRIORITY":"6","MESSAGE":"timed out"}"#, false),
+            ("<15>Nov 22 01:51:45 host hub: timed out", true),
+            ("<11>Nov 22 01:51:45 host hub: timed out", false),
+            ("<999>timed out", false),
+            (r#"{"levelno":10,"msg":"timed out"}"#, true),
+            (r#"{"levelno":20,"msg":"timed out"}"#, false),
+            (r#"{"severityNumber":5,"body":"timed out"}"#, true),
+            (r#"{"severityNumber":17,"body":"timed out"}"#, false),
+            (r#"{"@l":"Verbose","@m":"timed out"}"#, true),
+            ("level=20 msg=x", true),
         ] {
             assert_eq!(Entry::parse(line).is_debug(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_line_says_of_its_level_goes_before_what_its_source_says() {
+        for (line, priority, expected) in [
+            ("timed out", Some(7), true),
+            ("timed out", Some(6), false),
+            ("ERROR timed out", Some(7), false),
+            ("DEBUG timed out", Some(6), true),
+            (r#"{"level":50,"msg":"timed out"}"#, Some(7), false),
+            ("timed out", None, false),
+        ] {
+            let entry = Entry::message(line, Some(1)).with_priority(priority);
+            assert_eq!(entry.is_debug(), expected, "{line} {priority:?}");
         }
     }
 

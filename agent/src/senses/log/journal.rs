@@ -23,10 +23,11 @@ const ENTRIES_MAX: usize = 2_000;
 /// Entries of one match that a one-shot diagnosis looks back on.
 const LOOK_BACK_ENTRIES: u64 = 500;
 /// What is asked of every entry.
-const FIELDS: [&str; 4] = ["MESSAGE", "_SYSTEMD_UNIT", "_PID", "_COMM"];
+const FIELDS: [&str; 5] = ["MESSAGE", "_SYSTEMD_UNIT", "_PID", "_COMM", "PRIORITY"];
 const MESSAGE: usize = 0;
 const UNIT: usize = 1;
 const PID: usize = 2;
+const PRIORITY: usize = 4;
 /// The way out of a permission problem.
 const WAY_OUT: &str = "add the agent's user to the group systemd-journal, or give it CAP_DAC_READ_SEARCH";
 
@@ -53,6 +54,8 @@ pub(super) struct JournalLine<'a> {
     pub(super) message: &'a [u8],
     pub(super) unix_ms: i64,
     pub(super) unit: Option<String>,
+    /// As syslog counts: 0 is the gravest, 7 is debug.
+    pub(super) priority: Option<u8>,
 }
 
 /// What one run brought beside its lines.
@@ -341,7 +344,8 @@ impl JournalFollower {
             }
             let unit = entry.field(UNIT).map(|unit| String::from_utf8_lossy(unit).into_owned());
             let unix_ms = i64::try_from(entry.realtime_usec / 1000).unwrap_or(i64::MAX);
-            line(&JournalLine { message, unix_ms, unit });
+            let priority = entry.field(PRIORITY).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+            line(&JournalLine { message, unix_ms, unit, priority });
         }
     }
 }

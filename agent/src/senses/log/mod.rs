@@ -133,7 +133,8 @@ impl LogProbe {
         let look_back_ms = i64::try_from(LOOK_BACK_MS).unwrap_or(i64::MAX);
         let oldest_unix_ms = if context.one_shot { now.wall.unix_ms() - look_back_ms } else { i64::MIN };
         let mut broken = None;
-        let mut take = |line: &[u8], unix_ms: Option<i64>, until: Option<i64>, unit: Option<&str>| {
+        let mut take = |line: &[u8], unix_ms: Option<i64>, until: Option<i64>, by: (Option<&str>, Option<u8>)| {
+            let (unit, priority) = by;
             counts.lines = counts.lines.saturating_add(1);
             let set = match rules.set() {
                 Ok(set) => set,
@@ -144,7 +145,7 @@ impl LogProbe {
             };
             let text = String::from_utf8_lossy(line);
             let entry = match unix_ms {
-                Some(_) => Entry::message(&text, unix_ms),
+                Some(_) => Entry::message(&text, unix_ms).with_priority(priority),
                 None if *as_text => Entry::text(&text),
                 None => Entry::parse(&text),
             };
@@ -165,7 +166,7 @@ impl LogProbe {
                 let pass = follower.pass(now.boottime_ms, since, &mut |line, about| {
                     cut_lines += u64::from(about.cut);
                     // The daemon reads a line as it is written; what looks once reads what stood there for hours.
-                    take(line, None, context.one_shot.then_some(about.until_unix_ms), None);
+                    take(line, None, context.one_shot.then_some(about.until_unix_ms), (None, None));
                 });
                 counts.cut_lines = counts.cut_lines.saturating_add(cut_lines);
                 counts.rotations = counts.rotations.saturating_add(pass.rotations);
@@ -175,7 +176,7 @@ impl LogProbe {
             }
             Input::Journal(follower) => {
                 let pass = follower.pass(now.wall.unix_ms(), context.one_shot, &mut |line| {
-                    take(line.message, Some(line.unix_ms), None, line.unit.as_deref());
+                    take(line.message, Some(line.unix_ms), None, (line.unit.as_deref(), line.priority));
                 });
                 (of_journal(&pass), pass.unreadable)
             }
