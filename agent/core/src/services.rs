@@ -144,6 +144,11 @@ impl Services {
         list.push_back(life);
     }
 
+    /// The systemd unit of a service, where it has one.
+    pub fn unit_of(&self, service: &ServiceName) -> Option<&str> {
+        self.units.get(service).map(String::as_str)
+    }
+
     /// Notes the last life of a service that somebody else tells of.
     pub fn note_told(&mut self, service: &ServiceName, life: ToldLife) {
         let known = self.told.entry(service.clone()).or_insert(life);

@@ -40,6 +40,14 @@ pub const HELD_KEY: &str = "held_ms";
 pub const HOLDER_SERVICE_KEY: &str = "holder_service";
 /// The services of those that wait or may wait for a lock, separated by `", "`.
 pub const WAITER_SERVICES_KEY: &str = "waiter_services";
+/// The rule that took a line of a log.
+pub const RULE_KEY: &str = "rule";
+/// What that rule's `group_by` caught: each value is told apart.
+pub const GROUP_KEY: &str = "group";
+/// Who told how a process ended, with what systemd made of it.
+pub const TOLD_BY_KEY: &str = "exit_told_by";
+/// Why a unit failed, in systemd's word.
+pub const RESULT_KEY: &str = "result";
 /// How long ago the last check of a database that passed was, in what is seen of one that is well.
 pub const CHECK_AGE_KEY: &str = "check_age_ms";
 

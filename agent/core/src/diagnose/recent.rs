@@ -2,8 +2,9 @@
 
 use super::rules::{Explained, explains, is_cause, is_effect};
 use super::{
-    CHECK_AGE_KEY, EXIT_STATUS_KEY, HELD_KEY, HOLDER_SERVICE_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY, SCOPE_KEY,
-    SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, WAITER_SERVICES_KEY, text,
+    CHECK_AGE_KEY, EXIT_STATUS_KEY, GROUP_KEY, HELD_KEY, HOLDER_SERVICE_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY,
+    RESULT_KEY, RULE_KEY, SCOPE_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, TOLD_BY_KEY, WAITER_SERVICES_KEY,
+    text,
 };
 use crate::clock::Now;
 use crate::executable::FIRST_SEEN_KEY;
@@ -45,6 +46,10 @@ const FACTS_KEPT: &[&str] = &[
     SCOPE_KEY,
     HOLDER_SERVICE_KEY,
     WAITER_SERVICES_KEY,
+    RULE_KEY,
+    GROUP_KEY,
+    TOLD_BY_KEY,
+    RESULT_KEY,
 ];
 
 /// What was seen lately, per service, oldest first.

@@ -3,7 +3,10 @@
 
 use super::recent::{Recent, Trace};
 use super::rules::explains;
-use super::{EXIT_STATUS_KEY, PID_KEY, SINCE_BOOT_KEY, START_TICKS_KEY, number, text};
+use super::{
+    EXIT_STATUS_KEY, GROUP_KEY, PID_KEY, RESULT_KEY, RULE_KEY, SINCE_BOOT_KEY, START_TICKS_KEY, TOLD_BY_KEY, number,
+    text,
+};
 use crate::judgement::Judgement;
 use crate::process::exit::{NO_SUCCESSOR, START_IT};
 use crate::services::{Instance, Services};
@@ -78,6 +81,9 @@ pub struct Story {
     pub unknown: Vec<String>,
     /// What a person could do, in order; what saves data comes first.
     pub next_steps: Vec<String>,
+    /// When the cause happened, `CLOCK_BOOTTIME`, where it lasts no longer.
+    #[serde(default)]
+    pub happened_boottime_ms: Option<u64>,
 }
 
 /// Tells the findings of one round as stories, worst first (then by service, reason and subject). `recent` has noted
@@ -105,14 +111,15 @@ pub fn stories(findings: &[Finding], recent: &Recent, services: &Services) -> Ve
         let members =
             || std::iter::once(cause).chain(links.iter().map(|link| link.finding)).filter_map(|at| findings.get(at));
         let severity = members().map(|finding| finding.severity).max().unwrap_or(trace.severity);
-        let mut next_steps = steps(salvage(trace, recent), members());
+        let mut next_steps = steps(salvage(trace, recent), limit(trace, recent, services), members());
         if successor(trace, services).is_some() {
             next_steps.retain(|step| !step.starts_with(START_IT));
         }
         let unknown = unknown(members());
         let sentence = sentence(trace, &trace.key, recent, services).unwrap_or_else(|| trace.summary.clone());
         let standing = standing(trace, recent, services);
-        stories.push(Story { cause, links, severity, sentence, standing, unknown, next_steps });
+        let happened_boottime_ms = trace.until_ms.filter(|at_ms| *at_ms != u64::MAX);
+        stories.push(Story { cause, links, severity, sentence, standing, unknown, next_steps, happened_boottime_ms });
     }
     let key = |story: &Story| findings.get(story.cause).map(|finding| finding.key.clone());
     stories.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| key(a).cmp(&key(b))));
@@ -137,7 +144,8 @@ impl Recent {
             let salvage = salvage(if ended_hard(root) { root } else { &trace }, self);
             let own = std::mem::take(&mut problem.next_steps);
             let salvage = salvage.into_iter().filter(|step| !own.contains(step)).collect::<Vec<_>>();
-            problem.next_steps = salvage.into_iter().chain(own).take(NEXT_STEPS_MAX).collect();
+            let limit = limit(root, self, services).filter(|step| !own.contains(step));
+            problem.next_steps = salvage.into_iter().chain(own).chain(limit).take(NEXT_STEPS_MAX).collect();
         }
     }
 }
@@ -194,6 +202,12 @@ fn fold_backgrounds(traces: &[Trace], folded: &mut [Option<(usize, Link)>]) {
     }
 }
 
+/// Two rules of one log may have one reason, and a rule's groups are told apart.
+fn is_same_kind(one: &Trace, other: &Trace) -> bool {
+    let same = |key| text(&one.facts, key) == text(&other.facts, key);
+    one.key == other.key && same(RULE_KEY) && same(GROUP_KEY)
+}
+
 /// Of the same occurrence many times the last is told, the others are counted.
 fn fold_earlier(traces: &[Trace], folded: &mut [Option<(usize, Link)>]) {
     let alone: Vec<usize> = (0..traces.len())
@@ -204,7 +218,7 @@ fn fold_earlier(traces: &[Trace], folded: &mut [Option<(usize, Link)>]) {
         let Some(trace) = traces.get(*index) else { continue };
         let later = |other: &usize| {
             traces.get(*other).is_some_and(|other_trace| {
-                other_trace.key == trace.key && (other_trace.from_ms, *other) > (trace.from_ms, *index)
+                is_same_kind(other_trace, trace) && (other_trace.from_ms, *other) > (trace.from_ms, *index)
             })
         };
         let last = alone
@@ -435,8 +449,22 @@ fn unknown<'a>(members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
     unknown
 }
 
+/// Of what its own supervisor ended, the bound that it broke: the next start breaks it too.
+fn limit(cause: &Trace, recent: &Recent, services: &Services) -> Option<String> {
+    let service = &cause.key.subject.service;
+    let unit = services.unit_of(service).filter(|_| ends(cause.key.reason))?;
+    // Where the kernel told how it ended, its unit knows why.
+    let of_unit = |trace: &Trace| trace.until_ms.is_none() && text(&trace.facts, RESULT_KEY) == Some("watchdog");
+    let told = text(&cause.facts, TOLD_BY_KEY).is_some_and(|by| by.ends_with("(result watchdog)"));
+    (told || recent.of_service(service).any(of_unit)).then(|| {
+        format!(
+            "see what it has to keep up with: systemctl show {unit} -p WatchdogUSec (it must send WATCHDOG=1 that often)"
+        )
+    })
+}
+
 /// Steps about data come first: a restart may destroy what they would save.
-fn steps<'a>(salvage: Vec<String>, members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+fn steps<'a>(salvage: Vec<String>, limit: Option<String>, members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
     let about_data = |reason: Reason| {
         let code = reason.as_str();
         code.starts_with("sqlite_") || code.starts_with("backup_")
@@ -447,7 +475,7 @@ fn steps<'a>(salvage: Vec<String>, members: impl Iterator<Item = &'a Finding>) -
     let first = other.iter().find(|finding| !finding.next_steps.is_empty());
     let (data, first) = (data.iter().flat_map(|finding| &finding.next_steps), first.map(|finding| &finding.next_steps));
     // Damage that is seen goes before damage that may be.
-    for step in data.chain(&salvage).chain(first.into_iter().flatten()) {
+    for step in data.chain(&salvage).chain(first.into_iter().flatten()).chain(&limit) {
         if !steps.contains(step) && steps.len() < NEXT_STEPS_MAX {
             steps.push(step.clone());
         }
@@ -930,6 +958,74 @@ mod tests {
         let told = stories(&kept, &recent, &Services::default());
         let told: Vec<&str> = told.iter().map(|story| kept[story.cause].key.reason.as_str()).collect();
         assert_eq!(told, ["database_error", "permission_denied", "timeout", "log_error"]);
+    }
+
+    #[test]
+    fn only_the_same_kind_is_an_earlier_one() {
+        let line = |rule: &str, group: &str| {
+            let evidence = Evidence::new().text(RULE_KEY, rule);
+            let evidence = if group.is_empty() { evidence } else { evidence.text(GROUP_KEY, group) };
+            Finding { summary: format!("{rule} {group}"), ..finding("spl", Reason::LogError, evidence) }
+        };
+        let findings = [line("r", "a"), line("r", "b"), line("r", "a"), line("s", ""), line("s", "")];
+        let mut recent = Recent::default();
+        for (at_ms, finding) in findings.iter().enumerate() {
+            let happened = Problem::new(finding.key.reason, &finding.summary).evidence(finding.evidence.clone());
+            recent.note(now(1_000 + at_ms as u64), &finding.key.subject, &Judgement::default().occurred(happened));
+        }
+        // As a look of its own, and as the agent remembers it.
+        for findings in [findings.to_vec(), recent.occurrences().collect()] {
+            let told = stories(&findings, &recent, &Services::default());
+            let told: Vec<_> = told.iter().map(|story| (story.sentence.as_str(), story.links.len())).collect();
+            assert_eq!(told, [("r b", 0), ("r a", 1), ("s ", 1)]);
+        }
+    }
+
+    #[test]
+    fn a_story_of_what_happened_says_when() {
+        let happened = finding("spl", Reason::Timeout, Evidence::new());
+        let lasts = finding("spl", Reason::PortClosed, Evidence::new());
+        let mut recent = Recent::default();
+        for finding in [&happened, &lasts] {
+            let problem = Problem::new(finding.key.reason, "x");
+            let judgement = match finding.key.reason.kind() {
+                ReasonKind::Occurrence => Judgement::default().occurred(problem),
+                _ => Judgement::problem(problem),
+            };
+            recent.note(now(7_000), &finding.key.subject, &judgement);
+        }
+        let told = stories(&[happened.clone(), lasts], &recent, &Services::default());
+        assert_eq!(told.iter().map(|story| story.happened_boottime_ms).collect::<Vec<_>>(), [None, Some(7_000)]);
+        let unseen = stories(&[happened], &Recent::default(), &Services::default());
+        assert_eq!(unseen[0].happened_boottime_ms, None);
+    }
+
+    #[test]
+    fn a_kill_by_the_watchdog_names_the_bound() {
+        let killed = |by: &str| {
+            let evidence = process(7, 1).text(EXIT_STATUS_KEY, "SIGABRT").text(TOLD_BY_KEY, by);
+            finding("spl", Reason::ProcessDown, evidence).next_steps(["see why it ended"])
+        };
+        let mut services = Services::default();
+        services.note_unit(&killed("").key.subject.service, "spl.service");
+        for (by, named) in
+            [("systemd (result watchdog)", true), ("systemd (result core-dump)", false), ("kernel", false)]
+        {
+            let down = killed(by);
+            let told = stories(std::slice::from_ref(&down), &noted(std::slice::from_ref(&down)), &services);
+            let names =
+                |steps: &[String]| steps.iter().any(|step| step.contains("systemctl show spl.service -p WatchdogUSec"));
+            assert_eq!(names(&told[0].next_steps), named, "{by}: {:?}", told[0].next_steps);
+            let problem = Problem::new(down.key.reason, "x").evidence(down.evidence.clone());
+            let mut judgement = Judgement::problem(problem);
+            let recent = noted(std::slice::from_ref(&down));
+            recent.tell(&services, &down.key.subject, &mut judgement);
+            assert_eq!(names(&judgement.problems[0].next_steps), named, "{by}");
+            // The kernel told how, systemd why.
+            let unit = finding("spl", Reason::UnitFailed, process(7, 1).text(RESULT_KEY, "watchdog"));
+            let both = [down.clone(), unit];
+            assert!(names(&stories(&both, &noted(&both), &services)[0].next_steps), "{by}");
+        }
     }
 
     #[test]

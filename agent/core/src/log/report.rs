@@ -3,6 +3,7 @@
 use super::rules::Rule;
 use super::window::Told;
 use crate::clock::Now;
+use crate::diagnose::{GROUP_KEY, RULE_KEY};
 use crate::judgement::Problem;
 use crate::services::{Instance, Services};
 use muster_common::evidence::{Evidence, Grade, Value};
@@ -36,7 +37,7 @@ pub fn occurrence(rule: &Rule, source: &str, told: &Told) -> Problem {
         }
     };
     let mut evidence =
-        Evidence::new().text("rule", &rule.name).text("source", source).text("first_line", &told.first.text);
+        Evidence::new().text(RULE_KEY, &rule.name).text("source", source).text("first_line", &told.first.text);
     if told.count > 1 {
         evidence = evidence.count("lines", told.count);
     }
@@ -44,7 +45,7 @@ pub fn occurrence(rule: &Rule, source: &str, told: &Told) -> Problem {
         evidence = evidence.text("last_line", &last.text);
     }
     if !told.group.is_empty() {
-        evidence = evidence.text("group", &told.group);
+        evidence = evidence.text(GROUP_KEY, &told.group);
     }
     for (name, value) in &told.first.captures {
         evidence = captured(evidence, name, value);

@@ -2,6 +2,7 @@
 //!
 //! Must never guess: where nobody told, the answer is unknown, with the reason.
 
+use crate::diagnose::TOLD_BY_KEY;
 use muster_common::evidence::{Evidence, Value};
 use serde::{Deserialize, Serialize};
 
@@ -120,7 +121,7 @@ impl Exit {
     pub fn evidence(&self, evidence: Evidence) -> Evidence {
         match self {
             Self::Known { status, source } => {
-                let evidence = evidence.text(EXIT_STATUS_KEY, status.name()).text("exit_told_by", source);
+                let evidence = evidence.text(EXIT_STATUS_KEY, status.name()).text(TOLD_BY_KEY, source);
                 match status {
                     // An integer, not a count: another code is news.
                     ExitStatus::Code(code) => evidence.with("exit_code", Value::Integer((*code).into())),

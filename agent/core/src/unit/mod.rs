@@ -8,7 +8,7 @@ mod state;
 pub use state::{DOWN_GRACE, Exit, FAILED_GRACE, Life, Property, UnitState, signal_name, signal_words};
 
 use crate::clock::Now;
-use crate::diagnose::{PID_KEY, START_TICKS_KEY};
+use crate::diagnose::{PID_KEY, RESULT_KEY, START_TICKS_KEY};
 use crate::judgement::{Judgement, Problem};
 use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::ids::ProcessId;
@@ -189,11 +189,19 @@ impl UnitJudge {
             "active" => Found::Well,
             "failed" if !view.one_shot && state.wants_restart() && view.in_state() < FAILED_GRACE => Found::Passing,
             "failed" => Found::Wrong(self.failed(view)),
-            "inactive" => inactive(view),
+            // Unloaded by systemd while nobody looked (a restart of the agent): what was told of it is all there is.
+            "inactive" if self.holds_more(view) => Found::Passing,
+            "inactive" => inactive(view, self.known.as_ref()),
             "reloading" | "refreshing" | "activating" | "deactivating" => passing(view),
             "maintenance" => Found::Passing,
             other => Found::Unclear(format!("{unit} is in a state that is not known here: {other:?}")),
         }
+    }
+
+    /// Whether systemd has forgotten what it had told of a unit that is not running, and still is not.
+    fn holds_more(&self, view: &View<'_>) -> bool {
+        let held = self.held.as_ref().is_some_and(|held| held.reason == Reason::UnitInactive);
+        held && is_forgotten(view.state) && view.state.load_state != "masked"
     }
 
     fn failed(&self, view: &View<'_>) -> Problem {
@@ -240,7 +248,7 @@ impl UnitJudge {
             ("load_state", &state.load_state),
             ("active_state", &state.active_state),
             ("sub_state", &state.sub_state),
-            ("result", &state.result),
+            (RESULT_KEY, &state.result),
             ("unit_file_state", &state.unit_file_state),
             ("unit_type", &state.kind),
             ("restart_policy", &state.restart),
@@ -361,7 +369,13 @@ enum Found {
     Unclear(String),
 }
 
-fn inactive(view: &View<'_>) -> Found {
+/// Whether systemd remembers no start: a unit that is not running is unloaded, with all that was known of it.
+fn is_forgotten(state: &UnitState) -> bool {
+    state.active_enter_usec == 0 && state.newest().is_none() && !state.was_skipped()
+}
+
+/// `known` is the newest life that an earlier look told of.
+fn inactive(view: &View<'_>, known: Option<&Life>) -> Found {
     let View { unit, state, .. } = view;
     let triggered = !state.triggered_by.is_empty();
     if view.options.may_be_inactive || triggered || (state.is_oneshot() && !state.remain_after_exit) {
@@ -382,13 +396,15 @@ fn inactive(view: &View<'_>) -> Found {
         "; it is masked, so that nothing can start it".to_owned()
     } else if state.was_skipped() {
         "; a condition of its file was not met when it was last to be started".to_owned()
-    } else if let Some(exit) = state.newest().and_then(|life| life.exit) {
+    } else if let Some(exit) = state.newest().or(known.filter(|_| is_forgotten(state))).and_then(|life| life.exit) {
         match exit {
             Exit::Signal(signal @ (1 | 2 | 15)) => {
                 format!("; it was stopped ({})", signal_name(signal))
             }
             other => format!("; its main process {} and systemd counts that as a regular stop", other.words()),
         }
+    } else if let Some(known) = known.filter(|_| is_forgotten(state)) {
+        format!("; it ran as pid {} when it was last seen, and systemd has forgotten how that ended", known.pid)
     } else if state.active_enter_usec == 0 {
         "; systemd remembers no start: there was none since this host booted, or it was stopped and forgotten"
             .to_owned()

@@ -269,3 +269,34 @@ fn a_oneshots_runs_are_no_restarts() {
         assert_eq!(judge(&mut unit_judge, "job.service", &unit, 100, Options::default()).occurrences, []);
     }
 }
+
+/// systemd unloads a unit that nobody needs, and an agent that was restarted is told of it as of one that never ran.
+#[test]
+fn what_was_told_of_a_unit_survives_a_restart_of_the_agent() {
+    let running = "ActiveState=active SubState=running ActiveEnterTimestampMonotonic=100000000";
+    let stopped = "ActiveState=inactive SubState=dead Result=success ActiveEnterTimestampMonotonic=100000000 \
+                   StateChangeTimestampMonotonic=880000000";
+    let forgotten = state("ActiveState=inactive SubState=dead");
+    let restarted =
+        |known: &UnitJudge| -> UnitJudge { serde_json::from_str(&serde_json::to_string(known).unwrap()).unwrap() };
+    let look = |judge: &mut UnitJudge, state: &UnitState, now_s| {
+        let judgement = self::judge(judge, UNIT, state, now_s, Options::default());
+        judgement.problems.into_iter().next()
+    };
+    let mut before = UnitJudge::default();
+    assert_eq!(look(&mut before, &state(&format!("{running} {}", life(7, 100, 0, 0, 0))), 500), None);
+    let only_seen_running = restarted(&before);
+    let told = look(&mut before, &state(&format!("{stopped} {}", life(7, 100, 880, 2, 15))), 1_000).unwrap();
+    assert!(told.summary.ends_with("; it was stopped (SIGTERM)"), "{}", told.summary);
+    // Word for word, so that there is nothing to tell.
+    let mut after = restarted(&before);
+    assert_eq!(look(&mut after, &forgotten, 1_010), Some(told.clone()));
+    assert_eq!(look(&mut after, &forgotten, 1_015), Some(told));
+    // Started again: that was it.
+    assert_eq!(look(&mut after, &state(&format!("{running} {}", life(9, 1_020, 0, 0, 0))), 1_030), None);
+    let mut after = only_seen_running;
+    let told = look(&mut after, &forgotten, 1_010).unwrap();
+    assert!(told.summary.contains("; it ran as pid 7 when it was last seen, and systemd has forgotten"), "{told:?}");
+    let told = look(&mut UnitJudge::default(), &forgotten, 1_010).unwrap();
+    assert!(told.summary.contains("systemd remembers no start"), "{told:?}");
+}
