@@ -11,6 +11,7 @@ use muster_proto::v1::paging_service_server::{PagingService, PagingServiceServer
 use muster_proto::v1::set_freeze_request::Change;
 use muster_proto::v1::silence_service_server::{SilenceService, SilenceServiceServer};
 use muster_proto::v1::*;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Command, Output, Stdio};
@@ -886,14 +887,53 @@ fn what_is_watched_comes_line_by_line_and_its_end_is_told() {
     let watched = bench.run(&["--format", "json", "findings", "watch", "--agent", "web-9"]);
     let line: serde_json::Value = serde_json::from_slice(&watched.stdout).unwrap();
     assert_eq!((&line["change"], &line["finding"]["agent"]), (&"opened".into(), &"web-9".into()));
-    // No terminal: the screen once, then lines, until the first watch ends.
-    let live = bench.run(&["status", "--live"]);
-    let text = String::from_utf8(live.stdout.clone()).unwrap();
+}
+
+#[test]
+fn without_a_terminal_the_screen_comes_line_by_line_and_again_when_the_coordinator_is_back() {
+    let bench = Bench::start();
+    // The first watch of this coordinator ends at once; the next connection is answered again.
+    let text = lines_until(&bench, &["status", "--live"], |text| text.matches("agents 11 live, 1 stale").count() > 1);
     assert!(text.starts_with("prod  coord-a (primary, epoch 3)") && !text.contains('\u{1b}'), "{text}");
-    assert!(text.contains("agents 11 live, 1 stale"), "{text}");
+    assert!(text.contains("\ninterrupted: the coordinator ended the stream; tried again every 2 s\n"), "{text}");
     // Neither an empty table nor that somebody is well, whom nobody asked about.
     for noise in ["no open incidents", "q quits", "agent web-8"] {
         assert!(!text.contains(noise), "{noise}: {text}");
     }
-    assert!(refused(&live, 1).contains("ended the stream"));
+    let is_back = |text: &str| text.matches("fleet_status").count() > 1;
+    let json = lines_until(&bench, &["--format", "json", "status", "--live"], is_back);
+    let interrupted = json.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let told: Vec<_> = interrupted.filter_map(|line| line.get("interrupted").cloned()).collect();
+    assert_eq!(told, ["the coordinator ended the stream"]);
+    // Who cannot be asked at all is told so, and does not wait.
+    let nobody = musterctl(&bench.dir.path().join("nobody.sock"), &["status", "--live"]);
+    assert!(refused(&nobody, 1).contains("is the coordinator running"));
+}
+
+/// What a command that does not end by itself has printed by the time that `enough` holds.
+fn lines_until(bench: &Bench, arguments: &[&str], enough: impl Fn(&str) -> bool) -> String {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_musterctl"))
+        .env_clear()
+        .arg("--socket")
+        .arg(bench.socket())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (told, lines) = std::sync::mpsc::channel();
+    let stdout = child.stdout.take().unwrap();
+    std::thread::spawn(move || {
+        BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| told.send(line)).ok()
+    });
+    let mut text = String::new();
+    while !enough(&text) {
+        match lines.recv_timeout(std::time::Duration::from_secs(60)) {
+            Ok(line) => text.extend([line.as_str(), "\n"]),
+            Err(error) => panic!("{error}: {text}"),
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    text
 }

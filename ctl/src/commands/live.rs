@@ -86,7 +86,7 @@ impl Watches {
 
 pub(super) async fn status(channel: Channel, target: &Settings, out: &mut Out) -> Result<(), CtlError> {
     if out.is_json() || !out.is_terminal() {
-        return lines(channel, out).await;
+        return lines(channel, target, out).await;
     }
     let (watches, status) = Watches::open(channel).await?;
     let mut board = Board::default();
@@ -97,8 +97,10 @@ pub(super) async fn status(channel: Channel, target: &Settings, out: &mut Out) -
     loop {
         let ended = match watches.take() {
             Some(watches) => watch(watches, &mut board, &mut screen, &mut keys, out).await?,
-            None => match again(target, &mut board).await {
-                Ok(opened) => {
+            None => match again(target).await {
+                Ok((opened, status)) => {
+                    board.begin_again();
+                    board.fleet(status);
                     watches = Some(opened);
                     continue;
                 }
@@ -117,11 +119,8 @@ pub(super) async fn status(channel: Channel, target: &Settings, out: &mut Out) -
 }
 
 /// Connects anew and begins anew: what was missed meanwhile is in what the watches send first.
-async fn again(target: &Settings, board: &mut Board) -> Result<Watches, CtlError> {
-    let (watches, status) = Watches::open(connect::connect(target).await?).await?;
-    board.begin_again();
-    board.fleet(status);
-    Ok(watches)
+async fn again(target: &Settings) -> Result<(Watches, GetFleetStatusResponse), CtlError> {
+    Watches::open(connect::connect(target).await?).await
 }
 
 /// Draws what comes, until the connection ends (with what was said) or somebody quits.
@@ -169,56 +168,74 @@ fn draw(board: &Board, screen: &mut Screen, out: &mut Out) -> Result<(), CtlErro
     Ok(out.draw(&format!("\u{1b}[H{drawn}\u{1b}[J"))?)
 }
 
-/// Where nothing can be redrawn: the screen once, then a line for each change.
-async fn lines(channel: Channel, out: &mut Out) -> Result<(), CtlError> {
-    let (mut watches, status) = Watches::open(channel).await?;
-    if out.is_json() {
-        out.json_line(&json!({ "fleet_status": json::fleet_status(&status) }))?;
-    } else {
-        let mut board = Board::default();
-        board.fleet(status);
-        for line in board.counts(out) {
-            out.line(&line)?;
-        }
-    }
+/// Where nothing can be redrawn: the screen once, then a line for each change. When the coordinator goes away that is a
+/// line, and the screen comes once more when it is back. Ends only when nobody takes the lines any more.
+async fn lines(channel: Channel, target: &Settings, out: &mut Out) -> Result<(), CtlError> {
     let mut last = Last::default();
+    // Who cannot be asked at all is told so at once, as by any other command.
+    let mut opened = Ok(Watches::open(channel).await?);
+    let mut told = String::new();
     loop {
-        let news = watches.next().await?;
+        let error = match opened {
+            Ok((mut watches, status)) => {
+                told.clear();
+                counts(status, out)?;
+                changes(&mut watches, &mut last, out).await?
+            }
+            Err(error) => error,
+        };
+        let why = error.report().lines().next().unwrap_or_default().to_owned();
+        if why != told {
+            out.now();
+            match out.is_json() {
+                true => out.json_line(&json!({ "interrupted": why }))?,
+                false => out.line(&format!("interrupted: {why}; tried again every {} s", RETRY_INTERVAL.as_secs()))?,
+            }
+            told = why;
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+        opened = again(target).await;
+    }
+}
+
+/// The screen's counts.
+fn counts(status: GetFleetStatusResponse, out: &mut Out) -> Result<(), CtlError> {
+    if out.is_json() {
+        return Ok(out.json_line(&json!({ "fleet_status": json::fleet_status(&status) }))?);
+    }
+    let mut board = Board::default();
+    board.fleet(status);
+    for line in board.counts(out) {
+        out.line(&line)?;
+    }
+    Ok(())
+}
+
+/// Tells what comes, until the connection ends (with what was said) or nobody takes it.
+async fn changes(watches: &mut Watches, last: &mut Last, out: &mut Out) -> Result<CtlError, CtlError> {
+    loop {
+        let news = match watches.next().await {
+            Ok(news) => news,
+            Err(error) => return Ok(error),
+        };
         out.now();
-        match (news, out.is_json()) {
-            (News::Archived(name), true) => out.json_line(&json!({ "archived": name }))?,
-            (News::Archived(name), false) => {
-                last.forget(&name);
-                out.line(&format!("agent {} archived", clean(&name)))?;
-            }
-            (News::Agent(agent), true) => out.json_line(&json!({ "agent": json::agent(&agent) }))?,
-            (News::Incident(incident), true) => out.json_line(&json!({ "incident": json::incident(&incident) }))?,
-            (News::Finding(change), true) => out.json_line(&json!({ "finding": json::finding_change(&change) }))?,
-            (News::Agent(agent), false) => {
-                let (state, why) = (json::agent_state(agent.state), clean(&agent.state_reason));
-                // That an agent is well is news only of one that was not.
-                let well = agent.state() == AgentState::Live && agent.connected;
-                if well && !last.knows(&agent.id) {
-                    continue;
-                }
-                let line = format!("agent {} {state} {why}", clean(&agent.id));
-                if last.is_news(&agent.id, &line) {
-                    out.line(line.trim_end())?;
-                }
-                if well {
-                    last.forget(&agent.id);
-                }
-            }
-            (News::Incident(incident), false) => {
-                if let Some(line) = last.incident(&incident) {
+        match out.is_json() {
+            true => out.json_line(&document(&news))?,
+            false => {
+                if let Some(line) = last.line(&news, out) {
                     out.line(&line)?;
                 }
             }
-            (News::Finding(change), false) => {
-                let line = change_line(&change, out);
-                out.line(&format!("finding {line}"))?;
-            }
         }
+    }
+}
+
+fn document(news: &News) -> serde_json::Value {
+    match news {
+        News::Archived(name) => json!({ "archived": name }),
+        News::Agent(agent) => json!({ "agent": json::agent(agent) }),
+        News::Incident(incident) => json!({ "incident": json::incident(incident) }),
+        News::Finding(change) => json!({ "finding": json::finding_change(change) }),
     }
 }
 
@@ -234,6 +251,34 @@ impl Last {
             self.0.clear();
         }
         self.0.insert(id.to_owned(), line.to_owned()).is_none_or(|before| before != line)
+    }
+
+    /// What a person has to read of it, if anything.
+    fn line(&mut self, news: &News, out: &Out) -> Option<String> {
+        match news {
+            News::Archived(name) => {
+                self.forget(name);
+                Some(format!("agent {} archived", clean(name)))
+            }
+            News::Agent(agent) => self.agent(agent),
+            News::Incident(incident) => self.incident(incident),
+            News::Finding(change) => Some(format!("finding {}", change_line(change, out))),
+        }
+    }
+
+    /// The line about an agent, when it is news: that it is well is so only of one that was not.
+    fn agent(&mut self, agent: &Agent) -> Option<String> {
+        let (state, why) = (json::agent_state(agent.state), clean(&agent.state_reason));
+        let well = agent.state() == AgentState::Live && agent.connected;
+        if well && !self.knows(&agent.id) {
+            return None;
+        }
+        let line = format!("agent {} {state} {why}", clean(&agent.id));
+        let is_news = self.is_news(&agent.id, &line);
+        if well {
+            self.forget(&agent.id);
+        }
+        is_news.then(|| line.trim_end().to_owned())
     }
 
     /// The line about an incident, when it is news. One that is resolved is not forgotten: pages about it may still be told
