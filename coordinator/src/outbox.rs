@@ -4,6 +4,7 @@ use crate::pager::alertmanager::distinct;
 use crate::pager::{Of, Outbox, OutboxError, Outcome, Pending, Standing};
 use crate::runtime::{Handle, RuntimeError};
 use muster_common::chain::Chain;
+use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::page::{Page, PageAction, PageId};
 use muster_coordinator_core::routing::LOOKED_AT_MAX;
@@ -36,7 +37,7 @@ fn refused(error: RuntimeError) -> OutboxError {
 }
 
 /// Runs on the loop's thread: whatever is not asked for is not copied, however many pages wait.
-fn cut(state: &State, of: Of<'_>, limit: usize) -> Vec<Pending> {
+fn cut(state: &State, now: Timestamp, of: Of<'_>, limit: usize) -> Vec<Pending> {
     let mut found: Vec<&PageRecord> = state.sendable_pages();
     found.retain(|record| of.matches(&record.page.receiver));
     found.sort_by_key(|record| (Reverse(record.page.severity), record.id));
@@ -54,6 +55,7 @@ fn cut(state: &State, of: Of<'_>, limit: usize) -> Vec<Pending> {
             id: record.id,
             page: record.page.clone(),
             attempted: record.attempted,
+            tried_for: record.attempted_at.map_or(Duration::ZERO, |first| now.since(first)),
             told_before: distinct(before.iter().map(|page| (page.severity, page.reason))),
             calls: before.last().map(|page| Box::new((*page).clone())),
             acknowledged: state.incident(&record.incident).map(acknowledged).unwrap_or_default(),
@@ -130,11 +132,11 @@ impl Outbox for JournalOutbox {
         let pages = match of {
             Of::Receiver(name) => {
                 let name = name.to_owned();
-                self.handle.query(move |view| cut(view.state, Of::Receiver(&name), limit)).await
+                self.handle.query(move |view| cut(view.state, view.now, Of::Receiver(&name), limit)).await
             }
             Of::NoneOf(names) => {
                 let names = names.to_vec();
-                self.handle.query(move |view| cut(view.state, Of::NoneOf(&names), limit)).await
+                self.handle.query(move |view| cut(view.state, view.now, Of::NoneOf(&names), limit)).await
             }
         };
         pages.map_err(refused)
@@ -178,7 +180,6 @@ mod tests {
     use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName};
     use muster_common::reason::Reason;
     use muster_common::severity::Severity;
-    use muster_common::time::Timestamp;
     use muster_coordinator_core::entry::OperatorAction;
     use muster_coordinator_core::machine::Machine;
     use muster_coordinator_core::policy::Policy;
@@ -207,7 +208,7 @@ mod tests {
     fn what_is_asked_for_is_cut_out_worst_first() {
         let machine = machine();
         let found = |of: Of<'_>, limit| -> Vec<(String, Severity)> {
-            let pages = cut(machine.state(), of, limit);
+            let pages = cut(machine.state(), machine.state().last_at(), of, limit);
             pages.into_iter().map(|pending| (pending.page.receiver, pending.page.severity)).collect()
         };
         let ops = |severity| ("ops".to_owned(), severity);
@@ -215,6 +216,22 @@ mod tests {
         assert_eq!(found(Of::Receiver("ops"), 9).len(), 3);
         let others = found(Of::NoneOf(&["ops".to_owned()]), 9);
         assert!(others.len() == 3 && others.iter().all(|(receiver, _)| receiver == "chat"), "{others:?}");
+    }
+
+    #[test]
+    fn for_how_long_a_page_is_tried_does_not_begin_anew_with_a_process() {
+        let mut machine = machine();
+        let first = Timestamp::from_unix_ms(1_795_220_000_000) + Duration::from_secs(61);
+        let page = cut(machine.state(), first, Of::Receiver("ops"), 1).remove(0).id;
+        machine.feed(first, Fact::PageAttempted { page });
+        // Another process reads it from the journal, and says once more that it tries.
+        let again = first + Duration::from_secs(600);
+        machine.feed(again, Fact::PageAttempted { page });
+        let state = serde_json::to_vec(machine.state()).unwrap();
+        let state: State = serde_json::from_slice(&state).unwrap();
+        let pages = cut(&state, again, Of::Receiver("ops"), 9);
+        let tried: Vec<_> = pages.iter().map(|pending| (pending.id == page, pending.tried_for.as_secs())).collect();
+        assert_eq!(tried, [(true, 600), (false, 0), (false, 0)]);
     }
 
     #[test]
@@ -230,7 +247,7 @@ mod tests {
         let (cause, generation) = (incident.cause, incident.generation);
         let action = OperatorAction::Acknowledge { note: String::new() };
         machine.feed(now, Fact::Operator { by: "ada".to_owned(), cause, generation, action });
-        let pending = cut(machine.state(), Of::Receiver("ops"), 9);
+        let pending = cut(machine.state(), now, Of::Receiver("ops"), 9);
         let [acknowledgement] = pending.as_slice() else { panic!("{pending:?}") };
         assert_eq!(acknowledgement.page.action, PageAction::Acknowledge);
         assert!(acknowledgement.calls.as_ref().is_some_and(|page| page.action == PageAction::Trigger));

@@ -71,6 +71,8 @@ pub struct Pending {
     pub page: Page,
     /// It was tried before (by this process or an earlier one), so it may have reached the receiver already.
     pub attempted: bool,
+    /// For how long it has been tried by now, by whichever process.
+    pub tried_for: Duration,
     /// How bad and what it was said to be under the same key before: for receivers that know an alert by that.
     pub told_before: Vec<(Severity, Reason)>,
     /// The page that called somebody last under the same key: an acknowledgement says less, and some receivers forget
@@ -83,8 +85,8 @@ pub struct Pending {
 impl Pending {
     /// A page that was never tried.
     pub fn new(id: PageId, page: Page) -> Self {
-        let (calls, acknowledged) = (None, String::new());
-        Self { id, page, attempted: false, told_before: Vec::new(), calls, acknowledged }
+        let (tried_for, calls, acknowledged) = (Duration::ZERO, None, String::new());
+        Self { id, page, attempted: false, tried_for, told_before: Vec::new(), calls, acknowledged }
     }
 }
 

@@ -193,7 +193,7 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
             }
             // Full jitter above what the receiver asked for, so that its waiters do not come back together.
             let wait = after.unwrap_or_default() + jitter(ceilings.next().unwrap_or(RETRY_CAP));
-            let (budget, elapsed) = (self.lane.receiver.config.retry_for, started.elapsed());
+            let (budget, elapsed) = (self.lane.receiver.config.retry_for, pending.tried_for + started.elapsed());
             if elapsed + wait > budget {
                 return Some(Outcome::Failed(clip(&used_up(elapsed, budget, &error), ERROR_BYTES_MAX)));
             }

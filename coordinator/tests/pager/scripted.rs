@@ -218,6 +218,23 @@ async fn a_refusal_is_final_and_a_used_up_budget_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_restart_does_not_begin_a_pages_budget_anew() {
+    let journal = primary();
+    journal.request(1, page("ops", "down", PageAction::Trigger));
+    if let Some((pending, _)) = journal.pages.lock().unwrap().get_mut(&PageId(1)) {
+        // The process before this one tried it for most of its hour.
+        (pending.attempted, pending.tried_for) = (true, Duration::from_secs(3000));
+    }
+    let bench = Bench::start(Arc::clone(&journal), &["ops"], |_, _| Answer::Status(503));
+    bench.settle().await;
+    let Some(Outcome::Failed(error)) = journal.outcome(1) else { panic!("delivered?") };
+    assert!(error.contains("than retry_for (60 min)"), "{error}");
+    let last = bench.calls().last().unwrap().at;
+    assert!(last < Duration::from_secs(600), "tried after that for {last:?} more");
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_is_not_the_primary_pages_nothing_and_stops_between_tries() {
     let journal = Arc::new(Journal::default());
     journal.request(1, page("ops", "a", PageAction::Trigger));

@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 
 pub(super) fn requested(state: &mut State, step: Step, key: &IncidentKey, page: &Page, why: &str) {
     let id = PageId(step.index);
-    let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted: false, outcome: None };
+    let (attempted, attempted_at) = (false, None);
+    let record = PageRecord { id, incident: key.clone(), page: page.clone(), attempted, attempted_at, outcome: None };
     state.pages.insert(id, Box::new(record));
     receivers::resent(state, key, page, id);
     let told = state.incident(key).map(|incident| routing::told(state, incident)).unwrap_or_default();
@@ -73,8 +74,10 @@ fn settle_cause(state: &mut State, key: &IncidentKey) {
 }
 
 pub(super) fn attempted(state: &mut State, id: PageId) {
+    let now = state.last_at;
     let Some(record) = state.pages.get_mut(&id) else { return };
     record.attempted = true;
+    record.attempted_at.get_or_insert(now);
     let (key, page) = (record.incident.clone(), record.page.clone());
     if let Some(known) = page_key_mut(state, &key, &page) {
         known.attempted = true;

@@ -232,6 +232,9 @@ pub struct PageRecord {
     pub page: Page,
     /// It may have reached the receiver.
     pub attempted: bool,
+    /// When it was tried first; none of what an older version wrote, either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempted_at: Option<Timestamp>,
     /// None while pending.
     pub outcome: Option<PageOutcome>,
 }
