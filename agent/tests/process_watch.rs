@@ -272,3 +272,51 @@ fn children_that_are_not_reaped_are_told_after_a_minute() {
     doctor.note(child.id());
     assert_eq!(reasons(&doctor.run(Duration::ZERO, true)), [Reason::ZombieChildren]);
 }
+
+fn signal(shell: &Shell, name: &str, state: char) {
+    let pid = shell.0.id();
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+    // Until the signal has arrived, for ten seconds at most.
+    let is_there = |_: &u32| {
+        std::thread::sleep(Duration::from_millis(10));
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        muster_agent_core::process::proc_text::stat(&stat).unwrap().state == state
+    };
+    assert!((0..1_000).any(|look| is_there(&look)), "{name}");
+}
+
+#[test]
+fn a_stopped_process_is_told_once_it_holds() {
+    let five = Duration::from_secs(5);
+    let shell = Shell::start("true", "true");
+    let mut stage = Stage::new(RULES);
+    stage.note(shell.id());
+    assert_eq!(stage.run(Duration::ZERO, false).verdict(), Verdict::Ok);
+    signal(&shell, "-STOP", 'T');
+    // Nobody misses it, so that nobody looks before the minute is over.
+    assert_eq!(reasons(&stage.run(five, false)), []);
+    let silent_ms = stage.now.boottime_ms;
+    stage.services.lock().unwrap().note_silent(&service(), silent_ms + 1);
+    assert_eq!(
+        (reasons(&stage.run(five, false)), stage.probe.again_in()),
+        (vec![], Some(five)),
+        "one look is a moment"
+    );
+    let judgement = stage.run(five, false);
+    assert_eq!((reasons(&judgement), stage.probe.again_in()), (vec![Reason::ProcessStopped], None), "{judgement:?}");
+    let stopped = &judgement.problems[0];
+    assert_eq!(stopped.observed_boottime_ms, Some(silent_ms + 1));
+    assert_eq!(stopped.evidence.get("process_state"), Some(&Value::Text("stopped (T)".into())));
+    assert!(stopped.next_steps[1].contains(&format!("kill -CONT {}", shell.0.id())), "{stopped:?}");
+    // A diagnosis that looks once; an agent that is started now, and sees it without being told.
+    let mut doctor = Stage::new(RULES);
+    doctor.note(shell.id());
+    assert_eq!(reasons(&doctor.run(Duration::ZERO, true)), [Reason::ProcessStopped]);
+    let mut later = Stage::new(RULES);
+    later.note(shell.id());
+    assert_eq!(reasons(&later.run(Duration::ZERO, false)), []);
+    assert_eq!(reasons(&later.run(five, false)), [Reason::ProcessStopped]);
+    signal(&shell, "-CONT", 'S');
+    assert_eq!(stage.run(five, false).verdict(), Verdict::Ok);
+    assert_eq!(stage.run(five, false).verdict(), Verdict::Ok);
+}

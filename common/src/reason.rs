@@ -58,6 +58,7 @@ macro_rules! reasons {
 reasons! {
     ProcessDown "process_down" Condition Sev2 "The watched process has ended and no successor is known.",
     ProcessZombie "process_zombie" Condition Sev2 "The process has ended but its parent has not reaped it.",
+    ProcessStopped "process_stopped" Condition Sev2 "The process lives and does not run: a signal or a debugger stopped it.",
     ZombieChildren "zombie_children" Condition Sev4 "The service does not reap its children.",
     ProcessRestarted "process_restarted" Occurrence Sev4 "Another instance (pid, start time) of the process runs now.",
     PidFileMissing "pid_file_missing" Condition Sev3 "The pid file does not exist.",

@@ -567,6 +567,7 @@ const fn of_a_process(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::ProcessZombie
+            | Reason::ProcessStopped
             | Reason::FdExhaustion
             | Reason::MemoryGrowth
             | Reason::MemoryPressure

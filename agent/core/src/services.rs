@@ -17,6 +17,9 @@ const EXECUTABLES_MAX: usize = 4;
 /// one with every round.
 const CHECKS_APART: Duration = Duration::from_secs(60);
 
+/// What was silent before and is again after this is another silence.
+const SILENCES_APART_MS: u64 = 120_000;
+
 /// Milliseconds of a tick, the unit of start times, on every architecture since Linux 2.6.
 const TICK_MS: u64 = 10;
 
@@ -82,6 +85,9 @@ pub struct Services {
     /// When the kernel last killed a process of it: of its main process, or of another one.
     #[serde(skip)]
     killed: BTreeMap<ServiceName, u64>,
+    /// Services that did not answer in time: from when on, and when last.
+    #[serde(skip)]
+    silent: BTreeMap<ServiceName, (u64, u64)>,
     /// With a process that nobody knew at the last [`Services::take_fresh`].
     #[serde(skip)]
     fresh: BTreeSet<ServiceName>,
@@ -162,6 +168,18 @@ impl Services {
     pub fn note_kill(&mut self, service: &ServiceName, at_boottime_ms: u64) {
         let known = self.killed.entry(service.clone()).or_default();
         *known = at_boottime_ms.max(*known);
+    }
+
+    /// Notes that a service did not answer in time: whoever knows its process looks whether that runs at all.
+    pub fn note_silent(&mut self, service: &ServiceName, at_boottime_ms: u64) {
+        let known = self.silent.entry(service.clone()).or_insert((at_boottime_ms, at_boottime_ms));
+        let goes_on = at_boottime_ms.saturating_sub(known.1) <= SILENCES_APART_MS;
+        *known = (if goes_on { known.0 } else { at_boottime_ms }, at_boottime_ms);
+    }
+
+    /// From when on a service did not answer, and when that was seen last.
+    pub fn silent(&self, service: &ServiceName) -> Option<(u64, u64)> {
+        self.silent.get(service).copied()
     }
 
     /// Whether a database of the service, last checked at `checked_boottime_ms`, is to be checked although nothing was

@@ -10,6 +10,7 @@ use muster_agent_core::services::Instance;
 use muster_common::evidence::Value;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{ProcessId, ServiceName};
+use muster_common::reason::Reason;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -122,6 +123,10 @@ impl Probe for PortProbe {
         };
         let reading = self.reading(context, instance.as_ref());
         let mut judgement = self.judge.judge(&self.target, &reading, instance.as_ref(), context.now);
+        if judgement.problems.iter().any(|problem| problem.reason == Reason::PortUnresponsive) {
+            let mut services = context.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            services.note_silent(&self.subject.service, context.now.boottime_ms);
+        }
         let untold =
             |found: &Vec<Listener>| !found.is_empty() && found.iter().all(|listener| listener.backlog.is_none());
         if context.one_shot && reading.listeners.is_ok_and(|found| untold(&found)) {

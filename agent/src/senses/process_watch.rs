@@ -17,6 +17,7 @@ use muster_agent_core::memory;
 use muster_agent_core::pid_file::ProcessReading;
 use muster_agent_core::process::exit::Exit;
 use muster_agent_core::process::proc_text::{self, Limits, Status};
+use muster_agent_core::process::stopped::STOPPED_MIN;
 use muster_agent_core::process::watch::{Blind, Children, Life, ProcessJudge, ProcessRules, Room, Usage, ZOMBIES_MAX};
 use muster_agent_core::services::Instance;
 use muster_common::evidence::{Evidence, Value};
@@ -33,6 +34,9 @@ use std::time::Duration;
 const SLOW_MS: u64 = 60_000;
 /// A supervisor reaps within a millisecond: a wait this long lets the first word about an end hold its code.
 const REAPING_WAIT: Duration = Duration::from_millis(20);
+/// Between the two looks of a one-shot diagnosis at a process that seems to be stopped: longer than a tracer holds it at
+/// each of its calls.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// Descriptors counted one by one, where the kernel does not count: more is told as this many.
 const DESCRIPTORS_MAX: usize = 65_536;
 /// Threads whose children are looked at: in nearly all programs one thread forks.
@@ -65,6 +69,10 @@ pub struct ProcessWatch {
     soon: Soon,
     /// The process whose end was seen.
     ended: Option<ProcessId>,
+    /// From when on the service did not answer, and when that was seen last.
+    silent: Option<(u64, u64)>,
+    /// It was seen to be stopped, and is looked at again before that is told.
+    may_be_stopped: bool,
     /// Its version, where it can be read.
     kernel: Option<(u32, u32)>,
 }
@@ -74,6 +82,8 @@ pub struct ProcessWatch {
 struct Slow {
     process: ProcessId,
     at_ms: u64,
+    /// When `status` was read: sooner again where its process may be stopped.
+    status_ms: u64,
     status: Status,
     limits: Limits,
     oom_score_adj: Option<i64>,
@@ -87,7 +97,8 @@ impl ProcessWatch {
         let subject = SubjectKey::new(service, ProbeKind::Process, "main process");
         let kernel = kernel_version(&release);
         let (judge, soon) = (ProcessJudge::default().of(subject.service.as_str()), Soon::default());
-        Self { subject, root, rules, unit, judge, watched: None, slow: None, soon, ended: None, kernel }
+        let (watched, slow, ended, silent) = (None, None, None, None);
+        Self { subject, root, rules, unit, judge, watched, slow, soon, ended, silent, may_be_stopped: false, kernel }
     }
 
     fn life(&mut self, instance: &Instance, start_ms: u64, context: &Context) -> Life {
@@ -134,16 +145,24 @@ impl ProcessWatch {
         let now_ms = context.now.boottime_ms;
         let fresh = |slow: &&Slow| slow.process == instance.process && now_ms.saturating_sub(slow.at_ms) < SLOW_MS;
         let mut children = None;
-        // Of `status`, memory alone is news within a minute, and `statm` has it for a quarter of the work.
-        let known = self.slow.as_ref().filter(fresh).map(|slow| slow.status);
-        let now = known.and_then(|known| known.with_memory(&read(&folder.join("statm")).ok()?, procfs::page_size()));
-        let status = now
-            .unwrap_or_else(|| read(&folder.join("status")).map(|text| proc_text::status(&text)).unwrap_or_default());
-        if known.is_none() {
+        // Of `status`, memory alone is news within a minute, and `statm` has it for a quarter of the work; but whether it
+        // runs is asked as soon as the service is silent, and for as long as it does not.
+        let silent = |since_ms: u64| self.silent.is_some_and(|(_, last_ms)| last_ms > since_ms);
+        let doubted = |slow: &Slow| slow.status.halted().is_some() || silent(slow.status_ms);
+        let known = self.slow.as_ref().filter(fresh);
+        let usual = known.filter(|slow| !doubted(slow)).map(|slow| slow.status);
+        let now = usual.and_then(|usual| usual.with_memory(&read(&folder.join("statm")).ok()?, procfs::page_size()));
+        let is_slow_due = known.is_none();
+        let status = now.unwrap_or_else(|| status(&folder, context.one_shot));
+        if let Some(slow) = self.slow.as_mut().filter(|_| usual.is_none() && !is_slow_due) {
+            (slow.status, slow.status_ms) = (status, now_ms);
+        }
+        if is_slow_due {
             let limits = read(&folder.join("limits")).map(|text| proc_text::limits(&text)).unwrap_or_default();
             self.slow = Some(Slow {
                 process: instance.process,
                 at_ms: now_ms,
+                status_ms: now_ms,
                 status,
                 limits,
                 oom_score_adj: read(&folder.join("oom_score_adj")).ok().and_then(|text| text.trim().parse().ok()),
@@ -167,6 +186,15 @@ impl ProcessWatch {
         self.soon.looked(context.now.boottime_ms, new, judgement.verdict() == Verdict::Ok);
         if stays {
             self.soon = Soon::default();
+        }
+    }
+
+    /// A service that was silent before its process was seen to be stopped was silent because of that.
+    fn note_stop(&mut self, life: &Life, judgement: &mut Judgement) {
+        let told = judgement.problems.iter_mut().find(|problem| problem.reason == Reason::ProcessStopped);
+        self.may_be_stopped = told.is_none() && matches!(life, Life::Alive(usage) if usage.status.halted().is_some());
+        if let (Some(problem), Some((first_ms, _))) = (told, self.silent) {
+            problem.observed_boottime_ms = Some(first_ms);
         }
     }
 
@@ -210,6 +238,7 @@ impl Probe for ProcessWatch {
     fn run(&mut self, context: &Context) -> Judgement {
         let newest = {
             let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
+            self.silent = services.silent(&self.subject.service);
             services.newest(&self.subject.service).cloned()
         };
         // A oneshot comes and goes.
@@ -226,6 +255,7 @@ impl Probe for ProcessWatch {
         let rules = ProcessRules { tells_end: self.rules.tells_end && !oneshot, ..self.rules };
         let mut judgement = self.judge.judge(&rules, &instance, start_ms, &life, context.now, context.one_shot);
         self.look_again(&instance, &life, &judgement, context);
+        self.note_stop(&life, &mut judgement);
         if context.one_shot && matches!(life, Life::Alive(_)) {
             self.say_what_the_kernel_lacks(&mut judgement);
         }
@@ -233,7 +263,7 @@ impl Probe for ProcessWatch {
     }
 
     fn again_in(&self) -> Option<Duration> {
-        self.soon.again_in()
+        self.soon.again_in().or_else(|| self.may_be_stopped.then_some(STOPPED_MIN))
     }
 
     fn wake(&self) -> Option<Arc<OwnedFd>> {
@@ -251,6 +281,19 @@ impl Probe for ProcessWatch {
             self.judge = judge.of(self.subject.service.as_str());
         }
     }
+}
+
+/// What `/proc/PID/status` says. Who looks once looks twice at a process that seems to be stopped.
+fn status(folder: &Path, one_shot: bool) -> Status {
+    let look = || read(&folder.join("status")).map(|text| proc_text::status(&text)).unwrap_or_default();
+    let first = look();
+    if !one_shot || first.halted().is_none() {
+        return first;
+    }
+    std::thread::sleep(SECOND_LOOK);
+    let second = look();
+    let stays = first.halted() == second.halted() && first.switches() == second.switches();
+    Status { state: second.state.filter(|_| stays), ..second }
 }
 
 fn unwatched() -> Exit {

@@ -106,6 +106,15 @@ const RULES: &[Rule] = &[
         Join::Service,
         Grade::Possible,
     ),
+    // Who is stopped answers nobody, also not systemd, and keeps its locks.
+    rule(
+        &[R::ProcessStopped],
+        &[R::HealthCheckFailed, R::PortUnresponsive, R::UnitStuck, R::Timeout],
+        Join::Service,
+        Grade::Likely,
+    ),
+    rule(&[R::ProcessStopped], &[R::UnitFailed], Join::Service, Grade::Possible),
+    rule(&[R::ProcessStopped], &[R::SqliteLockHeld, R::LockContention], Join::Process, Grade::Likely),
     rule(&[R::UnitFailed, R::UnitInactive, R::UnitMissing, R::UnitStuck], SILENT, Join::Service, Grade::Likely),
     rule(&[R::PidFileStale], &[R::PortClosed, R::HealthCheckFailed], Join::Service, Grade::Likely),
     rule(&[R::ProcessRestarted], &[R::PidFileStale, R::PidFileMissing], Join::Service, Grade::Possible),

@@ -1029,6 +1029,17 @@ mod tests {
     }
 
     #[test]
+    fn who_is_stopped_answers_nobody_and_keeps_its_locks() {
+        let findings = [
+            finding("spl", Reason::ProcessStopped, process(7, 1)),
+            finding("spl", Reason::HealthCheckFailed, Evidence::new()),
+            finding("spl", Reason::SqliteLockHeld, process(7, 1)),
+        ];
+        let told = "sev2 process_stopped [Symptom health_check_failed likely, Symptom sqlite_lock_held likely]";
+        assert_eq!(shown(&findings), [told]);
+    }
+
+    #[test]
     fn a_cgroup_at_its_own_limit_is_no_likely_fault_of_the_host() {
         let mut recent = Recent::default();
         let low = Judgement::problem(Problem::new(Reason::MemoryCritical, "1 GiB left"));

@@ -17,6 +17,10 @@ pub struct Status {
     pub virtual_bytes: Option<u64>,
     /// Threads.
     pub threads: Option<u64>,
+    /// `R`, `S`, `T`, …
+    pub state: Option<char>,
+    /// Who debugs it.
+    pub tracer_pid: Option<u32>,
     /// Times it gave up the processor by itself (it waited for something).
     pub voluntary_switches: Option<u64>,
     /// Times the processor was taken from it.
@@ -24,6 +28,16 @@ pub struct Status {
 }
 
 impl Status {
+    /// `T` or `t`, where a signal or a debugger stopped it.
+    pub fn halted(&self) -> Option<char> {
+        self.state.filter(|state| matches!(state, 'T' | 't'))
+    }
+
+    /// How often it gave up the processor or lost it: the same number later is a process that has not run.
+    pub fn switches(&self) -> u64 {
+        self.voluntary_switches.unwrap_or(0).saturating_add(self.involuntary_switches.unwrap_or(0))
+    }
+
     /// What the process itself holds and nobody else can give back: anonymous memory, resident or in swap. Files mapped
     /// by it come and go with the page cache.
     pub fn own_bytes(&self) -> Option<u64> {
@@ -68,6 +82,8 @@ pub fn status(text: &str) -> Status {
             "RssAnon" => status.anon_bytes = bytes(),
             "VmSwap" => status.swap_bytes = bytes(),
             "VmSize" => status.virtual_bytes = bytes(),
+            "State" => status.state = value.trim_start().chars().next(),
+            "TracerPid" => status.tracer_pid = number().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
             "Threads" => status.threads = number(),
             "voluntary_ctxt_switches" => status.voluntary_switches = number(),
             "nonvoluntary_ctxt_switches" => status.involuntary_switches = number(),

@@ -7,6 +7,7 @@
 use super::exit::{self, Exit, ExitStatus, NO_SUCCESSOR, START_IT};
 use super::growth::{Growth, GrowthRules, Trend};
 use super::proc_text::{Limits, Status};
+use super::stopped::Stop;
 use crate::clock::Now;
 use crate::judgement::{HAS_ENDED, Judgement, PROCESS_KEY, Problem};
 use crate::services::Instance;
@@ -137,6 +138,9 @@ pub struct ProcessJudge {
     ended_at: Option<Timestamp>,
     exit: Option<Exit>,
     zombie_runs: u32,
+    /// A stop that was seen at the last look.
+    #[serde(default)]
+    stop: Option<Stop>,
 }
 
 impl ProcessJudge {
@@ -266,6 +270,11 @@ impl ProcessJudge {
                 .insert("memory_trend", Value::Text("the daemon tells it after hours of readings".to_owned()));
         } else {
             judgement.seen = judgement.seen.duration("memory_trend_over_ms", self.memory.observed());
+        }
+        self.stop = Stop::seen(self.stop, &usage.status, now);
+        if let Some(stop) = self.stop.filter(|stop| stop.lasts(now, one_shot)) {
+            let evidence = usage_evidence(usage, identity(instance));
+            judgement.problems.push(stop.problem(&self.service, instance, evidence, &usage.status));
         }
         if let Some(growth) = self.memory.growth() {
             judgement.problems.push(memory_growth(
