@@ -108,6 +108,28 @@ fn what_is_not_well_is_told_with_its_words_and_without_its_secrets() {
     assert!(only(&moved).1.contains("redirects to /login, and redirects are not followed"), "{moved:?}");
 }
 
+/// A service logs a caller that resets the connection as one that broke off.
+#[test]
+fn a_long_answer_is_read_to_its_end_within_bounds() {
+    let said = |bytes: usize| {
+        let (sender, closed) = channel();
+        let (port, _) = server(move |stream| {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n");
+            let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b'x'; bytes]));
+            // The end of what the other side says: in order, or a reset.
+            let end =
+                sent.and_then(|()| stream.shutdown(std::net::Shutdown::Write)).and_then(|()| stream.read(&mut [0]));
+            sender.send(end.map_err(|error| error.kind())).unwrap();
+        });
+        let judgement = look(&Health::new(format!("http://127.0.0.1:{port}/health")));
+        assert_eq!(judgement.verdict(), Verdict::Ok, "{judgement:?}");
+        closed.recv().unwrap()
+    };
+    assert_eq!(said(10), Ok(0));
+    assert_eq!(said(700 << 10), Ok(0));
+    assert!(said(64 << 20).is_err(), "nobody is read for ever");
+}
+
 #[test]
 fn a_field_of_the_body_decides() {
     let field = Some(Field { pointer: "/checks/0/state".into(), equals: "up".into() });

@@ -2,6 +2,7 @@
 //! need (no redirects, no proxy, no compression, no keep-alive).
 
 use std::io;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Bytes of a status line with its headers. Beyond it the answer is refused.
@@ -10,6 +11,10 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
 /// Bytes of a body that are read. What is longer is cut, and said to be.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
+/// What is read of the rest and thrown away: who closes on unread bytes resets the connection, and the service logs a
+/// caller that broke off. Beyond these two it is left to.
+const DRAINED_BYTES_MAX: usize = 1 << 20;
+const DRAIN_MAX: Duration = Duration::from_millis(500);
 /// Interim answers (1xx) before the real one.
 const INTERIM_MAX: u32 = 8;
 /// Bytes of a line that tells the size of a chunk.
@@ -91,6 +96,19 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
         return Ok(Response { status: head.status, location: head.location, body, cut });
     }
     Err(HttpError::NotHttp("only interim answers".to_owned()))
+}
+
+/// Reads the rest of an answer that is longer than what is kept of it, until `deadline` at most.
+pub(super) async fn drain<S: AsyncRead + Unpin>(stream: &mut S, deadline: Instant) {
+    let (mut buffer, mut drained) = (Vec::with_capacity(READ_BYTES), 0);
+    let until = deadline.min(Instant::now() + DRAIN_MAX).into();
+    while drained < DRAINED_BYTES_MAX {
+        buffer.clear();
+        match tokio::time::timeout_at(until, more(stream, &mut buffer)).await {
+            Ok(Ok(read)) if read > 0 => drained += read,
+            _ => return,
+        }
+    }
 }
 
 async fn head<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut Vec<u8>) -> Result<Head, HttpError> {

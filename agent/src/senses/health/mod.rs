@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tls::{Trust, Witness};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
@@ -40,6 +41,9 @@ static TURNS: Semaphore = Semaphore::const_new(2);
 const DEAF_SLACK: Duration = Duration::from_secs(30);
 /// Room for the judgement after a request that ran into its time-out in `doctor`.
 const ONE_SHOT_SLACK: Duration = Duration::from_millis(300);
+
+/// Between the end of a drain and the time-out of its request.
+const DRAIN_SLACK: Duration = Duration::from_millis(50);
 
 /// Watches one endpoint.
 #[derive(Debug)]
@@ -175,6 +179,10 @@ impl Probe for HealthProbe {
             return self.judge.judge(&self.rules, &reading, context.now, true);
         }
         if let Some(reading) = mailbox.take() {
+            if matches!(reading.outcome, Outcome::Failed { timed_out: true, .. }) {
+                let mut services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
+                services.note_silent(&self.subject.service, context.now.boottime_ms);
+            }
             self.last = Some(self.judge.judge(&self.rules, &reading, context.now, false));
             self.heard_boottime_ms = Some(context.now.boottime_ms);
         }
@@ -273,13 +281,13 @@ impl Endpoint {
         let progress = Progress { alone, ..Progress::default() };
         let witness: Mutex<Option<Arc<Witness>>> = Mutex::new(None);
         let start = Instant::now();
-        let ended = tokio::time::timeout(time_max, self.exchange(&progress, &witness)).await;
+        let ended = tokio::time::timeout(time_max, self.exchange(&progress, &witness, start + time_max)).await;
         let took = start.elapsed();
         let presented = witness.lock().unwrap_or_else(PoisonError::into_inner).take().and_then(|it| it.presented());
         let certificate = presented.and_then(|der| Certificate::parse(&der));
         let failed = |why: String, timed_out| Outcome::Failed { phase: progress.phase(), why, timed_out, took };
         let outcome = match ended {
-            Ok(Ok(response)) => Outcome::Answer(self.answer(response, took)),
+            Ok(Ok((response, at))) => Outcome::Answer(self.answer(response, at.duration_since(start))),
             Ok(Err(Trouble::Failed(why))) => failed(why, false),
             Ok(Err(Trouble::NotTried(why, way_out))) => Outcome::NotTried { why, way_out: way_out.map(str::to_owned) },
             Err(_) if progress.waits.load(Ordering::Acquire) => Outcome::NotTried {
@@ -291,7 +299,13 @@ impl Endpoint {
         Reading { outcome, certificate }
     }
 
-    async fn exchange(&self, progress: &Progress, witness: &Mutex<Option<Arc<Witness>>>) -> Result<Response, Trouble> {
+    /// The answer, and when it was there.
+    async fn exchange(
+        &self,
+        progress: &Progress,
+        witness: &Mutex<Option<Arc<Witness>>>,
+        deadline: Instant,
+    ) -> Result<(Response, Instant), Trouble> {
         let name = match &self.server_name {
             None => None,
             Some(Ok(name)) => Some(name.clone()),
@@ -310,26 +324,40 @@ impl Endpoint {
             }
             None => None,
         };
-        let failed = |error: HttpError| Trouble::Failed(error.to_string());
         let tcp = match &self.place {
             Place::Unix(path) => {
                 progress.at(Phase::Connect);
                 let mut stream = UnixStream::connect(path).await.map_err(|error| refused(&error))?;
                 progress.at(Phase::Response);
-                return http::ask(&mut stream, &self.request).await.map_err(failed);
+                return self.talk(&mut stream, deadline).await;
             }
             Place::Tcp { host, port } => connect(host, *port, progress).await?,
         };
         let Some((name, config)) = config else {
             progress.at(Phase::Response);
             let mut tcp = tcp;
-            return http::ask(&mut tcp, &self.request).await.map_err(failed);
+            return self.talk(&mut tcp, deadline).await;
         };
         progress.at(Phase::Tls);
         let connector = tokio_rustls::TlsConnector::from(config);
         let mut stream = connector.connect(name, tcp).await.map_err(|error| Trouble::Failed(handshake(&error)))?;
         progress.at(Phase::Response);
-        http::ask(&mut stream, &self.request).await.map_err(failed)
+        self.talk(&mut stream, deadline).await
+    }
+
+    async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        deadline: Instant,
+    ) -> Result<(Response, Instant), Trouble> {
+        let failed = |error: HttpError| Trouble::Failed(error.to_string());
+        let response = http::ask(stream, &self.request).await.map_err(failed)?;
+        let at = Instant::now();
+        if response.cut {
+            // There is an answer: it must not be late because of what nobody keeps.
+            http::drain(stream, deadline.checked_sub(DRAIN_SLACK).unwrap_or(at)).await;
+        }
+        Ok((response, at))
     }
 
     async fn trusted(&self, progress: &Progress) -> Result<Trust, Trouble> {
