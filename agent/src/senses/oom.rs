@@ -51,6 +51,12 @@ pub struct OomProbe {
     /// Everything that was in the log at the last run has been read.
     caught_up: bool,
     initial_namespace: bool,
+    /// When the first process started: in a container long after the boot, and what the kernel killed before was another's.
+    begin_boottime_ms: u64,
+    /// In a container the cgroup of all that is in it, where that can be told: other containers' kills are the host's.
+    tree: Option<String>,
+    /// Kills that are others'.
+    elsewhere: u64,
 }
 
 /// What survives a restart.
@@ -85,7 +91,18 @@ impl OomProbe {
         let namespace = std::fs::read_link(root.path("/proc/self/ns/pid"));
         let initial_namespace = namespace.is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE);
         let state = State { boot: Some(clock::boot_id(&root)).filter(|boot| !boot.0.is_nil()), ..State::default() };
-        Self { subject, root, log: None, state, resumed: false, caught_up: false, initial_namespace }
+        let first = process::alive(&root, 1);
+        let begin_boottime_ms = first.as_ref().map_or(0, |first| first.start_boottime_ms);
+        let tree = first.and_then(|first| first.cgroup).filter(|_| !initial_namespace);
+        let tree = tree.map(|tree| tree.trim_end_matches("/init.scope").to_owned()).filter(|tree| tree.len() > 1);
+        let (log, resumed, caught_up, elsewhere) = (None, false, false, 0);
+        Self { subject, root, log, state, resumed, caught_up, initial_namespace, begin_boottime_ms, tree, elsewhere }
+    }
+
+    /// Whether a cgroup is of another container, or of the host around this one.
+    fn is_elsewhere(&self, cgroup: Option<&str>) -> bool {
+        let Some((tree, cgroup)) = self.tree.as_deref().zip(cgroup) else { return false };
+        !cgroup.strip_prefix(tree).is_some_and(|below| below.is_empty() || below.starts_with('/'))
     }
 
     fn counted(&self) -> Option<u64> {
@@ -192,13 +209,23 @@ impl OomProbe {
         written.map_or(pass.read_boottime_ms, |written| written.min(pass.read_boottime_ms))
     }
 
-    fn judge(&self, outcome: &Outcome, since: Option<u64>, pass: &Pass, context: &Context) -> Judgement {
+    fn judge(&mut self, outcome: &Outcome, since: Option<u64>, pass: &Pass, context: &Context) -> Judgement {
         let mut judgement = Judgement::default();
         let news = |usec| since.is_none_or(|since| self.observed_boottime_ms(usec, pass) >= since);
+        let mut elsewhere = 0;
         for victim in outcome.victims.iter().filter(|victim| news(victim.usec)) {
-            judgement.occurrences.push(self.report(victim, pass, context));
+            let problem = self.report(victim, pass, context);
+            // A service that is watched here is nobody else's, wherever its cgroup is.
+            if problem.service.is_none() && self.is_elsewhere(victim.cgroup.as_deref()) {
+                elsewhere += 1;
+            } else {
+                judgement.occurrences.push(problem);
+            }
         }
-        let unnamed: Vec<Unnamed> = outcome.unnamed.iter().filter(|unnamed| news(unnamed.usec)).cloned().collect();
+        let unnamed = outcome.unnamed.iter().filter(|unnamed| news(unnamed.usec));
+        let (others, unnamed): (Vec<Unnamed>, Vec<Unnamed>) =
+            unnamed.cloned().partition(|unnamed| self.is_elsewhere(Some(&unnamed.cgroup)));
+        self.elsewhere = self.elsewhere.saturating_add(elsewhere).saturating_add(others.len() as u64);
         judgement.occurrences.extend(group_unnamed(&unnamed));
         judgement
     }
@@ -227,6 +254,9 @@ impl Probe for OomProbe {
             (first && !self.resumed).then_some(LOOK_BACK_FIRST)
         };
         let since = since.map(|back| context.now.boottime_ms.saturating_sub(ms(back)));
+        // A command that looks once says how many there were.
+        let begin = Some(self.begin_boottime_ms).filter(|_| !context.one_shot);
+        let since = since.max(begin);
         let mut judgement = self.judge(&outcome, since, &pass, context);
         if unexplained > 0 {
             judgement.occurrences.push(unexplained_kills(unexplained, self.state.lost_records));
@@ -238,6 +268,9 @@ impl Probe for OomProbe {
             .count("lost_records", self.state.lost_records)
             .count("user_space_lines_not_believed", self.state.forged_lines)
             .count("kill_lines", self.state.kills);
+        if self.tree.is_some() {
+            judgement.seen = judgement.seen.count("kills_of_others", self.elsewhere);
+        }
         judgement.seen = match counted {
             Some(counted) => judgement.seen.count("vmstat_oom_kill", counted),
             None => judgement.seen.text("vmstat_oom_kill", "not told by this kernel (before 4.13)"),
@@ -334,4 +367,92 @@ pub(super) fn is_kmsg(fd: impl AsFd) -> bool {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
             && (major(stat.st_rdev), minor(stat.st_rdev)) == KMSG_DEVICE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_agent_core::services::Instance;
+    use std::fs::create_dir_all;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    const WATCHED: &str = "/docker/other/svc.service";
+
+    /// A host, or a container, whose first process started `begin_ticks` after the boot.
+    fn probe(folder: &Path, namespace: &str, cgroup: &str, begin_ticks: u64) -> OomProbe {
+        create_dir_all(folder.join("proc/self/ns")).unwrap();
+        create_dir_all(folder.join("proc/1")).unwrap();
+        symlink(namespace, folder.join("proc/self/ns/pid")).unwrap();
+        std::fs::write(folder.join("proc/1/cgroup"), format!("0::{cgroup}\n")).unwrap();
+        let stat = format!(
+            "1 (init) S 0 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 {begin_ticks} 1 1 18446744073709551615 1 1 0 0 0 0 0 0 0 \
+             0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0"
+        );
+        std::fs::write(folder.join("proc/1/stat"), stat).unwrap();
+        std::fs::write(folder.join("proc/1/status"), "Name:\tinit\n").unwrap();
+        OomProbe::new(HostRoot(folder.to_path_buf()))
+    }
+
+    /// The pids that are told of, of kills in these cgroups, ten seconds after one another.
+    fn told(probe: &mut OomProbe) -> Vec<String> {
+        let mut joiner = Joiner::default();
+        for (at, cgroup) in ["/docker/mine", "/docker/mine/a.scope", "/docker/other", WATCHED, "/"].iter().enumerate() {
+            let (pid, sequence, usec) = (at + 1, at * 2, (at + 1) * 10_000_000);
+            let summary = format!(
+                "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg={cgroup},\
+                 task_memcg={cgroup},task=w,pid={pid},uid=0"
+            );
+            let killed = format!(
+                "Memory cgroup out of memory: Killed process {pid} (w) total-vm:1kB, anon-rss:1kB, file-rss:0kB, \
+                 shmem-rss:0kB, UID:0 pgtables:0kB oom_score_adj:0"
+            );
+            for (sequence, text) in [(sequence, summary), (sequence + 1, killed)] {
+                joiner.feed(&parse_record(format!("6,{sequence},{usec},-;{text}\n").as_bytes()).unwrap());
+            }
+        }
+        let outcome = joiner.take(true);
+        assert_eq!(outcome.victims.len(), 5);
+        let service = ServiceName::new("svc").unwrap();
+        let mut services = Services::default();
+        let instance = Instance {
+            process: ProcessId { pid: 900, start_ticks: 1 },
+            comm: "w".into(),
+            exe: None,
+            cgroup: Some(WATCHED.into()),
+            first_seen_boottime_ms: 1,
+            ended_boottime_ms: None,
+        };
+        services.note(&service, instance);
+        let context = Context { now: clock::now(), services: Arc::new(Mutex::new(services)), one_shot: false };
+        let pass = Pass { read_boottime_ms: 100_000, ..Pass::default() };
+        let since = Some(probe.begin_boottime_ms);
+        let judgement = probe.judge(&outcome, since, &pass, &context);
+        let pid = |problem: &Problem| problem.evidence.get("pid").map(ToString::to_string);
+        judgement.occurrences.iter().filter_map(pid).collect()
+    }
+
+    #[test]
+    fn in_a_container_the_kills_of_others_and_of_before_are_the_host_s() {
+        let own = "pid:[4026532000]";
+        for (namespace, cgroup, begin_ticks, expected, elsewhere) in [
+            (INITIAL_PID_NAMESPACE, "/init.scope", 1, vec!["1", "2", "3", "4", "5"], 0),
+            // An agent of the host that a container holds.
+            (INITIAL_PID_NAMESPACE, "/docker/mine", 1, vec!["1", "2", "3", "4", "5"], 0),
+            (own, "/docker/mine", 1, vec!["1", "2", "4"], 2),
+            (own, "/docker/mine/init.scope", 1, vec!["1", "2", "4"], 2),
+            // It is not told where it is: then nobody's kill is left out.
+            (own, "/", 1, vec!["1", "2", "3", "4", "5"], 0),
+            (own, "/docker/mine", 1_500, vec!["2", "4"], 2),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut probe = probe(folder.path(), namespace, cgroup, begin_ticks);
+            assert_eq!(
+                (told(&mut probe), probe.elsewhere),
+                (expected.iter().map(|pid| pid.to_string()).collect(), elsewhere),
+                "{namespace} {cgroup}"
+            );
+        }
+    }
 }
