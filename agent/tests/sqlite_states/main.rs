@@ -134,7 +134,14 @@ fn a_held_lock_is_named_and_clears_when_it_is_released() {
     {
         let scene = Scene::new("lock", option, &[]);
         let mut probe = SqliteProbe::new(service(), scene.database(), SqliteOptions::default());
-        assert!(reasons(&probe.run(&context(1_000, false))).is_empty(), "held since now only");
+        let first = probe.run(&context(1_000, false));
+        assert!(reasons(&first).is_empty(), "held since now only");
+        if lock == "EXCLUSIVE" {
+            let pid = scene.holder.as_ref().unwrap().pid();
+            let unknown = first.unknown.unwrap();
+            assert_eq!(unknown.why, format!("the database is locked exclusively by pid {pid}"));
+            assert!(unknown.way_out.unwrap().contains(&format!("ps -fp {pid};")));
+        }
         let judgement = probe.run(&context(12_000, false));
         assert_eq!(reasons(&judgement), ["sqlite_lock_held"], "{judgement:?}");
         let evidence = &judgement.problems[0].evidence;

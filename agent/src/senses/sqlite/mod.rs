@@ -221,7 +221,10 @@ impl SqliteProbe {
                 problems.push(report::journal_hot(&self.path, bytes));
                 Some(Unknown::new("a database with a hot journal is never opened", None))
             }
-            State::Exclusive => self.stale_trouble(&now, "the database is locked exclusively", None),
+            State::Exclusive => {
+                let (why, way_out) = report::exclusive(&look);
+                self.stale_trouble(&now, &why, Some(&way_out))
+            }
             State::Changing => self.stale_trouble(&now, "the database is just being opened or closed", None),
             _ if !ground.allows(&path) => Some(Unknown::new(
                 "SQLite could write here and the kernel would not hold it back, so it was not opened",

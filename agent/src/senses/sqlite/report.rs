@@ -202,6 +202,18 @@ pub(super) fn blind(obstacle: &Obstacle) -> (String, Option<String>) {
     (format!("the database could not be looked at: {obstacle}"), way_out)
 }
 
+/// Who lets nobody read, and what that means.
+pub(super) fn exclusive(look: &Look) -> (String, String) {
+    let holder = look.snapshot.locks.strongest().and_then(|(_, pid)| pid);
+    let by = holder.map(|pid| format!(" by pid {pid}")).unwrap_or_default();
+    let who = holder.map_or_else(|| "cat /proc/locks".to_owned(), |pid| format!("ps -fp {pid}"));
+    let way_out = format!(
+        "see who it is: {who}; a long transaction ends, a program with PRAGMA locking_mode=EXCLUSIVE has to check the \
+         database itself"
+    );
+    (format!("the database is locked exclusively{by}"), way_out)
+}
+
 /// What `ok` and the clears rest on.
 pub(super) fn seen(look: &Look) -> Evidence {
     let snapshot = &look.snapshot;
