@@ -333,6 +333,8 @@ fn problem(request: &v1::ReportRequest, peer: Peer) -> Result<Problem, Status> {
 }
 
 fn status(picture: &Picture, link: Option<&UplinkStatus>) -> v1::LocalStatus {
+    let now = crate::clock::now();
+    let at = |boottime_ms: u64| (now.wall - now.since(boottime_ms)).unix_ms();
     let diagnosis = |story: &muster_agent_core::diagnose::Story| {
         let key = &picture.findings.get(story.cause)?.key;
         Some(v1::LocalDiagnosis {
@@ -344,6 +346,7 @@ fn status(picture: &Picture, link: Option<&UplinkStatus>) -> v1::LocalStatus {
             next_steps: story.next_steps.clone(),
             probe: key.subject.probe.to_string(),
             subject: key.subject.subject.clone(),
+            happened_unix_ms: story.happened_boottime_ms.map_or(0, at),
         })
     };
     v1::LocalStatus {
