@@ -35,12 +35,13 @@ fn spl() -> ServiceName {
     ServiceName::new("spl").unwrap()
 }
 
-/// Looks a while later each time: what is shared for a moment is then read anew.
+/// Looks as often as the agent does: what is shared for a moment is then old, and what stands while the kernel tells of
+/// no change is not.
 struct Clock(u64);
 
 impl Clock {
     fn context(&mut self, services: &Arc<Mutex<Services>>) -> Context {
-        self.0 += 30_000;
+        self.0 += 5_000;
         let mut now = clock::now();
         now.boottime_ms += self.0;
         Context { now, services: Arc::clone(services), one_shot: false }

@@ -7,6 +7,10 @@ use crate::senses::unit::{SystemdProbe, UnitProbe, Units, is_systemd};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+/// Signals tell of every change. A question to make sure that none was missed wakes the agent, the bus and systemd, and
+/// is not asked more often than this.
+const CHECK_MIN: Duration = Duration::from_secs(60);
+
 /// The configured units on the system bus, for every probe that asks systemd. No conversation is begun where there is no
 /// systemd or no unit.
 pub(super) fn units(config: &Config, means: &Means<'_>) -> Option<Units> {
@@ -14,7 +18,7 @@ pub(super) fn units(config: &Config, means: &Means<'_>) -> Option<Units> {
     if is_systemd(means.host) {
         names.extend(config.services.iter().filter_map(|service| Some(service.unit.as_ref()?.name.clone())));
     }
-    let units = Units::follow(means.net, names, config.probes.unit);
+    let units = Units::follow(means.net, names, config.probes.unit.max(CHECK_MIN));
     units.inspect_err(|error| tracing::error!("units cannot be watched: {error}")).ok()
 }
 

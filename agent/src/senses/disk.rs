@@ -4,7 +4,7 @@
 //! Must never touch a file on a file system of another machine to find out where it is, and asks each file system once.
 
 use super::HostRoot;
-use super::small::read_small_text;
+use super::small::{read_small_file, text};
 use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::disk::{DiskJudge, Reading, Space, Thresholds, Use};
@@ -12,10 +12,12 @@ use muster_agent_core::judgement::{Judgement, Unknown};
 use muster_agent_core::mounts::{self, Mount};
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ServiceName};
-use rustix::fs::statvfs;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 const TABLE_BYTES_MAX: u64 = 2 << 20;
 /// One reading of the tables serves all file systems of a round.
 const FRESH_MS: u64 = 1_000;
+/// And of those that follow, while the kernel tells of no change of a mount. It does not tell of a file system that it
+/// makes read-only after an error, which a sandboxed agent does not see otherwise, nor of fstab.
+const UNCHANGED_MS: u64 = 15_000;
 /// Symbolic links followed for one path, as the kernel does.
 const LINKS_MAX: usize = 40;
 
@@ -48,7 +53,29 @@ pub struct Place {
 #[derive(Debug)]
 pub struct MountTable {
     root: HostRoot,
-    taken: Mutex<Option<(u64, Arc<Tables>)>>,
+    taken: Mutex<Option<Taken>>,
+}
+
+/// The tables as they were read at a time.
+#[derive(Debug)]
+struct Taken {
+    at_ms: u64,
+    tables: Arc<Tables>,
+    /// Open since then: the kernel marks them when a mount is made, moved, removed or given other options. Empty where
+    /// it is not the kernel that wrote them.
+    files: Vec<File>,
+}
+
+impl Taken {
+    fn stands(&self, now_boottime_ms: u64) -> bool {
+        let age_ms = now_boottime_ms.abs_diff(self.at_ms);
+        age_ms < FRESH_MS || (age_ms < UNCHANGED_MS && !self.files.is_empty() && !self.is_marked())
+    }
+
+    fn is_marked(&self) -> bool {
+        let mut fds: Vec<PollFd<'_>> = self.files.iter().map(|file| PollFd::new(file, PollFlags::PRI)).collect();
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) != Ok(0)
+    }
 }
 
 #[derive(Debug)]
@@ -67,18 +94,28 @@ impl MountTable {
 
     fn tables(&self, now_boottime_ms: u64) -> Arc<Tables> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at_ms, tables)) = taken.as_ref()
-            && now_boottime_ms.abs_diff(*at_ms) < FRESH_MS
-        {
-            return Arc::clone(tables);
+        if let Some(taken) = taken.as_ref().filter(|taken| taken.stands(now_boottime_ms)) {
+            return Arc::clone(&taken.tables);
         }
-        // Read each time: the kernel rings nobody's bell when it makes a file system read-only after an error.
-        let text = |path| read_text(&self.root.path(path));
-        let own = text("/proc/self/mountinfo").map(|text| mounts::parse(&text)).map_err(|error| error.to_string());
-        let host = text("/proc/1/mountinfo").map(|text| mounts::parse(&text)).unwrap_or_default();
-        let tables = Arc::new(Tables { own, host, fstab: text("/etc/fstab").unwrap_or_default() });
-        *taken = Some((now_boottime_ms, Arc::clone(&tables)));
+        let mut files = Vec::new();
+        let mut table = |path: &str| -> std::io::Result<Vec<Mount>> {
+            // Opened first: what changes while it is read is a change since.
+            let file = File::open(self.root.path(path))?;
+            let text = read_text(&file)?;
+            files.extend(self.root.is_real().then_some(file));
+            Ok(mounts::parse(&text))
+        };
+        let own = table("/proc/self/mountinfo").map_err(|error| error.to_string());
+        let host = table("/proc/1/mountinfo").unwrap_or_default();
+        let fstab = File::open(self.root.path("/etc/fstab")).and_then(|file| read_text(&file)).unwrap_or_default();
+        let tables = Arc::new(Tables { own, host, fstab });
+        *taken = Some(Taken { at_ms: now_boottime_ms, tables: Arc::clone(&tables), files });
         tables
+    }
+
+    /// Has the tables be read anew.
+    fn forget(&self) {
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The file systems on which `kept` is, each once, in order of their mount points.
@@ -161,6 +198,8 @@ pub struct DiskProbe {
     judge: DiskJudge,
 }
 
+type Looked = (Arc<Tables>, Mount, Option<(Space, bool)>);
+
 impl DiskProbe {
     /// Watches `place`.
     pub fn new(place: Place, thresholds: Thresholds, table: Arc<MountTable>) -> Self {
@@ -168,8 +207,24 @@ impl DiskProbe {
         Self { subject, place, thresholds, table, judge: DiskJudge::default() }
     }
 
-    /// Room at the mount point, through the own mount of the file system.
-    fn space(&self, mount: &Mount) -> Result<Option<Space>, Unknown> {
+    /// The tables, the own mount of the place, and what it tells of itself.
+    fn look(&self, context: &Context) -> Result<Looked, Unknown> {
+        let tables = self.table.tables(context.now.boottime_ms);
+        let mounts = tables.own.as_ref().map_err(|why| {
+            let why = format!("/proc/self/mountinfo cannot be read: {why}");
+            Unknown::new(why, Some("mount procfs; without it no file system is watched"))
+        })?;
+        let place = &self.place.mount_point;
+        let mount = at_place(mounts, place).ok_or_else(|| {
+            let way_out = "mount it again, or reload the agent: it then finds the files anew";
+            Unknown::new(format!("{place} is not mounted any more"), Some(way_out))
+        })?;
+        let found = self.space(&mount)?;
+        Ok((tables, mount, found))
+    }
+
+    /// Room at the mount point, through the own mount of the file system, and whether nothing can be written through that.
+    fn space(&self, mount: &Mount) -> Result<Option<(Space, bool)>, Unknown> {
         if mount.is_automount() || mount.is_read_only_by_type() {
             return Ok(None);
         }
@@ -177,13 +232,14 @@ impl DiskProbe {
         match statvfs(self.table.root.path(place)) {
             Ok(answer) => {
                 let bytes = |blocks: u64| blocks.saturating_mul(answer.f_frsize);
-                Ok(Some(Space {
+                let space = Space {
                     total_bytes: bytes(answer.f_blocks),
                     free_bytes: bytes(answer.f_bfree),
                     available_bytes: bytes(answer.f_bavail),
                     inodes: answer.f_files,
                     inodes_available: answer.f_favail,
-                }))
+                };
+                Ok(Some((space, answer.f_flag.contains(StatVfsMountFlags::RDONLY))))
             }
             Err(errno) => {
                 let way_out = match errno {
@@ -209,31 +265,26 @@ impl Probe for DiskProbe {
     }
 
     fn run(&mut self, context: &Context) -> Judgement {
-        let tables = self.table.tables(context.now.boottime_ms);
-        let place = &self.place.mount_point;
-        let mounts = match &tables.own {
-            Ok(mounts) => mounts,
-            Err(why) => {
-                let why = format!("/proc/self/mountinfo cannot be read: {why}");
-                return Judgement::unknown(why, Some("mount procfs; without it no file system is watched"));
+        let looked = self.look(context).and_then(|(tables, mount, found)| {
+            let known = mount.mount_read_only || mount.super_read_only;
+            if found.is_some_and(|(_, read_only)| read_only != known) {
+                self.table.forget();
+                return self.look(context);
             }
-        };
-        let at_place = |mounts: &[Mount]| mounts.iter().rfind(|mount| mount.mount_point == *place).cloned();
-        let Some(mount) = at_place(mounts) else {
-            let why = format!("{place} is not mounted any more");
-            return Judgement::unknown(why, Some("mount it again, or reload the agent: it then finds the files anew"));
-        };
-        let space = match self.space(&mount) {
-            Ok(space) => space,
+            Ok((tables, mount, found))
+        });
+        let (tables, mount, found) = match looked {
+            Ok(looked) => looked,
             Err(unknown) => return Judgement { unknown: Some(unknown), ..Judgement::default() },
         };
+        let place = &self.place.mount_point;
         // The same place may be another file system there: then its mount says nothing of this one.
-        let host = at_place(&tables.host).filter(|host| host.device == mount.device);
+        let host = at_place(&tables.host, place).filter(|host| host.device == mount.device);
         let reading = Reading {
             mount: &mount,
             host_read_only: host.map(|host| host.mount_read_only),
             fstab_writable: mounts::fstab_writable(&tables.fstab, place),
-            space,
+            space: found.map(|(space, _)| space),
         };
         self.judge.judge(&reading, &self.place.uses, self.thresholds, context.now)
     }
@@ -251,6 +302,11 @@ impl Probe for DiskProbe {
     }
 }
 
-fn read_text(path: &Path) -> std::io::Result<String> {
-    read_small_text(path, TABLE_BYTES_MAX)
+/// What is mounted there; the last one lies over the others.
+fn at_place(mounts: &[Mount], place: &str) -> Option<Mount> {
+    mounts.iter().rfind(|mount| mount.mount_point == place).cloned()
+}
+
+fn read_text(file: &File) -> std::io::Result<String> {
+    read_small_file(file, TABLE_BYTES_MAX).map(text)
 }

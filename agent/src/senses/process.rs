@@ -33,13 +33,27 @@ pub fn read(root: &HostRoot, pid: u32) -> ProcessReading {
         Err(error) => return absent(root, pid, &error),
     };
     let facts = facts(&process, &stat);
-    // A leader that has exited shows as a zombie while its other threads still work.
-    let ended = stat.num_threads <= 1;
-    match stat.state {
-        'Z' if ended => ProcessReading::Zombie(facts),
-        'X' | 'x' => ProcessReading::Gone,
-        _ => ProcessReading::Alive(facts),
+    match ended(&stat) {
+        Some('Z') => ProcessReading::Zombie(facts),
+        Some(_) => ProcessReading::Gone,
+        None => ProcessReading::Alive(facts),
     }
+}
+
+/// The state of one that has ended.
+fn ended(stat: &Stat) -> Option<char> {
+    // A leader that has exited shows as a zombie while its other threads still work.
+    let is_over = match stat.state {
+        'Z' => stat.num_threads <= 1,
+        state => matches!(state, 'X' | 'x'),
+    };
+    is_over.then_some(stat.state)
+}
+
+/// Whether this process still runs, by `stat` alone.
+pub fn runs(root: &HostRoot, process: ProcessId) -> bool {
+    let stat = open(root, process.pid).ok().and_then(|process| process.stat().ok());
+    stat.is_some_and(|stat| stat.starttime == process.start_ticks && ended(&stat).is_none())
 }
 
 /// The process, if it lives.

@@ -99,6 +99,8 @@ pub(super) struct JournalFollower {
     matches: Vec<Match>,
     state: JournalState,
     open: Vec<OpenFile>,
+    /// Where the host's journal is, once its id is known: that is for as long as the host runs.
+    folders: Vec<PathBuf>,
     /// Times of change of the folders when they were last listed.
     listed: Vec<(i64, u64)>,
 }
@@ -145,7 +147,8 @@ struct Listed {
 
 impl JournalFollower {
     pub(super) fn new(root: HostRoot, matches: Vec<Match>) -> Self {
-        Self { root, matches, state: JournalState::default(), open: Vec::new(), listed: Vec::new() }
+        let state = JournalState::default();
+        Self { root, matches, state, open: Vec::new(), folders: Vec::new(), listed: Vec::new() }
     }
 
     pub(super) const fn state(&self) -> &JournalState {
@@ -193,15 +196,19 @@ impl JournalFollower {
         pass
     }
 
-    fn folders(&self) -> Vec<PathBuf> {
-        let id = std::fs::read_to_string(self.root.path("/etc/machine-id")).unwrap_or_default();
-        let id = id.trim();
-        let plain = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let folder = |base: &str| self.root.path(base).join(id);
-        if plain { vec![folder("/var/log/journal"), folder("/run/log/journal")] } else { Vec::new() }
+    fn folders(&mut self) -> &[PathBuf] {
+        if self.folders.is_empty() {
+            let id = std::fs::read_to_string(self.root.path("/etc/machine-id")).unwrap_or_default();
+            let id = id.trim();
+            if id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                self.folders =
+                    ["/var/log/journal", "/run/log/journal"].map(|base| self.root.path(base).join(id)).into();
+            }
+        }
+        &self.folders
     }
 
-    fn nothing_to_read(&self) -> (String, Option<&'static str>) {
+    fn nothing_to_read(&mut self) -> (String, Option<&'static str>) {
         if self.folders().iter().any(|folder| folder.exists()) {
             let why = "the folders of the journal have no file that this agent can read".to_owned();
             return (why, Some(WAY_OUT));
@@ -222,7 +229,7 @@ impl JournalFollower {
     fn list(&mut self, look_back: bool, pass: &mut JournalPass) {
         let mut names = Vec::new();
         for folder in self.folders() {
-            match std::fs::read_dir(&folder) {
+            match std::fs::read_dir(folder) {
                 Ok(entries) => {
                     let entries = entries.take(NAMES_MAX).filter_map(Result::ok);
                     names.extend(entries.filter_map(|entry| {
@@ -232,7 +239,7 @@ impl JournalFollower {
                     }));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => pass.unreadable = Some(unreadable(&folder, &error)),
+                Err(error) => pass.unreadable = Some(unreadable(folder, &error)),
             }
         }
         let live: BTreeSet<u64> =

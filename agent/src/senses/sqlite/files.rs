@@ -119,7 +119,7 @@ pub(super) fn look(path: &Path, claim: &Claim) -> Result<Look, Obstacle> {
         return Err(Obstacle::Exchanged);
     }
     let header_bytes = first_bytes(path, &file, HEADER_BYTES)?;
-    let wal = optional(&sibling(path, "-wal"))?.map(|(facts, _)| facts);
+    let wal = unopened(&sibling(path, "-wal"))?;
     let shm = optional(&sibling(path, "-shm"))?;
     let shm_path = sibling(path, "-shm");
     let wal_index = match &shm {
@@ -180,6 +180,24 @@ fn optional(path: &Path) -> Result<Option<(FileFacts, File)>, Obstacle> {
         Ok(file) => Ok(Some((facts(path, &file)?, file))),
         Err(Obstacle::Missing) => Ok(None),
         Err(other) => Err(other),
+    }
+}
+
+/// The same of a file whose content is not asked for.
+fn unopened(path: &Path) -> Result<Option<FileFacts>, Obstacle> {
+    let stat = match rustix::fs::lstat(path) {
+        Ok(stat) => stat,
+        Err(error) => {
+            return match obstacle(path, error.into()) {
+                Obstacle::Missing => Ok(None),
+                other => Err(other),
+            };
+        }
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(Some(regular::facts(&stat))),
+        FileType::Symlink => Err(Obstacle::Exchanged),
+        kind => Err(Obstacle::NotAFile(what_stands_there(kind))),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::clock::{boot_id, suspended_ms};
 use crate::net::Mailbox;
 use crate::probe::{Context, Probe};
 use muster_agent_core::judgement::Judgement;
-use muster_agent_core::pid_file::{Facts, ProcessReading};
+use muster_agent_core::pid_file::Facts;
 use muster_agent_core::services::{Instance, Services, ToldLife};
 use muster_agent_core::unit::{MainProcess, Options, UnitJudge, UnitState};
 use muster_common::evidence::Evidence;
@@ -31,6 +31,9 @@ const BOOTED_WITH_SYSTEMD: &str = "/run/systemd/system";
 /// The way out where the bus is not there.
 const BUS_WAY_OUT: &str = "start the bus (systemctl start dbus.socket), and let the agent's user connect to \
                            /run/dbus/system_bus_socket";
+
+/// What is known of a main process stands for so long, if its unit did not change.
+const STANDS_MS: u64 = 60_000;
 
 /// Whether systemd runs this host.
 pub fn is_systemd(root: &HostRoot) -> bool {
@@ -51,6 +54,8 @@ pub struct UnitProbe {
     judge: UnitJudge,
     /// The main process that was noted last.
     noted: Option<ProcessId>,
+    /// What was read of the main process, and when.
+    main: Option<(Facts, u64)>,
 }
 
 impl UnitProbe {
@@ -76,16 +81,26 @@ impl UnitProbe {
             told: None,
             judge: UnitJudge::default(),
             noted: None,
+            main: None,
         })
+    }
+
+    /// The main process. What it executes and its cgroup are read each time while it is young, when a script becomes the
+    /// program that it starts, and once in a while afterwards; whether it runs each time.
+    fn main_process(&mut self, pid: u32, now_ms: u64) -> Option<Facts> {
+        let stands = |(facts, read_ms): &(Facts, u64)| {
+            let old = read_ms.saturating_sub(facts.start_boottime_ms) >= STANDS_MS;
+            old && facts.process.pid == pid && now_ms.saturating_sub(*read_ms) < STANDS_MS
+        };
+        let known = self.main.take().filter(stands).filter(|(facts, _)| process::runs(&self.root, facts.process));
+        self.main = known.or_else(|| Some((process::alive(&self.root, pid)?, now_ms)));
+        self.main.as_ref().map(|(facts, _)| facts.clone())
     }
 
     fn judge(&mut self, context: &Context, state: &UnitState) -> Judgement {
         let facts = match state.main_pid {
             0 => None,
-            pid => match process::read(&self.root, pid) {
-                ProcessReading::Alive(facts) => Some(facts),
-                _ => None,
-            },
+            pid => self.main_process(pid, context.now.boottime_ms),
         };
         let fresh = facts.as_ref().filter(|facts| self.noted != Some(facts.process));
         if let Some(new) = fresh {
@@ -132,7 +147,7 @@ impl UnitProbe {
     }
 
     fn still_runs(&self, old: ProcessId) -> bool {
-        matches!(process::read(&self.root, old.pid), ProcessReading::Alive(facts) if facts.process == old)
+        process::runs(&self.root, old)
     }
 }
 
@@ -155,7 +170,7 @@ impl Probe for UnitProbe {
     fn run(&mut self, context: &Context) -> Judgement {
         let new = if context.one_shot { self.mailbox.wait(self.patience) } else { self.mailbox.take() };
         if new.is_some() {
-            self.told = new;
+            (self.told, self.main) = (new, None);
         }
         match self.told.take() {
             Some(Told::State(state)) => {
