@@ -120,7 +120,7 @@ impl Coordinator {
             let inbound = paging.inbound.clone();
             tasks.spawn(async move { Ok(crate::http::serve(listener, handle, inbound).await?) });
         }
-        paging.spawn(&handle, &config, &mut tasks)?;
+        paging.spawn(&handle, &config, &mut tasks);
         tasks.spawn(async move {
             failover.run().await;
             Ok(())

@@ -6,6 +6,7 @@ use super::config::origin;
 use super::receiver::ReceiverError;
 use super::secret::Secret;
 use super::smtp::{self, Mail};
+use arc_swap::ArcSwap;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Uri, header};
@@ -17,7 +18,7 @@ use muster_common::chain::Chain;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,21 +81,49 @@ pub trait Transport: Send + Sync + 'static {
     }
 }
 
-/// The real one; one per receiver, as each has its own trust.
+/// The real one; one per receiver, as each has its own trust. Its clones share it.
 #[derive(Debug, Clone)]
 pub struct HttpClient {
+    name: String,
+    ca: Option<PathBuf>,
+    timeout: Duration,
+    wire: Arc<ArcSwap<Wire>>,
+}
+
+/// What is made anew when the trust changes.
+#[derive(Debug)]
+struct Wire {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     tls: Arc<rustls::ClientConfig>,
+    /// Of `ca`; empty where the public ones are trusted.
+    own: Vec<CertificateDer<'static>>,
 }
 
 impl HttpClient {
     /// A client for `name` that trusts `ca`, or the public roots when there is none.
     pub fn new(name: &str, ca: Option<&Path>, timeout: Duration) -> Result<Self, ReceiverError> {
-        let tls = client_config(ca).map_err(|why| ReceiverError::Ca {
-            name: name.to_owned(),
-            path: ca.unwrap_or(Path::new("the public roots")).to_owned(),
-            why,
-        })?;
+        let (name, ca) = (name.to_owned(), ca.map(Path::to_owned));
+        let wire = Wire::new(read_ca(&name, ca.as_deref())?, timeout).map_err(|why| no_trust(&name, &ca, why))?;
+        Ok(Self { name, ca, timeout, wire: Arc::new(ArcSwap::from_pointee(wire)) })
+    }
+
+    /// Reads its authorities again, for every connection from now on; `true` when they have changed. What cannot be read
+    /// leaves the old ones in force.
+    pub fn reload(&self) -> Result<bool, ReceiverError> {
+        let own = read_ca(&self.name, self.ca.as_deref())?;
+        if own == self.wire.load().own {
+            return Ok(false);
+        }
+        let wire = Wire::new(own, self.timeout).map_err(|why| no_trust(&self.name, &self.ca, why))?;
+        // Connections that are kept open under the old trust go with the old client.
+        self.wire.store(Arc::new(wire));
+        Ok(true)
+    }
+}
+
+impl Wire {
+    fn new(own: Vec<CertificateDer<'static>>, timeout: Duration) -> Result<Self, String> {
+        let tls = client_config(&own)?;
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(timeout));
@@ -105,8 +134,13 @@ impl HttpClient {
             .pool_timer(TokioTimer::new())
             .retry_canceled_requests(false)
             .build(connector);
-        Ok(Self { client, tls: Arc::new(tls) })
+        Ok(Self { client, tls: Arc::new(tls), own })
     }
+}
+
+fn no_trust(name: &str, ca: &Option<PathBuf>, why: String) -> ReceiverError {
+    let path = ca.clone().unwrap_or_else(|| PathBuf::from("the public roots"));
+    ReceiverError::Ca { name: name.to_owned(), path, why }
 }
 
 impl Transport for HttpClient {
@@ -130,7 +164,8 @@ impl Transport for HttpClient {
         }
         let body = Full::new(request.body.unwrap_or_default());
         let call = call.body(body).map_err(|error| failed(error.to_string()))?;
-        let answer = self.client.request(call).await.map_err(|error| failed(Chain(&error).to_string()))?;
+        let client = self.wire.load().client.clone();
+        let answer = client.request(call).await.map_err(|error| failed(Chain(&error).to_string()))?;
         let status = answer.status().as_u16();
         let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = retry_after.and_then(|text| parse_retry_after(text, jiff::Timestamp::now()));
@@ -138,7 +173,8 @@ impl Transport for HttpClient {
     }
 
     async fn mail(&self, mail: Mail) -> Result<Response, TransportError> {
-        smtp::send(&mail, Arc::clone(&self.tls)).await
+        let tls = Arc::clone(&self.wire.load().tls);
+        smtp::send(&mail, tls).await
     }
 }
 
@@ -168,20 +204,27 @@ fn parse_retry_after(text: &str, now: jiff::Timestamp) -> Option<Duration> {
     Some(wait.min(RETRY_AFTER_MAX))
 }
 
-fn client_config(ca: Option<&Path>) -> Result<rustls::ClientConfig, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    match ca {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(path) => {
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())?;
-            for certificate in certificates {
-                let certificate = certificate.map_err(|error| error.to_string())?;
-                roots.add(certificate).map_err(|error| error.to_string())?;
-            }
-        }
+/// The certificates that `ca` has, if there is one.
+fn read_ca(name: &str, ca: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, ReceiverError> {
+    let Some(path) = ca else { return Ok(Vec::new()) };
+    let unread = |why: String| ReceiverError::Ca { name: name.to_owned(), path: path.to_owned(), why };
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unread(error.to_string()))?;
+    let certificates: Result<Vec<_>, _> = certificates.collect();
+    let certificates = certificates.map_err(|error| unread(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(unread("no certificate in it".to_owned()));
     }
-    if roots.is_empty() {
-        return Err("no certificate in it".to_owned());
+    Ok(certificates)
+}
+
+/// Trusts `own`, or the public roots where there is none.
+fn client_config(own: &[CertificateDer<'static>]) -> Result<rustls::ClientConfig, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    if own.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    for certificate in own {
+        roots.add(certificate.clone()).map_err(|error| error.to_string())?;
     }
     let builder = rustls::ClientConfig::builder_with_provider(muster_common::tls::provider());
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;

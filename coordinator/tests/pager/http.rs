@@ -8,6 +8,7 @@ use muster_coordinator::pager::receiver::{Call, Judgement};
 use muster_coordinator::pager::{
     Lane, Outcome, Pending, Receiver, ReceiverConfig, ReceiverError, ReceiverKind, Stats, run,
 };
+use muster_coordinator::paging::Paging;
 use muster_coordinator_core::page::{Page, PageAction, PageId};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -149,11 +150,28 @@ async fn a_private_ca_is_trusted_only_where_it_is_named() {
     let request = request(&receiver, page("ops", "a", PageAction::Trigger));
     let stranger = client(&config).unwrap().call(request.clone()).await.unwrap_err().to_string();
     assert!(stranger.contains("certificate"), "{stranger}");
-    config.ca = Some(ca);
-    let response = client(&config).unwrap().call(request).await.unwrap();
-    assert_eq!(receiver.judge(&response), Judgement::Delivered);
     config.ca = Some(dir.path().join("none.pem"));
     assert!(client(&config).unwrap_err().to_string().contains("none.pem"));
+    config.ca = Some(ca.clone());
+    let response = client(&config).unwrap().call(request).await.unwrap();
+    assert_eq!(receiver.judge(&response), Judgement::Delivered);
+    // Another authority in the file is trusted from the next reload on; what does not read changes nothing.
+    let lane = lane(config);
+    let paging = Paging { lanes: [Arc::clone(&lane)].into(), inbound: None, heartbeat: None, fleet: "prod".to_owned() };
+    let told = || lane.test(page("ops", "test", PageAction::Trigger));
+    assert_eq!(told().await, Judgement::Delivered);
+    let good = std::fs::read(&ca).unwrap();
+    std::fs::write(&ca, rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap().cert.pem()).unwrap();
+    paging.reload();
+    let Judgement::Retry { error, .. } = told().await else { panic!("a stranger was trusted") };
+    assert!(error.contains("certificate"), "{error}");
+    std::fs::write(&ca, good).unwrap();
+    paging.reload();
+    assert_eq!(told().await, Judgement::Delivered);
+    std::fs::write(&ca, "no certificate").unwrap();
+    assert!(lane.transport.reload().unwrap_err().to_string().contains("ca.pem"));
+    paging.reload();
+    assert_eq!(told().await, Judgement::Delivered);
 }
 
 /// A stand-in of the bench as a process of its own; ends with the test.
