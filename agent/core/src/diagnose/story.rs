@@ -13,6 +13,7 @@ use crate::services::{Instance, Services};
 use crate::shell::quoted;
 use muster_common::evidence::{Grade, Value};
 use muster_common::finding::{Finding, FindingKey, SubjectKey};
+use muster_common::ids::ServiceName;
 use muster_common::limits::{NEXT_STEPS_MAX, SUMMARY_BYTES_MAX, clip};
 use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
@@ -40,6 +41,9 @@ const ILL: &[Reason] = &[
 
 /// What probes say of an exit status that nobody could tell.
 const UNKNOWN: &str = "unknown";
+
+/// The process of a service, in a step of who does not know it.
+const PROC_OF_SERVICE: &str = "/proc/PID/";
 
 /// How a finding belongs to a story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,6 +79,9 @@ pub struct Story {
     pub severity: Severity,
     /// The one sentence.
     pub sentence: String,
+    /// Words for the cause itself, where another look knew better ones than the finding has.
+    #[serde(default)]
+    pub better_words: Option<String>,
     /// How things stand since, as the sentence tells it: a successor, databases that are well.
     pub standing: Vec<String>,
     /// What is not known.
@@ -119,7 +126,18 @@ pub fn stories(findings: &[Finding], recent: &Recent, services: &Services) -> Ve
         let sentence = sentence(trace, &trace.key, recent, services).unwrap_or_else(|| trace.summary.clone());
         let standing = standing(trace, recent, services);
         let happened_boottime_ms = trace.until_ms.filter(|at_ms| *at_ms != u64::MAX);
-        stories.push(Story { cause, links, severity, sentence, standing, unknown, next_steps, happened_boottime_ms });
+        name_process(&trace.key.subject.service, services, &mut next_steps);
+        stories.push(Story {
+            cause,
+            links,
+            severity,
+            sentence,
+            better_words: None,
+            standing,
+            unknown,
+            next_steps,
+            happened_boottime_ms,
+        });
     }
     let key = |story: &Story| findings.get(story.cause).map(|finding| finding.key.clone());
     stories.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| key(a).cmp(&key(b))));
@@ -146,6 +164,7 @@ impl Recent {
             let salvage = salvage.into_iter().filter(|step| !own.contains(step)).collect::<Vec<_>>();
             let limit = limit(root, self, services).filter(|step| !own.contains(step));
             problem.next_steps = salvage.into_iter().chain(own).chain(limit).take(NEXT_STEPS_MAX).collect();
+            name_process(&trace.key.subject.service, services, &mut problem.next_steps);
         }
     }
 }
@@ -463,6 +482,15 @@ fn limit(cause: &Trace, recent: &Recent, services: &Services) -> Option<String> 
     })
 }
 
+/// A step that leaves the process to be filled in is about the service's own, where that is known.
+fn name_process(service: &ServiceName, services: &Services, steps: &mut [String]) {
+    for step in steps.iter_mut().filter(|step| step.contains(PROC_OF_SERVICE)) {
+        if let Some(newest) = services.newest(service).filter(|newest| newest.ended_boottime_ms.is_none()) {
+            *step = step.replace(PROC_OF_SERVICE, &format!("/proc/{}/", newest.process.pid));
+        }
+    }
+}
+
 /// Steps about data come first: a restart may destroy what they would save.
 fn steps<'a>(salvage: Vec<String>, limit: Option<String>, members: impl Iterator<Item = &'a Finding>) -> Vec<String> {
     let about_data = |reason: Reason| {
@@ -492,7 +520,7 @@ mod tests {
     use crate::process::exit::KILLED_BY_WHOM;
     use muster_common::evidence::Evidence;
     use muster_common::finding::ProbeKind;
-    use muster_common::ids::{ProcessId, ServiceName};
+    use muster_common::ids::ProcessId;
     use muster_common::time::Timestamp;
 
     fn subject(service: &str, reason: Reason) -> SubjectKey {
@@ -1025,6 +1053,30 @@ mod tests {
             let unit = finding("spl", Reason::UnitFailed, process(7, 1).text(RESULT_KEY, "watchdog"));
             let both = [down.clone(), unit];
             assert!(names(&stories(&both, &noted(&both), &services)[0].next_steps), "{by}");
+        }
+    }
+
+    #[test]
+    fn a_step_names_the_process_that_is_known() {
+        let step = "ls -l /proc/PID/fd | grep deleted";
+        let replaced = finding("spl", Reason::SqliteReplaced, Evidence::new()).next_steps([step]);
+        for (ended, expected) in [(None, "ls -l /proc/9/fd | grep deleted"), (Some(5), step)] {
+            let mut services = Services::default();
+            let instance = Instance {
+                process: ProcessId { pid: 9, start_ticks: 1 },
+                comm: "spl".into(),
+                exe: None,
+                cgroup: None,
+                first_seen_boottime_ms: 1,
+                ended_boottime_ms: ended,
+            };
+            services.note(&replaced.key.subject.service, instance);
+            let told = stories(std::slice::from_ref(&replaced), &Recent::default(), &services);
+            assert_eq!(told[0].next_steps, [expected]);
+            let mut judgement =
+                Judgement::problem(Problem::new(Reason::SqliteReplaced, "x").next_steps([step.to_owned()]));
+            Recent::default().tell(&services, &replaced.key.subject, &mut judgement);
+            assert_eq!(judgement.problems[0].next_steps, [expected]);
         }
     }
 
