@@ -291,6 +291,7 @@ fn daemon(socket: &Path) -> Text {
             "service": diagnosis.service, "severity": diagnosis.severity().as_str_name(), "reason": diagnosis.reason,
             "probe": diagnosis.probe, "subject": diagnosis.subject, "summary": diagnosis.summary,
             "unknown": diagnosis.unknown, "next_steps": diagnosis.next_steps,
+            "happened_unix_ms": diagnosis.happened_unix_ms,
         })
     };
     let told = json!({

@@ -6,7 +6,8 @@
 use super::report::{AgentSays, Report};
 use crate::local::client::{LocalError, status_at_once};
 use crate::senses::HostRoot;
-use muster_agent_core::diagnose::is_symptom;
+use muster_agent_core::diagnose::{PID_KEY, START_TICKS_KEY, is_symptom};
+use muster_agent_core::judgement::Verdict;
 use muster_common::chain::Chain;
 use muster_common::finding::Finding;
 use muster_common::limits::{
@@ -14,6 +15,7 @@ use muster_common::limits::{
 };
 use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
+use muster_common::time::Timestamp;
 use muster_proto::convert::{finding, severity};
 use muster_proto::v1;
 use std::path::Path;
@@ -32,7 +34,9 @@ pub(super) fn add(report: &mut Report, host: &HostRoot, socket: &Path) {
     }
     match status_at_once(&place, ANSWER_MAX) {
         Ok(status) => {
-            report.agent_says = said(&status, report);
+            let now = crate::clock::now().wall;
+            report.agent_says = said(&status, report, now);
+            adopt(&status, report);
             fold(&status, report);
         }
         Err(error) => report.notes.push(not_heard(socket, &error)),
@@ -44,7 +48,7 @@ fn not_heard(socket: &Path, error: &LocalError) -> String {
 }
 
 /// The causes that it tells, without those that were found here as well.
-fn said(status: &v1::LocalStatus, report: &Report) -> Vec<AgentSays> {
+fn said(status: &v1::LocalStatus, report: &Report, now: Timestamp) -> Vec<AgentSays> {
     // Folded ones as well: what is a symptom here was a cause there, as long as it was all that was seen.
     let is_new = |said: &&v1::LocalDiagnosis| {
         let is_it = |found: &Finding| {
@@ -62,6 +66,8 @@ fn said(status: &v1::LocalStatus, report: &Report) -> Vec<AgentSays> {
                 })
         };
         let found = status.findings.iter().find(open);
+        let over = found.is_some_and(|found| is_over(found, report));
+        let happened = (said.happened_unix_ms > 0).then(|| Timestamp::from_unix_ms(said.happened_unix_ms));
         let subject = found.and_then(|finding| finding.subject.as_ref()).map(|subject| subject.subject.as_str());
         let steps = said.next_steps.iter().take(NEXT_STEPS_MAX);
         AgentSays {
@@ -70,12 +76,78 @@ fn said(status: &v1::LocalStatus, report: &Report) -> Vec<AgentSays> {
             reason: clip(&said.reason, NAME_BYTES_MAX),
             subject: clip(subject.unwrap_or_default(), SUBJECT_BYTES_MAX),
             summary: clip(&said.summary, SUMMARY_BYTES_MAX),
-            open: found.is_some(),
+            open: found.is_some() && !over,
+            happened: happened.map(|at| (at, now.since(at))),
+            over,
             next_steps: steps.map(|step| clip(step, SUMMARY_BYTES_MAX)).collect(),
             seen_here: Vec::new(),
         }
     });
     said.take(SAID_MAX).collect()
+}
+
+/// Whether the same probe saw the process run here: the agent waits for a second look before it says that an end is over.
+fn is_over(told: &v1::FindingDetail, report: &Report) -> bool {
+    let Some(subject) = told.subject.as_ref().filter(|_| told.reason == Reason::ProcessDown.as_str()) else {
+        return false;
+    };
+    report.probes.iter().any(|ran| {
+        let key = &ran.subject;
+        let same = (key.service.as_str(), key.probe.as_str(), key.subject.as_str())
+            == (&subject.service, &subject.probe, &subject.subject);
+        same && ran.judgement.verdict() == Verdict::Ok && !ran.judgement.sees_no_process()
+    })
+}
+
+/// What was found here and is open there in better words: who saw it begin knows how, and since when. Only of what tells a
+/// past; a number is told by who looked last.
+fn adopt(status: &v1::LocalStatus, report: &mut Report) {
+    const PASTS: &[Reason] = &[
+        Reason::ProcessDown,
+        Reason::ProcessZombie,
+        Reason::ProcessStopped,
+        Reason::PidFileStale,
+        Reason::UnitFailed,
+        Reason::UnitInactive,
+        Reason::RestartLoop,
+        Reason::SqliteLockHeld,
+        Reason::LockContention,
+        Reason::SqliteReplaced,
+        Reason::SqliteShrunk,
+        Reason::BackupShrunk,
+    ];
+    let open = status.findings.iter().take(OPEN_FINDINGS_PER_AGENT_MAX);
+    let open: Vec<Finding> = open.filter_map(|detail| finding(detail, ReasonKind::Condition).ok()).collect();
+    for story in &mut report.stories {
+        let found = report.findings.get(story.cause).filter(|found| PASTS.contains(&found.key.reason));
+        let Some(found) = found else { continue };
+        let Some(told) = open.iter().find(|told| told.key == found.key && !is_newer(found, told)) else { continue };
+        let is_it = |said: &&v1::LocalDiagnosis| {
+            let key = &found.key;
+            (said.service.as_str(), said.reason.as_str()) == (key.subject.service.as_str(), key.reason.as_str())
+                && !said.probe.is_empty()
+                && is_about(said, key.subject.probe.as_str(), &key.subject.subject)
+        };
+        let whole = status.diagnoses.iter().find(is_it);
+        story.better_words = Some(clip(&told.summary, SUMMARY_BYTES_MAX));
+        story.sentence = clip(whole.map_or(&told.summary, |whole| &whole.summary), SUMMARY_BYTES_MAX);
+        let steps = whole.map_or(&told.next_steps, |whole| &whole.next_steps);
+        if !steps.is_empty() {
+            story.next_steps = steps.iter().take(NEXT_STEPS_MAX).map(|step| clip(step, SUMMARY_BYTES_MAX)).collect();
+        }
+        if let Some(whole) = whole {
+            let unknown = whole.unknown.iter().take(NEXT_STEPS_MAX);
+            story.unknown = unknown.map(|unknown| clip(unknown, SUMMARY_BYTES_MAX)).collect();
+        }
+    }
+}
+
+/// Whether a look found another process than the one that was told of: what was told is of before.
+fn is_newer(found: &Finding, told: &Finding) -> bool {
+    [PID_KEY, START_TICKS_KEY].iter().any(|key| {
+        let values = found.evidence.get(key).zip(told.evidence.get(key));
+        values.is_some_and(|(found, told)| found != told)
+    })
 }
 
 /// Whether a diagnosis is about this; an older agent tells neither probe nor subject.
@@ -129,8 +201,9 @@ mod tests {
     use muster_common::evidence::Evidence;
     use muster_common::finding::{FindingKey, ProbeKind, SubjectKey};
     use muster_common::ids::ServiceName;
-    use muster_common::time::Timestamp;
     use muster_proto::convert::{finding_to_wire, severity_to_wire};
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
     fn subject() -> SubjectKey {
         SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::PidFile, "/run/spl.pid")
@@ -197,7 +270,7 @@ mod tests {
             let open = ["/hub.db.*.bak", "/other.bak"].map(|subject| finding_to_wire(&Finding::new(key(subject), "x")));
             let status =
                 v1::LocalStatus { findings: open.into(), diagnoses: vec![diagnosis], ..v1::LocalStatus::default() };
-            said(&status, &report).into_iter().map(|said| (said.subject, said.open)).collect::<Vec<_>>()
+            said(&status, &report, NOW).into_iter().map(|said| (said.subject, said.open)).collect::<Vec<_>>()
         };
         assert_eq!(tells("backup", "/hub.db.*.bak"), []);
         assert_eq!(tells("backup", "/other.bak"), [("/other.bak".to_owned(), true)]);
@@ -217,7 +290,7 @@ mod tests {
             (7, Reason::SqliteLockHeld, 1),
         ] {
             let (mut report, status) = (found(pid), status(cause));
-            report.agent_says = said(&status, &report);
+            report.agent_says = said(&status, &report, NOW);
             fold(&status, &mut report);
             assert_eq!((report.stories.len(), report.agent_says.len()), (stories, 1), "{pid} {cause}");
             let said = &report.agent_says[0];
@@ -229,5 +302,86 @@ mod tests {
             }
             assert_eq!(report.findings.len(), 2, "programs are told what was found");
         }
+    }
+
+    fn unit() -> SubjectKey {
+        SubjectKey { probe: ProbeKind::Unit, subject: "spl.service".into(), ..subject() }
+    }
+
+    fn look(subject: SubjectKey, judgement: Judgement) -> Report {
+        let mut recent = Recent::default();
+        recent.note(Now { boottime_ms: 1, wall: NOW }, &subject, &judgement);
+        let ran = Ran { subject, judgement, took: Duration::ZERO };
+        Report::new("web-1".into(), vec![ran], &recent, &Services::default())
+    }
+
+    /// `systemctl stop`: systemd has forgotten how it ended, and who watched has not.
+    #[test]
+    fn what_the_agent_saw_begin_is_told_in_its_words() {
+        let told = |reason: Reason, here: Evidence, there: Evidence| {
+            let here = Problem::new(reason, "it is not running").evidence(here).next_steps(["look"]);
+            let mut report = look(unit(), Judgement::problem(here));
+            let key = FindingKey { subject: unit(), reason };
+            let there =
+                Finding::new(key, "it was stopped (SIGTERM)").evidence(there).next_steps(["see who stopped it"]);
+            let diagnosis = v1::LocalDiagnosis {
+                service: "spl".into(),
+                reason: reason.to_string(),
+                probe: "unit".into(),
+                subject: "spl.service".into(),
+                summary: "it was stopped (SIGTERM); and so on".into(),
+                next_steps: vec!["see who stopped it".into()],
+                ..v1::LocalDiagnosis::default()
+            };
+            let findings = vec![finding_to_wire(&there)];
+            let status = v1::LocalStatus { findings, diagnoses: vec![diagnosis], ..v1::LocalStatus::default() };
+            report.agent_says = said(&status, &report, NOW);
+            adopt(&status, &mut report);
+            fold(&status, &mut report);
+            assert!(report.agent_says.is_empty() && report.stories.len() == 1, "once");
+            let mut out = Vec::new();
+            crate::doctor::text::write(&mut out, &report, crate::doctor::text::Style::default()).unwrap();
+            (String::from_utf8(out).unwrap(), report.to_json())
+        };
+        let pid = |pid: u32| Evidence::new().count("pid", pid);
+        let (text, json) = told(Reason::UnitInactive, Evidence::new(), pid(7));
+        assert!(text.contains("\n  it was stopped (SIGTERM)\n") && text.contains("next: see who stopped it"), "{text}");
+        assert!(!text.contains("it is not running"), "{text}");
+        assert!(json.contains("it was stopped (SIGTERM); and so on"), "{json}");
+        // Of another process, and of what is measured, the newest look tells.
+        let (text, _) = told(Reason::UnitFailed, pid(8), pid(7));
+        assert!(text.contains("it is not running") && !text.contains("SIGTERM"), "{text}");
+        let (text, _) = told(Reason::DiskSpaceLow, Evidence::new(), Evidence::new());
+        assert!(text.contains("it is not running") && !text.contains("SIGTERM"), "{text}");
+    }
+
+    /// The agent waits for a second look at the successor before it clears.
+    #[test]
+    fn an_end_is_over_once_its_process_is_seen_to_run() {
+        for (judgement, open) in [
+            (Judgement::default(), false),
+            (Judgement::ok(Evidence::new().text("process", "has ended")), true),
+            (Judgement::unknown("no access", None), true),
+        ] {
+            let mut report = look(subject(), judgement);
+            let mut status = status(Reason::ProcessDown);
+            status.diagnoses[0].happened_unix_ms = 0;
+            report.agent_says = said(&status, &report, NOW);
+            let said = &report.agent_says[0];
+            assert_eq!((said.open, said.over), (open, !open));
+            let critical = report.overall() == crate::doctor::report::Overall::Critical;
+            assert_eq!(critical, open);
+        }
+    }
+
+    #[test]
+    fn what_happened_has_its_time() {
+        let report = look(subject(), Judgement::default());
+        let mut status = status(Reason::OomKill);
+        status.findings.clear();
+        status.diagnoses[0].happened_unix_ms = 60_000;
+        let now = Timestamp::from_unix_ms(180_000);
+        let told = said(&status, &report, now);
+        assert_eq!(told[0].happened, Some((Timestamp::from_unix_ms(60_000), Duration::from_secs(120))));
     }
 }

@@ -7,6 +7,7 @@ use muster_agent_core::services::Services;
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{Finding, ProbeKind, SubjectKey};
 use muster_common::severity::Severity;
+use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 use std::fmt;
@@ -63,6 +64,12 @@ pub struct AgentSays {
     pub summary: String,
     /// It lasts; else it happened lately.
     pub open: bool,
+    /// When it happened, and how long ago that was, where the agent tells.
+    #[serde(default)]
+    pub happened: Option<(Timestamp, Duration)>,
+    /// It was open there still, and this look saw it to be over.
+    #[serde(default)]
+    pub over: bool,
     /// What a person could do, in order.
     pub next_steps: Vec<String>,
     /// What was found here and is a symptom of it: reason and subject.
@@ -306,7 +313,7 @@ impl Report {
             json!({
                 "service": said.service, "severity": said.severity.as_str(), "reason": said.reason,
                 "subject": said.subject, "summary": said.summary, "open": said.open, "next_steps": said.next_steps,
-                "seen_here": said.seen_here,
+                "seen_here": said.seen_here, "happened_at": said.happened.map(|(at, _)| at.to_string()),
             })
         };
         self.agent_says.iter().map(said).collect()

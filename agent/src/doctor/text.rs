@@ -152,7 +152,7 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
     let colour = if story.severity >= Severity::Sev2 { Paint::Red } else { Paint::Yellow };
     let title = format!("{} {} {}", story.severity, key.subject.service, key.reason);
     writeln!(out, "\n{}  {}", paint(&title, colour, style), plain(&key.subject.subject))?;
-    writeln!(out, "  {}", plain(&finding.summary))?;
+    writeln!(out, "  {}", plain(story.better_words.as_ref().unwrap_or(&finding.summary)))?;
     if finding.grade != Grade::Confirmed {
         writeln!(out, "  how sure: {}", finding.grade)?;
     }
@@ -213,7 +213,12 @@ fn write_agent_says(out: &mut dyn Write, report: &Report, style: Style) -> io::R
     for said in &report.agent_says {
         let title = format!("{} {} {}", said.severity, plain(&said.service), plain(&said.reason));
         let colour = if said.severity >= Severity::Sev2 { Paint::Red } else { Paint::Yellow };
-        let subject = if said.open { plain(&said.subject) } else { "(within the last hour)".to_owned() };
+        let subject = match said.happened {
+            _ if said.open => plain(&said.subject),
+            _ if said.over => "(over: its process runs)".to_owned(),
+            Some((at, ago)) => format!("(at {}, {} ago)", at.to_utc_minute(), human_duration(ago)),
+            None => "(within the last hour)".to_owned(),
+        };
         writeln!(out, "  {}  {subject}", paint(&title, colour, style))?;
         writeln!(out, "    {}", plain(&said.summary))?;
         if !said.seen_here.is_empty() {
@@ -395,6 +400,8 @@ mod tests {
             subject: "/hub.db".into(),
             summary: format!("{reason}\u{1b}[2J"),
             open,
+            happened: None,
+            over: false,
             next_steps: vec!["look".into()],
             seen_here: vec![],
         };
@@ -412,6 +419,19 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        // With its time, where the agent tells that.
+        let mut when = |happened, over| {
+            let said = report.agent_says.last_mut().unwrap();
+            (said.happened, said.over) = (happened, over);
+            let mut out = Vec::new();
+            write(&mut out, &report, Style::default()).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let at = Some((muster_common::time::Timestamp::UNIX_EPOCH, Duration::from_secs(58 * 60)));
+        let text = when(at, false);
+        assert!(text.contains("sev2 spl process_restarted  (at 1970-01-01 00:00 UTC, 58 min ago)\n"), "{text}");
+        let text = when(None, true);
+        assert!(text.contains("sev2 spl process_restarted  (over: its process runs)\n"), "{text}");
         assert!(report.only("other").agent_says.is_empty());
     }
 
@@ -427,6 +447,8 @@ mod tests {
                 subject: "/hub.db".into(),
                 summary: "held".into(),
                 open: true,
+                happened: None,
+                over: false,
                 next_steps: vec![],
                 seen_here: vec![],
             }];
