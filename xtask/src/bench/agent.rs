@@ -246,6 +246,6 @@ pub(crate) fn mib(kib: u64) -> String {
     format!("{:.1} MiB", f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0)
 }
 
-fn ms(length: Duration) -> String {
+pub(crate) fn ms(length: Duration) -> String {
     format!("{:.1} ms", length.as_secs_f64() * 1000.0)
 }
