@@ -1,8 +1,9 @@
 //! `muster-coordinator replay BUNDLE`: feeds the facts of a bundle to the rules again. Without another policy it tells
 //! whether they conclude the same, byte for byte; with one, what that would have paged.
 //!
-//! Reads a bundle on one thread and decides on another, so that a bundle of any length fits into memory. Needs no
-//! coordinator, no key and no secret; writes nothing but its answer.
+//! Reads a bundle on one thread and decides on another, so that a bundle of any length fits into memory. The rules are the
+//! slower of the two, so that all else is the reader's: it frees what it decoded, too. Needs no coordinator, no key and no
+//! secret; writes nothing but its answer.
 
 use crate::bundle::{BundleError, Manifest, Reader};
 use crate::config::parse_policy;
@@ -11,7 +12,7 @@ use clap::{Args, ValueEnum};
 use muster_common::config::ConfigErrors;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
 use muster_coordinator_core::policy::{Policy, RULES_VERSION};
-use muster_coordinator_core::replay::{Counts, Divergence, Verifier, WhatIf, WhatIfRun};
+use muster_coordinator_core::replay::{Counts, Divergence, Verifier, WhatIf, WhatIfError, WhatIfRun};
 use muster_coordinator_core::state::State;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -19,10 +20,10 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
-/// Entries handed over at once.
-const BATCH_ENTRIES: usize = 512;
+/// Entries handed over at once: many for one wake of a thread, and few enough that they are still close to the processor.
+const BATCH_ENTRIES: usize = 128;
 /// Batches on their way. Overflow rule: the reader waits.
 const BATCHES_MAX: usize = 8;
 /// Lines of one list in the answer for people; JSON has them all.
@@ -93,22 +94,23 @@ pub fn run(command: &ReplayCommand, out: &mut dyn Write) -> Result<ExitCode, Rep
     }
     let manifest = reader.manifest().clone();
     let (batches, counts) = read_beside(reader)?;
-    let mut noted = |entry: &Entry| {
+    let mut note = |entry: &Entry| {
         if let EntryBody::Fact(Fact::PolicyLoaded { policy }) = &entry.body {
             versions.insert(policy.rules_version);
         }
     };
     let outcome = match policy {
-        None => Outcome::Verified(verify(state, &batches, &mut noted)),
+        None => Outcome::Verified(verify(state, &batches, &mut note)),
         Some(policy) => {
             let pages_nobody = policy.receivers.is_empty();
-            Outcome::Compared { found: compare(state, policy, &batches, &mut noted)?, pages_nobody }
+            Outcome::Compared { found: compare(state, policy, &batches, &mut note)?, pages_nobody }
         }
     };
     // What a damaged bundle seems to conclude is nobody's conclusion: its end is waited for.
-    for batch in &batches {
-        batch.iter().for_each(&mut noted);
-    }
+    let Ok(()) = batches.each(|batch| {
+        batch.iter().for_each(&mut note);
+        Ok::<_, std::convert::Infallible>(())
+    });
     let counts = counts.join().map_err(|_| anyhow::anyhow!("the bundle's reader panicked"))?;
     let counts = counts.with_context(|| format!("{}", command.bundle.display()))?;
     let answer = answer(&manifest, counts, versions, &outcome);
@@ -139,9 +141,29 @@ enum Outcome {
 
 type Reading = std::thread::JoinHandle<Result<Counts, BundleError>>;
 
+/// What the reader has decoded.
+struct Batches {
+    decoded: Receiver<Vec<Entry>>,
+    /// Back to the reader: it made these entries, and it has the time to free them. Never more than were on their way.
+    spent: Sender<Vec<Entry>>,
+}
+
+impl Batches {
+    /// Looks at all that come, to the first error.
+    fn each<E>(&self, mut look: impl FnMut(&mut Vec<Entry>) -> Result<(), E>) -> Result<(), E> {
+        for mut batch in &self.decoded {
+            look(&mut batch)?;
+            // A reader that is done takes nothing back.
+            drop(self.spent.send(batch));
+        }
+        Ok(())
+    }
+}
+
 /// Unpacks and decodes on a thread of its own.
-fn read_beside(mut reader: Reader<File>) -> anyhow::Result<(Receiver<Vec<Entry>>, Reading)> {
-    let (sender, batches) = sync_channel(BATCHES_MAX);
+fn read_beside(mut reader: Reader<File>) -> anyhow::Result<(Batches, Reading)> {
+    let (sender, decoded) = sync_channel(BATCHES_MAX);
+    let (spent, done) = channel::<Vec<Entry>>();
     let read = move || {
         let mut batch = Vec::with_capacity(BATCH_ENTRIES);
         loop {
@@ -149,8 +171,10 @@ fn read_beside(mut reader: Reader<File>) -> anyhow::Result<(Receiver<Vec<Entry>>
             let over = next.is_none();
             batch.extend(next);
             if over || batch.len() >= BATCH_ENTRIES {
+                let room = done.try_recv().unwrap_or_else(|_| Vec::with_capacity(BATCH_ENTRIES));
                 // Nobody waits for the rest: it is read to its end all the same, for its proof.
-                drop(sender.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH_ENTRIES))));
+                drop(sender.send(std::mem::replace(&mut batch, room)));
+                batch.clear();
             }
             if over {
                 return Ok(reader.counts());
@@ -158,29 +182,30 @@ fn read_beside(mut reader: Reader<File>) -> anyhow::Result<(Receiver<Vec<Entry>>
         }
     };
     let thread = std::thread::Builder::new().name("bundle".to_owned()).spawn(read);
-    Ok((batches, thread.context("cannot start a thread")?))
+    Ok((Batches { decoded, spent }, thread.context("cannot start a thread")?))
 }
 
-fn verify(state: State, batches: &Receiver<Vec<Entry>>, noted: &mut dyn FnMut(&Entry)) -> Result<(), Box<Divergence>> {
+fn verify(state: State, batches: &Batches, note: &mut dyn FnMut(&Entry)) -> Result<(), Box<Divergence>> {
     let mut verifier = Verifier::new(state);
-    for entry in batches.iter().flatten() {
-        noted(&entry);
-        verifier.next(entry)?;
-    }
+    batches.each(|batch| {
+        batch.iter().try_for_each(|entry| {
+            note(entry);
+            verifier.next(entry)
+        })
+    })?;
     verifier.finish().map(drop)
 }
 
-fn compare(
-    state: State,
-    policy: Policy,
-    batches: &Receiver<Vec<Entry>>,
-    noted: &mut dyn FnMut(&Entry),
-) -> anyhow::Result<WhatIf> {
+fn compare(state: State, policy: Policy, batches: &Batches, note: &mut dyn FnMut(&Entry)) -> anyhow::Result<WhatIf> {
     let mut run = WhatIfRun::new(state, policy)?;
-    for entry in batches.iter().flatten() {
-        noted(&entry);
-        run.next(entry)?;
-    }
+    batches.each(|batch| {
+        batch.drain(..).try_for_each(|entry| {
+            note(&entry);
+            run.next(entry)
+        })?;
+        run.give_back(batch);
+        Ok::<_, WhatIfError>(())
+    })?;
     Ok(run.finish())
 }
 

@@ -45,7 +45,7 @@ fn the_first_entry_that_differs_is_named() {
         let mut journal = fleet.journal.clone();
         let expected = edit(&mut journal);
         let mut verifier = Verifier::new(State::genesis());
-        let found = journal.into_iter().try_for_each(|entry| verifier.next(entry));
+        let found = journal.iter().try_for_each(|entry| verifier.next(entry));
         let found = found.and_then(|()| verifier.finish().map(drop)).unwrap_err();
         assert_eq!(found.index, expected, "{found:#?}");
         found

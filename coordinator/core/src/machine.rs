@@ -75,6 +75,30 @@ impl Machine {
         entries
     }
 
+    /// Feeds a fact as a journal has it, which is not copied: `others` gets what comes besides. False where it is not what
+    /// this machine would journal next; then it was not fed, and `others` has the deadlines that come before it.
+    pub fn feed_again(&mut self, recorded: &Entry, others: &mut Vec<Entry>) -> bool {
+        let EntryBody::Fact(fact) = &recorded.body else { return false };
+        let (at, ends_a_gap) = (recorded.at, ends_a_gap(fact));
+        if at < self.state.last_at() {
+            return false;
+        }
+        let known = others.len();
+        if !ends_a_gap {
+            self.deadlines(at, None, others);
+        }
+        let index = self.state.head_index() + 1;
+        if others.len() > known || (recorded.index, recorded.trace) != (index, index) {
+            return false;
+        }
+        apply(&mut self.state, recorded);
+        self.follow(at, index, is_fault(fact), others);
+        if ends_a_gap {
+            self.deadlines(at, Some(at), others);
+        }
+        true
+    }
+
     /// Runs the deadlines up to `now`.
     pub fn run_deadlines(&mut self, now: Timestamp) -> Vec<Entry> {
         let mut entries = Vec::new();
@@ -113,8 +137,13 @@ impl Machine {
     }
 
     fn run(&mut self, at: Timestamp, body: EntryBody, entries: &mut Vec<Entry>) {
-        let is_fault = matches!(body, EntryBody::Fact(Fact::DecidePanicked { .. }));
+        let is_fault = matches!(&body, EntryBody::Fact(fact) if is_fault(fact));
         let trace = self.append(at, 0, body, entries);
+        self.follow(at, trace, is_fault, entries);
+    }
+
+    /// What follows from the entry that was applied last; a panic is not told of what tells a panic.
+    fn follow(&mut self, at: Timestamp, trace: u64, is_fault: bool, entries: &mut Vec<Entry>) {
         if let Err(message) = self.settle(at, trace, entries)
             && !is_fault
         {
@@ -151,6 +180,10 @@ impl Machine {
 /// A fact that ends a stretch of time in which nobody looked at the clock.
 pub(crate) fn ends_a_gap(fact: &Fact) -> bool {
     matches!(fact, Fact::Started { .. } | Fact::TookOver { .. } | Fact::Paused { .. })
+}
+
+fn is_fault(fact: &Fact) -> bool {
+    matches!(fact, Fact::DecidePanicked { .. })
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -11,9 +11,7 @@ use crate::entry::{Entry, EntryBody};
 use crate::machine::Machine;
 use crate::state::State;
 pub use difference::{Course, IncidentDiff, Told, Unmatched, WhatIf};
-use muster_common::time::Timestamp;
 use serde::Serialize;
-use std::collections::VecDeque;
 pub use whatif::{WhatIfError, WhatIfRun, what_if};
 
 /// Where a replay went another way than the journal.
@@ -59,54 +57,52 @@ impl Counts {
 #[derive(Debug)]
 pub struct Verifier {
     machine: Machine,
-    /// What the rules gave and the journal has not shown yet.
-    ahead: VecDeque<Entry>,
+    /// What the rules gave besides the fact fed last.
+    ahead: Vec<Entry>,
+    /// How many of these the journal has shown.
+    shown: usize,
     counts: Counts,
 }
 
 impl Verifier {
     /// Goes on from `snapshot`; the first entry is the one right after it.
     pub fn new(snapshot: State) -> Self {
-        Self { machine: Machine::new(snapshot), ahead: VecDeque::new(), counts: Counts::default() }
+        Self { machine: Machine::new(snapshot), ahead: Vec::new(), shown: 0, counts: Counts::default() }
     }
 
     /// The next entry of the journal.
-    pub fn next(&mut self, recorded: Entry) -> Result<(), Box<Divergence>> {
+    pub fn next(&mut self, recorded: &Entry) -> Result<(), Box<Divergence>> {
         self.counts.add(&recorded.body);
-        let Entry { index, at, trace, body } = recorded;
-        let body = match body {
-            EntryBody::Fact(fact) if self.ahead.is_empty() => {
-                self.ahead.extend(self.machine.feed(at, fact));
-                return self.fed(index, at, trace);
+        if self.ahead.is_empty() {
+            match recorded.body {
+                EntryBody::Fact(_) => return self.feed(recorded),
+                EntryBody::Deadline(_) => self.ahead = self.machine.run_deadlines(recorded.at),
+                EntryBody::Conclusion(_) => {}
             }
-            EntryBody::Deadline(key) => {
-                if self.ahead.is_empty() {
-                    self.ahead.extend(self.machine.run_deadlines(at));
-                }
-                EntryBody::Deadline(key)
-            }
-            other => other,
-        };
-        let recorded = Entry { index, at, trace, body };
-        match self.ahead.pop_front() {
-            Some(mine) if mine == recorded => Ok(()),
-            mine => Err(Box::new(Divergence { index, recorded: Some(recorded), replayed: mine })),
         }
+        match self.ahead.get(self.shown) {
+            Some(mine) if mine == recorded => {}
+            mine => return Err(diverged(recorded, mine.cloned())),
+        }
+        self.shown += 1;
+        if self.shown == self.ahead.len() {
+            self.ahead.clear();
+            self.shown = 0;
+        }
+        Ok(())
     }
 
-    /// The fact just fed is what the rules gave first, unless a timer ran before it that is not in the journal.
-    fn fed(&mut self, index: u64, at: Timestamp, trace: u64) -> Result<(), Box<Divergence>> {
-        let agrees = |mine: &Entry| {
-            matches!(mine.body, EntryBody::Fact(_)) && (mine.index, mine.at, mine.trace) == (index, at, trace)
-        };
-        match self.ahead.pop_front() {
-            Some(mine) if agrees(&mine) => Ok(()),
-            mine => {
-                let fact = mine.iter().chain(&self.ahead).find(|entry| matches!(entry.body, EntryBody::Fact(_)));
-                let recorded = fact.map(|entry| Entry { index, at, trace, body: entry.body.clone() });
-                Err(Box::new(Divergence { index, recorded, replayed: mine }))
-            }
+    /// The fact is what the rules would journal next, unless a timer runs before it that is not in the journal.
+    fn feed(&mut self, recorded: &Entry) -> Result<(), Box<Divergence>> {
+        if self.machine.feed_again(recorded, &mut self.ahead) {
+            return Ok(());
         }
+        let mine = self.ahead.first().cloned().unwrap_or_else(|| {
+            let index = self.machine.state().head_index() + 1;
+            let at = recorded.at.max(self.machine.state().last_at());
+            Entry { index, at, trace: index, body: recorded.body.clone() }
+        });
+        Err(diverged(recorded, Some(mine)))
     }
 
     /// What is known now.
@@ -120,17 +116,21 @@ impl Verifier {
     }
 
     /// The journal is over. A fact is stored together with everything that was concluded from it, so nothing may be left.
-    pub fn finish(mut self) -> Result<State, Box<Divergence>> {
-        match self.ahead.pop_front() {
+    pub fn finish(self) -> Result<State, Box<Divergence>> {
+        match self.ahead.get(self.shown) {
             None => Ok(self.machine.into_state()),
-            Some(more) => Err(Box::new(Divergence { index: more.index, recorded: None, replayed: Some(more) })),
+            Some(more) => Err(Box::new(Divergence { index: more.index, recorded: None, replayed: Some(more.clone()) })),
         }
     }
+}
+
+fn diverged(recorded: &Entry, replayed: Option<Entry>) -> Box<Divergence> {
+    Box::new(Divergence { index: recorded.index, recorded: Some(recorded.clone()), replayed })
 }
 
 /// Feeds only the facts of `journal` (which begins right after `snapshot`) to the rules and compares every entry.
 pub fn verify(snapshot: State, journal: &[Entry]) -> Result<State, Box<Divergence>> {
     let mut verifier = Verifier::new(snapshot);
-    journal.iter().try_for_each(|entry| verifier.next(entry.clone()))?;
+    journal.iter().try_for_each(|entry| verifier.next(entry))?;
     verifier.finish()
 }

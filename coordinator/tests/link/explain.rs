@@ -152,7 +152,7 @@ async fn a_bundle_replays_to_the_same_conclusions_and_to_others_under_another_po
     assert_eq!((reader.manifest().fleet.as_str(), reader.manifest().state_index), ("prod", 0));
     let mut verifier = Verifier::new(reader.take_state().unwrap_or_else(State::genesis));
     while let Some(entry) = reader.next_entry().unwrap() {
-        verifier.next(entry).unwrap();
+        verifier.next(&entry).unwrap();
     }
     assert!(verifier.finish().unwrap().incident_by_number(&incident.id).is_some());
     let file = world.dir.path().join("bundle.tar.gz");

@@ -33,6 +33,9 @@ pub fn what_if(snapshot: &State, journal: &[Entry], policy: &Policy) -> Result<W
     Ok(run.finish())
 }
 
+/// Entries kept for who frees them ([`WhatIfRun::give_back`]). Overflow rule: they are freed here.
+const SPENT_MAX: usize = 1024;
+
 /// A page by what it is, not by the index of its entry.
 type PageName = (String, String, &'static str, u32);
 
@@ -146,6 +149,7 @@ pub struct WhatIfRun {
     doubts: Doubts,
     unmatched: Vec<Unmatched>,
     last_at: Timestamp,
+    spent: Vec<Entry>,
 }
 
 impl WhatIfRun {
@@ -169,6 +173,7 @@ impl WhatIfRun {
             later: BTreeMap::new(),
             doubts: Doubts::default(),
             unmatched: Vec::new(),
+            spent: Vec::new(),
         };
         if began {
             run.begin(&recorded_policy)?;
@@ -207,21 +212,36 @@ impl WhatIfRun {
             self.recorded_pages.insert(PageId(entry.index), name);
         }
         self.notice_silences(entry.at);
-        let Entry { index, at, body, .. } = entry;
-        match body {
-            EntryBody::Fact(fact) => self.fact(index, at, fact),
+        let Entry { index, at, trace, body } = entry;
+        let body = match body {
+            EntryBody::Fact(fact) => return self.fact(index, at, fact),
+            other => other,
+        };
+        match &body {
             // The clock was looked at: our own timers run, as the recorded ones did.
             EntryBody::Deadline(_) => {
                 let entries = self.machine.run_deadlines(at);
-                self.note_replayed(&entries);
-                Ok(())
+                self.note_replayed(entries);
             }
             EntryBody::Conclusion(Conclusion::PageCancelled { page, .. }) => {
-                self.recorded_pages.remove(&page);
-                Ok(())
+                self.recorded_pages.remove(page);
             }
-            EntryBody::Conclusion(_) => Ok(()),
+            EntryBody::Conclusion(_) | EntryBody::Fact(_) => {}
         }
+        self.keep([Entry { index, at, trace, body }]);
+        Ok(())
+    }
+
+    /// Puts what is not needed any more behind `entries`: who decoded it may have more time to free it.
+    pub fn give_back(&mut self, entries: &mut Vec<Entry>) {
+        entries.append(&mut self.spent);
+    }
+
+    fn keep(&mut self, spent: impl IntoIterator<Item = Entry>) {
+        if self.spent.len() >= SPENT_MAX {
+            self.spent.clear();
+        }
+        self.spent.extend(spent);
     }
 
     fn fact(&mut self, index: u64, at: Timestamp, fact: Fact) -> Result<(), WhatIfError> {
@@ -300,12 +320,13 @@ impl WhatIfRun {
     /// Feeds a fact and gives its index.
     fn feed(&mut self, at: Timestamp, fact: Fact) -> Option<u64> {
         let entries = self.machine.feed(at, fact);
-        self.note_replayed(&entries);
-        entries.iter().find(|entry| matches!(entry.body, EntryBody::Fact(_))).map(|entry| entry.index)
+        let own = entries.iter().find(|entry| matches!(entry.body, EntryBody::Fact(_))).map(|entry| entry.index);
+        self.note_replayed(entries);
+        own
     }
 
-    fn note_replayed(&mut self, entries: &[Entry]) {
-        for entry in entries {
+    fn note_replayed(&mut self, entries: Vec<Entry>) {
+        for entry in &entries {
             if let EntryBody::Conclusion(Conclusion::SecondOpinionWanted { agent, .. }) = &entry.body {
                 self.replayed_questions.insert(agent.clone(), entry.index);
             }
@@ -313,6 +334,7 @@ impl WhatIfRun {
                 self.replayed_pages.insert(name, PageId(entry.index));
             }
         }
+        self.keep(entries);
     }
 
     /// The other policy's page of the same name. One that it does not send has no outcome.
@@ -413,7 +435,7 @@ impl WhatIfRun {
     pub fn finish(mut self) -> WhatIf {
         self.notice_silences(self.last_at);
         let entries = self.machine.run_deadlines(self.last_at);
-        self.note_replayed(&entries);
+        self.note_replayed(entries);
         let unsure = self.doubts.sentences(self.later.len());
         let mut result = WhatIf { unmatched: self.unmatched, unsure, ..WhatIf::default() };
         pages(self.recorded.triggers, self.replayed.triggers, self.machine.state(), &mut result);
