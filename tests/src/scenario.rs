@@ -6,7 +6,8 @@
 //!   silent A... HOW         goodbye|reset|nothing|not_reheard                  heard A...
 //!   open A SERVICE SUBJECT REASON [sevN]                clear A SERVICE SUBJECT REASON
 //!   occur A SERVICE REASON AGO_SECONDS [estimated]      differs A / resync A SERVICE SUBJECT ok|unknown
-//!     [sha256=HASH|version=V: the build that it happened to]
+//!     [sha256=HASH|version=V: the build that it happened to] [gap=SECONDS down before a restart] [lived=SECONDS the
+//!     life before it] [automatic: systemd restarted it]
 //!   address A IP / boot A N (at its next connect)
 //!   ack CAUSE / resolve CAUSE / note CAUSE              restart / takeover / pause / fence
 //!   severity CAUSE sevN / commander CAUSE NAME          label A KEY=VALUE (at its next connect)
@@ -252,9 +253,8 @@ impl Fleet {
             }
             ["occur", name, service, reason, ago, more @ ..] => {
                 let ago = Duration::from_secs(ago.parse().unwrap_or_else(|_| panic!("no number in {line:?}")));
-                let build = more.first().and_then(|word| word.split_once('='));
-                let evidence = build.map(|(key, value)| Evidence::new().text(&format!("executable_{key}"), value));
-                let finding = finding(service, "it", reason, None).evidence(evidence.unwrap_or_default());
+                let evidence = more.iter().fold(Evidence::new(), |evidence, word| proven(evidence, word, line));
+                let finding = finding(service, "it", reason, None).evidence(evidence);
                 self.told_by_agent(&agent(name), FindingEvent::Occurred(finding), ago, more == ["estimated"]);
             }
             ["differs", name] => self.feed(Fact::DigestDiffers { agent: agent(name) }),
@@ -492,6 +492,18 @@ fn finding(service: &str, subject: &str, reason: &str, severity: Option<&str>) -
     match severity {
         Some(severity) => finding.severity(severity.parse::<Severity>().unwrap_or_else(|error| panic!("{error}"))),
         None => finding,
+    }
+}
+
+/// What a word of a script says of an occurrence, as agents prove it.
+fn proven(evidence: Evidence, word: &str, line: &str) -> Evidence {
+    let seconds = |text: &str| Duration::from_secs(text.parse().unwrap_or_else(|_| panic!("no number in {line:?}")));
+    match word.split_once('=') {
+        Some(("gap", down)) => evidence.duration("gap_ms", seconds(down)),
+        Some(("lived", life)) => evidence.duration("old_lifetime_ms", seconds(life)),
+        Some((key, value)) => evidence.text(&format!("executable_{key}"), value),
+        None if word == "automatic" => evidence.flag("automatic", true),
+        None => evidence,
     }
 }
 

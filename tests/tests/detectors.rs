@@ -427,10 +427,7 @@ mod kills {
              15 folded host/b/service/spl into fleet/oom_storm/spl
              16 opened sev2 process_down host/d/service/spl#1
              17 folded host/d/service/spl into fleet/oom_storm/spl
-             25 page trigger sev2 oom_storm fleet/oom_storm/spl
-             617 recovering fleet/oom_storm/spl
-             617 opened sev2 process_down host/d/service/spl#2
-             627 page trigger sev2 process_down host/d/service/spl",
+             25 page trigger sev2 oom_storm fleet/oom_storm/spl",
         );
         let page = &newest(&fleet, "fleet/oom_storm/spl");
         assert!(page.title.starts_with("spl was OOM-killed 4 times on 4 hosts"), "{}", page.title);

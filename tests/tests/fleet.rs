@@ -1,12 +1,13 @@
 //! What many hosts mean together: silences, storms, locks; starts and takeovers.
 
+use muster_common::finding::{Finding, FindingEvent};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_coordinator_core::State;
 use muster_coordinator_core::entry::{EntryBody, Fact, TimerKey};
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::replay::{self, WhatIfError};
-use muster_tests::scenario::{Fleet, START_UNIX_MS, check, policy};
+use muster_tests::scenario::{Fleet, START_UNIX_MS, agent, check, key, policy};
 use std::time::Duration;
 
 #[test]
@@ -340,6 +341,269 @@ fn the_same_service_restarting_on_many_hosts_is_one_storm() {
          625 recovering fleet/restart_storm/spl
          1525 resolved fleet/restart_storm/spl
          1525 page resolve sev2 restart_storm fleet/restart_storm/spl",
+    );
+}
+
+/// What fell in a storm and never came back is still that storm: whoever took it keeps it until the last host is well.
+#[test]
+fn a_storm_whose_member_is_dead_for_good_stays_open_with_its_owner() {
+    let fleet = check(
+        "0 connect a b c
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 open c spl it process_down
+         24 occur c spl process_restarted 0
+         30 clear c spl it process_down
+         40 ack fleet/restart_storm/spl
+         50 open b spl it process_down
+         60 open c spl it process_down
+         3000 clear c spl it process_down
+         4000 clear b spl it process_down
+         9000 end",
+        "22 opened sev2 process_down host/c/service/spl#1
+         24 opened sev2 restart_storm fleet/restart_storm/spl#1
+         24 folded host/c/service/spl into fleet/restart_storm/spl
+         34 page trigger sev2 restart_storm fleet/restart_storm/spl
+         40 page acknowledge sev2 restart_storm fleet/restart_storm/spl
+         4000 recovering fleet/restart_storm/spl
+         4900 resolved fleet/restart_storm/spl
+         4900 page resolve sev2 restart_storm fleet/restart_storm/spl",
+    );
+    let incident = fleet.machine.state().newest_incident("fleet/restart_storm/spl").unwrap();
+    assert_eq!(incident.owner.as_deref(), Some("ann"));
+    let why = incident.timeline.iter().find(|line| line.text.starts_with("recovering: "));
+    assert_eq!(
+        why.map(|line| line.text.as_str()),
+        Some("recovering: no restart for a whole window, and where spl fell it is up again")
+    );
+}
+
+/// A death long after the storm is news, although the storm is open for another host.
+#[test]
+fn a_death_long_after_the_storm_pages_although_another_host_keeps_it_open() {
+    check(
+        "0 connect a b c
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 occur c spl process_restarted 0
+         50 open b spl it process_down
+         60 ack fleet/restart_storm/spl
+         5000 open a spl it process_down
+         5100 clear a spl it process_down
+         7000 end",
+        "22 opened sev2 restart_storm fleet/restart_storm/spl#1
+         32 page trigger sev2 restart_storm fleet/restart_storm/spl
+         60 page acknowledge sev2 restart_storm fleet/restart_storm/spl
+         5000 opened sev2 process_down host/a/service/spl#1
+         5010 page trigger sev2 process_down host/a/service/spl
+         5100 recovering host/a/service/spl
+         6000 resolved host/a/service/spl
+         6000 page resolve sev2 process_down host/a/service/spl",
+    );
+}
+
+/// Closed by hand, the dead of a storm stay closed: also when the service restarts elsewhere.
+#[test]
+fn what_fell_in_a_storm_that_was_closed_by_hand_does_not_hold_the_next_one() {
+    check(
+        "0 connect a b c d e
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 occur c spl process_restarted 0
+         50 open b spl it process_down
+         60 resolve fleet/restart_storm/spl
+         100 occur c spl process_restarted 0
+         101 occur d spl process_restarted 0
+         102 occur e spl process_restarted 0
+         2000 end",
+        "22 opened sev2 restart_storm fleet/restart_storm/spl#1
+         32 page trigger sev2 restart_storm fleet/restart_storm/spl
+         60 resolved fleet/restart_storm/spl by ann
+         60 page resolve sev2 restart_storm fleet/restart_storm/spl
+         100 opened sev2 restart_storm fleet/restart_storm/spl#2
+         110 page trigger sev2 restart_storm fleet/restart_storm/spl
+         702 recovering fleet/restart_storm/spl
+         1602 resolved fleet/restart_storm/spl
+         1602 page resolve sev2 restart_storm fleet/restart_storm/spl",
+    );
+}
+
+/// The same of a storm of OOM kills: what the kernel killed and nobody started again is not well because no more are killed.
+#[test]
+fn a_storm_of_kills_whose_victim_stays_down_stays_open() {
+    check(
+        "0 connect a b c
+         20 occur a spl oom_kill 0
+         21 occur b spl oom_kill 0
+         22 occur c spl oom_kill 0
+         25 open b spl it process_down
+         40 ack fleet/oom_storm/spl
+         3000 clear b spl it process_down
+         4000 end",
+        "20 opened sev2 oom_kill host/a/service/spl#1
+         20 recovering host/a/service/spl
+         21 opened sev2 oom_kill host/b/service/spl#1
+         21 recovering host/b/service/spl
+         22 opened sev2 oom_storm fleet/oom_storm/spl#1
+         22 folded host/a/service/spl into fleet/oom_storm/spl
+         22 folded host/b/service/spl into fleet/oom_storm/spl
+         32 page trigger sev2 oom_storm fleet/oom_storm/spl
+         40 page acknowledge sev2 oom_storm fleet/oom_storm/spl
+         3000 recovering fleet/oom_storm/spl
+         3900 resolved fleet/oom_storm/spl
+         3900 page resolve sev2 oom_storm fleet/oom_storm/spl",
+    );
+}
+
+/// A second wave under an incident that is open for the first one's dead: none of them is forgotten.
+#[test]
+fn a_storm_that_comes_again_keeps_the_dead_of_the_first() {
+    let fleet = check(
+        "0 connect a b c d e
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 occur c spl process_restarted 0
+         50 open b spl it unit_failed
+         5000 occur c spl process_restarted 0
+         5001 occur d spl process_restarted 0
+         5002 occur e spl process_restarted 0
+         7000 clear b spl it unit_failed
+         9000 end",
+        "22 opened sev2 restart_storm fleet/restart_storm/spl#1
+         32 page trigger sev2 restart_storm fleet/restart_storm/spl
+         3632 escalated fleet/restart_storm/spl 1
+         3632 page trigger sev2 restart_storm fleet/restart_storm/spl
+         7000 recovering fleet/restart_storm/spl
+         7900 resolved fleet/restart_storm/spl
+         7900 page resolve sev2 restart_storm fleet/restart_storm/spl",
+    );
+    // Minutes after the last restart a page says what it is still about.
+    let escalated = fleet.pages().map(|(_, page)| page).find(|page| page.why.starts_with("escalation 1")).unwrap();
+    assert!(escalated.title.ends_with("; since then still down: b"), "{}", escalated.title);
+}
+
+/// What is told late of a death in the storm takes the recovery back, instead of paging anew.
+#[test]
+fn a_death_in_the_storm_that_is_told_late_relapses_it() {
+    let mut fleet = check(
+        "0 connect a b c
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 occur c spl process_restarted 0
+         700 end",
+        "22 opened sev2 restart_storm fleet/restart_storm/spl#1
+         32 page trigger sev2 restart_storm fleet/restart_storm/spl
+         622 recovering fleet/restart_storm/spl",
+    );
+    let down = Finding::new(key("spl", "it", Reason::ProcessDown), "spl is down");
+    fleet.event(&agent("b"), FindingEvent::Opened(down), Duration::from_secs(500));
+    fleet.run(
+        "1000 clear b spl it process_down
+         2000 end",
+    );
+    let log = fleet.log();
+    let tail: Vec<&str> = log.lines().skip(3).collect();
+    assert_eq!(
+        tail,
+        [
+            "700 relapsed fleet/restart_storm/spl",
+            "1000 recovering fleet/restart_storm/spl",
+            "1900 resolved fleet/restart_storm/spl",
+            "1900 page resolve sev2 restart_storm fleet/restart_storm/spl",
+        ],
+        "{log}"
+    );
+    fleet.check_journal();
+}
+
+/// One host restarted often enough for a storm of its own, and was the last: both windows end at the same moment.
+#[test]
+fn a_storm_ends_without_an_incident_for_the_host_that_restarted_most() {
+    check(
+        "0 connect a b c
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 occur c spl process_restarted 0
+         23 occur c spl process_restarted 0
+         24 occur c spl process_restarted 0
+         25 occur c spl process_restarted 0
+         26 occur c spl process_restarted 0
+         2000 end",
+        "22 opened sev2 restart_storm fleet/restart_storm/spl#1
+         32 page trigger sev2 restart_storm fleet/restart_storm/spl
+         626 recovering fleet/restart_storm/spl
+         1526 resolved fleet/restart_storm/spl
+         1526 page resolve sev2 restart_storm fleet/restart_storm/spl",
+    );
+}
+
+/// Mending an outage on three hosts is no storm: each had run for hours, was down for minutes, and somebody started it.
+#[test]
+fn repairs_of_an_outage_are_no_storm() {
+    check(
+        "0 connect a b c
+         0 open a spl it process_down
+         10 open b spl it process_down
+         95 occur a spl process_restarted 0 gap=95 lived=86400
+         100 clear a spl it process_down
+         140 occur c spl process_restarted 0 gap=1 lived=86400
+         150 occur b spl process_restarted 0 gap=390 lived=86400
+         160 clear b spl it process_down
+         2000 end",
+        "0 opened sev2 process_down host/a/service/spl#1
+         10 page trigger sev2 process_down host/a/service/spl
+         10 opened sev2 process_down host/b/service/spl#1
+         20 page trigger sev2 process_down host/b/service/spl
+         100 recovering host/a/service/spl
+         160 recovering host/b/service/spl
+         1000 resolved host/a/service/spl
+         1000 page resolve sev2 process_down host/a/service/spl
+         1060 resolved host/b/service/spl
+         1060 page resolve sev2 process_down host/b/service/spl",
+    );
+}
+
+/// What tells a repair from a loop that backs off: how long it was down, how long it had run, and who started it.
+#[test]
+fn loops_that_back_off_are_storms_all_the_same() {
+    let storms = |how: &str| {
+        let mut fleet = Fleet::new(policy());
+        fleet.run("0 connect a b c");
+        for (second, host) in [(20, "a"), (21, "b"), (22, "c")] {
+            fleet.run_line(&format!("{second} occur {host} spl process_restarted 0 {how}"));
+        }
+        fleet.run_line("60 end");
+        fleet.check_journal();
+        fleet.machine.state().unresolved("fleet/restart_storm/spl").is_some()
+    };
+    // A supervisor that waits for a minute, with what a start takes.
+    assert!(storms("gap=65 lived=86400"));
+    assert!(!storms("gap=90 lived=86400"));
+    // It died again before a window was over: what started it has repaired nothing.
+    assert!(storms("gap=300 lived=599"));
+    assert!(!storms("gap=300 lived=600"));
+    // systemd itself started it, however long it waited.
+    assert!(storms("gap=300 lived=86400 automatic"));
+    // How long it was down, or had run, is not known: no proof of a repair.
+    assert!(storms("lived=86400"));
+    assert!(storms("gap=300"));
+}
+
+/// A repair does not keep a storm alive that rages: mending it is how it ends.
+#[test]
+fn mending_a_storm_does_not_prolong_it() {
+    check(
+        "0 connect a b c d
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 occur c spl process_restarted 0
+         40 open c spl it process_down
+         400 occur c spl process_restarted 0 gap=360 lived=86400
+         410 clear c spl it process_down
+         700 end",
+        "22 opened sev2 restart_storm fleet/restart_storm/spl#1
+         32 page trigger sev2 restart_storm fleet/restart_storm/spl
+         622 recovering fleet/restart_storm/spl",
     );
 }
 

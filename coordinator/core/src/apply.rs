@@ -5,6 +5,7 @@
 
 mod archive;
 mod facts;
+pub(crate) mod fallen;
 mod findings;
 mod flood;
 pub(crate) mod incidents;
@@ -12,6 +13,7 @@ pub(crate) mod links;
 mod pages;
 mod receivers;
 mod response;
+mod stability;
 mod storms;
 
 use crate::cause;

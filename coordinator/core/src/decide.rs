@@ -23,6 +23,15 @@ use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
 use std::time::Duration;
 
+/// What the first page about an incident would be called now: nobody was told of it yet, and it is still about what it was
+/// opened for. None where its own title holds.
+pub(crate) fn title(state: &State, incident: &Incident, now: Timestamp) -> Option<String> {
+    let key = &incident.key.cause;
+    let cause = state.cause(key).filter(|_| incident.is_unresolved() && !incident.has_paged())?;
+    let found = assess(state, now, key, cause).filter(|found| found.reason == incident.reason)?;
+    Some(found.wording(state, now, key, cause).title)
+}
+
 /// The next conclusion about the cause key, if any; asked again after it is applied.
 pub fn decide(state: &State, now: Timestamp, key: &str) -> Option<Conclusion> {
     if state.fenced_by().is_some() {

@@ -35,7 +35,7 @@ pub(crate) use lock_contention::{lock_circumstances, storm_circumstance, sustain
 pub(crate) use many_subjects::{is_lock, made_many, many_repositories};
 pub(crate) use mass_stale::{forget_silences, is_gathered, mass_groups, mass_of_places};
 pub use places::{PLACES_MAX, Place};
-pub(crate) use restart_storm::is_crash_loop;
+pub(crate) use restart_storm::{is_crash_loop, repair};
 pub use windows::{AgentStorms, WINDOW_EVENTS_MAX, WINDOWS_MAX, Window, WindowEvent};
 pub(crate) use windows::{Raging, count, index};
 
@@ -45,6 +45,7 @@ use crate::policy::Policy;
 use crate::state::{Cause, Incident, IncidentStatus, State};
 use muster_common::finding::{Finding, FindingKey};
 use muster_common::ids::{AgentName, ServiceName};
+use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 use std::time::Duration;
 
@@ -175,6 +176,11 @@ pub(crate) trait Detector: Sync {
         true
     }
 
+    /// Whether its storms stay open for a symptom that fell in the course of them and is told with this reason.
+    fn waits_for(&self, _reason: Reason) -> bool {
+        false
+    }
+
     /// Why another host joins a group whose members are no conditions.
     fn joined(&self) -> &'static str {
         "fell silent as well"
@@ -238,6 +244,13 @@ pub(crate) fn symptoms(state: &State, group: &str) -> Vec<String> {
 pub(crate) fn is_near_threshold(state: &State, group: &str) -> bool {
     let Some(few) = of(group).map(|detector| detector.threshold(&state.policy, group)) else { return false };
     state.cause(group).is_some_and(|cause| cause.agents.len() <= few)
+}
+
+/// What a group that is open waits for, where nothing happens any more.
+pub(crate) fn waits(state: &State, group: &str) -> Option<String> {
+    let storm = state.cause(group)?.storm.as_ref().filter(|storm| !storm.active && !storm.down.is_empty())?;
+    of(group)?;
+    Some(restart_storm::waits(storm))
 }
 
 /// Other groups that are judged anew when a storm begins, goes on or ends.

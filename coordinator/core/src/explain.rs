@@ -3,13 +3,17 @@
 //! Every conclusion carries its why already, and this tells it: what is told here is read from State, with the entry of
 //! the journal that proves it. It must never reason for itself where a rule has spoken, and looks only.
 
+mod finding;
 mod flapping;
 mod incident;
 mod services;
+mod waiting;
 mod why_not;
 
-pub use incident::{taken_in_by, why, why_finding, why_page};
-pub use services::unheard_service;
+pub use finding::incident_of;
+pub use incident::{taken_in_by, title, why, why_finding, why_page};
+pub use services::{fits_nothing, unheard_service};
+pub use waiting::waits_for;
 pub use why_not::{Asked, NEAR, why_not};
 
 use crate::state::{Incident, IncidentStatus, State};

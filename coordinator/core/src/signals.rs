@@ -122,12 +122,13 @@ pub(crate) fn flaps(state: &State, now: Timestamp, cause: &str) -> bool {
 }
 
 /// What is well but flaps is looked at again when it is calm.
-pub(crate) fn await_calm(state: &mut State, step: Step, cause: &str) {
+pub(crate) fn await_calm(state: &mut State, step: Step, cause: &str) -> Option<Timestamp> {
     let policy = &state.policy.signals.flapping;
     let calm_at = state.causes.get(cause).and_then(|cause| cause.flaps.calm_at(step.at, policy));
     if calm_at.is_some() {
         set_due(state, cause, calm_at);
     }
+    calm_at
 }
 
 /// The cause is looked at again at this time, and at no other that was set before.

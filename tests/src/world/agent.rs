@@ -320,6 +320,11 @@ fn told(key: &FindingKey, at: Timestamp) -> Evidence {
             let state = if tells_running(at) { "running" } else { "stopped" };
             evidence.text("what", "singleton").text("new", state)
         }
+        // Some were down for long after a long life: repairs. The others are told without, as by agents that saw no end.
+        (Reason::ProcessRestarted, _) if at.unix_ms() % 3 == 0 => {
+            let hours = Duration::from_secs(7_200);
+            evidence.duration("gap_ms", Duration::from_secs(120)).duration("old_lifetime_ms", hours)
+        }
         (Reason::UpdateRollback, _) if at.unix_ms() % 2 == 0 => evidence.text("outcome", "failed"),
         _ => evidence,
     }

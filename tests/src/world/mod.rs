@@ -363,6 +363,9 @@ fn world_policy() -> Policy {
     policy.correlation.incidents = 6;
     policy.escalation.sev2 = Duration::from_secs(90);
     policy.escalation.sev3 = Duration::from_secs(120);
+    policy.restart_storm.fleet_hosts = 2;
+    policy.restart_storm.window = Duration::from_secs(60);
+    policy.detect.oom_storm.window = Duration::from_secs(60);
     policy.detect.oom_storm.hosts = 2;
     policy.detect.reason_widespread.hosts = 3;
     policy.detect.memory_group.hosts = 3;

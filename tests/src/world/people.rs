@@ -69,7 +69,18 @@ impl World {
     pub(super) fn count_conclusions(&mut self) {
         use muster_coordinator_core::entry::{Conclusion as C, EntryBody, Resolution};
         let journal = &self.coordinators[self.primary()].committed;
+        let is_told = |index: u64| {
+            let entry = journal.binary_search_by_key(&index, |entry| entry.index).ok().and_then(|at| journal.get(at));
+            entry.is_some_and(|entry| matches!(entry.body, EntryBody::Fact(_)))
+        };
         let names = journal.iter().filter_map(|entry| match &entry.body {
+            // No restart for a window is a deadline; that the last of the dead is up again is told.
+            EntryBody::Conclusion(C::IncidentRecovering { incident, .. })
+                if ["fleet/restart_storm", "fleet/oom_storm"].iter().any(|storm| incident.cause.starts_with(storm))
+                    && is_told(entry.trace) =>
+            {
+                Some("a storm that waits for its dead")
+            }
             EntryBody::Conclusion(C::IncidentSilenced { .. }) => Some("an incident is silenced"),
             EntryBody::Conclusion(C::IncidentEscalated { .. }) => Some("an escalation"),
             EntryBody::Conclusion(C::SeveritySet { .. }) => Some("a severity by hand"),

@@ -1,6 +1,6 @@
 //! What agents report: the open set per agent, its digest, its position.
 
-use super::{Step, add_occurrence, facts, incidents, links, storms};
+use super::{Step, add_occurrence, facts, fallen, incidents, links, storms};
 use crate::cause;
 use crate::detect;
 use crate::entry::{SubjectState, TimerKey};
@@ -88,6 +88,7 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
     for group in groups {
         join(state, agent, &finding.key, group, Some(opened));
     }
+    fallen::opened(state, agent, &finding.key);
     let many = detect::made_many(state, agent, &finding.key, step.at);
     state.touched.extend(many);
 }
@@ -194,6 +195,7 @@ fn leave(state: &mut State, agent: &AgentName, key: &FindingKey, groups: Vec<Str
     for group in groups {
         part(state, agent, key, group);
     }
+    fallen::cleared(state, agent, key);
 }
 
 fn causes(state: &State, agent: &AgentName, key: &FindingKey) -> Vec<String> {

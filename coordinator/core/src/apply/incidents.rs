@@ -1,6 +1,6 @@
 //! What conclusions, timers and outcomes of pages do to incidents.
 
-use super::{Step, facts, flood, links, pages, response};
+use super::{Step, facts, flood, links, pages, response, stability};
 use crate::cause::{self, CauseKind};
 use crate::changes;
 use crate::correlation;
@@ -107,7 +107,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     let cause = state.causes.entry(key.cause.clone()).or_default();
     cause.generation = key.generation;
     cause.active = true;
-    let names = cause.members.keys().chain(&cause.unjoined);
+    let names = cause.members.keys().chain(cause.unjoined.iter());
     let members: BTreeSet<String> = names.take(MEMBERS_MAX).cloned().collect();
     cause.unjoined.clear();
     let mut agents: BTreeSet<AgentName> = cause.agents.keys().cloned().collect();
@@ -159,7 +159,7 @@ fn opened(state: &mut State, step: Step, key: &IncidentKey, conclusion: &Conclus
     };
     note(&mut incident, step, LineKind::Decision, format!("opened: {title} ({why})"));
     state.numbers.insert(number.clone(), key.clone());
-    let of_cause = state.incidents.get_or_insert_with(key.cause.clone(), |_| BTreeMap::new());
+    let of_cause = state.incidents.get_or_insert_with(&key.cause, BTreeMap::new);
     of_cause.insert(key.generation, Box::new(incident));
     agents_joined(state, &key.cause, &agents);
     changes::note(state, &key.cause);
@@ -368,6 +368,10 @@ fn recovering(state: &mut State, step: Step, key: &IncidentKey, why: &str) {
         detect::forget_silences(state, &key.cause);
     }
     restart_stability(state, step, &key.cause);
+    let blind = state.incident(key).and_then(|incident| incident.blind.first().cloned());
+    if let Some(agent) = blind {
+        stability::tell(state, step, &key.cause, &agent);
+    }
     touch_symptoms(state, &key.cause);
 }
 
@@ -443,7 +447,8 @@ pub(super) fn stability_over(state: &mut State, step: Step, cause: &str, generat
         && from + Duration::from_millis(incident.stability_left_ms) <= step.at
     {
         incident.stability_over = true;
-        signals::await_calm(state, step, cause);
+        let calm_at = signals::await_calm(state, step, cause);
+        stability::tell_flapping(state, step, cause, calm_at);
     }
     state.touched.insert(cause.to_owned());
 }
@@ -457,14 +462,18 @@ pub(super) fn sureness_changed(state: &mut State, step: Step, agent: &AgentName)
         if !counts_blind(&cause) {
             continue;
         }
-        if let Some(incident) = unresolved_mut(state, &cause) {
-            if sure {
-                incident.blind.remove(agent);
-            } else {
-                incident.blind.insert(agent.clone());
-            }
+        let Some(incident) = unresolved_mut(state, &cause) else { continue };
+        let stood = !incident.blind.is_empty();
+        if sure {
+            incident.blind.remove(agent);
+        } else {
+            incident.blind.insert(agent.clone());
         }
+        let stands = !incident.blind.is_empty();
         restart_clock(state, step, &cause);
+        if stood != stands {
+            stability::tell(state, step, &cause, agent);
+        }
     }
 }
 
@@ -496,6 +505,9 @@ fn resolved(state: &mut State, step: Step, key: &IncidentKey, resolution: &Resol
         for dismissed in symptoms.iter().chain([&key.cause]) {
             if let Some(cause) = state.causes.get_mut(dismissed) {
                 cause.dismissed_index = step.index;
+                if let Some(storm) = cause.storm.as_mut() {
+                    storm.down.clear();
+                }
             }
         }
     }

@@ -48,7 +48,7 @@ fn unheard(name: AgentName, first_seen: Timestamp) -> AgentRecord {
 }
 
 /// True when silence of this agent would be noticed and its open set is believed.
-pub(super) fn is_sure(record: &AgentRecord) -> bool {
+pub(crate) fn is_sure(record: &AgentRecord) -> bool {
     record.link == Link::Heard && record.digest_matches
 }
 

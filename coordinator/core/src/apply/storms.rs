@@ -1,7 +1,7 @@
 //! Occurrences close together, counted by the time they were observed: a backlog that arrives at once is not a storm, and
 //! a storm that arrives late is dated when it was. Which of them belong together is the detectors' to say.
 
-use super::{Step, findings, incidents, links};
+use super::{Step, fallen, findings, incidents, links};
 use crate::cause;
 use crate::detect::{self, Raging};
 use crate::entry::TimerKey;
@@ -84,8 +84,11 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
         // An older storm than the one that rages: the incident is open, and its end is what counts.
         return;
     }
-    // The same storm goes on when the two are not further apart than a window.
-    let known = cause.storm.take().filter(|known| began <= known.last + window && known.began <= last + window);
+    // The same storm goes on when the two are not further apart than a window. Of one that is over only what fell in it is
+    // still waited for.
+    let before = cause.storm.take();
+    let down = before.as_ref().map(|before| before.down.clone()).unwrap_or_default();
+    let known = before.filter(|known| began <= known.last + window && known.began <= last + window);
     let had_timer = known.as_ref().is_some_and(|known| known.active);
     let fresh = Storm {
         began,
@@ -95,7 +98,8 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
         received: step.at,
         active: false,
         index: step.index,
-        symptoms: BTreeSet::new(),
+        symptoms: down.clone(),
+        down,
     };
     let mut storm = known.unwrap_or(fresh);
     storm.began = storm.began.min(began);
@@ -122,6 +126,7 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
         let indexed = cause::agent_of(symptom).is_none_or(|agent| detect::index(state, &agent, symptom, key));
         if indexed && let Some(storm) = state.causes.get_mut(key).and_then(|cause| cause.storm.as_mut()) {
             storm.symptoms.insert(symptom.clone());
+            fallen::joined(state, key, symptom);
         }
     }
     incidents::agents_joined(state, key, &new_agents);
@@ -146,12 +151,31 @@ pub(super) fn window_over(state: &mut State, step: Step, key: &str) {
         state.timers.insert((ends, TimerKey::WindowOver { window: key.to_owned() }));
         return;
     }
-    storm.active = false;
     let symptoms = storm.symptoms.clone();
+    // A host's own storm that ends at the same moment is no news: it was told in this one.
+    for symptom in &symptoms {
+        if is_over(state, step, symptom) {
+            calm(state, symptom);
+        }
+    }
+    calm(state, key);
+    touch(state, key, symptoms);
+}
+
+fn is_over(state: &State, step: Step, key: &str) -> bool {
+    let window = detect::window_of(&state.policy, key);
+    state.cause(key).and_then(|cause| cause.storm.as_ref()).is_some_and(|storm| storm.last + window <= step.at)
+}
+
+/// A storm does not go on. Where nobody is told of it, it is forgotten.
+fn calm(state: &mut State, key: &str) {
     let unresolved = state.unresolved(key).is_some();
-    if let Some(cause) = state.causes.get_mut(key).filter(|_| !unresolved) {
+    let Some(cause) = state.causes.get_mut(key) else { return };
+    if let Some(storm) = cause.storm.as_mut() {
+        storm.active = false;
+    }
+    if !unresolved {
         cause.storm = None;
         super::drop_if_empty(state, key);
     }
-    touch(state, key, symptoms);
 }

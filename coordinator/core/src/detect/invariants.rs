@@ -2,8 +2,9 @@
 
 use super::places::{self, Place};
 use super::{WINDOW_EVENTS_MAX, WINDOWS_MAX};
+use crate::apply::fallen::{conditions, fell_in};
 use crate::entry::TimerKey;
-use crate::state::{STORM_AGENTS_MAX, State};
+use crate::state::{IncidentStatus, STORM_AGENTS_MAX, State, Storm};
 use crate::{cause, symptom};
 use std::collections::BTreeMap;
 
@@ -29,7 +30,7 @@ pub(crate) fn check(state: &State, mut broken: impl FnMut(&'static str, String))
             }
         }
     }
-    let places_agree = state.detect.places == counted || state.detect.places_dropped > 0;
+    let places_agree = state.detect.places.iter().eq(&counted) || state.detect.places_dropped > 0;
     unless(places_agree, "places count their agents", &|| format!("{:?} {counted:?}", state.detect.places));
     unless(state.detect.places.len() <= super::PLACES_MAX, "places are bounded", &String::new);
     unless(state.detect.windows.len() <= WINDOWS_MAX, "windows are bounded", &String::new);
@@ -46,6 +47,7 @@ pub(crate) fn check(state: &State, mut broken: impl FnMut(&'static str, String))
         if let Some(storm) = &cause.storm {
             let few = storm.agents.len() <= STORM_AGENTS_MAX && storm.symptoms.len() <= STORM_AGENTS_MAX;
             unless(few, "storms are bounded", &|| key.clone());
+            fallen(state, key, storm, &mut unless);
         }
     }
     if state.fenced_by().is_none() {
@@ -56,4 +58,25 @@ pub(crate) fn check(state: &State, mut broken: impl FnMut(&'static str, String))
             });
         }
     }
+}
+
+/// A storm waits for what fell in it, for all of that and for nothing else.
+fn fallen(state: &State, group: &str, storm: &Storm, unless: &mut impl FnMut(bool, &'static str, &dyn Fn() -> String)) {
+    for symptom in &storm.symptoms {
+        let Some(cause) = state.cause(symptom) else { continue };
+        let known = super::windows::storms_of(state, symptom).is_some_and(|groups| groups.contains(group));
+        let fell = conditions(state, cause).any(|open| fell_in(state, group, storm, symptom, open));
+        let waited = storm.down.contains(symptom);
+        unless(!fell || !known || waited, "a storm waits for what fell in it", &|| format!("{group}: {symptom}"));
+    }
+    for symptom in &storm.down {
+        let ill = state.cause(symptom).is_some_and(|cause| !cause.members.is_empty());
+        let counted = storm.symptoms.contains(symptom);
+        unless(ill && counted, "what a storm waits for is not well", &|| format!("{group}: {symptom}"));
+    }
+    let ends = state.unresolved(group).is_some_and(|incident| incident.status == IncidentStatus::Recovering);
+    let ends = ends && state.fenced_by().is_none() && storm.index > state.cause(group).map_or(0, |c| c.dismissed_index);
+    unless(!ends || storm.down.is_empty(), "a storm does not recover while what fell in it is down", &|| {
+        group.to_owned()
+    });
 }

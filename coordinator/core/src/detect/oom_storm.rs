@@ -78,7 +78,11 @@ impl Detector for OomStorm {
             "on one of the hosts: muster-agent doctor: was it the cgroup's limit or the host's memory?".to_owned(),
             "start no new work there: muster-agent preflight says what there is room for".to_owned(),
         ];
-        let mut found = of_fleet(state, Reason::OomStorm, storm.began, storm.active, summary, next_steps);
+        let summary = match storm.active {
+            true => summary,
+            false => summary + &restart_storm::still_down(storm),
+        };
+        let mut found = of_fleet(state, Reason::OomStorm, storm.began, storm.is_open(), summary, next_steps);
         found.raises = true;
         found.happened = true;
         found.late = storm.received.since(storm.last);
@@ -89,6 +93,9 @@ impl Detector for OomStorm {
         let rule = &state.policy().detect.oom_storm;
         let (hosts, kills, window, severity) = (rule.hosts, rule.kills, human(rule.window), found.severity);
         match rest(key, PREFIX) {
+            Some("host") => format!(
+                "OOM kills of {UNWATCHED} on at least {hosts} hosts, or {kills} of them, within {window}: {severity}"
+            ),
             Some(_) => format!(
                 "OOM kills of one service on at least {hosts} hosts, or {kills} of them, within {window}: {severity}"
             ),
@@ -97,7 +104,12 @@ impl Detector for OomStorm {
     }
 
     fn recovered(&self, state: &State, _key: &str) -> String {
-        format!("no OOM kill for {}", human(state.policy().detect.oom_storm.window))
+        let window = human(state.policy().detect.oom_storm.window);
+        format!("no OOM kill for {window}, and what fell is up again")
+    }
+
+    fn waits_for(&self, reason: Reason) -> bool {
+        restart_storm::is_fall(reason)
     }
 
     /// Whom the kernel hit, on each host, in which cgroup and at which limit.
@@ -142,7 +154,7 @@ impl Detector for OomStorm {
     fn takes(&self, state: &State, _group: &str, cause: &Cause, symptom: &str) -> bool {
         let Some(storm) = &cause.storm else { return false };
         let inner = state.cause(symptom).and_then(|cause| cause.storm.as_ref());
-        storm.symptoms.contains(symptom)
+        storm.takes(symptom)
             || (symptom.starts_with("fleet/")
                 && inner.is_some_and(|inner| places::are_part(&inner.agents, &storm.agents)))
     }

@@ -15,6 +15,8 @@ use muster_common::ids::{AgentName, ServiceName};
 use muster_common::limits::clip;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Before the service's name in the cause keys.
 const PREFIX: &str = "fleet/restart_storm";
@@ -24,6 +26,9 @@ const LOOPING_AGENTS_MAX: usize = 64;
 const BUILDS_MAX: usize = 64;
 /// Bytes of a build's name in a cause key: more than enough of a hash to tell builds apart.
 const BUILD_BYTES_MAX: usize = 24;
+/// Down for so long before a restart: no supervisor that backs off, which waits for a minute at most as a rule and needs
+/// a while to start, but somebody who came.
+const REPAIR_AFTER_MS: u64 = 90_000;
 
 /// See the head of the file.
 #[derive(Debug)]
@@ -97,7 +102,11 @@ impl Detector for RestartStorm {
                 "read the log of {service} on one of the hosts before its last exit; how each ended is among the details"
             ),
         ];
-        let mut found = of_fleet(state, Reason::RestartStorm, storm.began, storm.active, summary, next_steps);
+        let summary = match storm.active {
+            true => summary,
+            false => summary + &still_down(storm),
+        };
+        let mut found = of_fleet(state, Reason::RestartStorm, storm.began, storm.is_open(), summary, next_steps);
         found.raise(state, Reason::RestartStorm, &circumstances(state, service, storm));
         found.raises = true;
         found.happened = true;
@@ -111,8 +120,9 @@ impl Detector for RestartStorm {
         format!("restarts on at least {hosts} hosts within {window} make {}{}", found.severity, found.raised_words())
     }
 
-    fn recovered(&self, _state: &State, _key: &str) -> String {
-        "no restart for a whole window".to_owned()
+    fn recovered(&self, _state: &State, key: &str) -> String {
+        let service = parts(key).map_or("its service", |(service, _)| service);
+        format!("no restart for a whole window, and where {service} fell it is up again")
     }
 
     /// How they ended, on each host: a loop without its cause is only a number.
@@ -129,8 +139,9 @@ impl Detector for RestartStorm {
         parts(key).map(|(service, _)| service.to_owned()).into_iter().collect()
     }
 
-    fn occurrences(&self, _state: &State, agent: &AgentName, finding: &Finding) -> Vec<Feed> {
-        if finding.key.reason != Reason::ProcessRestarted {
+    fn occurrences(&self, state: &State, agent: &AgentName, finding: &Finding) -> Vec<Feed> {
+        let is_restart = finding.key.reason == Reason::ProcessRestarted;
+        if !is_restart || repair(state.policy(), finding).is_some() {
             return Vec::new();
         }
         let service = &finding.key.subject.service;
@@ -148,6 +159,14 @@ impl Detector for RestartStorm {
         Some(StormRule { window: rule.window, hosts: rule.fleet_hosts.max(2), sources: 0, count: 0 })
     }
 
+    fn takes(&self, _state: &State, _group: &str, cause: &Cause, symptom: &str) -> bool {
+        cause.storm.as_ref().is_some_and(|storm| storm.takes(symptom))
+    }
+
+    fn waits_for(&self, reason: Reason) -> bool {
+        is_fall(reason)
+    }
+
     fn looks(&self, state: &State, now: Timestamp, agent: &AgentName) -> Vec<Look> {
         let rule = &state.policy().restart_storm;
         let Some(record) = state.agent(agent) else { return Vec::new() };
@@ -160,6 +179,61 @@ impl Detector for RestartStorm {
         });
         on_host.chain(super::explain::windows(self, state, now, agent)).collect()
     }
+}
+
+/// A service does not run, or does not stay up.
+pub(super) fn is_fall(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ProcessDown
+            | Reason::ProcessZombie
+            | Reason::RestartLoop
+            | Reason::UnitFailed
+            | Reason::UnitInactive
+            | Reason::UnitStuck
+    )
+}
+
+/// `; since then still down: web-2`, of a storm that is open for nothing else.
+pub(super) fn still_down(storm: &Storm) -> String {
+    if storm.down.is_empty() { String::new() } else { format!("; since then still down: {}", down(storm)) }
+}
+
+/// Why a storm is open in which nothing happens any more.
+pub(super) fn waits(storm: &Storm) -> String {
+    let last = storm.last;
+    format!(
+        "nothing more of it happened since {last}, and it stays open for what fell in it and is down: {}",
+        down(storm)
+    )
+}
+
+fn down(storm: &Storm) -> String {
+    let down: BTreeSet<AgentName> = storm.down.iter().filter_map(|symptom| cause::agent_of(symptom)).collect();
+    names(down.iter())
+}
+
+/// Why a restart is a repair, and no part of a storm of many hosts: what had run for longer than a window was down for so
+/// long that no supervisor started it, but somebody who came. A loop that backs off is known by what it restarts: that has
+/// died within a window of its start, so that such a loop counts from its second round on. What is not proven counts.
+pub(crate) fn repair(policy: &Policy, finding: &Finding) -> Option<String> {
+    if finding.key.reason != Reason::ProcessRestarted {
+        return None;
+    }
+    let length = |key: &str| match finding.evidence.get(key) {
+        Some(Value::Millis(ms)) => Some(*ms),
+        _ => None,
+    };
+    let (down_ms, lived_ms) = (length("gap_ms")?, length("old_lifetime_ms")?);
+    let window_ms = u64::try_from(policy.restart_storm.window.as_millis()).unwrap_or(u64::MAX);
+    let automatic = finding.evidence.get("automatic") == Some(&Value::Flag(true));
+    if automatic || down_ms < REPAIR_AFTER_MS || lived_ms < window_ms {
+        return None;
+    }
+    let [down, lived] = [down_ms, lived_ms].map(|ms| human(Duration::from_millis(ms)));
+    Some(format!(
+        "a repair, which counts for no storm of many hosts: it ended {down} of being down, and had run for {lived}"
+    ))
 }
 
 /// Whether a storm on one host is a crash loop without recovery: it has gone on for longer than a window, without one

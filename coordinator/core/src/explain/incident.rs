@@ -24,6 +24,7 @@ pub fn why(state: &State, incident: &Incident, now: Timestamp) -> Explanation {
     rules.extend(detectors(state, incident, now));
     rules.extend(findings(state, incident));
     rules.extend(told_by_rules(incident));
+    rules.extend(super::waiting::look(state, incident, now));
     rules.push(hold(state, incident, now));
     rules.push(severity(state, incident));
     rules.push(routing(state, incident));
@@ -133,7 +134,19 @@ fn alone(state: &State, id: &str, open: &OpenFinding) -> String {
     )
 }
 
+/// Its title, for people: until somebody was told, that of the newest news, as the page would have it. A page that is
+/// held back does not hide how a process ended.
+pub fn title(state: &State, incident: &Incident, now: Timestamp) -> String {
+    crate::decide::title(state, incident, now).unwrap_or_else(|| incident.title.clone())
+}
+
 fn answer(state: &State, incident: &Incident, now: Timestamp) -> String {
+    let waits = super::waits_for(state, incident, now);
+    let answer = paged_or_not(state, incident, now);
+    waits.map_or(answer.clone(), |waits| format!("{answer}; {waits}"))
+}
+
+fn paged_or_not(state: &State, incident: &Incident, now: Timestamp) -> String {
     let number = &incident.number;
     match (first_page(incident), held_back(state, incident, now)) {
         (Some(line), _) => {
@@ -266,7 +279,10 @@ fn told_by_rules(incident: &Incident) -> Vec<RuleLook> {
             }
             _ if line.text.starts_with("not paged: ") => ("paging", Outcome::HeldBack),
             _ if line.text.starts_with("pages held back: ") => ("silence", Outcome::HeldBack),
-            _ if ["recovering: ", "relapsed: ", "resolved: "].iter().any(|start| line.text.starts_with(start)) => {
+            _ if ["recovering: ", "relapsed: ", "resolved: ", "stability: "]
+                .iter()
+                .any(|start| line.text.starts_with(start)) =>
+            {
                 ("stability", Outcome::Paged)
             }
             _ => ("decision", Outcome::Paged),

@@ -1,7 +1,8 @@
 //! Services that hosts have told of. Hosts tell of what is wrong alone, so that a name that nobody told of is that of
 //! something well, or misspelt: an answer about it says so, and must not look like "all is well".
 
-use crate::state::State;
+use crate::silence::{Matchers, fits};
+use crate::state::{AgentRecord, State};
 use muster_common::ids::AgentName;
 use std::collections::BTreeSet;
 
@@ -26,6 +27,40 @@ pub fn unheard_service(state: &State, agent: Option<&AgentName>, service: &str) 
     Some(format!(
         "{who} told of a service {service:?}: hosts tell only of what is wrong, so it is well or the name is misspelt ({known})"
     ))
+}
+
+/// What matchers of a silence fit nothing that is known now, one sentence each: it holds all the same when it comes, and
+/// one that is misspelt holds nothing back. Agents are asked about by whoever names them. For a question, not for an input.
+pub fn fits_nothing(state: &State, matchers: &Matchers) -> Vec<String> {
+    let mut notes = Vec::new();
+    let services = told(state, None);
+    for pattern in matchers.services.iter().filter(|pattern| !services.iter().any(|name| fits(pattern, name))) {
+        notes.extend(match pattern.contains('*') {
+            true => Some(format!("no service that hosts told of lately fits {pattern:?}")),
+            false => unheard_service(state, None, pattern),
+        });
+    }
+    for (name, pattern) in &matchers.labels {
+        let value = |agent: &AgentRecord| agent.hello.as_ref()?.labels.get(name).cloned();
+        let values: BTreeSet<String> = state.agents().filter_map(value).collect();
+        if !values.iter().any(|value| fits(pattern, value)) {
+            let known: Vec<&str> = values.iter().map(String::as_str).take(NAMED_MAX).collect();
+            let known = match known.as_slice() {
+                [] => "no agent has that label".to_owned(),
+                known => format!("there are: {}", known.join(", ")),
+            };
+            notes.push(format!("no agent that is known now has the label {name}={pattern}: {known}"));
+        }
+    }
+    for pattern in &matchers.causes {
+        let known = |key: &String| fits(pattern, key);
+        if !state.causes.keys().any(known) && !state.incidents().any(|incident| known(&incident.key.cause)) {
+            notes.push(format!(
+                "no cause that is known now fits {pattern:?}: musterctl incidents show has that of an incident"
+            ));
+        }
+    }
+    notes
 }
 
 fn told<'a>(state: &'a State, agent: Option<&AgentName>) -> BTreeSet<&'a str> {

@@ -186,9 +186,10 @@ mod tests {
         }
         assert_eq!(causes.may_storm("spl"), None);
         let (began, last) = Default::default();
-        let (agents, symptoms) = Default::default();
+        let (agents, symptoms, down) = Default::default();
         let (restarts, index, active) = (3, 1, true);
-        let storm = crate::state::Storm { began, last, restarts, agents, received: last, active, index, symptoms };
+        let received = last;
+        let storm = crate::state::Storm { began, last, restarts, agents, received, active, index, symptoms, down };
         causes.entry(key.to_owned()).or_default().storm = Some(storm);
         causes.storms(key);
         let read: Causes = serde_json::from_str(&serde_json::to_string(&causes).unwrap()).unwrap();

@@ -120,4 +120,19 @@ pub struct Storm {
     /// Causes on its hosts that are symptoms of it. Empty for a storm on one host.
     #[serde(default)]
     pub symptoms: BTreeSet<String>,
+    /// Those of them that fell in the course of it and are not well again: its incident stays open for them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub down: BTreeSet<String>,
+}
+
+impl Storm {
+    /// It goes on, or what fell in it is not well again.
+    pub(crate) fn is_open(&self) -> bool {
+        self.active || !self.down.is_empty()
+    }
+
+    /// Whether a symptom's trouble is that of the storm: once the storm is over only what fell in it is.
+    pub(crate) fn takes(&self, symptom: &str) -> bool {
+        self.symptoms.contains(symptom) && (self.active || self.down.contains(symptom))
+    }
 }
