@@ -28,6 +28,10 @@ fn check_name(text: &str, also: &[char]) -> Result<(), NameError> {
     if !first.is_ascii_alphanumeric() {
         return Err(NameError::Character(first));
     }
+    // Nearly every name is told by its bytes; the letters are looked at where one is not.
+    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')) {
+        return Ok(());
+    }
     match text.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c) && !also.contains(c)) {
         Some(bad) => Err(NameError::Character(bad)),
         None => Ok(()),

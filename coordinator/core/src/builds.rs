@@ -78,10 +78,12 @@ impl Versions {
     }
 
     fn join(&mut self, version: &str, agent: &AgentName) {
-        if self.hosts.len() >= VERSIONS_MAX && !self.hosts.contains_key(version) {
-            return;
-        }
-        let hosts = self.hosts.entry(version.to_owned()).or_default();
+        let has_room = self.hosts.len() < VERSIONS_MAX;
+        let hosts = match self.hosts.get_mut(version) {
+            Some(hosts) => hosts,
+            None if has_room => self.hosts.entry(version.to_owned()).or_default(),
+            None => return,
+        };
         hosts.count += 1;
         if hosts.named.len() < NAMED_MAX {
             hosts.named.insert(agent.clone());
@@ -124,6 +126,10 @@ impl Builds {
 }
 
 pub(crate) fn connected(state: &mut State, step: Step, agent: &AgentName, old: Option<&AgentHello>, new: &AgentHello) {
+    // Most say what they said before, and nothing has to be cut or copied to see that.
+    if old.is_some_and(|old| old.agent_version == new.agent_version) {
+        return;
+    }
     let old = old.map(|old| clip(&old.agent_version, VERSION_BYTES_MAX));
     let new = clip(&new.agent_version, VERSION_BYTES_MAX);
     if old.as_ref() == Some(&new) {
@@ -192,7 +198,9 @@ fn numbers(version: &str) -> Option<[u64; 3]> {
 
 /// Whether a version of the agent is older than the policy allows; what is no version is not.
 pub(crate) fn is_too_old(version: &str, policy: &VersionSkewPolicy) -> bool {
-    matches!((numbers(version), numbers(&policy.oldest)), (Some(version), Some(oldest)) if version < oldest)
+    // Nearly all agents of a fleet have the same version, often the oldest allowed: nothing to read then.
+    version != policy.oldest
+        && matches!((numbers(version), numbers(&policy.oldest)), (Some(version), Some(oldest)) if version < oldest)
 }
 
 fn compare_agents(state: &mut State, step: Step) {

@@ -123,7 +123,7 @@ fn causes(state: &State, found: &mut Found) {
         for member in cause.members.values() {
             *counts.entry(member.agent.clone()).or_default() += 1;
         }
-        found.unless(counts == cause.agents, "members are counted by agent", || key.clone());
+        found.unless(cause.agents.iter().eq(&counts), "members are counted by agent", || key.clone());
         found.unless(cause.occurrences.len() <= CAUSE_OCCURRENCES_MAX, "occurrences are bounded", || key.clone());
         let unresolved = state.unresolved(key).is_some();
         found.unless(!unresolved || cause.active, "the cause of an unresolved incident is active", || key.clone());

@@ -6,7 +6,6 @@ use crate::entry::{Conclusion, Entry, EntryBody, Fact};
 use crate::state::State;
 use muster_common::limits::{NOTE_BYTES_MAX, clip};
 use muster_common::time::Timestamp;
-use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Conclusions that may follow from one fact. A mass silence of the largest fleet stays far below; more means that two
@@ -154,7 +153,7 @@ impl Machine {
 
     /// Decides until nothing more follows. A cause whose rule panics is left as it is and reported once.
     fn settle(&mut self, at: Timestamp, trace: u64, entries: &mut Vec<Entry>) -> Result<(), String> {
-        let mut work: BTreeSet<String> = std::mem::take(&mut self.state.touched.0);
+        let mut work = std::mem::take(&mut self.state.touched.0);
         let mut fault = Ok(());
         let mut conclusions = 0;
         while let Some(cause) = work.pop_first() {
@@ -163,7 +162,7 @@ impl Machine {
                 Ok(None) => {}
                 Ok(Some(conclusion)) => {
                     self.append(at, trace, EntryBody::Conclusion(conclusion), entries);
-                    work.append(&mut self.state.touched.0);
+                    work.append(&mut self.state.touched);
                     work.insert(cause);
                     conclusions += 1;
                 }

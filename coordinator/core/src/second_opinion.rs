@@ -7,7 +7,7 @@
 //!
 //! A question is a conclusion, its answers are a fact: a replay asks nobody.
 
-mod behind;
+mod by_address;
 
 use crate::apply::incidents::note;
 use crate::apply::{Step, incidents};
@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use behind::Behind;
+use by_address::ByAddress;
 
 /// Agents asked about one silence: an odd number, so that they may outvote one that is cut off itself.
 pub const ASKERS_MAX: usize = 3;
@@ -135,7 +135,7 @@ pub struct Question {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SecondOpinions {
     /// Known agents by the address they connect from.
-    pub(crate) by_address: BTreeMap<IpAddr, Behind>,
+    pub(crate) by_address: ByAddress,
     /// The newest question about each silent agent.
     pub(crate) questions: BTreeMap<AgentName, Question>,
     /// Who was asked about, when and of whom: for the rates. At most one window's bound, and one per target.
@@ -244,7 +244,7 @@ pub(crate) fn wanted(state: &State, now: Timestamp, incident: &Incident) -> Opti
     }
     let address = address_of(record)?;
     // Behind a shared address it is not known which host answers.
-    let alone = state.second_opinions.by_address.get(&address).is_none_or(Behind::is_one);
+    let alone = state.second_opinions.by_address.get(address).is_none_or(|agents| agents.len() == 1);
     let ports = record.hello.as_ref().map(|hello| hello.listening_ports.clone()).unwrap_or_default();
     let askers = askers(state, now, record, address);
     if !alone || ports.is_empty() || askers.is_empty() {
@@ -265,9 +265,8 @@ fn rates_allow(state: &State, now: Timestamp, target: &AgentName) -> bool {
 /// Live agents near `target`: those that share the most labels, of these the nearest by address, of these by name.
 fn askers(state: &State, now: Timestamp, target: &AgentRecord, address: IpAddr) -> Vec<AgentName> {
     let index = &state.second_opinions.by_address;
-    let below = index.range(..address).rev().take(NEAR_MAX);
-    let above = index.range(address..).filter(|(other, _)| **other != address).take(NEAR_MAX);
-    let by_address = below.chain(above).flat_map(|(_, agents)| agents.iter().take(2));
+    let (below, above) = (index.below(address).take(NEAR_MAX), index.above(address).take(NEAR_MAX));
+    let by_address = below.chain(above).flat_map(|agents| agents.iter().take(2));
     let before = state.agents.range(..target.name.clone()).rev().take(NEAR_MAX);
     let after = state.agents.range(target.name.clone()..).take(NEAR_MAX);
     let by_name = before.chain(after).map(|(name, _)| name);
@@ -317,11 +316,11 @@ pub(crate) fn moved(state: &mut State, agent: &AgentName, old: Option<&str>, new
     let new = new_address;
     let index = &mut state.second_opinions.by_address;
     if let Some(old) = old.filter(|old| Some(*old) != new) {
-        behind::leave(index, old, agent);
+        index.leave(old, agent);
     }
     // Also where it did not move: snapshots of older versions have no index.
     if let Some(new) = new {
-        behind::enter(index, new, agent);
+        index.enter(new, agent);
     }
 }
 

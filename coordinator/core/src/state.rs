@@ -4,6 +4,7 @@
 mod causes;
 mod detect;
 mod feeds;
+mod few;
 mod incident;
 mod keyed;
 mod pairs;
@@ -29,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use feeds::{Cause, CauseOccurrence, MemberRef, Storm};
+pub use few::{Few, FewSet};
 pub use incident::{Incident, IncidentStatus, PageKey, PageOutcome, PageRecord, ResendWish};
 
 pub(crate) use causes::Causes;
@@ -142,7 +144,7 @@ pub struct AgentRecord {
     pub position: Option<Position>,
     /// Open conditions.
     #[serde(with = "pairs")]
-    pub open: BTreeMap<FindingKey, Box<OpenFinding>>,
+    pub open: Few<FindingKey, Box<OpenFinding>>,
     /// [`muster_common::finding::open_digest`] of `open`.
     pub digest: u64,
     /// False from `DigestDiffers` until the next resync.

@@ -51,6 +51,15 @@ pub(super) fn joined(state: &mut State, group: &str, symptom: &str) {
     }
 }
 
+/// A storm that was over goes on: what fell meanwhile fell in it after all. Once for each time that it resumes, and not for
+/// each restart: what falls while it goes on is counted when it falls.
+pub(super) fn resumed(state: &mut State, group: &str) {
+    let Some(storm) = state.cause(group).and_then(|cause| cause.storm.as_ref()) else { return };
+    for symptom in storm.symptoms.clone() {
+        joined(state, group, &symptom);
+    }
+}
+
 fn fell(state: &mut State, group: &str, symptom: &str) {
     let Some(storm) = state.causes.get_mut(group).and_then(|cause| cause.storm.as_mut()) else { return };
     if storm.down.insert(symptom.to_owned()) && !storm.active {

@@ -4,7 +4,9 @@ use super::{Step, add_occurrence, facts, fallen, incidents, links, storms};
 use crate::cause;
 use crate::detect;
 use crate::entry::{SubjectState, TimerKey};
-use crate::state::{CauseOccurrence, Known, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State};
+use crate::state::{
+    AgentRecord, CauseOccurrence, Known, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State,
+};
 use crate::{signals, updates};
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind};
 use muster_common::ids::{AgentName, SpoolId};
@@ -33,56 +35,58 @@ pub(super) fn received(
     seen: Seen,
     event: &FindingEvent,
 ) {
-    let record = links::record(state, step, agent);
-    let known =
-        record.position.is_some_and(|known| known.spool == position.spool && known.sequence >= position.sequence);
-    if known {
-        return;
-    }
-    record.position = Some(position);
     match event {
         FindingEvent::Opened(finding) | FindingEvent::Updated(finding) => {
             let news = matches!(event, FindingEvent::Opened(_));
-            open(state, step, agent, finding, seen, news);
+            open(state, step, agent, finding, seen, news, Some(position));
         }
         FindingEvent::Cleared { key, summary, .. } => {
             let groups = causes(state, agent, key);
-            tell(state, step, agent, key, &groups, &["clears: ", summary]);
-            leave(state, agent, key, groups);
+            let record = links::record(state, step, agent);
+            if goes_on(record, position) {
+                let was_open = take(record, key);
+                tell(state, step, agent, key, &groups, &["clears: ", summary]);
+                if was_open {
+                    leave(state, agent, key, groups);
+                }
+            }
         }
-        FindingEvent::Occurred(finding) => occurred(state, step, agent, finding, seen),
+        FindingEvent::Occurred(finding) => {
+            if goes_on(links::record(state, step, agent), position) {
+                occurred(state, step, agent, finding, seen);
+            }
+        }
     }
 }
 
-/// Opens or updates. An update counts as news only when it is worse than what was known.
-fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, seen: Seen, news: bool) {
+/// Whether an entry of its spool is news; the spool is read up to there then.
+fn goes_on(record: &mut AgentRecord, position: Position) -> bool {
+    let known =
+        record.position.is_some_and(|known| known.spool == position.spool && known.sequence >= position.sequence);
+    if !known {
+        record.position = Some(position);
+    }
+    !known
+}
+
+/// Opens or updates, with an entry of its spool or without. The record is looked up once: among a million it is a good part
+/// of what a finding costs.
+fn open(
+    state: &mut State,
+    step: Step,
+    agent: &AgentName,
+    finding: &Finding,
+    seen: Seen,
+    news: bool,
+    position: Option<Position>,
+) {
     let groups = causes(state, agent, &finding.key);
     let record = links::record(state, step, agent);
-    let mut told = None;
-    let mut opened = seen.at;
-    if let Some(known) = record.open.get_mut(&finding.key) {
-        opened = known.opened;
-        if news || finding.severity > known.finding.severity {
-            known.event_index = step.index;
-        }
-        let (before, now) = (known.finding.severity, finding.severity);
-        if before != now || known.finding.summary != finding.summary {
-            told = Some((before != now).then_some(now));
-        }
-        known.finding = finding.clone();
-    } else if record.open.len() >= OPEN_FINDINGS_PER_AGENT_MAX {
-        record.suppressed = record.suppressed.saturating_add(1);
+    if position.is_some_and(|position| !goes_on(record, position)) {
         return;
-    } else {
-        record.digest ^= finding.key.digest_term();
-        let (event_index, estimated) = (step.index, seen.estimated);
-        let open = OpenFinding { finding: finding.clone(), opened: seen.at, received: step.at, event_index, estimated };
-        record.open.insert(finding.key.clone(), Box::new(open));
-        tell(state, step, agent, &finding.key, &groups, &["opens: ", &finding.summary]);
     }
-    if let Some(severity) = told {
-        let (space, severity) = severity.map_or(("", ""), |severity| (" ", severity.as_str()));
-        let words = [facts::UPDATED, space, severity, ": ", &finding.summary];
+    let Some((opened, words)) = put(record, step, finding, seen, news) else { return };
+    if let Some(words) = words {
         tell(state, step, agent, &finding.key, &groups, &words);
     }
     for group in groups {
@@ -93,27 +97,68 @@ fn open(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, see
     state.touched.extend(many);
 }
 
+/// Notes a condition with its agent: since when it is open, and what is to be told of it. None when it is one too many.
+/// An update counts as news only when it is worse than what was known.
+fn put<'a>(
+    record: &mut AgentRecord,
+    step: Step,
+    finding: &'a Finding,
+    seen: Seen,
+    news: bool,
+) -> Option<(Timestamp, Option<[&'a str; 5]>)> {
+    let Some(known) = record.open.get_mut(&finding.key) else {
+        if record.open.len() >= OPEN_FINDINGS_PER_AGENT_MAX {
+            record.suppressed = record.suppressed.saturating_add(1);
+            return None;
+        }
+        record.digest ^= finding.key.digest_term();
+        let (event_index, estimated) = (step.index, seen.estimated);
+        let open = OpenFinding { finding: finding.clone(), opened: seen.at, received: step.at, event_index, estimated };
+        record.open.insert(finding.key.clone(), Box::new(open));
+        return Some((seen.at, Some(["opens: ", &finding.summary, "", "", ""])));
+    };
+    if news || finding.severity > known.finding.severity {
+        known.event_index = step.index;
+    }
+    let (before, now) = (known.finding.severity, finding.severity);
+    let told = before != now || known.finding.summary != finding.summary;
+    let (space, severity) = if before == now { ("", "") } else { (" ", now.as_str()) };
+    // Often it is told again as it was.
+    if known.finding != *finding {
+        known.finding = finding.clone();
+    }
+    Some((known.opened, told.then_some([facts::UPDATED, space, severity, ": ", &finding.summary])))
+}
+
+/// Takes a condition from its agent; whether it was there.
+fn take(record: &mut AgentRecord, key: &FindingKey) -> bool {
+    let was_open = record.open.remove(key).is_some();
+    if was_open {
+        record.digest ^= key.digest_term();
+    }
+    was_open
+}
+
 /// A host's news belongs to the timelines of the incidents that it concerns: those of its `groups`. Most of it concerns
 /// none, and is not put into words.
 fn tell(state: &mut State, step: Step, agent: &AgentName, key: &FindingKey, groups: &[String], words: &[&str]) {
     for group in groups {
-        let about = [agent.as_str(), ": ", key.reason.as_str(), " of ", &key.subject.subject, " "];
-        facts::fact(state, step, group, || [about.concat(), words.concat()].concat());
+        facts::fact(state, step, group, || {
+            let about = [agent.as_str(), ": ", key.reason.as_str(), " of ", &key.subject.subject, " "];
+            [about.concat(), words.concat()].concat()
+        });
     }
 }
 
 /// An open condition is a member of a cause.
 fn join(state: &mut State, agent: &AgentName, key: &FindingKey, group: String, opened: Option<Timestamp>) {
     let member = cause::member_name(agent, key);
-    let cause = match state.causes.get_mut(&group) {
-        Some(cause) => cause,
-        None => state.causes.entry(group.clone()).or_default(),
-    };
+    let cause = state.causes.entry(&group).or_default();
     if !cause.members.contains_key(&member) {
         let opened = Known(opened);
         let known = MemberRef { agent: agent.clone(), key: Some(key.clone()), opened };
         cause.members.insert(member.clone(), Box::new(known));
-        *cause.agents.entry(agent.clone()).or_default() += 1;
+        *cause.agents.get_or_insert_with(agent, u64::default) += 1;
         cause.unjoined.insert(member);
     }
     // The members of a cause are all contended locks, or none is.
@@ -182,16 +227,13 @@ pub(super) fn lasted(state: &mut State, step: Step, group: &str) {
 
 pub(super) fn clear(state: &mut State, agent: &AgentName, key: &FindingKey) {
     let groups = causes(state, agent, key);
-    leave(state, agent, key, groups);
+    if state.agents.get_mut(agent).is_some_and(|record| take(record, key)) {
+        leave(state, agent, key, groups);
+    }
 }
 
-/// A condition that feeds `groups` is over.
+/// A condition that fed `groups` is over.
 fn leave(state: &mut State, agent: &AgentName, key: &FindingKey, groups: Vec<String>) {
-    let Some(record) = state.agents.get_mut(agent) else { return };
-    if record.open.remove(key).is_none() {
-        return;
-    }
-    record.digest ^= key.digest_term();
     for group in groups {
         part(state, agent, key, group);
     }
@@ -296,7 +338,7 @@ pub(super) fn open_set(state: &mut State, step: Step, agent: &AgentName, subject
         clear(state, agent, &key);
     }
     for finding in listed.values() {
-        open(state, step, agent, finding, Seen { at: step.at, estimated: false }, false);
+        open(state, step, agent, finding, Seen { at: step.at, estimated: false }, false, None);
     }
     links::digest(state, step, agent, true);
     incidents::sureness_changed(state, step, agent);

@@ -9,7 +9,7 @@ use crate::liveness::rehear_window;
 use crate::policy::LivenessPolicy;
 use crate::second_opinion;
 use crate::signals;
-use crate::state::{AgentRecord, AgentWatch, Link, MemberRef, State};
+use crate::state::{AgentRecord, AgentWatch, Few, Link, MemberRef, State};
 use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
@@ -33,7 +33,7 @@ fn unheard(name: AgentName, first_seen: Timestamp) -> AgentRecord {
         connected_at: None,
         link: Link::Heard,
         position: None,
-        open: BTreeMap::new(),
+        open: Few::default(),
         digest: 0,
         digest_matches: true,
         suppressed: 0,

@@ -117,6 +117,7 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
     let new_symptoms: Vec<String> = fresh.take(STORM_AGENTS_MAX.saturating_sub(storm.symptoms.len())).collect();
     let ends = storm.last + window;
     storm.active = ends > step.at;
+    let resumes = storm.active && !had_timer;
     if storm.active && !had_timer {
         state.timers.insert((ends, TimerKey::WindowOver { window: key.to_owned() }));
     }
@@ -128,6 +129,9 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
             storm.symptoms.insert(symptom.clone());
             fallen::joined(state, key, symptom);
         }
+    }
+    if resumes {
+        fallen::resumed(state, key);
     }
     incidents::agents_joined(state, key, &new_agents);
     incidents::restart_stability(state, step, key);

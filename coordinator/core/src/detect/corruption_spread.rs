@@ -99,7 +99,7 @@ impl Detector for CorruptionSpread {
     }
 
     fn groups_of(&self, _state: &State, cause: &str) -> Vec<String> {
-        let subject = cause.strip_prefix("host/").and_then(|rest| rest.split_once('/')?.1.strip_prefix("sqlite/"));
+        let subject = cause::parts_of_host(cause).and_then(|(_, rest)| rest.strip_prefix("sqlite/"));
         let group = subject.and_then(|subject| subject.split_once('/')).map(|(service, path)| group(service, path));
         group.into_iter().collect()
     }

@@ -32,7 +32,7 @@ pub struct Place {
 pub(crate) fn of_hello(hello: &AgentHello) -> Vec<String> {
     let labels = hello.labels.iter().filter(|(name, value)| !name.is_empty() && !value.is_empty());
     let labels = labels.take(LABELS_COUNTED_MAX).map(|(name, value)| {
-        let place = format!("{name}={value}");
+        let place = [name, "=", value].concat();
         if place.len() <= PLACE_BYTES_MAX { place } else { clip(&place, PLACE_BYTES_MAX) }
     });
     let mut places: Vec<String> = Vec::new();
@@ -53,9 +53,13 @@ pub(super) fn of(state: &State, agent: &AgentName) -> Vec<String> {
 
 /// `10.0.1.0/24`, `2001:db8:0:1::/64`; none for an address that says nothing about where the host is.
 fn subnet(peer: &str) -> Option<String> {
-    let address = peer.parse::<SocketAddr>().map(|peer| peer.ip()).or_else(|_| peer.parse::<IpAddr>()).ok()?;
+    let address = peer.parse::<IpAddr>().or_else(|_| peer.parse::<SocketAddr>().map(|peer| peer.ip())).ok()?;
     if address.is_loopback() || address.is_unspecified() {
         return None;
+    }
+    // Nearly all are told so: the network's text is then the address's, but for the last number.
+    if let (true, Some((network, _))) = (address.is_ipv4() && !peer.contains(':'), peer.rsplit_once('.')) {
+        return Some([network, ".0/24"].concat());
     }
     Some(match address.to_canonical() {
         IpAddr::V4(address) => {
@@ -82,15 +86,11 @@ pub(super) fn count(state: &State, place: &str) -> Place {
 /// An agent is in these places from now on.
 pub(crate) fn enter(state: &mut State, places: &[String], silent: bool) {
     for place in places {
-        let has_room = state.detect.places.len() < PLACES_MAX;
-        let count = match state.detect.places.get_mut(place) {
-            Some(count) => count,
-            None if has_room => state.detect.places.entry(place.clone()).or_default(),
-            None => {
-                state.detect.places_dropped = state.detect.places_dropped.saturating_add(1);
-                continue;
-            }
-        };
+        if state.detect.places.len() >= PLACES_MAX && !state.detect.places.contains_key(place) {
+            state.detect.places_dropped = state.detect.places_dropped.saturating_add(1);
+            continue;
+        }
+        let count = state.detect.places.get_or_insert_with(place, Place::default);
         count.agents = count.agents.saturating_add(1);
         count.silent = count.silent.saturating_add(u64::from(silent));
     }

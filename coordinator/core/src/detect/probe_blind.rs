@@ -74,7 +74,7 @@ impl Detector for ProbeBlind {
 
     /// The host's own cause does not say which probe: any that the host's blind ones are in may take it.
     fn groups_of(&self, state: &State, cause: &str) -> Vec<String> {
-        let blind = cause.contains("/probe_blind/") && cause.split('/').nth(2) == Some("probe_blind");
+        let blind = cause::parts_of_host(cause).is_some_and(|(_, rest)| rest.starts_with("probe_blind/"));
         let Some(own) = blind.then(|| state.cause(cause)).flatten() else { return Vec::new() };
         let keys = own.members.values().filter_map(|member| Some((&member.agent, member.key.as_ref()?)));
         keys.flat_map(|(agent, key)| self.conditions(state, agent, key)).collect()

@@ -5,6 +5,7 @@
 //! keys, and is not written.
 
 use super::{Cause, Keyed};
+use crate::cause;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,16 +23,17 @@ pub(crate) struct Causes {
 }
 
 /// A place in the map that may be empty.
-pub(crate) struct Slot<'a> {
+pub(crate) struct Slot<'a, K> {
     causes: &'a mut Causes,
-    key: String,
+    key: K,
 }
 
-impl<'a> Slot<'a> {
+impl<'a, K: AsRef<str>> Slot<'a, K> {
     /// The cause; a new one that holds nothing where there was none.
     pub(crate) fn or_default(self) -> &'a mut Cause {
         let Causes { by_key, locks, .. } = self.causes;
-        by_key.get_or_insert_with(self.key, |key| {
+        let key = self.key.as_ref();
+        by_key.get_or_insert_with(key, || {
             if let Some((agent, service)) = locked(key) {
                 let of_service = locks.entry(service.to_owned()).or_default();
                 of_service.entry(agent.to_owned()).or_default().insert(key.to_owned());
@@ -43,15 +45,16 @@ impl<'a> Slot<'a> {
 
 /// Agent and service of a key of the indexed families: `host/AGENT/FAMILY/SERVICE/SUBJECT`.
 fn locked(key: &str) -> Option<(&str, &str)> {
-    let (agent, rest) = key.strip_prefix("host/")?.split_once('/')?;
-    let (family, rest) = rest.split_once('/')?;
-    let (service, _) = rest.split_once('/').filter(|_| FAMILIES.contains(&family))?;
+    let (agent, rest) = cause::parts_of_host(key)?;
+    let (service, _) =
+        FAMILIES.iter().find_map(|family| rest.strip_prefix(family)?.strip_prefix('/')?.split_once('/'))?;
     Some((agent, service))
 }
 
 /// Agent and service of `host/AGENT/service/SERVICE`.
 fn served(key: &str) -> Option<(&str, &str)> {
-    key.strip_prefix("host/")?.split_once("/service/")
+    let (agent, rest) = cause::parts_of_host(key)?;
+    Some((agent, rest.strip_prefix("service/")?))
 }
 
 impl Causes {
@@ -63,7 +66,8 @@ impl Causes {
         self.by_key.get_mut(key).map(Box::as_mut)
     }
 
-    pub(crate) fn entry(&mut self, key: String) -> Slot<'_> {
+    /// Looks the key up once; it is copied where it is new.
+    pub(crate) fn entry<K: AsRef<str>>(&mut self, key: K) -> Slot<'_, K> {
         Slot { causes: self, key }
     }
 

@@ -1,5 +1,6 @@
 //! What detectors keep in State: see [`crate::detect`], which looks at it.
 
+use super::Keyed;
 use crate::detect::{AgentStorms, Place, Window};
 use crate::entry::Disconnect;
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ pub struct Detect {
     pub(crate) windows: BTreeMap<String, Window>,
     /// The agents of each label value and subnet; at most [`crate::detect::PLACES_MAX`].
     #[serde(default)]
-    pub(crate) places: BTreeMap<String, Place>,
+    pub(crate) places: Keyed<Place, 2>,
     /// Places that were not counted for lack of room.
     #[serde(default)]
     pub(crate) places_dropped: u64,

@@ -1,6 +1,6 @@
 //! What feeds a cause key: conditions, occurrences, a storm, a gathering. Incidents are concluded from it.
 
-use super::Known;
+use super::{Few, FewSet, Known};
 use crate::correlation::Burst;
 use crate::flapping::Flaps;
 use muster_common::evidence::Grade;
@@ -10,17 +10,17 @@ use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 /// What feeds one cause key: open conditions, occurrences, a storm. Incidents are concluded from it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Cause {
     /// Open conditions, by member name.
-    pub members: BTreeMap<String, Box<MemberRef>>,
+    pub members: Few<String, Box<MemberRef>>,
     /// How many of them each agent has.
-    pub agents: BTreeMap<AgentName, u64>,
+    pub agents: Few<AgentName, u64>,
     /// Members that have not joined the unresolved incident yet.
-    pub unjoined: BTreeSet<String>,
+    pub unjoined: FewSet<String>,
     /// Occurrences since the last incident was resolved, oldest first, bounded.
     pub occurrences: VecDeque<CauseOccurrence>,
     /// A storm of restarts, or of other occurrences.

@@ -1,141 +1,53 @@
-//! A map by cause key. A fact looks a dozen keys up, and what they begin with is the same for many: their first bytes lie
-//! in place and are compared as numbers, so that nearly no comparison follows a pointer.
+//! A map by text of which a fact looks a dozen up: cause keys, places. What they begin with is the same for many, so that
+//! comparing them as texts follows a pointer at each step: their first bytes are compared as numbers, in place, and the
+//! text is looked at once, where those are equal.
 //!
 //! Ordered and written as a map by text is.
 
+use super::Few;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::borrow::Borrow;
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::collections::btree_map::Entry;
 
-/// Bytes in place: enough for `host/`, a name and the family.
-const HEAD_BYTES: usize = 32;
+/// Bytes of a word.
+const WORD_BYTES: usize = 8;
 
-/// The first bytes of a text as numbers, with zeros after its end.
-type Head = [u128; 2];
-
-fn head_of(text: &str) -> Head {
-    let mut bytes = [0_u8; HEAD_BYTES];
-    let length = text.len().min(HEAD_BYTES);
-    if let (Some(place), Some(head)) = (bytes.get_mut(..length), text.as_bytes().get(..length)) {
-        place.copy_from_slice(head);
-    }
-    let (first, second) = bytes.split_at(HEAD_BYTES / 2);
-    [first, second].map(|half| u128::from_be_bytes(half.first_chunk().copied().unwrap_or_default()))
+/// The first bytes of a text as numbers, with zeros after its end. Where two heads differ they order the texts, since zeros
+/// sort before all that may follow; texts with equal heads lie together and are ordered by themselves.
+fn head_of<const WORDS: usize>(text: &str) -> [u64; WORDS] {
+    let mut rest = text.as_bytes();
+    std::array::from_fn(|_| {
+        if let Some((word, others)) = rest.split_first_chunk() {
+            rest = others;
+            return u64::from_be_bytes(*word);
+        }
+        let mut word = [0; WORD_BYTES];
+        word.iter_mut().zip(rest).for_each(|(place, byte)| *place = *byte);
+        rest = &[];
+        u64::from_be_bytes(word)
+    })
 }
 
-/// A key, or what is looked for.
-trait Text {
-    fn head(&self) -> &Head;
-    fn text(&self) -> &str;
-}
-
-#[derive(Debug, Clone)]
-struct Key {
-    head: Head,
-    text: String,
-}
-
-struct Wanted<'a> {
-    head: Head,
-    text: &'a str,
-}
-
-impl Text for Key {
-    fn head(&self) -> &Head {
-        &self.head
-    }
-    fn text(&self) -> &str {
-        &self.text
-    }
-}
-
-impl Text for Wanted<'_> {
-    fn head(&self) -> &Head {
-        &self.head
-    }
-    fn text(&self) -> &str {
-        self.text
-    }
-}
-
-impl Key {
-    fn new(text: String) -> Self {
-        Self { head: head_of(&text), text }
-    }
-}
-
-impl<'a> Wanted<'a> {
-    fn new(text: &'a str) -> Self {
-        Self { head: head_of(text), text }
-    }
-}
-
-/// Where the heads differ they order the texts: zeros sort before all that may follow. Where they are equal the texts do.
-impl Ord for dyn Text + '_ {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.head().cmp(other.head()).then_with(|| self.text().cmp(other.text()))
-    }
-}
-
-impl PartialOrd for dyn Text + '_ {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for dyn Text + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.text() == other.text()
-    }
-}
-
-impl Eq for dyn Text + '_ {}
-
-impl Ord for Key {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.head.cmp(&other.head).then_with(|| self.text.cmp(&other.text))
-    }
-}
-
-impl PartialOrd for Key {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for Key {}
-
-impl<'a> Borrow<dyn Text + 'a> for Key {
-    fn borrow(&self) -> &(dyn Text + 'a) {
-        self
-    }
-}
-
-/// See the head of the file.
+/// See the head of the file. As many words lie in place as tell most keys apart: four hold `host/`, a name and the family.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Keyed<V>(BTreeMap<Key, V>);
+pub(crate) struct Keyed<V, const WORDS: usize = 4> {
+    by_head: BTreeMap<[u64; WORDS], Few<String, V>>,
+    length: usize,
+}
 
-impl<V> Default for Keyed<V> {
+impl<V, const WORDS: usize> Default for Keyed<V, WORDS> {
     fn default() -> Self {
-        Self(BTreeMap::new())
+        Self { by_head: BTreeMap::new(), length: 0 }
     }
 }
 
-impl<V> Keyed<V> {
+impl<V, const WORDS: usize> Keyed<V, WORDS> {
     pub(crate) fn get(&self, key: &str) -> Option<&V> {
-        self.0.get(&Wanted::new(key) as &dyn Text)
+        self.by_head.get(&head_of(key))?.get(key)
     }
 
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut V> {
-        self.0.get_mut(&Wanted::new(key) as &dyn Text)
+        self.by_head.get_mut(&head_of(key))?.get_mut(key)
     }
 
     pub(crate) fn contains_key(&self, key: &str) -> bool {
@@ -143,56 +55,76 @@ impl<V> Keyed<V> {
     }
 
     pub(crate) fn insert(&mut self, key: String, value: V) -> Option<V> {
-        self.0.insert(Key::new(key), value)
+        let replaced = self.by_head.entry(head_of(&key)).or_default().insert(key, value);
+        self.length += usize::from(replaced.is_none());
+        replaced
     }
 
-    pub(crate) fn get_or_insert_with(&mut self, key: String, make: impl FnOnce(&str) -> V) -> &mut V {
-        self.0.entry(Key::new(key)).or_insert_with_key(|key| make(&key.text))
+    pub(crate) fn get_or_insert_with(&mut self, key: &str, make: impl FnOnce() -> V) -> &mut V {
+        let length = &mut self.length;
+        self.by_head.entry(head_of(key)).or_default().get_or_insert_with(key, || {
+            *length += 1;
+            make()
+        })
     }
 
     pub(crate) fn remove(&mut self, key: &str) -> Option<V> {
-        self.0.remove(&Wanted::new(key) as &dyn Text)
+        let Entry::Occupied(mut alike) = self.by_head.entry(head_of(key)) else { return None };
+        let removed = alike.get_mut().remove(key);
+        if alike.get().is_empty() {
+            alike.remove();
+        }
+        self.length -= usize::from(removed.is_some());
+        removed
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.length
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.length == 0
     }
 
     /// By key.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &V)> {
-        self.0.iter().map(|(key, value)| (&key.text, value))
+        self.by_head.values().flatten()
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &String> {
-        self.0.keys().map(|key| &key.text)
+        self.iter().map(|(key, _)| key)
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
-        self.0.values()
+        self.iter().map(|(_, value)| value)
     }
 
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
-        self.0.values_mut()
+        self.by_head.values_mut().flat_map(Few::values_mut)
     }
 
     /// Those whose keys begin so, by key.
     pub(crate) fn starting_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a V)> {
-        let wanted = Wanted::new(prefix);
-        let from = self.0.range::<dyn Text, _>((Bound::Included(&wanted as &dyn Text), Bound::Unbounded));
-        from.map(|(key, value)| (&key.text, value)).take_while(move |(key, _)| key.starts_with(prefix))
+        let from = self.by_head.range(head_of(prefix)..).flat_map(|(_, alike)| alike);
+        // Those that are ordered before a prefix longer than a head may have the same head.
+        let from = from.skip_while(move |(key, _)| key.as_str() < prefix);
+        from.take_while(move |(key, _)| key.starts_with(prefix))
     }
 }
 
-impl<V: Serialize> Serialize for Keyed<V> {
+impl<V: Serialize, const WORDS: usize> Serialize for Keyed<V, WORDS> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter())
     }
 }
 
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Keyed<V> {
+impl<'de, V: Deserialize<'de>, const WORDS: usize> Deserialize<'de> for Keyed<V, WORDS> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let by_text = BTreeMap::<String, V>::deserialize(deserializer)?;
-        Ok(Self(by_text.into_iter().map(|(key, value)| (Key::new(key), value)).collect()))
+        let mut keyed = Self::default();
+        for (key, value) in BTreeMap::<String, V>::deserialize(deserializer)? {
+            keyed.insert(key, value);
+        }
+        Ok(keyed)
     }
 }
 
@@ -207,23 +139,26 @@ mod tests {
         /// What it holds, its order and how it is written are those of a map by text: also of texts that are equal for
         /// long, of those with zeros in them, and of those with letters beyond ASCII.
         #[test]
-        fn it_is_a_map_by_text(moves in proptest::collection::vec((any::<bool>(), KEYS), 0..60)) {
-            let (mut keyed, mut map) = (Keyed::default(), BTreeMap::new());
-            for (number, (comes, key)) in moves.iter().enumerate() {
-                if *comes {
-                    prop_assert_eq!(keyed.insert(key.clone(), number), map.insert(key.clone(), number));
-                } else {
-                    prop_assert_eq!(keyed.remove(key), map.remove(key));
+        fn it_is_a_map_by_text(moves in proptest::collection::vec((0..3_u8, KEYS), 0..60)) {
+            let (mut keyed, mut map) = (Keyed::<usize, 2>::default(), BTreeMap::new());
+            for (number, (how, key)) in moves.iter().enumerate() {
+                match how {
+                    0 => prop_assert_eq!(keyed.insert(key.clone(), number), map.insert(key.clone(), number)),
+                    1 => {
+                        let kept = *keyed.get_or_insert_with(key, || number);
+                        prop_assert_eq!(kept, *map.entry(key.clone()).or_insert(number));
+                    }
+                    _ => prop_assert_eq!(keyed.remove(key), map.remove(key)),
                 }
-                prop_assert_eq!(keyed.get(key), map.get(key));
+                prop_assert_eq!((keyed.get(key), keyed.len()), (map.get(key), map.len()));
                 let begin: Vec<&String> = keyed.starting_with(key).map(|(key, _)| key).collect();
                 let begins: Vec<&String> = map.keys().filter(|known| known.starts_with(key.as_str())).collect();
                 prop_assert_eq!(begin, begins);
             }
-            prop_assert!(keyed.iter().eq(map.iter()));
+            prop_assert!(keyed.iter().eq(map.iter()) && keyed.values_mut().eq(map.values_mut()));
             let written = serde_json::to_string(&keyed).unwrap();
             prop_assert_eq!(&written, &serde_json::to_string(&map).unwrap());
-            prop_assert_eq!(serde_json::from_str::<Keyed<usize>>(&written).unwrap(), keyed);
+            prop_assert_eq!(serde_json::from_str::<Keyed<usize, 2>>(&written).unwrap(), keyed);
         }
     }
 }

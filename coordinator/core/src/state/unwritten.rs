@@ -1,8 +1,8 @@
 //! Parts of State that are not written and are nothing that is known: what makes looking things up quicker, and what the
 //! machine is to do next. States that differ in these alone are equal.
 
+use super::FewSet;
 use muster_common::time::Timestamp;
-use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
 
 /// A time that is remembered beside what it is looked up in. Not part of what is known.
@@ -19,7 +19,7 @@ impl Eq for Known {}
 
 /// Cause keys that are to be looked at. Not part of what is known.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Touched(pub(crate) BTreeSet<String>);
+pub(crate) struct Touched(pub(crate) FewSet<String>);
 
 impl PartialEq for Touched {
     fn eq(&self, _: &Self) -> bool {
@@ -28,14 +28,14 @@ impl PartialEq for Touched {
 }
 
 impl Deref for Touched {
-    type Target = BTreeSet<String>;
-    fn deref(&self) -> &BTreeSet<String> {
+    type Target = FewSet<String>;
+    fn deref(&self) -> &FewSet<String> {
         &self.0
     }
 }
 
 impl DerefMut for Touched {
-    fn deref_mut(&mut self) -> &mut BTreeSet<String> {
+    fn deref_mut(&mut self) -> &mut FewSet<String> {
         &mut self.0
     }
 }
