@@ -103,6 +103,25 @@ fn a_checkpointer_that_waits_for_a_reader_names_it() {
     drop(writer);
 }
 
+/// Held where SQLite itself is in the midst of it, for as long as it takes to look twice.
+#[test]
+fn a_recovery_of_the_log_that_does_not_end_names_who_recovers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.db");
+    let wal = "sqlite hub.db; sql PRAGMA journal_mode=WAL; sql PRAGMA wal_autocheckpoint=0";
+    let writer = Role::start(folder.path(), &format!("{wal}; {TABLE}; sql INSERT INTO jobs(body) VALUES (1); say"));
+    // Killed, so that its log is left: who opens the database next recovers it.
+    drop(writer);
+    let steps = "say-in-recovery; sqlite hub.db; sql SELECT count(*) FROM jobs";
+    let recoverer = Role::start(folder.path(), steps);
+    let problem = stuck(&path);
+    assert_eq!(
+        (text(&problem, "lock"), count(&problem, "pid")),
+        ("WAL recovery lock".into(), Some(recoverer.pid().into()))
+    );
+    assert!(text(&problem, "holder_locks").contains("WAL recovery"), "{problem:?}");
+}
+
 #[test]
 fn exclusive_mode_of_a_log_is_a_choice() {
     let folder = tempfile::tempdir().unwrap();

@@ -79,6 +79,7 @@ impl Kept {
                 drop(grandchild);
                 std::process::exit(0);
             }
+            "say-in-recovery" => say_in_recovery(),
             "sqlite" => self.connection = Some(Connection::open(folder.join(argument)).unwrap()),
             "sql" => {
                 let connection = self.connection.as_ref().unwrap();
@@ -110,6 +111,23 @@ fn set_lease(file: &File) {
     // SAFETY: the descriptor is open, and the argument is an integer.
     let answer = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) };
     assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Has SQLite say the pid in the midst of a recovery, and wait there for the end. It logs what it has recovered before it
+/// gives its locks back.
+#[expect(unsafe_code, reason = "rusqlite has no safe way to be called by SQLite's log")]
+fn say_in_recovery() {
+    use rusqlite::ffi::{SQLITE_CONFIG_LOG, SQLITE_NOTICE_RECOVER_WAL, SQLITE_OK, sqlite3_config};
+    extern "C" fn log(_: *mut libc::c_void, code: libc::c_int, _: *const libc::c_char) {
+        if code == SQLITE_NOTICE_RECOVER_WAL {
+            say(&std::process::id().to_string());
+            wait_for_the_end();
+        }
+    }
+    let log: extern "C" fn(*mut libc::c_void, libc::c_int, *const libc::c_char) = log;
+    // SAFETY: the option takes a function of this type and a pointer for it, which may be null; nothing is open yet.
+    let outcome = unsafe { sqlite3_config(SQLITE_CONFIG_LOG, log, std::ptr::null_mut::<libc::c_void>()) };
+    assert_eq!(outcome, SQLITE_OK);
 }
 
 fn command(folder: &Path, steps: &str) -> Command {
