@@ -398,8 +398,7 @@ impl SqliteProbe {
         (!fresh).then(|| Unknown::new(why, way_out))
     }
 
-    /// Zero bytes are a valid database, but not one that has been checked when there was content before: then what is
-    /// open stays open.
+    /// Zero bytes are a valid database, but with content before not one that has been checked: what is open stays open.
     fn empty(&mut self, now: &Now) -> Option<Unknown> {
         (self.damage, self.round, self.missing_bytes, self.last) = Default::default();
         (self.deep_damage, self.suspicion, self.deep_suspicion) = Default::default();
