@@ -329,7 +329,14 @@ fn add_occurrence(state: &mut State, step: Step, key: &str, occurrence: CauseOcc
 /// Forgets causes that hold nothing, so that State does not grow with what once was. Their generation is kept by the
 /// newest incident.
 pub(crate) fn drop_if_empty(state: &mut State, key: &str) {
-    if state.causes.get(key).is_some_and(|cause| !cause.holds_something()) && !state.incidents.contains_key(key) {
+    if state.causes.get(key).is_some_and(|cause| !cause.holds_something()) {
+        forget(state, key);
+    }
+}
+
+/// The same of one that is known to hold nothing.
+fn forget(state: &mut State, key: &str) {
+    if !state.incidents.contains_key(key) {
         state.causes.remove(key);
     }
 }

@@ -12,6 +12,7 @@ use muster_common::limits::clip;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -126,12 +127,8 @@ impl Builds {
 }
 
 pub(crate) fn connected(state: &mut State, step: Step, agent: &AgentName, old: Option<&AgentHello>, new: &AgentHello) {
-    // Most say what they said before, and nothing has to be cut or copied to see that.
-    if old.is_some_and(|old| old.agent_version == new.agent_version) {
-        return;
-    }
-    let old = old.map(|old| clip(&old.agent_version, VERSION_BYTES_MAX));
-    let new = clip(&new.agent_version, VERSION_BYTES_MAX);
+    let old = old.map(|old| clipped(&old.agent_version));
+    let new = clipped(&new.agent_version);
     if old.as_ref() == Some(&new) {
         return;
     }
@@ -141,6 +138,10 @@ pub(crate) fn connected(state: &mut State, step: Step, agent: &AgentName, old: O
     }
     versions.join(&new, agent);
     compare_agents(state, step);
+}
+
+fn clipped(version: &str) -> Cow<'_, str> {
+    if version.len() <= VERSION_BYTES_MAX { version.into() } else { clip(version, VERSION_BYTES_MAX).into() }
 }
 
 pub(crate) fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding) {

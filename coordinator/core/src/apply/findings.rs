@@ -185,11 +185,12 @@ fn part(state: &mut State, agent: &AgentName, key: &FindingKey, group: String) {
         {
             state.timers.remove(&(at, TimerKey::WindowOver { window: group.clone() }));
         }
-        if cause.holds_something() {
-            return touch(state, group);
+        if !cause.holds_something() {
+            super::forget(state, &group);
         }
+    } else {
+        super::drop_if_empty(state, &group);
     }
-    super::drop_if_empty(state, &group);
     touch(state, group);
 }
 

@@ -86,11 +86,15 @@ pub(super) fn count(state: &State, place: &str) -> Place {
 /// An agent is in these places from now on.
 pub(crate) fn enter(state: &mut State, places: &[String], silent: bool) {
     for place in places {
-        if state.detect.places.len() >= PLACES_MAX && !state.detect.places.contains_key(place) {
-            state.detect.places_dropped = state.detect.places_dropped.saturating_add(1);
-            continue;
-        }
-        let count = state.detect.places.get_or_insert_with(place, Place::default);
+        let has_room = state.detect.places.len() < PLACES_MAX;
+        let count = match state.detect.places.get_mut(place) {
+            Some(count) => count,
+            None if has_room => state.detect.places.get_or_insert_with(place, Place::default),
+            None => {
+                state.detect.places_dropped = state.detect.places_dropped.saturating_add(1);
+                continue;
+            }
+        };
         count.agents = count.agents.saturating_add(1);
         count.silent = count.silent.saturating_add(u64::from(silent));
     }

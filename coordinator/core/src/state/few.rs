@@ -13,9 +13,10 @@ use std::collections::{BTreeMap, btree_map};
 pub struct Few<K, V>(Kept<K, V>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::box_collection, reason = "as small as a pointer, so that the whole is no larger than one in place")]
 enum Kept<K, V> {
     InPlace(Option<(K, V)>),
-    /// Never of fewer than two. Boxed, so that it is no larger than one in place.
+    /// Never of fewer than two.
     Many(Box<BTreeMap<K, V>>),
 }
 
@@ -64,6 +65,22 @@ impl<K, V> Few<K, V> {
             Kept::Many(map) => (None, Some(map.values_mut())),
         };
         one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    /// The one in place, where there is one.
+    pub(super) fn in_place(&self) -> Option<(&K, &V)> {
+        match &self.0 {
+            Kept::InPlace(one) => one.as_ref().map(|(key, value)| (key, value)),
+            Kept::Many(_) => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn in_place_mut(&mut self) -> Option<&mut V> {
+        match &mut self.0 {
+            Kept::InPlace(one) => one.as_mut().map(|(_, value)| value),
+            Kept::Many(_) => None,
+        }
     }
 
     pub(crate) fn clear(&mut self) {

@@ -43,11 +43,25 @@ impl<V, const WORDS: usize> Default for Keyed<V, WORDS> {
 
 impl<V, const WORDS: usize> Keyed<V, WORDS> {
     pub(crate) fn get(&self, key: &str) -> Option<&V> {
-        self.by_head.get(&head_of(key))?.get(key)
+        let alike = self.by_head.get(&head_of(key))?;
+        match alike.in_place() {
+            Some((known, value)) => Self::is(known, key).then_some(value),
+            None => alike.get(key),
+        }
     }
 
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut V> {
-        self.by_head.get_mut(&head_of(key))?.get_mut(key)
+        let alike = self.by_head.get_mut(&head_of(key))?;
+        match alike.in_place() {
+            Some((known, _)) if !Self::is(known, key) => None,
+            Some(_) => alike.in_place_mut(),
+            None => alike.get_mut(key),
+        }
+    }
+
+    /// Whether a text is this one, which has the same head: of a short one the head is all, and lies here already.
+    fn is(known: &str, key: &str) -> bool {
+        known.len() == key.len() && (key.len() <= WORDS * WORD_BYTES || known == key)
     }
 
     pub(crate) fn contains_key(&self, key: &str) -> bool {
