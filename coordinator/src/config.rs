@@ -107,7 +107,7 @@ fn walk(root: &Reader<'_>, is_whole: bool) -> (Policy, Option<Config>) {
     let (receivers, names) = read_receivers(root);
     let mut policy = read_policy(root);
     read_routes(root, &receivers, &names, &mut policy);
-    let heartbeat_out = read_heartbeat(root, &receivers);
+    let heartbeat_out = read_heartbeat(root, &receivers, &names);
     let pagerduty_webhook = read_inbound(root);
     let failover = read_failover(root);
     let advertise = match root.table("advertise") {

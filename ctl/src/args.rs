@@ -404,11 +404,14 @@ pub(crate) enum Receivers {
         /// Its name
         name: String,
     },
-    /// List pages that were given up, newest first
+    /// List pages that were given up and can be sent again, newest first
     DeadLetters {
         /// Only of this receiver
         #[arg(long)]
         receiver: Option<String>,
+        /// Also those that nobody needs any more, such as of an incident that is resolved
+        #[arg(long)]
+        all: bool,
     },
     /// Send a page that was given up again
     Resend {

@@ -277,6 +277,7 @@ pub(crate) fn silence(silence: &v1::Silence) -> Value {
         "expired_by": silence.expired_by,
         "incidents": silence.incidents,
         "ends_soon": silence.ends_soon,
+        "notes": silence.notes,
     })
 }
 
@@ -295,6 +296,7 @@ pub(crate) fn receiver(receiver: &v1::Receiver) -> Value {
         "last_error": receiver.last_error,
         "next_try": time(&receiver.next_try),
         "escalates_itself": receiver.escalates_itself,
+        "dead_letters": receiver.dead_letters,
     })
 }
 
@@ -320,6 +322,7 @@ pub(crate) fn dead_letter(letter: &v1::DeadLetter) -> Value {
         "error": letter.error,
         "requested": time(&letter.requested),
         "failed": time(&letter.failed),
+        "settled_because": letter.settled_because,
     })
 }
 
@@ -408,6 +411,7 @@ pub(crate) fn incident(incident: &v1::Incident) -> Value {
         "pages_failed": incident.pages_failed,
         "folded_into": incident.folded_into,
         "not_paged_because": incident.not_paged_because,
+        "waiting_for": incident.waiting_for,
         "commander": incident.commander,
         "silenced_by": incident.silenced_by,
         "escalate_time": time(&incident.escalate_time),

@@ -111,7 +111,8 @@ impl PagingService for Played {
             target: "events.pagerduty.com".to_owned(),
             routes: vec!["everything".to_owned()],
             pages_delivered: 3,
-            pages_failed: 1,
+            pages_failed: 5,
+            dead_letters: 1,
             last_error: "429 Too\u{1b}[2J Many Requests".to_owned(),
             ..Receiver::default()
         };
@@ -138,7 +139,13 @@ impl PagingService for Played {
             ..DeadLetter::default()
         };
         let wanted = request.get_ref().receiver.is_empty() || request.get_ref().receiver == letter.receiver;
-        let dead_letters = if wanted { vec![letter] } else { vec![] };
+        let settled = DeadLetter {
+            page_id: "40".to_owned(),
+            settled_because: "INC-0 is resolved: nobody needs to be told of it".to_owned(),
+            ..letter.clone()
+        };
+        let mut dead_letters = if wanted { vec![letter] } else { vec![] };
+        dead_letters.extend(Some(settled).filter(|_| request.get_ref().include_settled));
         Ok(Response::new(ListDeadLettersResponse { dead_letters, ..ListDeadLettersResponse::default() }))
     }
 
@@ -252,6 +259,7 @@ impl IncidentService for Played {
             paged_state: paged.into(),
             not_paged_because: "on hold until 2026-11-22T11:59:08.555Z, so that its symptoms can gather".to_owned(),
             title: "it".to_owned(),
+            waiting_for: "its stability window stands still: web-3\u{1b}[2J is not heard".to_owned(),
             ..Incident::default()
         };
         let incidents = states.into_iter().map(incident).collect();
@@ -268,6 +276,7 @@ impl IncidentService for Played {
             next_steps: vec!["systemctl status spl".to_owned()],
             findings: vec!["web-1/spl/port/x/port_closed".to_owned(), "web-1/spl/pid_file/y/process_down".to_owned()],
             findings_over: vec!["web-1/spl/port/x/port_closed".to_owned()],
+            waiting_for: "it flaps".to_owned(),
             opened: Some(prost_types::Timestamp { seconds: 1_795_312_305, nanos: 0 }),
             paged: Some(prost_types::Timestamp { seconds: 1_795_312_205, nanos: 0 }),
             timeline: vec![TimelineItem {
@@ -430,6 +439,8 @@ impl SilenceService for Played {
         let CreateSilenceRequest { matchers, kind, reason, start_time, ttl } = request.into_inner();
         let start = start_time.map_or(1_795_312_305, |start| start.seconds);
         let end = start + ttl.map_or(0, |ttl| ttl.seconds);
+        let services = matchers.iter().flat_map(|matchers| &matchers.services).filter(|service| *service == "slp");
+        let notes = services.map(|service| format!("no host has told of a service {service:?}")).collect();
         let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
         Ok(Response::new(Silence {
             id: "SIL-3".to_owned(),
@@ -440,6 +451,7 @@ impl SilenceService for Played {
             created_by: "ada".to_owned(),
             start_time: time(start),
             end_time: time(end),
+            notes,
             ..Silence::default()
         }))
     }
@@ -566,12 +578,17 @@ fn status_show_and_ping_are_readable() {
     let fenced = stdout(&Bench::start_as("fenced").run(&["status"]));
     assert!(fenced.starts_with("coord-a is fenced, not the primary: what follows is what it knew"), "{fenced}");
     let incidents = stdout(&bench.run(&["incidents", "list"]));
+    assert!(
+        incidents.contains("INC-20261121-0002: its stability window stands still: web-3\\u{1b}[2J is not heard"),
+        "{incidents}"
+    );
     let paged = ["on hold", "pending", "yes", "failed"];
     for (line, paged) in incidents.lines().skip(1).zip(paged) {
         assert!(line.contains("recovering") && line.contains(&format!("  {paged}  ")), "{paged}: {line}");
         assert!(line.len() < 80, "a column holds a word, not a sentence: {line}");
     }
     let incident = stdout(&bench.run(&["incidents", "show", "INC-20261121-0001"]));
+    assert!(incident.lines().any(|line| line.starts_with("waits") && line.ends_with("it flaps")), "{incident}");
     for expected in [
         "INC-20261121-0001 sev2 spl on web-1 is down",
         "  - systemctl status spl",
@@ -741,6 +758,9 @@ fn silences_are_added_listed_and_expired() {
     let text =
         stdout(&bench.run(&[&add[..], &["--agent", "web-*", "--label", "zone=a", "--code", "port_closed"]].concat()));
     assert!(text.starts_with("SIL-3: agent web-*, label zone=a, reason port_closed pages nobody until"), "{text}");
+    let doubted = bench.run(&[&add[..], &["--service", "slp"]].concat());
+    let doubt = String::from_utf8(doubted.stderr).unwrap();
+    assert!(doubt.contains("note: no host has told of a service \"slp\""), "{doubt}");
     let window = ["--service", "spl", "--maintenance", "--start", "2026-11-30 01:00", "--format", "json"];
     let json: serde_json::Value = serde_json::from_str(&stdout(&bench.run(&[&add[..], &window].concat()))).unwrap();
     assert_eq!((&json["kind"], &json["start_time"]), (&"maintenance".into(), &"2026-11-30T01:00:00Z".into()));
@@ -762,7 +782,13 @@ fn silences_are_added_listed_and_expired() {
 fn receivers_are_listed_tested_and_what_they_did_not_take_is_sent_again() {
     let bench = Bench::start();
     let list = stdout(&bench.run(&["receivers", "list"]));
-    for expected in ["oncall", "pagerduty", "everything", "3 sent, 0 pending, 1 given up", "429 Too\\u{1b}[2J Many"] {
+    for expected in [
+        "oncall",
+        "pagerduty",
+        "everything",
+        "3 sent, 0 pending, 5 given up so far (1 can be sent again)",
+        "429 Too\\u{1b}[2J Many",
+    ] {
         assert!(list.contains(expected), "{expected}: {list}");
     }
     assert!(stdout(&Bench::start_as("standby").run(&["receivers", "list"])).contains("nobody is paged"));
@@ -773,8 +799,10 @@ fn receivers_are_listed_tested_and_what_they_did_not_take_is_sent_again() {
     assert!(refused(&bench.run(&["receivers", "test", "nobody"]), 1).contains("NOT_FOUND"));
     let letters = stdout(&bench.run(&["receivers", "dead-letters"]));
     assert!(letters.contains("41") && letters.contains("musterctl receivers resend"), "{letters}");
+    let all = stdout(&bench.run(&["receivers", "dead-letters", "--all"]));
+    assert!(!letters.contains("resolved") && all.contains("no: INC-0 is resolved: nobody needs"), "{all}");
     let none = stdout(&bench.run(&["receivers", "dead-letters", "--receiver", "oncall"]));
-    assert_eq!(none, "no page was given up\n");
+    assert_eq!(none, "no page waits to be sent again\n");
     let text = refused(&bench.run(&["receivers", "dead-letters", "--receiver", "oncal"]), 1);
     assert!(text.contains("no receiver \"oncal\"; there are: oncall"), "{text}");
     assert_eq!(stdout(&bench.run(&["receivers", "resend", "41"])), "41 is sent again as 99\n");

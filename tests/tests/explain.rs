@@ -1,15 +1,19 @@
 //! Why and why not: one situation, one answer.
 
+use muster_common::finding::{Finding, FindingEvent};
 use muster_common::ids::{AgentName, ServiceName};
+use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::State;
 use muster_coordinator_core::entry::Fact;
 use muster_coordinator_core::explain::{
-    Asked, Explanation, Outcome, RuleLook, taken_in_by, unheard_service, why, why_finding, why_not, why_page,
+    Asked, Explanation, Outcome, RuleLook, fits_nothing, incident_of, taken_in_by, title, unheard_service, waits_for,
+    why, why_finding, why_not, why_page,
 };
 use muster_coordinator_core::page::PageId;
 use muster_coordinator_core::policy::{Policy, Route};
-use muster_tests::scenario::{Fleet, START_UNIX_MS, agent, policy};
+use muster_coordinator_core::silence::Matchers;
+use muster_tests::scenario::{Fleet, START_UNIX_MS, agent, key, policy};
 use std::time::Duration;
 
 fn ran_under(policy: Policy, script: &str) -> Fleet {
@@ -374,4 +378,148 @@ fn what_flaps_is_said_to_and_until_when() {
     fleet.run_line("1721 end");
     let found = ask(fleet.machine.state(), fleet.now, "a");
     assert!(!found.rules.iter().any(|look| look.held_back_by == "flapping"), "{found:#?}");
+}
+
+/// Long after its stability window an incident says why it is not over.
+#[test]
+fn what_recovers_says_what_it_waits_for() {
+    let told = |fleet: &Fleet, cause: &str| {
+        let state = fleet.machine.state();
+        let incident = state.newest_incident(cause).unwrap();
+        let explained = why(state, incident, fleet.now);
+        let waits = waits_for(state, incident, fleet.now).unwrap_or_default();
+        assert!(waits.is_empty() || explained.answer.ends_with(&format!("; {waits}")), "{explained:#?}");
+        let lines: Vec<String> = incident.timeline.iter().map(|line| line.text.clone()).collect();
+        (waits, lines.join("\n"))
+    };
+    let spl = "host/a/service/spl";
+    let mut fleet = ran("0 connect a\n1 open a spl x port_closed\n20 clear a spl x port_closed\n30 end");
+    let (waits, _) = told(&fleet, spl);
+    assert!(waits.starts_with("it is resolved at ") && waits.ends_with(" if nothing of it comes back"), "{waits}");
+    // Nobody hears the host: the window stands still.
+    fleet.run_line("80 gone a");
+    let (waits, timeline) = told(&fleet, spl);
+    assert_eq!(waits, "its stability window stands still, 14 min of it are left: a is not heard");
+    let expected = "stability: its window stands still, 14 min of it are left: how things are on a is not known";
+    assert!(timeline.ends_with(expected), "{timeline}");
+    for second in [90, 100, 110, 120] {
+        fleet.run_line(&format!("{second} connect a"));
+        fleet.run_line(&format!("{} gone a", second + 5));
+    }
+    let (_, timeline) = told(&fleet, spl);
+    assert_eq!(timeline.matches("stability: ").count(), 2, "one round is told: {timeline}");
+    assert!(timeline.contains("stability: its window runs again, 14 min of it are left"), "{timeline}");
+    // It flaps: that it is well is not believed although the window is over.
+    let mut policy = policy();
+    policy.stability.sev2 = Duration::from_secs(60);
+    let mut fleet = ran_under(policy, "0 connect a");
+    for second in (0..8).map(|n| 10 + n * 20) {
+        fleet.run_line(&format!("{second} open a spl x port_closed"));
+        fleet.run_line(&format!("{} clear a spl x port_closed", second + 10));
+    }
+    fleet.run_line("300 end");
+    let (waits, timeline) = told(&fleet, spl);
+    assert!(waits.starts_with("it flaps, it changed at ") && waits.contains("is not believed before "), "{waits}");
+    assert!(timeline.contains("stability: its window is over, but it flaps: it counts as well at "), "{timeline}");
+    let looks = why(fleet.machine.state(), fleet.machine.state().newest_incident(spl).unwrap(), fleet.now);
+    assert_eq!(looks.rules.iter().filter(|look| look.held_back_by == "flapping").count(), 1, "{looks:#?}");
+    // A storm that is open for its dead.
+    let mut script = "0 connect a b c\n".to_owned();
+    for (second, host) in [(20, "a"), (21, "b"), (22, "c")] {
+        script.push_str(&format!("{second} occur {host} spl process_restarted 0\n"));
+    }
+    let fleet = ran(&(script + "30 open b spl it process_down\n2000 end"));
+    let (waits, _) = told(&fleet, "fleet/restart_storm/spl");
+    assert!(waits.contains("stays open for what fell in it and is down: b"), "{waits}");
+    // What is plainly open waits for nothing but its end.
+    let fleet = ran("0 connect a\n1 open a spl x port_closed\n20 end");
+    assert_eq!(told(&fleet, spl).0, "");
+}
+
+/// A restart that was counted for no storm is said to be a repair, and why.
+#[test]
+fn a_repair_is_named() {
+    let fleet = ran("0 connect a\n20 occur a spl process_restarted 0 gap=390 lived=86400\n30 end");
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    let repair = look(&found, "process_restarted", "a/spl");
+    assert!(repair.why.contains("a repair, which counts for no storm of many hosts"), "{}", repair.why);
+    assert!(repair.why.contains("it ended 6 min of being down, and had run for 24 h"), "{}", repair.why);
+}
+
+/// How a process ended is news that comes a moment later: it is in the title also where no page has told it.
+#[test]
+fn a_title_has_the_newest_news_while_nobody_was_told() {
+    let mut fleet = ran("0 connect a\n1 silence 600 agent=a\n2 open a spl it process_down");
+    let worse = Finding::new(key("spl", "it", Reason::ProcessDown), "spl ended with exit code 3");
+    fleet.event(&agent("a"), FindingEvent::Updated(worse), Duration::ZERO);
+    let now = |fleet: &Fleet| {
+        let incident = fleet.machine.state().newest_incident("host/a/service/spl").unwrap();
+        (title(fleet.machine.state(), incident, fleet.now), incident.title.clone())
+    };
+    let (told, first) = now(&fleet);
+    assert!(told.ends_with("spl ended with exit code 3") && !first.contains("exit code"), "{told}: {first}");
+    // From the first page on it is the one that was told.
+    fleet.run_line("700 end");
+    let again = Finding::new(key("spl", "it", Reason::ProcessDown), "spl ended with exit code 4");
+    fleet.event(&agent("a"), FindingEvent::Updated(again), Duration::ZERO);
+    assert!(!now(&fleet).0.contains("exit code 4"), "{}", now(&fleet).0);
+}
+
+#[test]
+fn matchers_that_fit_nothing_known_are_doubted() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 label a zone=east\n0 connect a\n1 open a spl x port_closed\n2 end");
+    let one = |text: &str| [text.to_owned()].into();
+    let doubts = |matchers: Matchers| fits_nothing(fleet.machine.state(), &matchers);
+    let known = Matchers {
+        labels: [("zone".to_owned(), "ea*".to_owned())].into(),
+        services: one("sp*"),
+        causes: one("host/a/*"),
+        ..Matchers::default()
+    };
+    assert_eq!(doubts(known), Vec::<String>::new());
+    let label = doubts(Matchers { labels: [("zone".to_owned(), "west".to_owned())].into(), ..Matchers::default() });
+    assert_eq!(label, ["no agent that is known now has the label zone=west: there are: east"]);
+    let label = doubts(Matchers { labels: [("rack".to_owned(), "1".to_owned())].into(), ..Matchers::default() });
+    assert_eq!(label, ["no agent that is known now has the label rack=1: no agent has that label"]);
+    let service = doubts(Matchers { services: ["slp".to_owned(), "q*".to_owned()].into(), ..Matchers::default() });
+    assert!(service[0].contains("fits \"q*\"") && service[1].contains("told of lately: spl"), "{service:?}");
+    let cause = doubts(Matchers { causes: one("host/b/*"), ..Matchers::default() });
+    assert!(cause[0].starts_with("no cause that is known now fits \"host/b/*\""), "{cause:?}");
+}
+
+/// Kills of what nobody watches are of no service.
+#[test]
+fn a_storm_of_unwatched_kills_is_said_to_be_one() {
+    let mut script = "0 connect a b c\n".to_owned();
+    for (second, host) in [(20, "a"), (21, "b"), (22, "c")] {
+        script.push_str(&format!("{second} occur {host} host oom_kill 0\n"));
+    }
+    let fleet = ran(&(script + "60 end"));
+    let storm = fleet.machine.state().newest_incident("fleet/oom_storm/host").unwrap();
+    assert!(storm.why.starts_with("OOM kills of unwatched processes on at least 3 hosts"), "{}", storm.why);
+}
+
+/// Each restart names the storm that counted it, also when that is over; a repair is of none.
+#[test]
+fn what_a_storm_counted_names_it() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 connect a b c d");
+    for (second, host) in [(20, "a"), (21, "b"), (22, "c")] {
+        fleet.run_line(&format!("{second} occur {host} spl process_restarted 0"));
+    }
+    fleet.run("25 open b spl it process_down\n26 occur d spl process_restarted 0 gap=390 lived=86400\n30 end");
+    let told = |fleet: &Fleet| -> Vec<String> {
+        let state = fleet.machine.state();
+        let number = |name: &AgentName, finding: &Finding, received| {
+            incident_of(state, name, finding, received).map_or("none".to_owned(), |incident| incident.key.cause.clone())
+        };
+        let happened = state.recent_occurrences().map(|seen| number(&seen.agent, &seen.finding, seen.received));
+        happened.chain(state.open_findings().map(|(name, open)| number(name, &open.finding, open.received))).collect()
+    };
+    let storm = "fleet/restart_storm/spl";
+    assert_eq!(told(&fleet), [storm, storm, storm, "none", storm]);
+    fleet.run("40 clear b spl it process_down\n9000 end");
+    assert!(!fleet.machine.state().newest_incident(storm).unwrap().is_unresolved());
+    assert_eq!(told(&fleet), [storm, storm, storm, "none"]);
 }

@@ -482,6 +482,30 @@ fn a_storm_that_comes_again_keeps_the_dead_of_the_first() {
     assert!(escalated.title.ends_with("; since then still down: b"), "{}", escalated.title);
 }
 
+/// A host that fell when the storm was over is part of it after all when the storm goes on.
+#[test]
+fn a_storm_that_resumes_takes_what_fell_meanwhile() {
+    check(
+        "0 connect a b c d
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 occur c spl process_restarted 0
+         640 open b spl it process_down
+         650 occur d spl process_restarted 60
+         2000 clear b spl it process_down
+         2001 end",
+        "22 opened sev2 restart_storm fleet/restart_storm/spl#1
+         32 page trigger sev2 restart_storm fleet/restart_storm/spl
+         622 recovering fleet/restart_storm/spl
+         640 opened sev2 process_down host/b/service/spl#1
+         650 page trigger sev2 process_down host/b/service/spl
+         650 relapsed fleet/restart_storm/spl
+         650 merged host/b/service/spl into fleet/restart_storm/spl
+         650 page resolve sev2 process_down host/b/service/spl
+         2000 recovering fleet/restart_storm/spl",
+    );
+}
+
 /// What is told late of a death in the storm takes the recovery back, instead of paging anew.
 #[test]
 fn a_death_in_the_storm_that_is_told_late_relapses_it() {

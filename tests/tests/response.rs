@@ -470,6 +470,9 @@ fn the_number_of_a_symptom_leads_to_its_cause() {
         fleet.run_line(&format!("{} occur {host} spl oom_kill 0", 30 + n));
     }
     assert_eq!(goes_on(&fleet).as_deref(), Some("fleet/oom_storm/spl"));
+    fleet.run_line("3000 end");
+    assert_eq!(goes_on(&fleet).as_deref(), Some("fleet/oom_storm/spl"), "what fell in it is down");
+    fleet.run_line("3000 clear a spl x process_down");
     fleet.run_line("4000 end");
     assert_eq!(goes_on(&fleet), None, "it is over");
     fleet.check_journal();

@@ -64,7 +64,9 @@ impl std::fmt::Debug for HeartbeatTarget {
 }
 
 /// Reads `[heartbeat_out]`; mistakes are noted in the reader.
-pub fn read_heartbeat(root: &Reader<'_>, receivers: &[ReceiverConfig]) -> Option<HeartbeatConfig> {
+///
+/// `names`: of all receivers, also of those with a mistake.
+pub fn read_heartbeat(root: &Reader<'_>, receivers: &[ReceiverConfig], names: &[String]) -> Option<HeartbeatConfig> {
     let table = root.table("heartbeat_out")?;
     let second = Duration::from_secs(1);
     let every = table.duration("interval", second..=3600 * second).unwrap_or(INTERVAL_DEFAULT);
@@ -82,9 +84,18 @@ pub fn read_heartbeat(root: &Reader<'_>, receivers: &[ReceiverConfig]) -> Option
     let alertmanager = table.value("alertmanager").and_then(|value| {
         let name = value.string()?.to_owned();
         let is_one = |config: &&ReceiverConfig| matches!(config.kind, ReceiverKind::Alertmanager { .. });
-        let names: Vec<_> = receivers.iter().filter(is_one).map(|config| config.name.clone()).collect();
-        if !names.contains(&name) {
-            unknown_receiver(&value, &name, &names);
+        let able: Vec<_> = receivers.iter().filter(is_one).map(|config| config.name.clone()).collect();
+        match receivers.iter().find(|config| config.name == name) {
+            Some(config) if !is_one(&config) => {
+                let expected = match able.as_slice() {
+                    [] => "expected a [[receiver.alertmanager]], or url in its place".to_owned(),
+                    able => format!("expected one of: {}", able.join(", ")),
+                };
+                value.mistake(&format!("{name:?} is a {}, which takes no sign of life", config.kind.word()), &expected);
+            }
+            // One with a mistake is there: that it is told once is enough.
+            None if !names.contains(&name) => unknown_receiver(&value, &name, &able),
+            _ => {}
         }
         Some(name)
     });
@@ -228,8 +239,20 @@ mod tests {
             ("alertmanager = \"am\"", "no receiver is named \"am\""),
         ] {
             let text = format!("[heartbeat_out]\n{keys}\n");
-            let error = read("c.toml", &text, |root| read_heartbeat(root, &[])).unwrap_err().to_string();
+            let error = read("c.toml", &text, |root| read_heartbeat(root, &[], &[])).unwrap_err().to_string();
             assert!(error.contains(told), "{told}: {error}");
+        }
+        let read_all = |root: &Reader<'_>| {
+            let (receivers, names) = super::super::config::read_receivers(root);
+            read_heartbeat(root, &receivers, &names)
+        };
+        for (receiver, told, silent) in [
+            ("webhook]]\nname = \"am\"\nurl = \"http://127.0.0.1:1/\"", "\"am\" is a webhook, which takes", "named"),
+            ("alertmanager]]\nname = \"am\"\nurls = [\"nowhere\"]", "expected a URL", "no receiver is named"),
+        ] {
+            let text = format!("[heartbeat_out]\nalertmanager = \"am\"\n[[receiver.{receiver}\n");
+            let error = read("c.toml", &text, read_all).unwrap_err().to_string();
+            assert!(error.contains(told) && !error.contains(silent), "{told}: {error}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! Journal entries for people: name, agent, incident and one sentence, taken from the entry's own JSON.
 
 use crate::store::StoredEntry;
+use muster_common::finding::{Finding, FindingEvent};
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact, IncidentKey, TimerKey};
 use muster_coordinator_core::page::PageId;
-use muster_coordinator_core::state::State;
-use muster_coordinator_core::{freeze, silence};
+use muster_coordinator_core::state::{Incident, State};
+use muster_coordinator_core::{explain, freeze, silence};
 use muster_proto::convert::timestamp_to_wire;
 use muster_proto::v1;
 use serde_json::Value;
@@ -24,6 +25,7 @@ pub(super) fn event(state: &State, stored: &StoredEntry) -> Option<v1::JournalEv
     };
     let (name, inner) = named(json.get(kind)?);
     let incident = incident_of(state, &entry).and_then(|key| state.incident(&key));
+    let incident = incident.or_else(|| told_of(state, &entry));
     Some(v1::JournalEvent {
         index: entry.index,
         at: Some(timestamp_to_wire(entry.at)),
@@ -128,6 +130,19 @@ pub(super) fn incident_of(state: &State, entry: &Entry) -> Option<IncidentKey> {
             C::PageCancelled { page: id, .. } => page(*id),
         },
         _ => None,
+    }
+}
+
+/// The incident that tells of what a host told, whatever its own cause came to.
+fn told_of<'a>(state: &'a State, entry: &Entry) -> Option<&'a Incident> {
+    let EntryBody::Fact(Fact::FindingReceived { agent, event, .. }) = &entry.body else { return None };
+    match event {
+        FindingEvent::Opened(finding) | FindingEvent::Updated(finding) | FindingEvent::Occurred(finding) => {
+            explain::incident_of(state, agent, finding, entry.at)
+        }
+        FindingEvent::Cleared { key, summary, .. } => {
+            explain::incident_of(state, agent, &Finding::new(key.clone(), summary), entry.at)
+        }
     }
 }
 

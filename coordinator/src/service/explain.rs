@@ -84,13 +84,13 @@ async fn about_host(handle: &Handle, asked: v1::WhyNot) -> Result<Explanation, S
 }
 
 async fn at_present(handle: &Handle, agent: AgentName, service: Option<ServiceName>) -> Result<Explanation, Status> {
-    let unknown = unknown_agent(&agent);
     let read = move |view: &View<'_>| {
         let last_heard = view.liveness.last_heard(&agent);
-        let (agent, service) = (&agent, service.as_ref());
-        why_not(view.state, &Asked { agent, at: view.now, service, last_heard, is_past: false })
+        let service = service.as_ref();
+        let asked = Asked { agent: &agent, at: view.now, service, last_heard, is_past: false };
+        why_not(view.state, &asked).ok_or_else(|| unknown_agent(view.state, view.store, &agent))
     };
-    handle.query(read).await.map_err(|error| status_of(&error))?.ok_or(unknown)
+    handle.query(read).await.map_err(|error| status_of(&error))?
 }
 
 async fn in_the_past(
@@ -99,14 +99,13 @@ async fn in_the_past(
     service: Option<ServiceName>,
     at: Timestamp,
 ) -> Result<Explanation, Status> {
-    let unknown = unknown_agent(&agent);
     let told = past(handle, move |store, deadline| {
         let state = state_at(store, at, deadline)?;
-        let (agent, service) = (&agent, service.as_ref());
-        Ok(why_not(&state, &Asked { agent, at, service, last_heard: None, is_past: true }))
+        let asked = Asked { agent: &agent, at, service: service.as_ref(), last_heard: None, is_past: true };
+        Ok(why_not(&state, &asked).ok_or_else(|| unknown_agent(&state, store, &agent)))
     })
     .await?;
-    let mut explanation = told.ok_or(unknown)?;
+    let mut explanation = told?;
     what_became(handle, &mut explanation).await?;
     Ok(explanation)
 }
@@ -144,8 +143,19 @@ pub(super) fn doubted_service(state: &State, service: &str, found: i32) -> Strin
     asked.then(|| unheard_service(state, None, service)).flatten().unwrap_or_default()
 }
 
-fn unknown_agent(agent: &AgentName) -> Status {
-    Status::not_found(format!("no agent {agent} was known then: see musterctl agents list for those that are"))
+/// Of one that was forgotten by hand it is known by whom, and when as long as the journal has the entry.
+fn unknown_agent(state: &State, store: &dyn JournalStore, agent: &AgentName) -> Status {
+    let Some(archived) = state.archived(agent) else {
+        let text = format!("no agent {agent} was known then: see musterctl agents list for those that are");
+        return Status::not_found(text);
+    };
+    let entries = store.entries_from(archived.index, 1).unwrap_or_default();
+    let entry = entries.first().filter(|stored| stored.index == archived.index).and_then(|stored| stored.decode().ok());
+    let at = entry.map(|entry| format!(" at {}", entry.at)).unwrap_or_default();
+    Status::not_found(format!(
+        "{agent} was archived by {}{at} ({}), and nothing of it is kept: ask about a time before that (--at)",
+        archived.by, archived.reason
+    ))
 }
 
 /// Runs a question about the past beside the loop.

@@ -14,7 +14,7 @@ use muster_common::reason::ReasonKind;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
-use muster_coordinator_core::explain::taken_in_by;
+use muster_coordinator_core::explain;
 use muster_proto::convert::{finding_to_wire, severity, timestamp_to_wire};
 use muster_proto::v1;
 use muster_proto::v1::finding_service_server::FindingService;
@@ -88,11 +88,7 @@ impl Row<'_> {
 
     fn wire(&self, view: &View<'_>) -> v1::Finding {
         let id = self.id();
-        let of = |incident: &&muster_coordinator_core::state::Incident| incident.members.contains(&id);
-        let record = view.state.agent(self.agent);
-        let causes = record.into_iter().flat_map(|record| &record.incidents);
-        let incident = causes.filter_map(|cause| view.state.unresolved(cause)).find(of);
-        let incident = incident.or_else(|| taken_in_by(view.state, self.agent, &self.finding.key));
+        let incident = explain::incident_of(view.state, self.agent, self.finding, self.received);
         let kind = match self.finding.key.reason.kind() {
             ReasonKind::Occurrence => "occurrence",
             _ => "condition",

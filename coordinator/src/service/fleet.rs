@@ -3,6 +3,7 @@
 use super::caller::{ACTORS, READERS, allow};
 use super::events::maybe;
 use super::paging::{PageRequest, bad_token};
+use super::receivers::is_resendable;
 use super::status_of;
 use super::watch::{Watched, Watchers};
 use crate::runtime::{Answer, Batch, Handle, Link, NoAnswer, View};
@@ -286,7 +287,7 @@ fn fleet_status(view: &View<'_>) -> v1::GetFleetStatusResponse {
     let open: Vec<_> = state.incidents().filter(|incident| incident.is_unresolved()).collect();
     let ending = state.silences_ending(view.now).map(|(index, _)| silence::ends_soon(state, index, view.now));
     // As ListDeadLetters has them.
-    let failed = state.dead_letters().filter(|letter| letter.resent.is_none()).count();
+    let failed = state.dead_letters().filter(|letter| is_resendable(state, letter)).count();
     v1::GetFleetStatusResponse {
         fleet: view.standing.fleet.to_string(),
         coordinator_id: view.standing.id.to_string(),

@@ -9,6 +9,7 @@ use crate::runtime::{Batch, Handle, View};
 use muster_common::limits::{NAME_BYTES_MAX, NOTE_BYTES_MAX, clip};
 use muster_coordinator_core::decide;
 use muster_coordinator_core::entry::{Fact, IncidentKey, OperatorAction, Resolution};
+use muster_coordinator_core::explain::{title, waits_for};
 use muster_coordinator_core::state::{Incident, IncidentStatus};
 use muster_proto::convert::{bounded, grade_to_wire, severity, severity_to_wire, timestamp_to_wire};
 use muster_proto::v1::incident_service_server::IncidentService;
@@ -296,7 +297,7 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
         state: state_of(incident).into(),
         severity: severity_to_wire(incident.severity),
         reason: incident.reason.to_string(),
-        title: incident.title.clone(),
+        title: title(view.state, incident, view.now),
         why: incident.why.clone(),
         grade: grade_to_wire(incident.grade),
         opened: Some(timestamp_to_wire(incident.opened)),
@@ -321,6 +322,7 @@ fn wire(view: &View<'_>, incident: &Incident, with_timeline: bool) -> v1::Incide
         escalations: u32::try_from(incident.response.escalations).unwrap_or(u32::MAX),
         silenced_by: silenced_by(view, incident),
         changes: incident.changes.clone(),
+        waiting_for: waits_for(view.state, incident, view.now).unwrap_or_default(),
         findings_over: if with_timeline { over(view, incident) } else { Vec::new() },
     }
 }

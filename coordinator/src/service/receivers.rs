@@ -89,12 +89,13 @@ impl<T: Transport> PagingService for PagingApi<T> {
         let wanted = PageRequest::new(request.page_size, &request.page_token)?;
         let after = wanted.after().map(|token| token.parse::<u64>().map_err(|_| bad_token())).transpose()?;
         let after = after.map(Reverse);
-        let receiver = request.receiver;
+        let (receiver, settled) = (request.receiver, request.include_settled);
         let read = move |view: &View<'_>| {
             let letters = view.state.dead_letters().filter(|letter| letter.resent.is_none());
+            let letters = letters.filter(|letter| settled || is_resendable(view.state, letter));
             let of_receiver = |letter: &&DeadLetter| receiver.is_empty() || letter.record.page.receiver == receiver;
             let keyed = letters.filter(of_receiver).map(|letter| (Reverse(letter.record.id.0), letter));
-            wanted.cut(keyed, after.as_ref(), |Reverse(id)| id.to_string(), letter_to_wire)
+            wanted.cut(keyed, after.as_ref(), |Reverse(id)| id.to_string(), |letter| letter_to_wire(view.state, letter))
         };
         let page = self.handle.query(read).await.map_err(|error| status_of(&error))?;
         Ok(Response::new(v1::ListDeadLettersResponse { dead_letters: page.items, next_page_token: page.next_token }))
@@ -137,6 +138,11 @@ impl<T> PagingApi<T> {
 
 fn letter(state: &State, page: PageId) -> Option<&DeadLetter> {
     state.dead_letters().find(|letter| letter.record.id == page)
+}
+
+/// Whether somebody may still want it to arrive. What may not is history: its incident's timeline has it.
+pub(super) fn is_resendable(state: &State, letter: &DeadLetter) -> bool {
+    may_resend(state, letter.record.id).is_ok()
 }
 
 fn may_resend(state: &State, page: PageId) -> Result<(), Status> {
@@ -210,6 +216,11 @@ fn receivers(view: &View<'_>, seen: Vec<Seen>) -> Vec<v1::Receiver> {
         let count = pending.entry(&record.page.receiver).or_default();
         *count = count.saturating_add(1);
     }
+    let mut dead: BTreeMap<&str, u32> = BTreeMap::new();
+    for letter in view.state.dead_letters().filter(|letter| is_resendable(view.state, letter)) {
+        let count = dead.entry(&letter.record.page.receiver).or_default();
+        *count = count.saturating_add(1);
+    }
     let policy = view.state.policy();
     let wire = |seen: Seen| {
         let known = view.state.receiver(&seen.name).cloned().unwrap_or_default();
@@ -228,13 +239,14 @@ fn receivers(view: &View<'_>, seen: Vec<Seen>) -> Vec<v1::Receiver> {
             last_error,
             next_try: next_try.map(timestamp_to_wire),
             escalates_itself: seen.escalates_itself,
+            dead_letters: dead.get(seen.name.as_str()).copied().unwrap_or_default(),
             name: seen.name,
         }
     };
     seen.into_iter().map(wire).collect()
 }
 
-fn letter_to_wire(letter: &DeadLetter) -> v1::DeadLetter {
+fn letter_to_wire(state: &State, letter: &DeadLetter) -> v1::DeadLetter {
     let page = &letter.record.page;
     let error = match &letter.record.outcome {
         Some(PageOutcome::Failed { error }) => error.clone(),
@@ -250,6 +262,10 @@ fn letter_to_wire(letter: &DeadLetter) -> v1::DeadLetter {
         error,
         requested: Some(timestamp_to_wire(page.requested)),
         failed: Some(timestamp_to_wire(letter.failed)),
+        settled_because: may_resend(state, letter.record.id)
+            .err()
+            .map(|why| why.message().to_owned())
+            .unwrap_or_default(),
     }
 }
 

@@ -9,6 +9,7 @@ use muster_common::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX, SUMMARY
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 use muster_coordinator_core::entry::Fact;
+use muster_coordinator_core::explain;
 use muster_coordinator_core::freeze::{FREEZES_MAX, Freeze, FreezeScope, id};
 use muster_coordinator_core::silence::{Matchers, PATTERNS_MAX, SILENCES_MAX, Silence, SilenceKind, fits, index_of};
 use muster_proto::convert::{bounded, timestamp, timestamp_to_wire};
@@ -150,7 +151,13 @@ impl SilenceService for SilenceApi {
         }
         let fact = Fact::SilenceSet { by, kind, matchers, reason, starts, ends: starts + ttl };
         let index = self.submit(fact).await?;
-        self.silence(index).await?.map(Response::new).ok_or_else(too_many_silences)
+        let made = self.silence(index).await?.ok_or_else(too_many_silences)?;
+        let doubts = move |view: &View<'_>| {
+            let known = view.state.silences().find(|(known, _)| *known == index);
+            known.map(|(_, silence)| explain::fits_nothing(view.state, &silence.matchers)).unwrap_or_default()
+        };
+        let notes = self.handle.query(doubts).await.map_err(|error| status_of(&error))?;
+        Ok(Response::new(v1::Silence { notes, ..made }))
     }
 
     async fn list_silences(
@@ -315,6 +322,7 @@ fn silence_to_wire(view: &View<'_>, silence: &Silence) -> v1::Silence {
         expired_by: silence.ended_by.clone().unwrap_or_default(),
         incidents: held.take(HELD_NAMED_MAX).map(|incident| incident.number.clone()).collect(),
         ends_soon,
+        notes: Vec::new(),
     }
 }
 

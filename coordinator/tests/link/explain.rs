@@ -70,6 +70,13 @@ async fn why_and_why_not_are_answered_for_now_and_for_then() {
     let finding = incident.findings.first().unwrap();
     let of_finding = ask(&viewer, About::Id(finding.clone())).await.unwrap();
     assert!(of_finding.answer.contains(&incident.id), "{of_finding:?}");
+    // What the host told names the incident that tells of it, in lists of the journal and in its trace.
+    let mut journal = FindingServiceClient::new(viewer.clone());
+    let events = journal.list_events(v1::ListEventsRequest::default()).await.unwrap().into_inner().events;
+    let fact = events.iter().find(|event| event.name == "finding_received").unwrap();
+    let request = v1::GetTraceRequest { trace_id: fact.index.to_string(), ..Default::default() };
+    let trace = journal.get_trace(request).await.unwrap().into_inner().events;
+    assert_eq!((&fact.incident, &trace[0].incident), (&incident.id, &incident.id), "{fact:?}");
     // No receiver is configured, so nobody was paged, and that is said.
     let now = about_host(&viewer, "web-1", "", None).await.unwrap();
     assert!(now.answer.starts_with("nobody was paged about web-1"), "{now:?}");

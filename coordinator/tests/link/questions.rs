@@ -194,6 +194,15 @@ async fn an_archived_agent_is_forgotten_until_it_comes_back() {
         String::new()
     };
     assert_eq!(tokio::time::timeout(PATIENCE, told).await.unwrap(), "web-1", "whoever watches is told");
+    // Why nobody was paged about it: by whom it was forgotten is known.
+    let why = super::explain::about_host(&world.channel(Role::Viewer, "eve").await, "web-1", "", None).await;
+    let why = why.unwrap_err();
+    let words = why.message();
+    assert_eq!(why.code(), Code::NotFound);
+    assert!(
+        words.starts_with("web-1 was archived by ") && words.contains(" at 20") && words.contains("(sold)"),
+        "{words}"
+    );
     let mut again = world.agent("web-1").await;
     again.reports().await;
     let agent = viewer.get_agent(v1::GetAgentRequest { id: "web-1".into() }).await.unwrap().into_inner();

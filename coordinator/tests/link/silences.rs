@@ -66,6 +66,14 @@ async fn a_silence_is_made_listed_ended_and_explains_itself() {
     assert!(silence.id.starts_with("SIL-"), "{silence:?}");
     assert_eq!((silence.state(), silence.kind()), (SilenceState::Active, SilenceKind::Silence));
     assert!(silence.created_by.contains("ada") && silence.reason == "switches", "{silence:?}");
+    assert_eq!(silence.notes, Vec::<String>::new());
+    let misspelt = SilenceMatchers { services: vec!["slp".to_owned()], ..matchers(&["db-9"]) };
+    let doubted = create(&operator, wanted(misspelt, "a try", 60)).await.unwrap();
+    assert!(doubted.notes.len() == 1 && doubted.notes[0].contains("\"slp\""), "{doubted:?}");
+    SilenceServiceClient::new(operator.clone())
+        .expire_silence(ExpireSilenceRequest { id: doubted.id.clone() })
+        .await
+        .unwrap();
     let mut agent = world.agent("web-1").await;
     agent.reports().await;
     let held = incident(&operator, |incident| !incident.silenced_by.is_empty()).await;
@@ -94,7 +102,7 @@ async fn a_silence_is_made_listed_ended_and_explains_itself() {
     for unknown in ["SIL-999999", "SIL-x", ""] {
         assert_eq!(client.expire_silence(expire(unknown)).await.unwrap_err().code(), Code::NotFound, "{unknown:?}");
     }
-    assert_eq!((list(&viewer, false).await.len(), list(&viewer, true).await.len()), (1, 2));
+    assert_eq!((list(&viewer, false).await.len(), list(&viewer, true).await.len()), (1, 3));
     incident(&operator, |incident| incident.silenced_by.is_empty()).await;
     world.coordinator.stop().await.unwrap();
 }

@@ -229,6 +229,36 @@ async fn a_dead_letter_is_listed_and_sent_again() {
     world.coordinator.stop().await.unwrap();
 }
 
+/// What nobody can send again is not offered, and not counted.
+#[tokio::test]
+async fn a_dead_letter_of_what_is_resolved_is_history() {
+    let world = World::new(StatusCode::BAD_REQUEST).await;
+    let operator = world.channel(Role::Operator, "ann").await;
+    let mut paging = PagingServiceClient::new(operator.clone());
+    let list = async |include_settled: bool| {
+        let request = v1::ListDeadLettersRequest { include_settled, ..Default::default() };
+        { paging.clone() }.list_dead_letters(request).await.unwrap().into_inner().dead_letters
+    };
+    world.trouble().await;
+    let letter = until("a dead letter", async || list(false).await.pop()).await;
+    assert_eq!((letter.settled_because.as_str(), only_receiver(&mut paging.clone()).await.dead_letters), ("", 1));
+    let request = v1::ResolveIncidentRequest { id: letter.incident.clone(), summary: "done".to_owned() };
+    IncidentServiceClient::new(operator.clone()).resolve_incident(request).await.unwrap();
+    let fleet = FleetServiceClient::new(operator);
+    until("nothing to send again", async || {
+        let status = { fleet.clone() }.get_fleet_status(v1::GetFleetStatusRequest {}).await.unwrap().into_inner();
+        let none = list(false).await.is_empty() && only_receiver(&mut paging.clone()).await.dead_letters == 0;
+        (none && status.pages_failed == 0).then_some(())
+    })
+    .await;
+    let settled = list(true).await.into_iter().find(|known| known.page_id == letter.page_id).unwrap();
+    let because = format!("{} is resolved: nobody needs to be told of it", letter.incident);
+    assert_eq!(settled.settled_because, because);
+    let resend = v1::ResendPageRequest { page_id: letter.page_id };
+    assert_eq!(paging.resend_page(resend).await.unwrap_err().message(), because, "the list says what a try would");
+    world.coordinator.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_test_says_that_it_is_one_and_what_came_back() {
     let world = World::new(StatusCode::OK).await;

@@ -26,7 +26,7 @@ pub(super) async fn status(channel: Channel, out: &mut Out) -> Result<(), CtlErr
     let standbys = if status.standbys.is_empty() { "none".to_owned() } else { clean(&status.standbys.join(", ")) };
     let failed = match status.pages_failed {
         0 => String::new(),
-        n => format!(", {n} given up: see musterctl receivers dead-letters"),
+        n => format!(", {n} given up and not sent again: see musterctl receivers dead-letters"),
     };
     let pages = format!("{} pending{failed}", status.pages_pending);
     let silences = match status.silences_active {

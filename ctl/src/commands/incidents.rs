@@ -13,6 +13,9 @@ use muster_proto::v1::{
     ResolveIncidentRequest, SetCommanderRequest, SetSeverityRequest,
 };
 
+/// Incidents below a list of which it is told what they wait for.
+const WAITS_MAX: usize = 20;
+
 pub(super) async fn list(
     channel: Channel,
     out: &mut Out,
@@ -62,7 +65,21 @@ pub(super) async fn list(
     };
     let rows = incidents.iter().map(row).collect();
     out.table(&["incident", "sev", "state", "owner", "opened", "reason", "paged", "title"], rows)?;
+    waits(out, &incidents)?;
     Ok(out.line(&format!("\n{}", counted(incidents.len(), "incident")))?)
+}
+
+/// What those wait for that look as if they should be over.
+fn waits(out: &mut Out, incidents: &[Incident]) -> std::io::Result<()> {
+    let waiting: Vec<&Incident> = incidents.iter().filter(|incident| !incident.waiting_for.is_empty()).collect();
+    let more = waiting.len().saturating_sub(WAITS_MAX);
+    if !waiting.is_empty() {
+        out.line("")?;
+    }
+    for incident in waiting.iter().take(WAITS_MAX) {
+        out.line(&format!("{}: {}", clean(&incident.id), clean(&incident.waiting_for)))?;
+    }
+    if more == 0 { Ok(()) } else { out.line(&format!("and {more} more that wait: musterctl incidents show ID")) }
 }
 
 /// Whose it is now; whose it was until it got much worse.
@@ -135,6 +152,7 @@ pub(super) async fn show(channel: Channel, out: &mut Out, id: String) -> Result<
     };
     out.fields(&[
         ("state", json::incident_state(incident.state).to_owned()),
+        ("waits", clean(&incident.waiting_for)),
         ("reason", format!("{} ({})", clean(&incident.reason), json::grade(incident.grade))),
         ("why", clean(&incident.why)),
         ("began", began),

@@ -68,8 +68,8 @@ pub(crate) async fn run(arguments: Arguments, out: &mut Out) -> Result<u8, CtlEr
         Command::Silence(Silence::Expire { id }) => silences::expire(channel, out, id).await?,
         Command::Receivers(Receivers::List) => receivers::list(channel, out).await?,
         Command::Receivers(Receivers::Test { name }) => return receivers::test(channel, out, name).await,
-        Command::Receivers(Receivers::DeadLetters { receiver }) => {
-            receivers::dead_letters(channel, out, receiver).await?;
+        Command::Receivers(Receivers::DeadLetters { receiver, all }) => {
+            receivers::dead_letters(channel, out, receiver, all).await?;
         }
         Command::Receivers(Receivers::Resend { page }) => receivers::resend(channel, out, page).await?,
         Command::Why { id } => explain::why(channel, out, id).await?,

@@ -28,16 +28,23 @@ pub(super) async fn list(channel: Channel, out: &mut Out) -> Result<(), CtlError
             clean(&receiver.target),
             clean(&receiver.routes.join("; ")),
             clean(fallback),
-            format!(
-                "{} sent, {} pending, {} given up",
-                receiver.pages_delivered, receiver.pages_pending, receiver.pages_failed
-            ),
+            pages(receiver),
             out.when(receiver.last_delivered.as_ref()),
             trouble(receiver, out),
         ]
     };
     let rows = answer.receivers.iter().map(row).collect();
     Ok(out.table(&["receiver", "kind", "target", "routes", "fallback", "pages", "last sent", "trouble"], rows)?)
+}
+
+/// What was given up counts since the receiver was first asked; of those some can be sent again.
+fn pages(receiver: &Receiver) -> String {
+    let again = match receiver.dead_letters {
+        0 => String::new(),
+        n => format!(" ({n} can be sent again)"),
+    };
+    let (sent, pending, failed) = (receiver.pages_delivered, receiver.pages_pending, receiver.pages_failed);
+    format!("{sent} sent, {pending} pending, {failed} given up so far{again}")
 }
 
 fn trouble(receiver: &Receiver, out: &Out) -> String {
@@ -65,12 +72,17 @@ pub(super) async fn test(channel: Channel, out: &mut Out, name: String) -> Resul
     Ok(status)
 }
 
-pub(super) async fn dead_letters(channel: Channel, out: &mut Out, receiver: Option<String>) -> Result<(), CtlError> {
+pub(super) async fn dead_letters(
+    channel: Channel,
+    out: &mut Out,
+    receiver: Option<String>,
+    all: bool,
+) -> Result<(), CtlError> {
     let client = PagingServiceClient::new(channel.clone());
     let letters = all_pages(usize::MAX, |page_token| {
         let mut client = client.clone();
         let receiver = receiver.clone().unwrap_or_default();
-        let request = ListDeadLettersRequest { page_size: PAGE_SIZE, page_token, receiver };
+        let request = ListDeadLettersRequest { page_size: PAGE_SIZE, page_token, receiver, include_settled: all };
         async move {
             let answer = client.list_dead_letters(request).await?.into_inner();
             Ok((answer.dead_letters, answer.next_page_token))
@@ -85,7 +97,7 @@ pub(super) async fn dead_letters(channel: Channel, out: &mut Out, receiver: Opti
         return Ok(out.json(&serde_json::json!({ "dead_letters": letters }))?);
     }
     if letters.is_empty() {
-        return Ok(out.line("no page was given up")?);
+        return Ok(out.line(if all { "no page was given up" } else { "no page waits to be sent again" })?);
     }
     let row = |letter: &DeadLetter| {
         vec![
@@ -96,11 +108,16 @@ pub(super) async fn dead_letters(channel: Channel, out: &mut Out, receiver: Opti
             json::severity(letter.severity).to_owned(),
             out.when(letter.failed.as_ref()),
             clean(&letter.error),
+            if letter.settled_because.is_empty() {
+                "yes".to_owned()
+            } else {
+                format!("no: {}", clean(&letter.settled_because))
+            },
             clean(&letter.title),
         ]
     };
     let rows = letters.iter().map(row).collect();
-    out.table(&["page", "receiver", "incident", "action", "sev", "given up", "error", "title"], rows)?;
+    out.table(&["page", "receiver", "incident", "action", "sev", "given up", "error", "again", "title"], rows)?;
     Ok(out.line("\nsend one again: musterctl receivers resend PAGE")?)
 }
 

@@ -1,6 +1,6 @@
 //! `silence …`.
 
-use super::{PAGE_SIZE, all_pages, note_unknown};
+use super::{PAGE_SIZE, all_pages, note_doubt, note_unknown};
 use crate::args::NewSilence;
 use crate::connect::Channel;
 use crate::error::CtlError;
@@ -35,6 +35,7 @@ pub(super) async fn add(channel: Channel, out: &mut Out, new: NewSilence) -> Res
     };
     let silence = SilenceServiceClient::new(channel.clone()).create_silence(request).await?.into_inner();
     note_unknown(channel, &silence.matchers.clone().unwrap_or_default().agents).await;
+    silence.notes.iter().for_each(|doubt| note_doubt(doubt));
     if out.is_json() {
         return Ok(out.json(&json::silence(&silence))?);
     }

@@ -68,7 +68,9 @@ fn fallen(state: &State, group: &str, storm: &Storm, unless: &mut impl FnMut(boo
         let fell = conditions(state, cause).any(|open| fell_in(state, group, storm, symptom, open));
         let waited = storm.down.contains(symptom);
         // One that is over is not gone through again for each late word of when it was.
-        unless(!fell || !known || waited || !storm.active, "a storm waits for what fell in it", &|| format!("{group}: {symptom}"));
+        unless(!fell || !known || waited || !storm.active, "a storm waits for what fell in it", &|| {
+            format!("{group}: {symptom}")
+        });
     }
     for symptom in &storm.down {
         let ill = state.cause(symptom).is_some_and(|cause| !cause.members.is_empty());
