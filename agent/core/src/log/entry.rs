@@ -116,7 +116,8 @@ impl<'a> Entry<'a> {
     }
 
     /// Whether its own level is debug or trace: a field of it says so, by name or by number (pino and bunyan, syslog,
-    /// OpenTelemetry), or the first word for a level near its begin; else what its source says.
+    /// OpenTelemetry), or the first word or pair for a level near its begin; else what its source says. A number among
+    /// text (`compress level=9 failed`) is no level.
     ///
     /// ```
     /// use muster_agent_core::log::Entry;
@@ -125,17 +126,24 @@ impl<'a> Entry<'a> {
     /// assert!(!Entry::parse("ERROR sql: disk I/O error (DEBUG is off)").is_debug());
     /// ```
     pub fn is_debug(&self) -> bool {
-        if let Some((key, level)) = LEVEL_KEYS.iter().find_map(|key| Some((*key, self.field(key)?))) {
-            let level = level.trim();
-            return match level.parse() {
-                Ok(number) => is_debug_number(key, number),
-                Err(_) => DEBUG_LEVELS.iter().any(|debug| level.eq_ignore_ascii_case(debug)),
-            };
-        }
-        if let Some(level) = self.text.split_whitespace().take(LEVEL_WORDS_MAX).find_map(level_of) {
-            return DEBUG_LEVELS.contains(&level.as_str());
+        let own = if self.fields.is_empty() {
+            text_level(&self.text)
+        } else {
+            self.field_level().or_else(|| self.text.split_whitespace().take(LEVEL_WORDS_MAX).find_map(level_of))
+        };
+        if let Some(level) = own {
+            return level.is_debug();
         }
         self.priority.or_else(|| syslog_priority(&self.text)) == Some(PRIORITY_DEBUG)
+    }
+
+    /// Of a JSON line: a name goes before a number, which may count something else (`"level":9` of a compression).
+    fn field_level(&self) -> Option<Level> {
+        let named = LEVEL_KEYS.iter().find_map(|key| level_name(self.field(key)?.trim()));
+        named.or_else(|| {
+            let (key, value) = LEVEL_KEYS.iter().find_map(|key| Some((*key, self.field(key)?)))?;
+            Some(level_of_value(key, value.trim()).unwrap_or(Level::Other))
+        })
     }
 
     /// The program that a line of a syslog file names before its message.
@@ -167,15 +175,92 @@ fn syslog_priority(line: &str) -> Option<u8> {
     number.parse::<u8>().ok().filter(|number| *number <= 191).map(|number| number % 8)
 }
 
+/// What matters of a level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    /// Such as nobody waits for.
+    Debug,
+    /// Any other.
+    Other,
+}
+
+impl Level {
+    const fn is_debug(self) -> bool {
+        matches!(self, Self::Debug)
+    }
+
+    const fn debug_if(debug: bool) -> Self {
+        if debug { Self::Debug } else { Self::Other }
+    }
+}
+
+fn level_name(name: &str) -> Option<Level> {
+    let is_one_of = |levels: &[&str]| levels.iter().any(|level| name.eq_ignore_ascii_case(level));
+    is_one_of(&LEVELS).then(|| Level::debug_if(is_one_of(&DEBUG_LEVELS)))
+}
+
+fn level_of_value(key: &str, value: &str) -> Option<Level> {
+    level_name(value).or_else(|| Some(Level::debug_if(is_debug_number(key, value.parse().ok()?))))
+}
+
+/// Of a text line: the first word for a level near its begin, or a pair. A name in a pair counts where it does not follow
+/// a plain word of a sentence; a number only in a line that has nothing but pairs before it and behind it.
+fn text_level(line: &str) -> Option<Level> {
+    let mut words = Words(line).peekable();
+    let (mut before, mut only_pairs, mut count) = ("", true, 0);
+    while let Some(word) = words.next() {
+        count += 1;
+        let near = count <= LEVEL_WORDS_MAX;
+        if !near && !only_pairs {
+            return None;
+        }
+        if let Some(level) = level_of(word).filter(|_| near) {
+            return Some(level);
+        }
+        let pair = word.split_once('=');
+        if let Some((key, value)) = pair.filter(|(key, _)| LEVEL_KEYS.contains(key)) {
+            let value = value.trim_matches('"');
+            let behind_header = before.is_empty() || before.contains(['=', ':', ']']);
+            let named = level_name(value).filter(|_| behind_header);
+            let pair_follows = words.peek().is_none_or(|next| next.contains('='));
+            let level = named.or_else(|| level_of_value(key, value).filter(|_| only_pairs && pair_follows));
+            if level.is_some() {
+                return level;
+            }
+        }
+        only_pairs &= pair.is_some();
+        before = word;
+    }
+    None
+}
+
+/// The words of a line; the quoted value of a pair is of its word.
+struct Words<'a>(&'a str);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let rest = self.0.trim_start();
+        let plain = rest.find(char::is_whitespace).unwrap_or(rest.len());
+        let quoted = rest.find("=\"").filter(|at| *at < plain).and_then(|at| {
+            let from = at + 2;
+            Some(from + rest.get(from..)?.find('"')? + 1)
+        });
+        let (word, rest) = rest.split_at_checked(quoted.unwrap_or(plain))?;
+        self.0 = rest;
+        (!word.is_empty()).then_some(word)
+    }
+}
+
 /// The level that a word of a text line stands for: `DEBUG`, `[debug]`, `debug:`, `DEBUG:module:`. A small word among
 /// others is a word.
-fn level_of(word: &str) -> Option<String> {
+fn level_of(word: &str) -> Option<Level> {
     let marked = word.starts_with(['[', '<', '(']) || word.contains(':');
     let bare = word.trim_start_matches(['[', '<', '(']);
     let bare = bare.split([']', '>', ')', ':', ',']).next()?;
-    let is_level = LEVELS.iter().any(|level| bare.eq_ignore_ascii_case(level));
     let loud = bare.chars().all(|c| c.is_ascii_uppercase());
-    (is_level && (marked || loud)).then(|| bare.to_ascii_lowercase())
+    level_name(bare).filter(|_| marked || loud)
 }
 
 fn json(line: &str) -> Option<Entry<'_>> {
@@ -477,6 +562,20 @@ mod tests {
             (r#"{"severityNumber":17,"body":"timed out"}"#, false),
             (r#"{"@l":"Verbose","@m":"timed out"}"#, true),
             ("level=20 msg=x", true),
+            ("time=\"2026-11-22 01:51:45\" level=20 msg=x", true),
+            ("Nov 22 01:51:45 host hub[7]: time=\"2026-11-22 01:51:45\" level=debug msg=\"timed out\"", true),
+            ("msg=\"timed out after one two three four five six\" level=debug", true),
+            // Of text, such pairs are about something else.
+            ("2026-11-22T01:51:45Z ERROR backup: compress level=9 failed: disk I/O error", false),
+            ("ERROR tls severity=7 connection timed out", false),
+            ("2026-11-22 01:51:45 [ERROR] zstd level=19 window=7: database disk image is malformed", false),
+            ("Nov 22 01:51:45 host hub[77]: level=15 battery: database disk image is malformed", false),
+            ("level=15 battery: database disk image is malformed", false),
+            ("compress level=9 failed: disk I/O error", false),
+            ("setting level=debug failed: disk I/O error", false),
+            ("2026-11-22T01:51:45Z DEBUG compress level=3 failed: timed out", true),
+            (r#"{"severity":"ERROR","level":9,"msg":"timed out"}"#, false),
+            (r#"{"level":9,"severity":"DEBUG","msg":"timed out"}"#, true),
         ] {
             assert_eq!(Entry::parse(line).is_debug(), expected, "{line}");
         }
