@@ -9,6 +9,7 @@
 //! What comes later is told by itself, or makes another gathering beside it.
 
 use crate::cause::{self, CauseKind};
+use crate::singletons;
 use crate::state::{Cause, INCIDENT_SERVICES_MAX, IncidentStatus, Link, MEMBERS_MAX, MemberRef, State};
 use crate::symptom;
 use muster_common::ids::AgentName;
@@ -269,7 +270,7 @@ fn member_counts(state: &State, cause: &Cause, member: &MemberRef) -> bool {
     match &member.key {
         None => matches!(agent.link, Link::Silent { index, .. } if index > cause.dismissed_index),
         Some(key) => agent.open.get(key).is_some_and(|open| {
-            let severity = state.severity_of(key.reason, open.finding.severity);
+            let severity = singletons::severity(state, &member.agent, open);
             severity >= Severity::Sev3 && open.event_index > cause.dismissed_index
         }),
     }

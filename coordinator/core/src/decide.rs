@@ -13,6 +13,7 @@ use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution};
 use crate::second_opinion;
 use crate::signals;
+use crate::singletons;
 use crate::state::{Archived, Cause, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, State};
 use crate::symptom;
 use assess::{Assessment, assess};
@@ -297,6 +298,9 @@ fn over(Case { state, now, incident, found, .. }: Case<'_>) -> Option<Conclusion
     let mut why = lasting::held(incident, found.is_some_and(|found| found.happened), &window);
     if let Some(words) = detect::of(&incident.key.cause).and_then(|detector| detector.ended(state, incident)) {
         why = words;
+    }
+    if let Some(words) = singletons::not_missed_under(state, &incident.key.cause) {
+        why = format!("{words}, for {window}");
     }
     Some(Conclusion::IncidentResolved { incident: incident.key.clone(), resolution: Resolution::Evidence, why })
 }

@@ -8,6 +8,7 @@ use crate::cause::{self, CauseKind};
 use crate::detect;
 use crate::entry::TimerKey;
 use crate::freeze::FREEZES_MAX;
+use crate::singletons;
 use crate::state::{
     AgentRecord, CAUSE_OCCURRENCES_MAX, DEAD_LETTERS_MAX, Incident, Link, MEMBERS_MAX, OUTSIDE_EVENTS_MAX,
     PAST_PAGES_MAX, RECENT_OCCURRENCES_MAX, State, TIMELINE_MAX,
@@ -79,7 +80,7 @@ fn agents(state: &State, found: &mut Found) {
             let cause = state.cause(&cause_key);
             let known = cause.is_some_and(|cause| cause.members.contains_key(&member));
             found.unless(known, "an open condition is a member of its cause", || member.clone());
-            let severity = state.severity_of(key.reason, open.finding.severity);
+            let severity = singletons::severity(state, &agent.name, open);
             let dismissed = cause.is_some_and(|cause| open.event_index <= cause.dismissed_index);
             if severity >= Severity::Sev3 && !dismissed && state.fenced_by().is_none() {
                 found.unless(is_covered(state, &cause_key), "an open condition has an incident", || member.clone());

@@ -12,7 +12,7 @@ use crate::refusals::{self, AuthAbusePolicy, Refusals};
 use crate::singletons::{self, SingletonPolicy, Singletons};
 use crate::state::State;
 use crate::updates::{self, UpdatePolicy};
-use muster_common::finding::Finding;
+use muster_common::finding::{Finding, FindingKey};
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -88,6 +88,17 @@ pub(crate) fn occurred(state: &mut State, step: Step, agent: &AgentName, finding
 pub(crate) fn connected(state: &mut State, step: Step, agent: &AgentName, old: Option<&AgentHello>, new: &AgentHello) {
     changes::connected(state, step, agent, old, new);
     builds::connected(state, step, agent, old, new);
+    let boots = (old.and_then(|old| old.boot_id), new.boot_id);
+    if let (Some(old), Some(new)) = boots
+        && old != new
+    {
+        singletons::forget(state, step, agent);
+    }
+}
+
+/// A condition of an agent is open, or is not any more.
+pub(crate) fn condition_changed(state: &mut State, agent: &AgentName, key: &FindingKey) {
+    singletons::condition_changed(state, agent, key);
 }
 
 /// An agent is heard, or not any more.

@@ -1,14 +1,21 @@
 //! On which hosts the services run of which there may be one. Agents tell it as changes; what an agent that is not heard
 //! told last may be true or not, so it neither raises nor clears. The same holds for one that lost entries, among which may
-//! be that it stopped: until it tells again, which it does every few hours.
+//! be that it stopped: until it tells again, which it does every few hours. What a host ran before it was rebooted is over.
+//!
+//! That it is down on a host is told at once as a condition, and counts from then on; that it does not run as a singleton
+//! is told later. While it runs on one host, that it is down on another is as it should be, and no fault there: the passive
+//! one of two hosts, the one that a failover left behind, or the one where somebody stopped what was one too many.
 
-use crate::apply::{Step, drop_if_empty};
+use crate::apply::{Step, drop_if_empty, fallen};
+use crate::cause;
+use crate::entry::Disconnect;
 use crate::signals;
-use crate::state::{Link, MemberRef, State};
+use crate::state::{Link, MemberRef, OpenFinding, State};
 use muster_common::evidence::Value;
-use muster_common::finding::Finding;
+use muster_common::finding::{Finding, FindingKey};
 use muster_common::ids::{AgentName, ServiceName};
 use muster_common::reason::Reason;
+use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +47,9 @@ pub struct Running {
     pub since: Timestamp,
     /// Index of the fact.
     pub index: u64,
+    /// Index of the fact that told it last.
+    #[serde(default)]
+    pub told: u64,
     /// What the agent told after it may be lost.
     #[serde(default)]
     pub doubtful: bool,
@@ -52,14 +62,12 @@ pub struct Singletons {
     of_agent: BTreeMap<AgentName, BTreeSet<ServiceName>>,
     /// Since when, in log time, two heard agents have both told that it runs.
     beside: BTreeMap<ServiceName, Timestamp>,
+    /// Where any service is told to be down, up to the same bounds: what is beyond them is a fault wherever else it runs.
+    #[serde(default)]
+    down: BTreeMap<ServiceName, BTreeSet<AgentName>>,
 }
 
 impl Singletons {
-    /// The hosts on which a service runs, as far as was told.
-    pub fn hosts(&self, service: &str) -> impl Iterator<Item = (&AgentName, &Running)> {
-        self.hosts.iter().find(|(name, _)| name.as_str() == service).into_iter().flat_map(|(_, hosts)| hosts)
-    }
-
     /// What runs on a host.
     pub(crate) fn of_agent(&self, agent: &AgentName) -> impl Iterator<Item = &str> {
         self.of_agent.get(agent).into_iter().flatten().map(ServiceName::as_str)
@@ -100,15 +108,13 @@ fn runs(state: &mut State, step: Step, agent: &AgentName, service: &ServiceName,
     }
     let hosts = known.hosts.entry(service.clone()).or_default();
     if let Some(running) = hosts.get_mut(agent) {
-        if std::mem::take(&mut running.doubtful) {
-            compare(state, step, service);
-        }
-        return;
+        (running.doubtful, running.told) = (false, step.index);
+        return compare(state, step, service);
     }
     if hosts.len() >= HOSTS_MAX {
         return;
     }
-    hosts.insert(agent.clone(), Running { since, index: step.index, doubtful: false });
+    hosts.insert(agent.clone(), Running { since, index: step.index, told: step.index, doubtful: false });
     known.of_agent.entry(agent.clone()).or_default().insert(service.clone());
     let key = cause_key(service.as_str());
     let cause = state.causes.entry(key.clone()).or_default();
@@ -164,6 +170,7 @@ pub(crate) fn lost(state: &mut State, step: Step, agent: &AgentName) {
     }
 }
 
+/// An agent is forgotten, or its host was rebooted: nothing of before runs there.
 pub(crate) fn forget(state: &mut State, step: Step, agent: &AgentName) {
     let services: Vec<ServiceName> =
         state.signals.singletons.of_agent.get(agent).into_iter().flatten().cloned().collect();
@@ -172,11 +179,109 @@ pub(crate) fn forget(state: &mut State, step: Step, agent: &AgentName) {
     }
 }
 
-/// Hosts of a service whose agents are heard, and are not known to have told more than arrived.
+/// A condition of an agent is open, or is not any more.
+pub(crate) fn condition_changed(state: &mut State, agent: &AgentName, key: &FindingKey) {
+    let service = &key.subject.service;
+    if !tells_absence(key.reason) || service.is_host() {
+        return;
+    }
+    let is_down = is_down_after(state, agent, service, 0);
+    let known = &mut state.signals.singletons;
+    if !is_down {
+        if let Some(hosts) = known.down.get_mut(service) {
+            hosts.remove(agent);
+            if hosts.is_empty() {
+                known.down.remove(service);
+            }
+        }
+    } else if known.down.len() < SERVICES_MAX || known.down.contains_key(service) {
+        let hosts = known.down.entry(service.clone()).or_default();
+        if hosts.len() < HOSTS_MAX {
+            hosts.insert(agent.clone());
+        }
+    }
+    if state.signals.singletons.hosts.get(service).is_some_and(|hosts| hosts.contains_key(agent)) {
+        let step = Step { index: state.head_index, at: state.last_at };
+        compare(state, step, service);
+    }
+}
+
+/// The process is not there, by the pid file or the unit.
+const fn tells_absence(reason: Reason) -> bool {
+    use Reason::{PidFileMissing, PidFileStale, ProcessDown, ProcessZombie, UnitFailed, UnitInactive};
+    matches!(reason, ProcessDown | ProcessZombie | PidFileMissing | PidFileStale | UnitInactive | UnitFailed)
+}
+
+/// Whether a service is told to be down on a host, later than `index`: what was told last holds. An inactive unit is no
+/// proof against a process that somebody started by hand since.
+fn is_down_after(state: &State, agent: &AgentName, service: &ServiceName, index: u64) -> bool {
+    let cause = state.cause(&cause::service(agent, service));
+    let absent = |open: &OpenFinding| tells_absence(open.finding.key.reason) && open.event_index > index;
+    cause.is_some_and(|cause| fallen::conditions(state, cause).any(absent))
+}
+
+/// The hosts on which a service runs: it was not told to be down there since.
+pub(crate) fn running<'a>(state: &'a State, service: &str) -> impl Iterator<Item = (&'a AgentName, &'a Running)> {
+    let of_service = state.signals.singletons.hosts.iter().find(|(name, _)| name.as_str() == service);
+    let hosts = of_service.into_iter().flat_map(|(name, hosts)| hosts.iter().map(move |host| (name, host)));
+    let up = hosts.filter(|(name, (agent, running))| !is_down_after(state, agent, name, running.told));
+    up.map(|(_, host)| host)
+}
+
+/// Hosts on which a service runs, whose agents are heard, and are not known to have told more than arrived.
 pub(crate) fn heard<'a>(state: &'a State, service: &str) -> Vec<&'a AgentName> {
     let is_heard = |agent: &&AgentName| state.agents.get(*agent).is_some_and(|record| record.link == Link::Heard);
-    let sure = state.signals.singletons.hosts(service).filter(|(_, running)| !running.doubtful);
+    let sure = running(state, service).filter(|(_, running)| !running.doubtful);
     sure.map(|(agent, _)| agent).filter(is_heard).collect()
+}
+
+/// Where a service runs that is told to be down on this host, and of which there may be one.
+fn elsewhere<'a>(state: &'a State, agent: &AgentName, service: &ServiceName) -> Option<&'a AgentName> {
+    let known = &state.signals.singletons;
+    let hosts = known.hosts.get(service)?;
+    if !known.down.get(service)?.contains(agent) {
+        return None;
+    }
+    let runs = |other: &AgentName, running: &Running| !is_down_after(state, other, service, running.told);
+    // One that is told as running since it was down runs twice.
+    if hosts.get(agent).is_some_and(|own| runs(agent, own)) {
+        return None;
+    }
+    // A coordinator that has just started has heard nobody yet, which is no sign of an end.
+    let may_run = |other: &AgentName| {
+        state.agents.get(other).is_some_and(|record| match record.link {
+            Link::Heard | Link::NotReheard => true,
+            Link::Disconnected { how, .. } => how != Disconnect::HostShutdown,
+            Link::Silent { .. } => false,
+        })
+    };
+    hosts.iter().find(|(other, running)| may_run(other) && runs(other, running)).map(|(other, _)| other)
+}
+
+/// Where a service runs, if a condition of this host says no more than that it does not run here, and that is as it should
+/// be: there may be one of it.
+pub(crate) fn not_missed<'a>(state: &'a State, agent: &AgentName, key: &FindingKey) -> Option<&'a AgentName> {
+    let follows = tells_absence(key.reason) || matches!(key.reason, Reason::PortClosed | Reason::HealthCheckFailed);
+    if !follows || state.signals.singletons.hosts.is_empty() {
+        return None;
+    }
+    elsewhere(state, agent, &key.subject.service)
+}
+
+/// How bad an open condition is: what is not missed calls nobody, unless the policy names a severity for its reason.
+pub(crate) fn severity(state: &State, agent: &AgentName, open: &OpenFinding) -> Severity {
+    let key = &open.finding.key;
+    let told = state.severity_of(key.reason, open.finding.severity);
+    let is_named = state.policy.severities.contains_key(&key.reason);
+    if !is_named && not_missed(state, agent, key).is_some() { told.min(Severity::Sev4) } else { told }
+}
+
+/// Why what is down under the cause of a service on a host is not missed, for people.
+pub(crate) fn not_missed_under(state: &State, key: &str) -> Option<String> {
+    let (agent, rest) = cause::parts_of_host(key)?;
+    let service = ServiceName::new(rest.strip_prefix("service/")?).ok()?;
+    let other = elsewhere(state, &AgentName::new(agent).ok()?, &service)?;
+    Some(format!("{service} runs on {other}, and there may be one of it"))
 }
 
 fn compare(state: &mut State, step: Step, service: &ServiceName) {
@@ -192,4 +297,7 @@ fn compare(state: &mut State, step: Step, service: &ServiceName) {
         signals::set_due(state, &key, None);
     }
     state.touched.insert(key);
+    // Where it is down, it is missed now or is not any more.
+    let down = state.signals.singletons.down.get(service).into_iter().flatten();
+    state.touched.extend(down.map(|agent| cause::service(agent, service)));
 }

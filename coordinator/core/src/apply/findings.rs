@@ -93,6 +93,7 @@ fn open(
         join(state, agent, &finding.key, group, Some(opened));
     }
     fallen::opened(state, agent, &finding.key);
+    signals::condition_changed(state, agent, &finding.key);
     let many = detect::made_many(state, agent, &finding.key, step.at);
     state.touched.extend(many);
 }
@@ -239,6 +240,7 @@ fn leave(state: &mut State, agent: &AgentName, key: &FindingKey, groups: Vec<Str
         part(state, agent, key, group);
     }
     fallen::cleared(state, agent, key);
+    signals::condition_changed(state, agent, key);
 }
 
 fn causes(state: &State, agent: &AgentName, key: &FindingKey) -> Vec<String> {

@@ -4,6 +4,7 @@
 use crate::cause;
 use crate::detect;
 use crate::severity::{self, Raise, When};
+use crate::singletons;
 use crate::state::{Cause, CauseOccurrence, State};
 use crate::updates;
 use muster_common::evidence::{Grade, Value};
@@ -92,7 +93,7 @@ fn items<'a>(state: &'a State, now: Timestamp, key: &str, cause: &'a Cause) -> V
         let open = agent.open.get(member.key.as_ref()?)?;
         let finding = &open.finding;
         let reason = finding.key.reason;
-        let severity = state.severity_of(reason, finding.severity);
+        let severity = singletons::severity(state, &member.agent, open);
         let oom = agent.watched_oom_at.is_some_and(|at| at + OOM_MATTERS_FOR >= now || at >= open.opened);
         let mut holds = match reason {
             Reason::LockContention | Reason::SqliteLockHeld => {

@@ -3,6 +3,7 @@
 
 use super::human;
 use crate::cause;
+use crate::singletons;
 use crate::state::{Cause, Incident, State};
 use muster_common::time::Timestamp;
 
@@ -28,6 +29,9 @@ pub(super) fn recovered(state: &State, incident: &Incident, happened: bool) -> S
     if cause::is_identity_conflict(key) {
         let quiet = human(state.policy().signals.agent_identity_conflict.quiet);
         return format!("no second agent came under this name for {quiet}");
+    }
+    if let Some(words) = singletons::not_missed_under(state, key) {
+        return words;
     }
     match happened && only_happened(incident) {
         true => "it happened at one moment, nothing about it stays open".to_owned(),

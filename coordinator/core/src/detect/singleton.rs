@@ -4,7 +4,7 @@ use super::{Detector, Look};
 use crate::decide::assess::{Assessment, names, of_fleet};
 use crate::decide::human;
 use crate::singletons::{self, cause_key};
-use crate::state::{Cause, State};
+use crate::state::{Cause, Incident, IncidentStatus, State};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
@@ -28,7 +28,7 @@ impl Detector for Singleton {
     fn assess(&self, state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Assessment> {
         let service = super::rest(key, PREFIX)?;
         let signals = &state.signals.singletons;
-        let mut running: Vec<_> = signals.hosts(service).collect();
+        let mut running: Vec<_> = singletons::running(state, service).collect();
         if running.is_empty() {
             return None;
         }
@@ -36,8 +36,10 @@ impl Detector for Singleton {
         let news = running.iter().any(|(_, running)| running.index > cause.dismissed_index);
         let hold = state.policy().signals.singleton.hold;
         let lasts = signals.beside(service).is_some_and(|since| now >= since + hold);
-        // Whose agent fell silent meanwhile may still run it: what is open stays open.
-        let goes_on = state.unresolved(key).is_some() && running.len() >= 2;
+        // Whose agent fell silent meanwhile may still run it: what is open stays open. What recovers may be a move, and
+        // has to last as it had to the first time.
+        let is_open = |incident: &Incident| incident.status == IncidentStatus::Open;
+        let goes_on = state.unresolved(key).is_some_and(is_open) && running.len() >= 2;
         let began = running.get(1).map_or(state.last_at(), |(_, running)| running.since);
         let heard = singletons::heard(state, service).len();
         let since = |(agent, running): &(&AgentName, &singletons::Running)| format!("{agent} since {}", running.since);
@@ -50,7 +52,7 @@ impl Detector for Singleton {
         let next_steps = vec![
             format!(
                 "before anything is stopped: which of {} do its clients reach, and which one writes?",
-                names(cause.agents.keys())
+                names(running.iter().map(|(agent, _)| *agent))
             ),
             format!("on each: muster-agent doctor --service {service}; who started it, and when?"),
             "where it must not run: systemctl disable --now its unit; if both wrote, keep copies of both stores"
@@ -73,7 +75,7 @@ impl Detector for Singleton {
     }
 
     fn details(&self, state: &State, key: &str, _cause: &Cause) -> Option<Vec<String>> {
-        let hosts = state.signals.singletons.hosts(super::rest(key, PREFIX)?);
+        let hosts = singletons::running(state, super::rest(key, PREFIX)?);
         let line =
             |(agent, running): (&AgentName, &singletons::Running)| format!("runs on {agent} since {}", running.since);
         Some(hosts.map(line).take(crate::decide::assess::DETAILS_MAX).collect())

@@ -4,6 +4,7 @@ use super::{Explanation, Figure, Outcome, RuleLook, held_back, unheard_service};
 use crate::cause;
 use crate::detect;
 use crate::policy::LivenessPolicy;
+use crate::singletons;
 use crate::state::{AgentRecord, Incident, Link, OpenFinding, State};
 use muster_common::ids::{AgentName, ServiceName};
 use muster_common::severity::Severity;
@@ -192,7 +193,7 @@ fn open(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<RuleLook>
             return None;
         }
         let name = cause::member_name(asked.agent, &finding.key);
-        let severity = state.severity_of(finding.key.reason, finding.severity);
+        let severity = singletons::severity(state, asked.agent, open);
         let dismissed = state.cause(&key).is_some_and(|cause| open.event_index <= cause.dismissed_index);
         let summary = &finding.summary;
         let look = match detect::explained_by(state, &key) {
@@ -205,7 +206,10 @@ fn open(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<RuleLook>
                 RuleLook::new("grouping", &name, Outcome::HeldBack, why).held_by("by_hand")
             }
             None if severity < Severity::Sev3 => {
-                let why = format!("{summary}: {severity} opens no incident, sev3 or worse does");
+                let why = match singletons::not_missed(state, asked.agent, &finding.key) {
+                    Some(other) => format!("{summary}: it runs on {other}, and there may be one of it: {severity}"),
+                    None => format!("{summary}: {severity} opens no incident, sev3 or worse does"),
+                };
                 RuleLook::new("severity", &name, Outcome::BelowThreshold, why)
                     .held_by("severity")
                     .figures([Figure::new("severity", severity, Severity::Sev3)])
