@@ -927,3 +927,37 @@ fn what_explains_others_is_as_bad_as_the_worst_of_them() {
     assert_eq!(storm.severity, Severity::Sev1, "{}", fleet.log());
     fleet.check_journal();
 }
+
+fn killed(fleet: &mut Fleet, second: u64, host: &str, pid: u64, since_boot_ms: u64) {
+    fleet.run(&format!("{second} end"));
+    let evidence =
+        Evidence::new().count("pid", pid).with("since_boot_ms", muster_common::evidence::Value::Millis(since_boot_ms));
+    let finding = Finding::new(key("host", "kernel", Reason::OomKill), "the kernel killed it").evidence(evidence);
+    fleet.event(&agent(host), FindingEvent::Occurred(finding), Duration::ZERO);
+}
+
+/// Four agents in containers on one kernel read one line of its log.
+#[test]
+fn a_kill_of_one_kernel_counts_once_whoever_tells_it() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 boot a 1\n0 boot b 1\n0 boot c 1\n0 boot d 1\n0 boot e 2\n0 boot f 3\n0 connect a b c d e f");
+    for (second, host) in [(10, "a"), (11, "b"), (12, "c"), (13, "d")] {
+        killed(&mut fleet, second, host, 77, 5_000);
+    }
+    // The same pid at the same time since boot of other kernels.
+    killed(&mut fleet, 20, "e", 77, 5_000);
+    fleet.run("60 end");
+    assert!(!fleet.log().contains("oom_storm"), "{}", fleet.log());
+    killed(&mut fleet, 70, "f", 77, 5_000);
+    assert!(fleet.log().contains("70 opened sev2 oom_storm"), "three kernels:\n{}", fleet.log());
+    fleet.check_journal();
+
+    // Different kills of one kernel count each.
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 boot a 1\n0 boot b 1\n0 boot c 1\n0 connect a b c");
+    for (second, host) in [(10, "a"), (11, "b"), (12, "c")] {
+        killed(&mut fleet, second, host, 77 + second, 5_000);
+    }
+    assert!(fleet.log().contains("12 opened sev2 oom_storm"), "{}", fleet.log());
+    fleet.check_journal();
+}
