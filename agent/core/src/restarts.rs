@@ -7,6 +7,7 @@
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
+use crate::process::exit::ExitStatus;
 use crate::unit::{self, UnitState};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::reason::Reason;
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::time::Duration;
 
+/// Evidence key of how most lives of a loop ended: `exit code 3`, `SIGKILL`. Not that of one process's end.
+const MOSTLY_ENDED_KEY: &str = "mostly_ended";
 /// Lives remembered, the living one included.
 const LIVES_MAX: usize = 32;
 /// Lifetimes that say what is usual.
@@ -52,6 +55,9 @@ pub struct Life {
     pub ended_boottime_ms: Option<u64>,
     /// How it ended; `None` where nobody saw it.
     pub ended: Option<Ended>,
+    /// With what, where the kernel or systemd told.
+    #[serde(default)]
+    pub exit: Option<ExitStatus>,
 }
 
 /// How a life ended, as far as it matters here.
@@ -93,7 +99,13 @@ pub fn of_unit(state: &UnitState, suspended_ms: u64) -> Vec<Life> {
             _ => Ended::Badly,
         });
         let ended_boottime_ms = (life.exit_usec > 0).then(|| boottime_ms(life.exit_usec));
-        Life { pid: life.pid, start_boottime_ms: boottime_ms(life.start_usec), ended_boottime_ms, ended }
+        Life {
+            pid: life.pid,
+            start_boottime_ms: boottime_ms(life.start_usec),
+            ended_boottime_ms,
+            ended,
+            exit: life.exit.and_then(unit::Exit::status),
+        }
     };
     lives.iter().zip(next).map(life).collect()
 }
@@ -133,9 +145,35 @@ pub struct RestartJudge {
     counts_from_ms: u64,
 }
 
+/// How most lives of a loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ends {
+    exit: ExitStatus,
+    count: usize,
+    of: usize,
+}
+
+impl Ends {
+    /// The newest first; `None` where nobody told of any.
+    fn of<'a>(lives: impl Iterator<Item = &'a Life>) -> Option<Self> {
+        let exits: Vec<Option<ExitStatus>> = lives.map(|life| life.exit).collect();
+        let count = |exit: ExitStatus| exits.iter().filter(|other| **other == Some(exit)).count();
+        // Of as many the newest.
+        let exit = exits.iter().rev().flatten().copied().max_by_key(|exit| count(*exit))?;
+        Some(Self { exit, count: count(exit), of: exits.len() })
+    }
+
+    fn words(self) -> String {
+        let who = if self.count == self.of { "each".to_owned() } else { format!("{} of {}", self.count, self.of) };
+        format!("; {who} ended {}", self.exit.words())
+    }
+}
+
 /// Why it is a loop.
 struct Why {
     words: String,
+    /// How its lives ended.
+    ends: Option<Ends>,
     /// The longest life of it.
     longest_ms: u64,
     asked_only: bool,
@@ -171,6 +209,10 @@ impl RestartJudge {
                         format!("ended again and again, and nothing has started it for {}", human_duration(down))
                     }
                 };
+                let seen = match why.ends {
+                    Some(ends) => seen.text(MOSTLY_ENDED_KEY, ends.exit.name()),
+                    None => seen,
+                };
                 Judgement::problem(problem(service, &state, reading, &why, one_shot).evidence(seen))
             }
         }
@@ -190,6 +232,7 @@ impl RestartJudge {
                     (known, new) => known.or(new),
                 };
                 known.ended = life.ended.or(known.ended);
+                known.exit = life.exit.or(known.exit);
             }
             None => self.lives.push_back(life),
         }
@@ -225,15 +268,16 @@ impl RestartJudge {
         // What somebody asked for, or what ended as it should, neither counts nor breaks the row.
         let counted =
             self.ended_anew().rev().filter(|(life, _)| !matches!(life.ended, Some(Ended::Asked | Ended::Clean)));
-        let row: Vec<u64> = counted.map(|(_, lifetime)| lifetime).take_while(|lifetime| *lifetime < short_ms).collect();
-        let longest_ms = row.iter().copied().max()?;
+        let row: Vec<(&Life, u64)> = counted.take_while(|(_, lifetime)| *lifetime < short_ms).collect();
+        let longest_ms = row.iter().map(|(_, lifetime)| *lifetime).max()?;
         if row.len() < SHORT_LIVES_MIN {
             return None;
         }
         let usual = self.usual().map(|usual| format!(", while it usually runs for {}", human(usual)));
         let words =
             format!("its last {} lives lasted at most {}{}", row.len(), human(longest_ms), usual.unwrap_or_default());
-        Some(Why { words, longest_ms, asked_only: false, sure: Grade::Confirmed })
+        let ends = Ends::of(row.iter().map(|(life, _)| *life));
+        Some(Why { words, ends, longest_ms, asked_only: false, sure: Grade::Confirmed })
     }
 
     /// Many ends in a short time, whoever asked for them; unless that is how this service works.
@@ -255,7 +299,9 @@ impl RestartJudge {
         let asked_only = ends.iter().all(|(life, _)| life.ended == Some(Ended::Asked));
         let asked = if asked_only { ", each time because somebody asked for it" } else { "" };
         let words = format!("it ended {} times within {}{asked}", ends.len(), human(WINDOW_MS));
-        Some(Why { words, longest_ms, asked_only, sure: Grade::Confirmed })
+        // What somebody asked for needs no cause.
+        let ended = Ends::of(ends.iter().rev().map(|(life, _)| *life)).filter(|_| !asked_only);
+        Some(Why { words, ends: ended, longest_ms, asked_only, sure: Grade::Confirmed })
     }
 
     /// How long it has been down, when that is longer than it ever waited for the next start: nobody restarts it now.
@@ -350,11 +396,12 @@ fn by_counter(reading: &Reading, newest: Option<&Life>, now: Now) -> Option<Why>
     let words = format!("systemd restarted it {restarts} times since it was last started by hand, and it {state}");
     // So many in a year and a start a minute ago look the same.
     let sure = if reading.awaits_restart { Grade::Likely } else { Grade::Possible };
-    young.then_some(Why { words, longest_ms: 0, asked_only: false, sure })
+    young.then_some(Why { words, ends: None, longest_ms: 0, asked_only: false, sure })
 }
 
 fn problem(service: &str, state: &str, reading: &Reading, why: &Why, one_shot: bool) -> Problem {
-    let problem = Problem::new(Reason::RestartLoop, format!("{service} {state}: {}", why.words));
+    let ends = why.ends.map(Ends::words).unwrap_or_default();
+    let problem = Problem::new(Reason::RestartLoop, format!("{service} {state}: {}{ends}", why.words));
     // Somebody's script, not a crash: it is to be told, but nobody must get up for it.
     let problem = if why.asked_only { problem.severity(Severity::Sev3) } else { problem };
     let problem = match why.sure {
@@ -381,7 +428,7 @@ fn problem(service: &str, state: &str, reading: &Reading, why: &Why, one_shot: b
             format!("if it damages something with each start, stop it: systemctl stop {unit}"),
         ]),
         None => problem.next_steps([
-            last_words,
+            format!("{last_words}; what it left to the host: journalctl -b --since=-15min | grep -i '{service}'"),
             "find out who starts it again, and stop it there if it damages something with each start".to_owned(),
         ]),
     }
@@ -431,7 +478,7 @@ mod tests {
             self.now_ms += gap_ms;
             self.pid += 1;
             let start_boottime_ms = self.now_ms;
-            let life = Life { pid: self.pid, start_boottime_ms, ended_boottime_ms: None, ended: None };
+            let life = Life { pid: self.pid, start_boottime_ms, ended_boottime_ms: None, ended: None, exit: None };
             self.look(life);
             self.now_ms += lifetime_ms;
             self.look(life);
@@ -469,6 +516,7 @@ mod tests {
             start_boottime_ms: world.now_ms - S,
             ended_boottime_ms: Some(world.now_ms),
             ended: Some(Ended::Badly),
+            exit: None,
         };
         world.now_ms += 3 * MIN;
         world.look(last);
@@ -483,7 +531,8 @@ mod tests {
         let waits = Reading { awaits_restart: true, ..reading.clone() };
         let why = by_counter(&waits, Some(&ended), at(world.now_ms)).unwrap();
         assert!(why.words.ends_with("and it waits for the next one"), "{}", why.words);
-        let fresh = Life { pid: 99, start_boottime_ms: world.now_ms - 2 * S, ended_boottime_ms: None, ended: None };
+        let fresh =
+            Life { pid: 99, start_boottime_ms: world.now_ms - 2 * S, ended_boottime_ms: None, ended: None, exit: None };
         let why = by_counter(&reading, Some(&fresh), at(world.now_ms)).unwrap();
         assert!(why.words.ends_with("and it has been running for 2 s"), "{}", why.words);
     }
@@ -517,6 +566,53 @@ mod tests {
         world.check(&[]);
         world.live(S, 5 * S, Some(Ended::Badly));
         world.check(&["sev2 spl keeps restarting: its last 3 lives lasted at most 5 s"]);
+    }
+
+    #[test]
+    fn how_most_lives_of_a_loop_ended_is_told_with_it() {
+        let code = |code| Some(ExitStatus::Code(code));
+        for (exits, words, status) in [
+            (
+                vec![code(3); 3],
+                "at most 1 s; each ended with exit code 3 (it gave up because of an error)",
+                "exit code 3",
+            ),
+            (
+                vec![code(1), code(3), None, code(3)],
+                "at most 1 s; 2 of 4 ended with exit code 3 (it gave up",
+                "exit code 3",
+            ),
+            (
+                vec![Some(ExitStatus::Signal { signal: 11, core_dumped: false }); 3],
+                "each ended by SIGSEGV (",
+                "SIGSEGV",
+            ),
+            (vec![None; 3], "its last 3 lives lasted at most 1 s", ""),
+        ] {
+            let mut judge = RestartJudge::default();
+            let mut lives: Vec<Life> = Vec::new();
+            for (n, exit) in exits.iter().enumerate() {
+                let (pid, start_boottime_ms) = (u32::try_from(n).unwrap() + 7, u64::try_from(n).unwrap() * 10 * S);
+                let ended_boottime_ms = Some(start_boottime_ms + S);
+                lives.push(Life { pid, start_boottime_ms, ended_boottime_ms, ended: None, exit: *exit });
+            }
+            // Told a moment after the end was seen.
+            for late in [true, false] {
+                let seen = lives.iter().map(|life| Life { exit: life.exit.filter(|_| !late), ..*life }).collect();
+                let reading = Reading { lives: seen, ..Reading::default() };
+                let judgement = judge.judge("spl", &reading, at(40 * S), false);
+                let [problem] = judgement.problems.as_slice() else { panic!("{judgement:?}") };
+                let told = if late { "its last" } else { words };
+                assert!(problem.summary.contains(told), "{} lacks {told}", problem.summary);
+                let exit = problem.evidence.get(MOSTLY_ENDED_KEY).map(|value| format!("{value:?}")).unwrap_or_default();
+                assert!(late || exit.contains(status), "{exit}");
+                assert!(
+                    problem.next_steps.iter().any(|step| step.contains("journalctl -b ")),
+                    "{:?}",
+                    problem.next_steps
+                );
+            }
+        }
     }
 
     #[test]
@@ -649,7 +745,7 @@ mod tests {
 
     #[test]
     fn one_life_from_two_sources_is_one_life() {
-        let life = Life { pid: 7, start_boottime_ms: 10_000, ended_boottime_ms: None, ended: None };
+        let life = Life { pid: 7, start_boottime_ms: 10_000, ended_boottime_ms: None, ended: None, exit: None };
         let mut judge = RestartJudge::default();
         for n in 0..10 {
             let pid_file = Life { pid: n, start_boottime_ms: u64::from(n) * H, ..life };
@@ -662,7 +758,7 @@ mod tests {
 
     #[test]
     fn a_first_look_believes_systemds_counter() {
-        let life = Life { pid: 7, start_boottime_ms: 95 * S, ended_boottime_ms: None, ended: None };
+        let life = Life { pid: 7, start_boottime_ms: 95 * S, ended_boottime_ms: None, ended: None, exit: None };
         let look = |n_restarts, now_ms, one_shot| {
             let reading = Reading { lives: vec![life], n_restarts, awaits_restart: false, ..Reading::default() };
             let judgement = RestartJudge::default().judge("spl", &reading, at(now_ms), one_shot);

@@ -3,6 +3,7 @@
 
 use crate::clock::Now;
 use crate::executable::{Executable, FileVersion};
+use crate::process::exit::ExitStatus;
 use muster_common::evidence::Grade;
 use muster_common::ids::{ProcessId, ServiceName};
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,9 @@ pub struct Services {
     /// Services that did not answer in time: from when on, and when last.
     #[serde(skip)]
     silent: BTreeMap<ServiceName, (u64, u64)>,
+    /// How the last instances ended, oldest first, where the kernel or systemd told; whoever counts lives remembers it.
+    #[serde(skip)]
+    exits: BTreeMap<ServiceName, VecDeque<(ProcessId, ExitStatus)>>,
     /// With a process that nobody knew at the last [`Services::take_fresh`].
     #[serde(skip)]
     fresh: BTreeSet<ServiceName>,
@@ -112,6 +116,23 @@ impl Services {
                 self.fresh.insert(service.clone());
             }
         }
+    }
+
+    /// Notes how a process ended.
+    pub fn note_exit(&mut self, service: &ServiceName, process: ProcessId, exit: ExitStatus) {
+        let list = self.exits.entry(service.clone()).or_default();
+        if list.iter().any(|(known, _)| *known == process) {
+            return;
+        }
+        if list.len() == INSTANCES_MAX {
+            list.pop_front();
+        }
+        list.push_back((process, exit));
+    }
+
+    /// How a process of a service ended, where that was told.
+    pub fn exit_of(&self, service: &ServiceName, process: ProcessId) -> Option<ExitStatus> {
+        self.exits.get(service)?.iter().find(|(known, _)| *known == process).map(|(_, exit)| *exit)
     }
 
     /// Notes the program behind a process; the same process replaces what was known.

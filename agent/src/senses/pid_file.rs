@@ -151,6 +151,7 @@ impl Probe for PidFileProbe {
             self.facts = None;
         }
         let left = left_by(&reading, context.now);
+        let exit = reading.exit.as_ref().and_then(|(process, exit)| Some((*process, exit.status()?)));
         let (before, was) = (self.judge.instance(), self.judge.living());
         let judgement = self.judge.judge(&self.path, reading, context.now, context.one_shot);
         self.rewatch();
@@ -168,6 +169,9 @@ impl Probe for PidFileProbe {
             executable::glance(&self.root, &context.services, &self.subject.service, new.process);
         }
         let mut services = context.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((process, exit)) = exit {
+            services.note_exit(&self.subject.service, process, exit);
+        }
         if let Some(left) = left {
             services.note_told(&self.subject.service, left);
         }

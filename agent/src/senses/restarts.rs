@@ -53,6 +53,7 @@ impl Probe for RestartProbe {
             start_boottime_ms: instance.process.start_ticks.saturating_mul(1000) / hz,
             ended_boottime_ms: instance.ended_boottime_ms,
             ended: None,
+            exit: services.exit_of(&self.subject.service, instance.process),
         };
         reading.lives.extend(services.instances(&self.subject.service).into_iter().flatten().map(life));
         let brief = |life: &BriefLife| Life {
@@ -60,6 +61,7 @@ impl Probe for RestartProbe {
             start_boottime_ms: life.written_boottime_ms,
             ended_boottime_ms: Some(life.gone_boottime_ms),
             ended: None,
+            exit: None,
         };
         reading.lives.extend(services.brief(&self.subject.service).map(brief));
         drop(services);
