@@ -183,9 +183,12 @@ fn optional(path: &Path) -> Result<Option<(FileFacts, File)>, Obstacle> {
     }
 }
 
-/// The same of a file whose content is not asked for.
+/// The same of a file whose content SQLite alone asks for: it must be readable, and is not opened here.
 fn unopened(path: &Path) -> Result<Option<FileFacts>, Obstacle> {
-    let stat = match rustix::fs::lstat(path) {
+    use rustix::fs::{Access, AtFlags, CWD, accessat, lstat};
+    let readable = |stat: rustix::fs::Stat| accessat(CWD, path, Access::READ_OK, AtFlags::EACCESS).map(|()| stat);
+    let is_file = |stat: &rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let stat = match lstat(path).and_then(|stat| if is_file(&stat) { readable(stat) } else { Ok(stat) }) {
         Ok(stat) => stat,
         Err(error) => {
             return match obstacle(path, error.into()) {

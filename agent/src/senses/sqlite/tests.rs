@@ -274,3 +274,39 @@ fn damage_that_only_a_deep_check_sees_is_not_cleared_by_a_quick_one() {
     ended(&next);
     assert_eq!(next.run(&context(5_000, false)).verdict(), Verdict::Ok);
 }
+
+/// Set for the child that has no rights.
+const UNREADABLE_KEY: &str = "MUSTER_TEST_UNREADABLE_WAL";
+
+#[test]
+fn a_log_that_may_not_be_read_is_told_as_such() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    if let Some(path) = std::env::var_os(UNREADABLE_KEY).map(PathBuf::from) {
+        let claim = files::Claim::take(&path).unwrap();
+        let wal = files::sibling(&path, "-wal").display().to_string();
+        assert_eq!(files::look(&path, &claim).unwrap_err(), files::Obstacle::Denied(wal));
+        println!("the log was refused");
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: this test does not run as root, and makes no file of another user");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = left_by_a_killed_writer(folder.path());
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(folder.path(), 0o755);
+    mode(&path, 0o644);
+    mode(&files::sibling(&path, "-shm"), 0o644);
+    mode(&files::sibling(&path, "-wal"), 0o600);
+    // The folder that this program was built in may be nobody's to enter.
+    let program = folder.path().join("program");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut child = std::process::Command::new(&program);
+    child.uid(65_534).gid(65_534).env(UNREADABLE_KEY, &path).current_dir("/");
+    let name = "senses::sqlite::tests::a_log_that_may_not_be_read_is_told_as_such";
+    let output = child.args(["--exact", name, "--nocapture"]).output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && told.contains("the log was refused"), "{told}");
+}
