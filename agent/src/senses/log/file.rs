@@ -31,6 +31,8 @@ const LOOK_BACK_BYTES: u64 = 256 * 1024;
 const PRINT_BYTES: usize = 256;
 /// A writer has this long to notice that its file was renamed.
 const DRAIN_MS: u64 = 60_000;
+/// And to end a line that it has begun: the last words of one that crashed have no end.
+const UNENDED_MS: u64 = 60_000;
 /// The way out of a permission problem.
 const WAY_OUT: &str =
     "let the agent's user read it (group adm has most logs of Debian), or give it CAP_DAC_READ_SEARCH";
@@ -60,6 +62,9 @@ struct Tail {
     print: Print,
     /// No longer at its path; since when it has not grown, `CLOCK_BOOTTIME`.
     rotated_ms: Option<u64>,
+    /// At its end is a line without an end: the size of the file, and since when it has not grown, `CLOCK_BOOTTIME`.
+    #[serde(default)]
+    unended: Option<(u64, u64)>,
 }
 
 /// How a file begins, as far as it was read.
@@ -125,11 +130,14 @@ impl Follower {
 
     /// The host was rebooted since the state was saved: the boot-time clock starts anew.
     pub(super) fn rebooted(&mut self) {
-        self.state.tails.iter_mut().for_each(|tail| tail.rotated_ms = tail.rotated_ms.map(|_| 0));
+        for tail in &mut self.state.tails {
+            tail.rotated_ms = tail.rotated_ms.map(|_| 0);
+            tail.unended = tail.unended.map(|(size, _)| (size, 0));
+        }
     }
 
     /// Reads what is new, line by line. With `look_back` (seconds since 1970) the end of files that
-    /// were written since then is new as well.
+    /// were written since then is new as well, and a last line without an end is not waited for.
     pub(super) fn pass(&mut self, now_ms: u64, look_back: Option<i64>, line: &mut dyn FnMut(&[u8], About)) -> FilePass {
         let mut pass = FilePass::default();
         let targets = self.targets(&mut pass);
@@ -147,7 +155,7 @@ impl Follower {
         if !live.is_empty() {
             self.state.started = true;
         }
-        self.read(now_ms, line, &mut pass);
+        self.read(now_ms, look_back.is_some(), line, &mut pass);
         self.forget(now_ms, line);
         pass.files = u64::try_from(live.len()).unwrap_or(u64::MAX);
         pass
@@ -262,6 +270,7 @@ impl Follower {
                 splitter,
                 print,
                 rotated_ms: None,
+                unended: None,
             });
             return;
         };
@@ -389,6 +398,7 @@ impl Follower {
                     splitter: Splitter::default(),
                     print: Print::default(),
                     rotated_ms: Some(now_ms),
+                    unended: None,
                 });
             }
         }
@@ -406,7 +416,7 @@ impl Follower {
     }
 
     /// Reads in turns, what was rotated away before what replaced it.
-    fn read(&mut self, now_ms: u64, line: &mut dyn FnMut(&[u8], About), pass: &mut FilePass) {
+    fn read(&mut self, now_ms: u64, once: bool, line: &mut dyn FnMut(&[u8], About), pass: &mut FilePass) {
         let mut buffer = Vec::new();
         let count = self.state.tails.len();
         if count == 0 {
@@ -419,7 +429,7 @@ impl Follower {
         for round in [first, second] {
             let mut hungry = round;
             while !hungry.is_empty() && pass.bytes < RUN_BYTES_MAX {
-                hungry.retain(|index| self.read_turn(*index, now_ms, &mut buffer, line, pass));
+                hungry.retain(|index| self.read_turn(*index, (now_ms, once), &mut buffer, line, pass));
             }
         }
         for tail in &self.state.tails {
@@ -432,7 +442,7 @@ impl Follower {
     fn read_turn(
         &mut self,
         index: usize,
-        now_ms: u64,
+        (now_ms, once): (u64, bool),
         buffer: &mut Vec<u8>,
         line: &mut dyn FnMut(&[u8], About),
         pass: &mut FilePass,
@@ -453,7 +463,12 @@ impl Follower {
         let Ok(read) = opened.file.read_at(buffer, tail.offset) else { return false };
         let chunk = buffer.get(..read).unwrap_or_default();
         let until_unix_ms = opened.written_unix_ms();
-        let done = tail.splitter.split(chunk, false, |text, cut| line(text, About { cut, until_unix_ms }));
+        let mut line = |text: &[u8], cut| line(text, About { cut, until_unix_ms });
+        let mut done = tail.splitter.split(chunk, false, &mut line);
+        if done == 0 && tail.stays_unended(size, now_ms, once) {
+            // What follows after all is taken as a line: mostly it is the first of the next start.
+            done = tail.splitter.split(chunk, true, &mut line);
+        }
         let done = u64::try_from(done).unwrap_or(0);
         tail.offset = tail.offset.saturating_add(done);
         pass.bytes = pass.bytes.saturating_add(done);
@@ -486,6 +501,22 @@ impl Follower {
         }
         let tails = &self.state.tails;
         self.open.retain(|key, _| tails.iter().any(|tail| (tail.device, tail.inode) == *key));
+    }
+}
+
+impl Tail {
+    /// Whether nothing ends its last line any more, in a file of this size.
+    fn stays_unended(&mut self, size: u64, now_ms: u64, once: bool) -> bool {
+        let (known, since_ms) = *self.unended.get_or_insert((size, now_ms));
+        if known != size {
+            self.unended = Some((size, now_ms));
+        }
+        let stays = once || (known == size && now_ms.saturating_sub(since_ms) >= UNENDED_MS);
+        let stays = stays && self.rotated_ms.is_none();
+        if stays {
+            self.unended = None;
+        }
+        stays
     }
 }
 

@@ -180,6 +180,43 @@ fn a_one_shot_look_reads_the_end_of_what_is_there() {
 }
 
 #[test]
+fn last_words_without_a_newline_are_told_when_nothing_follows() {
+    let mut stage = Stage::started("x.log");
+    stage.append("x.log", "line 1\npanic: la");
+    stage.pass();
+    assert_eq!(stage.take(), ["line 1"]);
+    // It grows: it is still being written.
+    stage.now_ms += 50_000;
+    stage.append("x.log", "st wor");
+    stage.pass();
+    stage.now_ms += 50_000;
+    stage.pass();
+    assert!(stage.take().is_empty());
+    stage.later();
+    assert_eq!(stage.take(), ["panic: last wor"]);
+    stage.later();
+    stage.restart("x.log");
+    // What comes after all is mostly of the next start, and is a line.
+    stage.append("x.log", "line 2\nline 3\n");
+    stage.pass();
+    assert_eq!(stage.take(), ["line 2", "line 3"]);
+    // A restart of the agent reads nothing twice.
+    stage.append("x.log", "end");
+    stage.pass();
+    stage.restart("x.log");
+    stage.pass();
+    assert!(stage.take().is_empty());
+    stage.later();
+    assert_eq!(stage.take(), ["end"]);
+    // Whoever looks once does not wait.
+    let mut once = Stage::new("x.log");
+    once.append("x.log", "line 1\nend");
+    let mut seen = Vec::new();
+    let pass = once.follower.pass(1, Some(0), &mut |line, _| seen.push(String::from_utf8_lossy(line).into_owned()));
+    assert_eq!((seen, pass.backlog_bytes), (vec!["line 1".to_owned(), "end".to_owned()], 0));
+}
+
+#[test]
 fn renamed_and_made_anew_while_a_process_writes() {
     let mut stage = Stage::started("x.log");
     // Opens the path anew for each line, as fast as it can.
