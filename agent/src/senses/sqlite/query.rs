@@ -147,7 +147,8 @@ impl QueryProbe {
             }
             // The database could be opened, or it would have been said before: what is missing is a temporary file.
             CopyError::Trouble(Trouble::WouldWrite(message)) => format!("it needs a temporary file ({message})"),
-            CopyError::Trouble(Trouble::Cannot(message)) => format!("SQLite says: {message}"),
+            // It repeats the statement, and that names values.
+            CopyError::Trouble(Trouble::Cannot(message)) => format!("SQLite says: {}", redact(message)),
             other => other.to_string(),
         }
     }
@@ -404,6 +405,27 @@ mod tests {
 
     fn ask(sql: &str) -> Result<(Number, usize), String> {
         ask_within(database(), sql, Duration::from_secs(60))
+    }
+
+    #[test]
+    fn what_sqlite_says_of_a_statement_shows_none_of_its_secrets() {
+        let sql = "select count(*) from nope where password='hunter2'".to_owned();
+        let bounds = Bounds { min: Some(Number::Integer(0)), max: None };
+        let options = QueryOptions {
+            name: "n".to_owned(),
+            sql: sql.clone(),
+            bounds,
+            timeout: Duration::from_secs(1),
+            severity: None,
+            summary: None,
+            scratch_dir: None,
+        };
+        let probe = QueryProbe::new(ServiceName::host(), PathBuf::from("/x.db"), options);
+        for message in [format!("no such column: x in {sql} at offset 7"), format!("near \"x\": syntax error in {sql}")]
+        {
+            let why = probe.why(&CopyError::Trouble(Trouble::Cannot(message)));
+            assert!(why.starts_with("SQLite says: ") && !why.contains("hunter2"), "{why}");
+        }
     }
 
     #[test]
