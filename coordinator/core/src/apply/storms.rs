@@ -86,22 +86,26 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
     }
     // The same storm goes on when the two are not further apart than a window. Of one that is over only what fell in it is
     // still waited for.
+    let goes_on = |known: &Storm| began <= known.last + window && known.began <= last + window;
     let before = cause.storm.take();
-    let down = before.as_ref().map(|before| before.down.clone()).unwrap_or_default();
-    let known = before.filter(|known| began <= known.last + window && known.began <= last + window);
-    let had_timer = known.as_ref().is_some_and(|known| known.active);
-    let fresh = Storm {
-        began,
-        last,
-        restarts: count.saturating_sub(1),
-        agents: BTreeSet::new(),
-        received: step.at,
-        active: false,
-        index: step.index,
-        symptoms: down.clone(),
-        down,
+    let had_timer = before.as_ref().is_some_and(|known| known.active && goes_on(known));
+    let mut storm = match before {
+        Some(known) if goes_on(&known) => known,
+        before => {
+            let down = before.map(|before| before.down).unwrap_or_default();
+            Storm {
+                began,
+                last,
+                restarts: count.saturating_sub(1),
+                agents: BTreeSet::new(),
+                received: step.at,
+                active: false,
+                index: step.index,
+                symptoms: down.clone(),
+                down,
+            }
+        }
     };
-    let mut storm = known.unwrap_or(fresh);
     storm.began = storm.began.min(began);
     storm.last = storm.last.max(last);
     storm.restarts = storm.restarts.saturating_add(1);
