@@ -57,6 +57,12 @@ pub struct Reading {
 pub struct SingletonJudge {
     /// What was told last.
     told: Option<Told>,
+    /// Told as running, and nothing is known of it: since when, as after a reboot.
+    #[serde(default)]
+    unknown_since_ms: Option<u64>,
+    /// What was told was of another boot.
+    #[serde(default)]
+    of_another_boot: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,28 +100,57 @@ impl SingletonJudge {
     }
 
     fn tell(&mut self, service: &ServiceName, reading: &Reading, now: Now) -> Option<Problem> {
-        let (running, at_ms) = match (reading.main, reading.ended_boottime_ms) {
-            (Some((_, start_ms)), _) => (true, start_ms),
-            (None, Some(ended_ms)) if now.boottime_ms >= ended_ms.saturating_add(STOPPED_AFTER_MS) => (false, ended_ms),
-            // A restart, or nothing is known of it.
-            _ => return None,
-        };
+        let (running, at_ms) = self.state(reading, now)?;
         let again = self.told.is_some_and(|told| told.running == running);
         let due = self.told.is_none_or(|told| now.boottime_ms >= told.at_ms.saturating_add(RETELL_MS));
-        if again && !(running && due) {
+        // The fleet takes a reboot for its end: that it runs again is news.
+        if again && !(running && (due || self.of_another_boot)) {
             return None;
         }
+        let begins = !again || self.of_another_boot;
         self.told = Some(Told { running, at_ms: now.boottime_ms });
+        self.of_another_boot = false;
         let (state, words) = if running { ("running", "runs here") } else { ("stopped", "does not run here any more") };
-        let mut evidence = Evidence::new().text("what", "singleton").text("new", state).flag("told_again", again);
+        let mut evidence = told(state).flag("told_again", again);
         if let Some((process, _)) = reading.main {
             evidence = evidence.count("pid", process.pid);
         }
-        let mut problem =
-            Problem::new(Reason::Change, format!("{service}, of which there may be one, {words}")).evidence(evidence);
-        problem.observed_boottime_ms = Some(if again { now.boottime_ms } else { at_ms.min(now.boottime_ms) });
+        let mut problem = about(service, words).evidence(evidence);
+        problem.observed_boottime_ms = Some(if begins { at_ms.min(now.boottime_ms) } else { now.boottime_ms });
         Some(problem)
     }
+
+    /// Whether it runs, and since when; none while that is not known, or it may be a restart.
+    fn state(&mut self, reading: &Reading, now: Now) -> Option<(bool, u64)> {
+        let is_told = self.told.is_some_and(|told| told.running);
+        let unknown = reading.main.is_none() && reading.ended_boottime_ms.is_none() && is_told;
+        let since_ms = unknown.then(|| self.unknown_since_ms.unwrap_or(now.boottime_ms));
+        self.unknown_since_ms = since_ms;
+        // Where nothing is known of it any more, as after a reboot, it ran last at some time before.
+        let gone_ms = reading.ended_boottime_ms.or(since_ms);
+        match (reading.main, gone_ms) {
+            (Some((_, start_ms)), _) => Some((true, start_ms)),
+            (None, Some(gone_ms)) if now.boottime_ms >= gone_ms.saturating_add(STOPPED_AFTER_MS) => {
+                Some((false, gone_ms))
+            }
+            _ => None,
+        }
+    }
+
+    /// It is no longer watched as one of which there may be one: the fleet is told where it believes that it runs.
+    pub fn unwatched(&self, service: &ServiceName) -> Option<Problem> {
+        let words = "is no longer watched as such here: the agent's configuration changed";
+        let is_told = self.told.is_some_and(|told| told.running);
+        is_told.then(|| about(service, words).evidence(told("stopped").flag("no_longer_watched", true)))
+    }
+}
+
+fn about(service: &ServiceName, words: &str) -> Problem {
+    Problem::new(Reason::Change, format!("{service}, of which there may be one, {words}"))
+}
+
+fn told(state: &str) -> Evidence {
+    Evidence::new().text("what", "singleton").text("new", state)
 }
 
 /// When the two began to run beside each other, as far as the main process goes.
@@ -162,6 +197,8 @@ impl SingletonJudge {
     pub fn rebooted(&mut self) {
         // That it ran before the boot is still what the fleet knows; the clock that said when is another.
         self.told = self.told.map(|told| Told { at_ms: 0, ..told });
+        self.unknown_since_ms = None;
+        self.of_another_boot = self.told.is_some();
     }
 }
 
@@ -218,6 +255,38 @@ mod tests {
         assert_eq!(told(&judge(&mut of, &running(start), start)), [("running".to_owned(), Some(start))]);
         let later = start + RETELL_MS;
         assert_eq!(told(&judge(&mut of, &running(start), later)), [("running".to_owned(), Some(later))]);
+    }
+
+    /// It ran until the host died: after the boot nothing is known of its process.
+    #[test]
+    fn after_a_reboot_it_is_told_that_it_does_not_run_or_runs_again() {
+        let mut of = SingletonJudge::default();
+        judge(&mut of, &running(500), 9_000_000);
+        of.rebooted();
+        let mut moved = of.clone();
+        assert!(told(&judge(&mut moved, &Reading::default(), 20_000)).is_empty(), "it may start yet");
+        moved = serde_json::from_str(&serde_json::to_string(&moved).unwrap()).unwrap();
+        assert!(told(&judge(&mut moved, &Reading::default(), 49_999)).is_empty(), "just below");
+        let judgement = judge(&mut moved, &Reading::default(), 50_000);
+        assert_eq!(told(&judgement), [("stopped".to_owned(), Some(20_000))]);
+        assert!(told(&judge(&mut moved, &Reading::default(), 90_000)).is_empty(), "once");
+        assert_eq!(told(&judge(&mut moved, &running(95_000), 96_000)), [("running".to_owned(), Some(95_000))]);
+        // The fleet forgot it with the reboot: it is not left in that for hours.
+        assert!(told(&judge(&mut of, &Reading::default(), 20_000)).is_empty());
+        assert_eq!(told(&judge(&mut of, &running(25_000), 26_000)), [("running".to_owned(), Some(25_000))]);
+        assert!(told(&judge(&mut of, &running(25_000), 56_000)).is_empty(), "once");
+    }
+
+    #[test]
+    fn what_is_no_longer_watched_as_such_is_told_as_stopped() {
+        let mut of = SingletonJudge::default();
+        let spl = ServiceName::new("spl").unwrap();
+        assert_eq!(of.unwatched(&spl), None, "nobody believes that it runs");
+        judge(&mut of, &running(500), 2_000);
+        let problem = of.unwatched(&spl).unwrap();
+        assert_eq!(problem.evidence.get("new"), Some(&Value::Text("stopped".into())), "{problem:?}");
+        judge(&mut of, &Reading { ended_boottime_ms: Some(20_000), ..Reading::default() }, 60_000);
+        assert_eq!(of.unwatched(&spl), None, "told already");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use muster_common::finding::{Finding, FindingEvent, ProbeKind, SubjectKey};
 use muster_common::severity::Severity;
 use muster_common::units::human_duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -55,6 +56,8 @@ pub enum Asked {
     Reload,
     /// To look at the state folder again: [`Judge::look_at_disk_later`] asked for it.
     LookAtDisk,
+    /// To plan anew with the same config: files are on other file systems than they were, see [`Judge::plan_anew_on`].
+    PlanAnew,
 }
 
 /// A probe as the loop keeps it.
@@ -97,6 +100,8 @@ pub struct Judge<O> {
     /// What others ask, and reports that are not durable yet.
     questions: Option<Questions>,
     unanswered: Vec<oneshot::Sender<Result<u64, String>>>,
+    /// Set by a run after which the plan fits no more.
+    moved: Arc<AtomicBool>,
 }
 
 impl<O: StateOutlet> Judge<O> {
@@ -131,6 +136,7 @@ impl<O: StateOutlet> Judge<O> {
             watchdog_ms: 0,
             questions: None,
             unanswered: Vec::new(),
+            moved: Arc::default(),
         })
     }
 
@@ -144,6 +150,11 @@ impl<O: StateOutlet> Judge<O> {
         self.watcher.listen(questions.bell.clone())?;
         self.questions = Some(questions);
         Ok(())
+    }
+
+    /// Gives control back when a run of a probe has set this.
+    pub fn plan_anew_on(&mut self, moved: Arc<AtomicBool>) {
+        self.moved = moved;
     }
 
     /// Where events and memory go.
@@ -188,6 +199,8 @@ impl<O: StateOutlet> Judge<O> {
                 self.schedule.add(now.boottime_ms, subject, plan);
             }
         }
+        let believed = self.memory.unwatched(now, &wanted);
+        self.tell(believed);
         let events = self.memory.retain(&wanted);
         let observed_boottime_ms = now.boottime_ms;
         self.tell(events.into_iter().map(|event| Change { event, observed_boottime_ms }).collect());
@@ -226,6 +239,9 @@ impl<O: StateOutlet> Judge<O> {
             let woken = self.watcher.wait(self.pause(crate::clock::now()));
             if let Some(asked) = self.take_in(woken) {
                 return asked;
+            }
+            if self.moved.swap(false, Ordering::Relaxed) {
+                return Asked::PlanAnew;
             }
         }
     }

@@ -4,10 +4,11 @@
 //! One row per subject and per service, and only those that changed are written: a host with thousands of services
 //! pays for what happens, not for what there is.
 
+use crate::senses::singleton;
 use crate::spool::{Append, STATE_BYTES_MAX, SpoolError, SpoolOwner};
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Recent;
-use muster_agent_core::judgement::Judgement;
+use muster_agent_core::judgement::{Judgement, Problem};
 use muster_agent_core::ledger::{Change, Ledger, Watched};
 use muster_agent_core::services::{Instance, Services};
 use muster_common::finding::{FindingEvent, SubjectKey};
@@ -157,6 +158,16 @@ impl Memory {
         }
     }
 
+    /// What the fleet would go on to believe of subjects that are no longer watched; before they are forgotten.
+    pub fn unwatched(&mut self, now: Now, watched: &BTreeSet<SubjectKey>) -> Vec<Change> {
+        let gone = self.probes.iter().filter(|(subject, _)| !watched.contains(subject));
+        let told = gone.filter_map(|(subject, saved)| Some((subject.clone(), singleton::unwatched(subject, saved)?)));
+        let told: Vec<(SubjectKey, Problem)> = told.collect();
+        told.into_iter()
+            .flat_map(|(subject, problem)| self.observe(now, &subject, &Judgement::default().occurred(problem)))
+            .collect()
+    }
+
     /// Forgets subjects that are no longer watched, and tells what is over for that reason.
     pub fn retain(&mut self, watched: &BTreeSet<SubjectKey>) -> Vec<FindingEvent> {
         self.all_changed();
@@ -257,7 +268,7 @@ fn hash(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use crate::spool::{Spool, SpoolLimits};
-    use muster_agent_core::judgement::Problem;
+    use muster_common::evidence::Value;
     use muster_common::finding::ProbeKind;
     use muster_common::ids::ProcessId;
     use muster_common::reason::Reason;
@@ -304,6 +315,30 @@ mod tests {
         assert!(other.services.newest(&service).is_none());
         assert_eq!(other.changed_rows().len(), 2, "the head and the service");
         assert_eq!(Memory::decode(vec![("memory/head".into(), b"{".into())], boot(1)).ledger.open().count(), 0);
+    }
+
+    /// The coordinator would count it as running for ever, and a second one as one too many.
+    #[test]
+    fn a_singleton_that_is_no_longer_watched_is_told_as_stopped() {
+        let subject = SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::Process, singleton::SUBJECT);
+        let running = serde_json::json!([boot(1), { "told": { "running": true, "at_ms": 7 } }]);
+        let stopped = serde_json::json!([boot(1), { "told": { "running": false, "at_ms": 7 } }]);
+        for (saved, expected) in [(running, 1), (stopped, 0), (serde_json::json!({ "inode": 7 }), 0)] {
+            let mut memory = Memory::new(boot(1));
+            memory.note_probe(&subject, Some(saved));
+            let now = crate::clock::now();
+            let told = memory.unwatched(now, &BTreeSet::from([subject.clone()]));
+            assert!(told.is_empty(), "it is watched: {told:?}");
+            let told = memory.unwatched(now, &BTreeSet::new());
+            assert_eq!(told.len(), expected, "{told:?}");
+            for Change { event, .. } in told {
+                let FindingEvent::Occurred(finding) = event else { panic!("{event:?}") };
+                assert_eq!(finding.evidence.get("new"), Some(&Value::Text("stopped".into())));
+                assert_eq!(finding.key.subject, subject);
+            }
+            assert!(memory.retain(&BTreeSet::new()).is_empty());
+            assert!(memory.unwatched(now, &BTreeSet::new()).is_empty(), "once");
+        }
     }
 
     #[test]

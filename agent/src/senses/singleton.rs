@@ -5,7 +5,7 @@
 use super::{HostRoot, process};
 use crate::clock::boot_id;
 use crate::probe::{Context, Lane, Probe};
-use muster_agent_core::judgement::Judgement;
+use muster_agent_core::judgement::{Judgement, Problem};
 use muster_agent_core::pid_file::{Facts, ProcessReading};
 use muster_agent_core::port::Owner;
 use muster_agent_core::services::{Instance, Services, is_of_one_service};
@@ -14,6 +14,7 @@ use muster_common::evidence::Grade;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ServiceName};
 use rustix::fs::stat;
+use serde::Deserialize;
 use std::io::Read;
 use std::sync::PoisonError;
 
@@ -157,6 +158,15 @@ fn text(root: &HostRoot, pid: u32, name: &str, bytes_max: u64) -> Option<String>
     let file = std::fs::File::open(root.path(format!("/proc/{pid}/{name}"))).ok()?;
     file.take(bytes_max).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What the fleet is told when a subject, with what its probe had saved, is no longer watched.
+pub fn unwatched(subject: &SubjectKey, saved: &serde_json::Value) -> Option<Problem> {
+    if subject.probe != ProbeKind::Process || subject.subject != SUBJECT {
+        return None;
+    }
+    let (_, judge) = <(BootId, SingletonJudge)>::deserialize(saved).ok()?;
+    judge.unwatched(&subject.service)
 }
 
 impl Probe for SingletonProbe {
