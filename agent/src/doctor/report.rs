@@ -6,6 +6,7 @@ use muster_agent_core::judgement::{Judgement, Verdict};
 use muster_agent_core::services::Services;
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{Finding, ProbeKind, SubjectKey};
+use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -169,6 +170,23 @@ impl Overall {
     }
 }
 
+/// Whether a run tells why nothing about `question` can be told: its file is not there, or no database, or damaged.
+/// Whatever else is wrong with a file (a lock, a mode, a row too many), it says nothing of a question about it.
+fn answers(ran: &Ran, question: &SubjectKey) -> bool {
+    if ran.subject.probe != ProbeKind::Sqlite || ran.subject.service != question.service {
+        return false;
+    }
+    let same = ran.subject.subject == question.subject;
+    ran.judgement.problems.iter().any(|problem| match problem.reason {
+        Reason::SqliteMissing | Reason::SqliteNotADatabase | Reason::SqliteCorrupt | Reason::SqliteShrunk => {
+            same || is_query_of(question, &ran.subject)
+        }
+        // The probe itself leaves it alone; a query is asked of a copy.
+        Reason::SqliteJournalHot => ran.subject == *question,
+        _ => false,
+    })
+}
+
 /// A query's subject is "FILE: NAME".
 fn is_query_of(query: &SubjectKey, database: &SubjectKey) -> bool {
     let of_file = || query.subject.strip_prefix(&database.subject).is_some_and(|rest| rest.starts_with(": "));
@@ -183,13 +201,7 @@ impl Report {
         for ran in &probes {
             let problems = ran.judgement.problems.iter().chain(&ran.judgement.occurrences);
             findings.extend(problems.map(|problem| problem.finding(&ran.subject)));
-            // A finding about the same thing says more than that it could not be looked at.
-            let told = |other: &Ran| {
-                !other.judgement.problems.is_empty()
-                    && other.subject.service == ran.subject.service
-                    && (other.subject.subject == ran.subject.subject || is_query_of(&ran.subject, &other.subject))
-            };
-            let told = probes.iter().any(told);
+            let told = probes.iter().any(|other| answers(other, &ran.subject));
             unknown.extend(ran.judgement.unknown.as_ref().map(|unknown| Unanswered {
                 service: ran.subject.service.to_string(),
                 probe: ran.subject.probe.to_string(),

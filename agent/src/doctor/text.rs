@@ -488,6 +488,43 @@ mod tests {
     }
 
     #[test]
+    fn a_finding_stands_for_no_question_that_it_does_not_answer() {
+        let found = |reason| Judgement::problem(Problem::new(reason, "x"));
+        let blind = || Judgement::unknown("permission denied", None);
+        let both = |reason, why: &str| Judgement { unknown: Judgement::unknown(why, None).unknown, ..found(reason) };
+        let unanswered = |probes: Vec<Ran>| {
+            let report = report(probes);
+            let mut out = Vec::new();
+            write(&mut out, &report, Style::default()).unwrap();
+            let count = report.unanswered().count();
+            assert_eq!(String::from_utf8(out).unwrap().contains("could not be answered"), count > 0);
+            count
+        };
+        let file = |probe, judgement| ran(probe, "/hub.db", judgement);
+        let query = || ran(ProbeKind::Query, "/hub.db: rows", blind());
+        // Each can be read in spite of it.
+        for reason in
+            [Reason::SqliteForeignKeys, Reason::SqliteWalGrowth, Reason::SqliteLockHeld, Reason::SqliteRowsLost]
+        {
+            assert_eq!(unanswered(vec![file(ProbeKind::Sqlite, found(reason)), query()]), 1, "{reason}");
+            assert_eq!(unanswered(vec![file(ProbeKind::Sqlite, both(reason, "there is no table nope"))]), 1);
+        }
+        for probe in [ProbeKind::Sqlite, ProbeKind::Log, ProbeKind::PidFile] {
+            let open = file(ProbeKind::Permission, found(Reason::PermissionInsecure));
+            assert_eq!(unanswered(vec![open, file(probe, blind())]), 1, "{probe}");
+        }
+        assert_eq!(unanswered(vec![file(ProbeKind::Baseline, both(Reason::BaselineDrift, "it is a FIFO"))]), 1);
+        // Nothing of what is not there, or no database, can be asked.
+        for reason in [Reason::SqliteMissing, Reason::SqliteNotADatabase, Reason::SqliteCorrupt, Reason::SqliteShrunk] {
+            let lock = file(ProbeKind::Lock, blind());
+            assert_eq!(unanswered(vec![file(ProbeKind::Sqlite, both(reason, "no")), lock, query()]), 0, "{reason}");
+        }
+        // A hot journal keeps the look at the content off, and a query is asked of a copy.
+        let hot = || file(ProbeKind::Sqlite, both(Reason::SqliteJournalHot, "never opened"));
+        assert_eq!((unanswered(vec![hot()]), unanswered(vec![hot(), query()])), (0, 1));
+    }
+
+    #[test]
     fn tells_what_is_wrong_first_and_folds_symptoms() {
         let mut out = Vec::new();
         write(&mut out, &sample(), Style::default()).unwrap();
