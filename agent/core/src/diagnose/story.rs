@@ -203,7 +203,8 @@ fn root(parents: &[Option<(usize, Grade)>], finding: usize) -> (usize, Grade) {
 }
 
 /// A background of the same service that explains nothing else is told with what it led to. One about the host stays a
-/// story of its own: it may be behind several.
+/// story of its own: it may be behind several. So does a cause whose symptom a surer or nearer one has: the two have
+/// nothing to do with each other.
 fn fold_backgrounds(traces: &[Trace], folded: &mut [Option<(usize, Link)>]) {
     for (index, cause) in traces.iter().enumerate() {
         let has_symptoms = folded.iter().flatten().any(|(root, _)| *root == index);
@@ -211,6 +212,7 @@ fn fold_backgrounds(traces: &[Trace], folded: &mut [Option<(usize, Link)>]) {
             continue;
         }
         let led_to = traces.iter().enumerate().filter_map(|(at, effect)| Some((at, explains(cause, effect)?)));
+        let led_to = led_to.filter(|(_, explained)| explained.background);
         let Some((at, explained)) = led_to.max_by_key(|(_, explained)| explained.grade) else { continue };
         let root = folded.get(at).copied().flatten().map_or(at, |(root, _)| root);
         if root != index
@@ -585,6 +587,33 @@ mod tests {
         assert_eq!(
             shown(&findings),
             ["sev2 port_closed []", "sev2 process_down [Symptom port_closed likely, Symptom pid_file_stale likely]"]
+        );
+    }
+
+    /// Of two damaged files each may be behind the same silence: neither is behind the other.
+    #[test]
+    fn who_may_explain_the_same_symptom_is_no_cause_of_its_rival() {
+        let of = |reasons: &[Reason]| {
+            let findings: Vec<Finding> =
+                reasons.iter().map(|reason| finding("spl", *reason, Evidence::new())).collect();
+            shown(&findings)
+        };
+        assert_eq!(
+            of(&[Reason::SqliteMissing, Reason::SqliteNotADatabase, Reason::HealthCheckFailed]),
+            ["sev1 sqlite_not_a_database [Symptom health_check_failed possible]", "sev2 sqlite_missing []"]
+        );
+        assert_eq!(
+            of(&[Reason::SqliteMissing, Reason::SqliteNotADatabase, Reason::PortClosed, Reason::HealthCheckFailed]),
+            [
+                "sev1 sqlite_not_a_database []",
+                "sev2 sqlite_missing []",
+                "sev2 port_closed [Symptom health_check_failed likely]",
+            ]
+        );
+        // What is only ever told with what it led to.
+        assert_eq!(
+            of(&[Reason::UpdateFailed, Reason::PortClosed, Reason::HealthCheckFailed]),
+            ["sev2 port_closed [Because update_failed possible, Symptom health_check_failed likely]"]
         );
     }
 
