@@ -66,7 +66,7 @@ fn said(status: &v1::LocalStatus, report: &Report, now: Timestamp) -> Vec<AgentS
                 })
         };
         let found = status.findings.iter().find(open);
-        let over = found.is_some_and(|found| is_over(found, report));
+        let over = found.is_some_and(|found| is_over(found, status, report));
         let happened = (said.happened_unix_ms > 0).then(|| Timestamp::from_unix_ms(said.happened_unix_ms));
         let subject = found.and_then(|finding| finding.subject.as_ref()).map(|subject| subject.subject.as_str());
         let steps = said.next_steps.iter().take(NEXT_STEPS_MAX);
@@ -86,17 +86,23 @@ fn said(status: &v1::LocalStatus, report: &Report, now: Timestamp) -> Vec<AgentS
     said.take(SAID_MAX).collect()
 }
 
-/// Whether the same probe saw the process run here: the agent waits for a second look before it says that an end is over.
-fn is_over(told: &v1::FindingDetail, report: &Report) -> bool {
-    let Some(subject) = told.subject.as_ref().filter(|_| told.reason == Reason::ProcessDown.as_str()) else {
-        return false;
-    };
-    report.probes.iter().any(|ran| {
-        let key = &ran.subject;
-        let same = (key.service.as_str(), key.probe.as_str(), key.subject.as_str())
-            == (&subject.service, &subject.probe, &subject.subject);
-        same && ran.judgement.verdict() == Verdict::Ok && !ran.judgement.sees_no_process()
-    })
+/// Whether the same probe saw a successor run here: the agent waits for a second look before it says that an end is over.
+///
+/// The pid of the one that ended may be a stranger's by now. Only who watched knows, so a process with that pid, or with
+/// one that the agent calls a stranger's, is none.
+fn is_over(told: &v1::FindingDetail, status: &v1::LocalStatus, report: &Report) -> bool {
+    let read = |detail: &v1::FindingDetail| finding(detail, ReasonKind::Condition).ok();
+    let ended = Some(told).filter(|told| told.reason == Reason::ProcessDown.as_str()).and_then(read);
+    let Some(ended) = ended else { return false };
+    let subject = &ended.key.subject;
+    let seen = report.probes.iter().find(|ran| ran.subject == *subject).map(|ran| &ran.judgement);
+    let seen = seen.filter(|seen| seen.verdict() == Verdict::Ok && !seen.sees_no_process());
+    let Some(pid) = seen.and_then(|seen| seen.seen.get(PID_KEY)) else { return false };
+    let stale = |detail: &&v1::FindingDetail| detail.reason == Reason::PidFileStale.as_str();
+    let open = status.findings.iter().take(OPEN_FINDINGS_PER_AGENT_MAX).filter(stale).filter_map(read);
+    let mut strangers = open.filter(|stale| stale.key.subject == *subject);
+    ended.evidence.get(PID_KEY).is_some_and(|ended| ended != pid)
+        && !strangers.any(|stranger| stranger.evidence.get(PID_KEY) == Some(pid))
 }
 
 /// What was found here and is open there in better words: who saw it begin knows how, and since when. Only of what tells a
@@ -351,24 +357,40 @@ mod tests {
         // Of another process, and of what is measured, the newest look tells.
         let (text, _) = told(Reason::UnitFailed, pid(8), pid(7));
         assert!(text.contains("it is not running") && !text.contains("SIGTERM"), "{text}");
-        let (text, _) = told(Reason::DiskSpaceLow, Evidence::new(), Evidence::new());
-        assert!(text.contains("it is not running") && !text.contains("SIGTERM"), "{text}");
+        for measured in [Reason::DiskSpaceLow] {
+            let (text, _) = told(measured, Evidence::new(), Evidence::new());
+            assert!(text.contains("it is not running") && !text.contains("SIGTERM"), "{text}");
+        }
     }
 
-    /// The agent waits for a second look at the successor before it clears.
+    /// The agent waits for a second look at the successor before it clears. The pid of the one that ended may be a
+    /// stranger's by now, and a look without a past takes it for the service.
     #[test]
-    fn an_end_is_over_once_its_process_is_seen_to_run() {
-        for (judgement, open) in [
-            (Judgement::default(), false),
-            (Judgement::ok(Evidence::new().text("process", "has ended")), true),
-            (Judgement::unknown("no access", None), true),
+    fn an_end_is_over_once_another_process_is_seen_to_run() {
+        let runs = |pid: u32, start: u32| Evidence::new().count("pid", pid).count("start_ticks", start);
+        let stale = |pid: u32| {
+            let key = FindingKey { subject: subject(), reason: Reason::PidFileStale };
+            finding_to_wire(&Finding::new(key, "a stranger's").evidence(runs(pid, 5)))
+        };
+        for (judgement, stale, open) in [
+            (Judgement::ok(runs(8, 5)), None, false),
+            // A number alone names nothing.
+            (Judgement::ok(runs(7, 5)), None, true),
+            (Judgement::ok(runs(7, 5)), Some(stale(7)), true),
+            (Judgement::ok(runs(8, 5)), Some(stale(8)), true),
+            // What the agent saw before is no word about another process.
+            (Judgement::ok(runs(8, 5)), Some(stale(7)), false),
+            (Judgement::default(), None, true),
+            (Judgement::ok(runs(8, 5).text("process", "has ended")), None, true),
+            (Judgement::unknown("no access", None), None, true),
         ] {
-            let mut report = look(subject(), judgement);
+            let mut report = look(subject(), judgement.clone());
             let mut status = status(Reason::ProcessDown);
+            status.findings.extend(stale);
             status.diagnoses[0].happened_unix_ms = 0;
             report.agent_says = said(&status, &report, NOW);
             let said = &report.agent_says[0];
-            assert_eq!((said.open, said.over), (open, !open));
+            assert_eq!((said.open, said.over), (open, !open), "{judgement:?}");
             let critical = report.overall() == crate::doctor::report::Overall::Critical;
             assert_eq!(critical, open);
         }
