@@ -106,7 +106,7 @@ fn is_over(told: &v1::FindingDetail, status: &v1::LocalStatus, report: &Report) 
 }
 
 /// What was found here and is open there in better words: who saw it begin knows how, and since when. Only of what tells a
-/// past; a number is told by who looked last.
+/// past; a number is told by who looked last, and so is what is left to do it in (copies of a backup).
 fn adopt(status: &v1::LocalStatus, report: &mut Report) {
     const PASTS: &[Reason] = &[
         Reason::ProcessDown,
@@ -120,7 +120,6 @@ fn adopt(status: &v1::LocalStatus, report: &mut Report) {
         Reason::LockContention,
         Reason::SqliteReplaced,
         Reason::SqliteShrunk,
-        Reason::BackupShrunk,
     ];
     let open = status.findings.iter().take(OPEN_FINDINGS_PER_AGENT_MAX);
     let open: Vec<Finding> = open.filter_map(|detail| finding(detail, ReasonKind::Condition).ok()).collect();
@@ -357,7 +356,7 @@ mod tests {
         // Of another process, and of what is measured, the newest look tells.
         let (text, _) = told(Reason::UnitFailed, pid(8), pid(7));
         assert!(text.contains("it is not running") && !text.contains("SIGTERM"), "{text}");
-        for measured in [Reason::DiskSpaceLow] {
+        for measured in [Reason::DiskSpaceLow, Reason::BackupShrunk] {
             let (text, _) = told(measured, Evidence::new(), Evidence::new());
             assert!(text.contains("it is not running") && !text.contains("SIGTERM"), "{text}");
         }
