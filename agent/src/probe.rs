@@ -52,6 +52,10 @@ pub trait Probe: Send {
     /// Asks and judges. Blocks at most for its own bound; the runtime's deadline is the second net.
     fn run(&mut self, context: &Context) -> Judgement;
 
+    /// In `doctor`, before the first run of any probe: starts what others do for it, so that all are waited for together
+    /// and not one after the other.
+    fn begin(&mut self) {}
+
     /// A descriptor that becomes readable when a run is worth it at once (a pidfd, the kernel log). Asked again after
     /// every run; `None` when there is nothing to wait for.
     fn wake(&self) -> Option<Arc<OwnedFd>> {

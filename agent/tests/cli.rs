@@ -338,3 +338,29 @@ fn a_deep_check_that_is_interrupted_leaves_no_copy() {
     assert!(code == Some(130) || code == Some(0), "{code:?}");
     assert_eq!(copies(), 0);
 }
+
+/// Endpoints that answer nobody before all are asked: a few at a time would wait for each other in vain.
+#[test]
+fn doctor_asks_all_health_endpoints_at_once() {
+    const ENDPOINTS: usize = 12;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let asked: Vec<_> = listener.incoming().take(ENDPOINTS).map_while(Result::ok).collect();
+        for mut stream in asked {
+            let request = std::io::Read::read(&mut stream, &mut [0; 4096]);
+            let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+            request.and_then(|_| std::io::Write::write_all(&mut stream, answer)).ok();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let services: String =
+        (0..ENDPOINTS).map(|at| format!("[service.s{at}]\nhealth = \"http://127.0.0.1:{port}/{at}\"\n")).collect();
+    let config = write(folder.path(), "agent.toml", &services);
+    let output = agent(&["doctor", "--config", &config, "--format", "json"]);
+    let report = json(&output);
+    let health: Vec<_> =
+        report["probes"].as_array().unwrap().iter().filter(|probe| probe["probe"] == "health").collect();
+    assert_eq!(health.len(), ENDPOINTS);
+    assert!(health.iter().all(|probe| probe["verdict"] == "ok"), "{}", stdout(&output));
+}

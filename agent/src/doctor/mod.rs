@@ -36,6 +36,9 @@ use std::time::{Duration, Instant};
 
 /// Threads for quick probes: they wait for the kernel, not for the processor.
 const QUICK_THREADS: usize = 4;
+/// Health endpoints that are asked at once, each with two descriptors of the 1024 that a process has; those beyond are
+/// asked by the quick threads.
+const BEGUN_MAX: usize = 256;
 /// Threads for small files: one file system that hangs takes one or two of them, and each is replaced.
 const FILES_THREADS: usize = 4;
 /// Threads for databases: each may read a disk at full speed.
@@ -84,7 +87,9 @@ fn diagnose_with(
     let now = crate::clock::now();
     let context = Context { now, services: Arc::clone(&services), one_shot: true };
     let means = Means { host, scratch: None, net: &net.handle(), link: LinkStatus::default(), one_shot };
-    let planned = probes(config, &means);
+    let mut planned = probes(config, &means);
+    let asks = |planned: &&mut Planned| planned.probe.subject().probe == ProbeKind::Health;
+    planned.iter_mut().filter(asks).take(BEGUN_MAX).for_each(|planned| planned.probe.begin());
     let (first, second): (Vec<_>, Vec<_>) =
         planned.into_iter().partition(|planned| tells_processes(planned.probe.subject().probe));
     let (last, second): (Vec<_>, Vec<_>) =

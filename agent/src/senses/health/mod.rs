@@ -59,6 +59,8 @@ pub struct HealthProbe {
     asked_boottime_ms: Option<u64>,
     /// When the last answer was taken in.
     heard_boottime_ms: Option<u64>,
+    /// When `doctor` asked, beside others.
+    begun: Option<Instant>,
     judge: HealthJudge,
     /// What was judged last; it stands until the next answer.
     last: Option<Judgement>,
@@ -112,6 +114,7 @@ impl HealthProbe {
             asking: Arc::default(),
             asked_boottime_ms: None,
             heard_boottime_ms: None,
+            begun: None,
             judge: HealthJudge::default(),
             last: None,
         }
@@ -128,6 +131,10 @@ impl HealthProbe {
     fn deaf_for(&self, now: Now) -> Option<Duration> {
         let silent = now.since(self.heard_boottime_ms?);
         (silent > self.interval.saturating_mul(2) + self.endpoint.timeout + DEAF_SLACK).then_some(silent)
+    }
+
+    fn one_shot_wait(&self) -> Duration {
+        self.endpoint.timeout.min(ONE_SHOT_WAIT)
     }
 
     fn ask(&self, mailbox: &Arc<Mailbox<Reading>>, time_max: Duration, alone: bool) {
@@ -158,14 +165,25 @@ impl Probe for HealthProbe {
         &self.subject
     }
 
+    fn begin(&mut self) {
+        if let Some(mailbox) = &self.mailbox {
+            self.ask(mailbox, self.one_shot_wait(), false);
+            self.begun = Some(Instant::now());
+        }
+    }
+
     fn run(&mut self, context: &Context) -> Judgement {
         let Some(mailbox) = self.mailbox.clone() else {
             return Judgement::unknown("the agent has no descriptor left for this probe", Some("raise LimitNOFILE="));
         };
         if context.one_shot {
-            let time_max = self.endpoint.timeout.min(ONE_SHOT_WAIT);
-            self.ask(&mailbox, time_max, true);
-            let Some(reading) = mailbox.wait(time_max + ONE_SHOT_SLACK) else {
+            let time_max = self.one_shot_wait();
+            let begun = self.begun.take();
+            if begun.is_none() {
+                self.ask(&mailbox, time_max, true);
+            }
+            let over = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+            let Some(reading) = mailbox.wait((time_max + ONE_SHOT_SLACK).saturating_sub(over)) else {
                 return Judgement::unknown("the agent's net thread did not answer in time", None);
             };
             // Slower than a diagnosis waits is not slower than the service may be.
