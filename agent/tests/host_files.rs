@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too, and skips are said")]
 
+mod started;
+
 use muster_agent::clock;
 use muster_agent::config::Config;
 use muster_agent::config::baseline::Baseline;
@@ -20,7 +22,8 @@ use muster_agent_core::services::{Instance, Services};
 use muster_common::evidence::{Grade, Value};
 use muster_common::ids::ServiceName;
 use muster_common::reason::Reason;
-use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
+use started::Agent;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -141,7 +144,34 @@ fn child() {
     mount_remount(at("bound"), MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
     assert!(std::fs::write(at("bound/x"), "").is_err());
     assert_eq!(clock.run(&mut bound).verdict(), Verdict::Ok);
+    tell_of_a_late_mount(&folder);
     println!("all mounts were tried");
+}
+
+/// The daemon, after its start, hears of a file system under a service's folder, and of one under that.
+fn tell_of_a_late_mount(folder: &Path) {
+    let folder = folder.join("daemon");
+    let late = folder.join("late");
+    std::fs::create_dir_all(&late).unwrap();
+    let shown = folder.display();
+    let config = format!(
+        "[agent]\nstate_dir = \"{shown}/state\"\nsocket = \"{shown}/agent.sock\"\n[probes]\ndisk = \"1s\"\n\
+         [disk]\nmin_free = \"1KiB\"\nmounts = [{{ path = \"{shown}/late\", min_free = \"50%\" }}]\n\
+         [memory]\napproaching = \"2B\"\ncritical = \"1B\"\n[service.web]\nlogs = [\"{shown}/late/web.log\"]\n"
+    );
+    std::fs::write(folder.join("agent.toml"), config).unwrap();
+    let agent = Agent::start(&folder);
+    agent.until(&["watching"]);
+    agent.until(&["probed", "host/disk"]);
+    mount("none", &late, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+    std::fs::write(late.join("fill"), vec![1u8; 768 << 10]).unwrap();
+    agent.until(&["opened", "disk_space_low", "daemon/late"]);
+    // What is gone is told, and not forgotten.
+    unmount(&late, UnmountFlags::DETACH).unwrap();
+    agent.until(&["probed", "daemon/late", "\"unknown\""]);
+    mount("none", &late, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+    agent.until(&["cleared", "disk_space_low", "daemon/late"]);
+    assert_eq!(agent.stop(), Some(0));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use muster_agent_core::disk::Use;
 use muster_agent_core::permission::Role;
 use muster_common::ids::ServiceName;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An edit is told with the time of the edit: how often is a matter of freshness alone.
@@ -23,15 +24,14 @@ const WATCHED_FILES_INTERVAL: Duration = Duration::from_secs(60);
 const OWN_NAME: &str = "muster-agent";
 
 /// A probe for each file system that something named in the config is on.
-pub(super) fn disks(config: &Config, means: &Means<'_>) -> Vec<Planned> {
-    let table = MountTable::new(means.host.clone());
+pub(super) fn disks(config: &Config, table: &Arc<MountTable>) -> Vec<Planned> {
     let mut kept: Vec<Kept> = config.services.iter().flat_map(of_service).collect();
     let own = Use { service: OWN_NAME.to_owned(), what: "spool" };
     kept.push(Kept { path: config.state_dir.clone(), by: own });
     let places = table.places(&kept, crate::clock::now().boottime_ms);
     let one = |place: crate::senses::disk::Place| {
         let thresholds = config.disk.of(&place.mount_point);
-        planned(config, DiskProbe::new(place, thresholds, table.clone()), config.probes.disk)
+        planned(config, DiskProbe::new(place, thresholds, Arc::clone(table)), config.probes.disk)
     };
     places.into_iter().map(one).collect()
 }
@@ -51,8 +51,8 @@ fn of_service(service: &Service) -> Vec<Kept> {
 }
 
 /// Notes which probes hang together if the server of their file system is gone.
-pub(super) fn note_places(planned: &mut [Planned], means: &Means<'_>) {
-    let (table, now) = (MountTable::new(means.host.clone()), crate::clock::now());
+pub(super) fn note_places(planned: &mut [Planned], table: &MountTable) {
+    let now = crate::clock::now();
     for one in planned.iter_mut().filter(|one| one.probe.lane() != Lane::Quick) {
         // The subject of a probe of files begins with the path.
         let subject = Path::new(&one.probe.subject().subject);
@@ -63,18 +63,17 @@ pub(super) fn note_places(planned: &mut [Planned], means: &Means<'_>) {
 }
 
 /// Tells whether a look at a path waits for nobody else.
-pub(super) fn near(means: &Means<'_>) -> impl Fn(&Path) -> bool {
-    let (table, now) = (MountTable::new(means.host.clone()), crate::clock::now());
+pub(super) fn near(table: &MountTable) -> impl Fn(&Path) -> bool {
+    let now = crate::clock::now();
     move |path| table.hanging_place(path, now.boottime_ms).is_none()
 }
 
 /// A probe for each file that a service trusts, and for the agent's own key.
-pub(super) fn permissions(config: &Config, means: &Means<'_>) -> Vec<Planned> {
+pub(super) fn permissions(config: &Config, means: &Means<'_>, near: &impl Fn(&Path) -> bool) -> Vec<Planned> {
     let one = |service: &ServiceName, role, path: &Path| {
         let probe = PermissionProbe::new(service.clone(), role, path, means.host.clone());
         planned(config, probe, config.probes.permission)
     };
-    let near = near(means);
     let mut all: Vec<Planned> = Vec::new();
     for service in &config.services {
         // Whose server is gone takes a thread per look, and a mode there is the server's to keep.
@@ -104,8 +103,12 @@ pub(super) fn baselines(config: &Config, means: &Means<'_>, units: Option<&Units
 }
 
 /// A probe for the configuration of each service that has one, and one for the agent's own and the host's.
-pub(super) fn watched_files(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
-    let near = near(means);
+pub(super) fn watched_files(
+    config: &Config,
+    means: &Means<'_>,
+    units: Option<&Units>,
+    near: &impl Fn(&Path) -> bool,
+) -> Vec<Planned> {
     // Whose server is gone takes a thread per look.
     let declared = |baseline: &Baseline| -> Vec<PathBuf> {
         baseline.files.iter().map(|file| file.path.clone()).filter(|path| near(path)).collect()

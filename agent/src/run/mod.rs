@@ -22,6 +22,7 @@ use crate::config::{Config, ConfigError};
 use crate::local::{LinkStatus, LocalServer, Reporters};
 use crate::net::{Net, NetHandle};
 use crate::senses::HostRoot;
+use crate::senses::disk::MountTable;
 use crate::senses::sqlite::OneShot;
 use crate::spool::SpoolOwner;
 use crate::uplink::{FactsSetter, Stop, UplinkFacts};
@@ -70,7 +71,9 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     reporters.set(&config);
     judge.answer(questions).context("cannot wait for questions")?;
     let _local = serve_local(&config, &net, asks, &reporters, link.clone());
-    judge.watch(plan::probes(&config, &means(&host, &state, &net, &link)), config.probes.blind_after);
+    let mounts = MountTable::new(host.clone());
+    judge.plan_anew_on(mounts.moved());
+    judge.watch(plan::probes_by(&config, &means(&host, &state, &net, &link), &mounts), config.probes.blind_after);
     tell_start(&config, &state);
     judge.look_at_disk_later();
     let mut current = config;
@@ -79,17 +82,23 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             Asked::Stop => break,
             Asked::LookAtDisk => {
                 if state.try_disk(&current, boot, &mut judge.outlet().spool) {
-                    judge.watch(plan::probes(&current, &means(&host, &state, &net, &link)), current.probes.blind_after);
+                    let planned = plan::probes_by(&current, &means(&host, &state, &net, &link), &mounts);
+                    judge.watch(planned, current.probes.blind_after);
                 } else if state.mend_scratch() {
                     judge.renew_threads();
                 }
                 judge.look_at_disk_later();
             }
+            Asked::PlanAnew => {
+                let planned = plan::probes_by(&current, &means(&host, &state, &net, &link), &mounts);
+                judge.watch(planned, current.probes.blind_after);
+                tracing::info!("watched files are on other file systems than before: planned anew");
+            }
             Asked::Reload => {
                 state.try_disk(&current, boot, &mut judge.outlet().spool);
                 // The reload renews the threads itself.
                 state.mend_scratch();
-                current = reload(config_path, current, &means(&host, &state, &net, &link), &mut judge);
+                current = reload(config_path, current, (&means(&host, &state, &net, &link), &mounts), &mut judge);
                 reporters.set(&current);
                 if let Some(uplink) = &uplink {
                     uplink.renew(&current.tls);
@@ -158,7 +167,12 @@ fn host_stops() -> bool {
     folders.split(':').any(|folder| !folder.is_empty() && Path::new(folder).join(HOST_STOPPING_FILE).exists())
 }
 
-fn reload<O: StateOutlet>(path: &Path, old: Config, means: &Means<'_>, judge: &mut Judge<O>) -> Config {
+fn reload<O: StateOutlet>(
+    path: &Path,
+    old: Config,
+    (means, mounts): (&Means<'_>, &Arc<MountTable>),
+    judge: &mut Judge<O>,
+) -> Config {
     let reloading = NotifyState::monotonic_usec_now();
     if let Ok(usec) = reloading {
         sd_notify::notify(&[NotifyState::Reloading, usec]).ok();
@@ -174,7 +188,8 @@ fn reload<O: StateOutlet>(path: &Path, old: Config, means: &Means<'_>, judge: &m
                 tracing::warn!("changes of [agent], [coordinator] and [spool] take effect at the next restart");
             }
             let new = Config { state_dir: old.state_dir.clone(), ..new };
-            judge.watch(plan::probes(&new, means), new.probes.blind_after);
+            mounts.start_anew();
+            judge.watch(plan::probes_by(&new, means, mounts), new.probes.blind_after);
             tracing::info!(services = new.services.len(), "config read again");
             new
         }

@@ -13,6 +13,7 @@ use crate::net::NetHandle;
 use crate::probe::{Lane, Probe};
 use crate::senses::HostRoot;
 use crate::senses::backup::{BackupOptions, BackupProbe};
+use crate::senses::disk::MountTable;
 use crate::senses::health::HealthProbe;
 use crate::senses::host_clock::HostClockProbe;
 use crate::senses::locks::{LockProbe, LockTable, MAX_WAIT_DEFAULT};
@@ -66,10 +67,16 @@ pub struct Means<'a> {
 
 /// All probes of a config, on this host. Pid files first: the others ask them whose process they see.
 pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
+    probes_by(config, means, &MountTable::new(means.host.clone()))
+}
+
+/// As [`probes`], by this mount table: it tells when it is time to plan anew.
+pub fn probes_by(config: &Config, means: &Means<'_>, mounts: &Arc<MountTable>) -> Vec<Planned> {
+    mounts.start_plan();
     let mut planned = Vec::new();
     let sockets = SocketTable::new(means.host.clone());
     let lock_table = LockTable::new(means.host.clone());
-    let near = host_files::near(means);
+    let near = host_files::near(mounts);
     let units = service_units::units(config, means);
     for service in &config.services {
         planned.extend(pid_file(config, service, means, units.as_ref()));
@@ -89,12 +96,12 @@ pub fn probes(config: &Config, means: &Means<'_>) -> Vec<Planned> {
     planned.push(service_process::of_host(config, means));
     planned.extend(logs::logs(config, means));
     planned.extend(logs::killers(config, means));
-    planned.extend(host_files::disks(config, means));
-    planned.extend(host_files::permissions(config, means));
+    planned.extend(host_files::disks(config, mounts));
+    planned.extend(host_files::permissions(config, means, &near));
     planned.extend(host_files::baselines(config, means, units.as_ref()));
-    planned.extend(host_files::watched_files(config, means, units.as_ref()));
+    planned.extend(host_files::watched_files(config, means, units.as_ref(), &near));
     planned.push(host_clock(config, means));
-    host_files::note_places(&mut planned, means);
+    host_files::note_places(&mut planned, mounts);
     super::veil::over(planned, means)
 }
 

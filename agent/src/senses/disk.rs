@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Mount tables and fstab are read up to this size: 8192 lines of a container host.
 const TABLE_BYTES_MAX: u64 = 2 << 20;
@@ -49,11 +50,22 @@ pub struct Place {
     pub uses: Vec<Use>,
 }
 
-/// The mount tables, shared by all disk probes.
+/// The mount tables, shared by all disk probes; and what was planned by them, so that a change of it is noticed.
 #[derive(Debug)]
 pub struct MountTable {
     root: HostRoot,
     taken: Mutex<Option<Taken>>,
+    settled: Mutex<Settled>,
+    moved: Arc<AtomicBool>,
+}
+
+/// What was planned by where files were.
+#[derive(Debug, Default)]
+struct Settled {
+    kept: Vec<Kept>,
+    places: Vec<Place>,
+    /// The answers of [`MountTable::hanging_place`].
+    hanging: BTreeMap<PathBuf, Option<u64>>,
 }
 
 /// The tables as they were read at a time.
@@ -89,13 +101,42 @@ struct Tables {
 impl MountTable {
     /// Of the host under `root`.
     pub fn new(root: HostRoot) -> Arc<Self> {
-        Arc::new(Self { root, taken: Mutex::new(None) })
+        let (taken, settled, moved) = (Mutex::default(), Mutex::default(), Arc::default());
+        Arc::new(Self { root, taken, settled, moved })
+    }
+
+    /// Set when a file of what was planned is on another file system than it was then.
+    pub fn moved(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.moved)
+    }
+
+    /// Forgets what was planned, places that are not mounted any more with it.
+    pub fn start_anew(&self) {
+        *self.settled() = Settled::default();
+    }
+
+    /// Forgets which files were looked at, before they are planned for again.
+    pub fn start_plan(&self) {
+        self.settled().hanging.clear();
+    }
+
+    fn settled(&self) -> MutexGuard<'_, Settled> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tables(&self, now_boottime_ms: u64) -> Arc<Tables> {
+        let (tables, changed) = self.taken(now_boottime_ms);
+        if let Some(mounts) = tables.own.as_ref().ok().filter(|_| changed) {
+            self.note_moves(mounts);
+        }
+        tables
+    }
+
+    /// The tables, and whether the own one is another than before.
+    fn taken(&self, now_boottime_ms: u64) -> (Arc<Tables>, bool) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(taken) = taken.as_ref().filter(|taken| taken.stands(now_boottime_ms)) {
-            return Arc::clone(&taken.tables);
+            return (Arc::clone(&taken.tables), false);
         }
         let mut files = Vec::new();
         let mut table = |path: &str| -> std::io::Result<Vec<Mount>> {
@@ -109,8 +150,21 @@ impl MountTable {
         let host = table("/proc/1/mountinfo").unwrap_or_default();
         let fstab = File::open(self.root.path("/etc/fstab")).and_then(|file| read_text(&file)).unwrap_or_default();
         let tables = Arc::new(Tables { own, host, fstab });
-        *taken = Some(Taken { at_ms: now_boottime_ms, tables: Arc::clone(&tables), files });
-        tables
+        let new = Taken { at_ms: now_boottime_ms, tables: Arc::clone(&tables), files };
+        let before = taken.replace(new);
+        let changed = before.is_none_or(|before| before.tables.own != tables.own);
+        (tables, changed)
+    }
+
+    /// Mounts were made, moved or removed: whether that is about a file of what was planned.
+    fn note_moves(&self, mounts: &[Mount]) {
+        let settled = self.settled();
+        let hangs = |path: &Path| self.hanging_in(mounts, path);
+        let moved = self.places_in(mounts, &settled.kept, &settled.places) != settled.places
+            || settled.hanging.iter().any(|(path, place)| hangs(path) != *place);
+        if moved {
+            self.moved.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Has the tables be read anew.
@@ -118,10 +172,19 @@ impl MountTable {
         *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The file systems on which `kept` is, each once, in order of their mount points.
+    /// The file systems on which `kept` is, each once, in order of their mount points; and those of the last answer that
+    /// are not mounted any more, until [`MountTable::start_anew`].
     pub fn places(&self, kept: &[Kept], now_boottime_ms: u64) -> Vec<Place> {
         let tables = self.tables(now_boottime_ms);
-        let Ok(mounts) = &tables.own else { return Vec::new() };
+        let mut settled = self.settled();
+        if let Ok(mounts) = &tables.own {
+            settled.places = self.places_in(mounts, kept, &settled.places);
+        }
+        settled.kept = kept.to_vec();
+        settled.places.clone()
+    }
+
+    fn places_in(&self, mounts: &[Mount], kept: &[Kept], known: &[Place]) -> Vec<Place> {
         let mut places: BTreeMap<String, Vec<Use>> = BTreeMap::new();
         for one in kept {
             let path = self.resolved(mounts, &one.path);
@@ -132,13 +195,22 @@ impl MountTable {
                 uses.push(one.by.clone());
             }
         }
+        // Told as not mounted any more.
+        for gone in known.iter().filter(|known| !mounts.iter().any(|mount| mount.mount_point == known.mount_point)) {
+            places.insert(gone.mount_point.clone(), gone.uses.clone());
+        }
         places.into_iter().map(|(mount_point, uses)| Place { mount_point, uses }).collect()
     }
 
     /// A number for the file system of `path`, where a look at it may wait for another machine or program.
     pub fn hanging_place(&self, path: &Path, now_boottime_ms: u64) -> Option<u64> {
         let tables = self.tables(now_boottime_ms);
-        let mounts = tables.own.as_ref().ok()?;
+        let place = self.hanging_in(tables.own.as_ref().ok()?, path);
+        self.settled().hanging.insert(path.to_owned(), place);
+        place
+    }
+
+    fn hanging_in(&self, mounts: &[Mount], path: &Path) -> Option<u64> {
         let path = self.resolved(mounts, path);
         let mount = mounts::of_path(mounts, &path.to_string_lossy()).filter(|mount| mount.may_hang())?;
         Some(mount.device.number())
