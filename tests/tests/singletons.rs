@@ -139,11 +139,14 @@ fn where_it_must_not_run_it_is_not_missed_while_it_runs_elsewhere() {
     // A restart of the coordinator does not know for a moment who is heard.
     fleet.run("9000 restart\n9001 heard a b\n9900 end");
     expect(&fleet, "");
-    // Now it runs nowhere, and both are missed.
-    fleet.run("10000 open a spl it process_down\n10100 end");
-    let log = fleet.log();
-    assert!(log.contains("10000 opened sev2 port_closed host/b/service/spl#1"), "{log}");
-    assert!(log.contains("10000 opened sev2 process_down host/a/service/spl#1"), "{log}");
+    // It restarts on a: that is told of a alone. When it does not come back it is missed on both.
+    fleet.run("10000 open a spl it process_down\n10039 end");
+    expect(
+        &fleet,
+        "10000 opened sev2 process_down host/a/service/spl#1\n10010 page trigger sev2 process_down host/a/service/spl",
+    );
+    tells(&mut fleet, 10_040, "a", "stopped");
+    assert!(fleet.log().contains("10040 opened sev2 port_closed host/b/service/spl#1"), "{}", fleet.log());
     // A failover: what died on a is no matter for the night any more, and nor is what is down on b.
     fleet.run("10110 clear b spl 9100 port_closed\n10110 clear b spl /run/spl.pid pid_file_missing");
     tells(&mut fleet, 10_120, "b", "running");

@@ -185,7 +185,7 @@ pub(crate) fn condition_changed(state: &mut State, agent: &AgentName, key: &Find
     if !tells_absence(key.reason) || service.is_host() {
         return;
     }
-    let is_down = is_down_after(state, agent, service, 0);
+    let is_down = fell(state, agent, service) > 0;
     let known = &mut state.signals.singletons;
     if !is_down {
         if let Some(hosts) = known.down.get_mut(service) {
@@ -212,19 +212,24 @@ const fn tells_absence(reason: Reason) -> bool {
     matches!(reason, ProcessDown | ProcessZombie | PidFileMissing | PidFileStale | UnitInactive | UnitFailed)
 }
 
-/// Whether a service is told to be down on a host, later than `index`: what was told last holds. An inactive unit is no
-/// proof against a process that somebody started by hand since.
-fn is_down_after(state: &State, agent: &AgentName, service: &ServiceName, index: u64) -> bool {
+/// Index of the fact that told last that a service is down on a host, where it is; else 0.
+fn fell(state: &State, agent: &AgentName, service: &ServiceName) -> u64 {
     let cause = state.cause(&cause::service(agent, service));
-    let absent = |open: &OpenFinding| tells_absence(open.finding.key.reason) && open.event_index > index;
-    cause.is_some_and(|cause| fallen::conditions(state, cause).any(absent))
+    let open = cause.into_iter().flat_map(|cause| fallen::conditions(state, cause));
+    let absent = open.filter(|open| tells_absence(open.finding.key.reason));
+    absent.map(|open| open.event_index).max().unwrap_or_default()
+}
+
+/// What was told last holds: an inactive unit is no proof against a process that somebody started by hand since.
+fn is_up(state: &State, agent: &AgentName, service: &ServiceName, running: &Running) -> bool {
+    fell(state, agent, service) <= running.told
 }
 
 /// The hosts on which a service runs: it was not told to be down there since.
 pub(crate) fn running<'a>(state: &'a State, service: &str) -> impl Iterator<Item = (&'a AgentName, &'a Running)> {
     let of_service = state.signals.singletons.hosts.iter().find(|(name, _)| name.as_str() == service);
     let hosts = of_service.into_iter().flat_map(|(name, hosts)| hosts.iter().map(move |host| (name, host)));
-    let up = hosts.filter(|(name, (agent, running))| !is_down_after(state, agent, name, running.told));
+    let up = hosts.filter(|(name, (agent, running))| is_up(state, agent, name, running));
     up.map(|(_, host)| host)
 }
 
@@ -235,18 +240,22 @@ pub(crate) fn heard<'a>(state: &'a State, service: &str) -> Vec<&'a AgentName> {
     sure.map(|(agent, _)| agent).filter(is_heard).collect()
 }
 
-/// Where a service runs that is told to be down on this host, and of which there may be one.
+/// Where a service runs, or ran last, that is told to be down on this host, and of which there may be one. Where it fell
+/// last it is missed, until it is told that it does not run there any more: a restart there is no fault here.
 fn elsewhere<'a>(state: &'a State, agent: &AgentName, service: &ServiceName) -> Option<&'a AgentName> {
     let known = &state.signals.singletons;
     let hosts = known.hosts.get(service)?;
     if !known.down.get(service)?.contains(agent) {
         return None;
     }
-    let runs = |other: &AgentName, running: &Running| !is_down_after(state, other, service, running.told);
     // One that is told as running since it was down runs twice.
-    if hosts.get(agent).is_some_and(|own| runs(agent, own)) {
+    if hosts.get(agent).is_some_and(|own| is_up(state, agent, service, own)) {
         return None;
     }
+    let own = fell(state, agent, service);
+    let runs = |other: &AgentName, running: &Running| {
+        is_up(state, other, service, running) || fell(state, other, service) > own
+    };
     // A coordinator that has just started has heard nobody yet, which is no sign of an end.
     let may_run = |other: &AgentName| {
         state.agents.get(other).is_some_and(|record| match record.link {
@@ -255,7 +264,8 @@ fn elsewhere<'a>(state: &'a State, agent: &AgentName, service: &ServiceName) -> 
             Link::Silent { .. } => false,
         })
     };
-    hosts.iter().find(|(other, running)| may_run(other) && runs(other, running)).map(|(other, _)| other)
+    let others = hosts.iter().filter(|(other, _)| *other != agent);
+    others.filter(|(other, _)| may_run(other)).find(|(other, running)| runs(other, running)).map(|(other, _)| other)
 }
 
 /// Where a service runs, if a condition of this host says no more than that it does not run here, and that is as it should
