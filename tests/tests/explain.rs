@@ -523,3 +523,31 @@ fn what_a_storm_counted_names_it() {
     assert!(!fleet.machine.state().newest_incident(storm).unwrap().is_unresolved());
     assert_eq!(told(&fleet), [storm, storm, storm, "none"]);
 }
+
+/// What is newest is what is asked about, whatever the order of the causes' names.
+#[test]
+fn the_answer_is_about_the_newest_that_is_open() {
+    let old = "0 connect a
+               1 open a app x port_closed
+               20 ack host/a/service/app
+               21 severity host/a/service/app sev4
+               300 open a spl y process_down";
+    let answer = |script: &str| {
+        let fleet = ran(script);
+        let number = |cause: &str| fleet.machine.state().newest_incident(cause).unwrap().number.clone();
+        let numbers = (number("host/a/service/app"), number("host/a/service/spl"));
+        (ask(fleet.machine.state(), fleet.now, "a").answer, numbers)
+    };
+    let (held, (_, newest)) = answer(&format!("{old}\n301 end"));
+    assert!(held.starts_with(&format!("nobody was paged about a: {newest}: ")), "{held}");
+    assert!(held.contains("it waits until"), "{held}");
+    let (paged, (_, newest)) = answer(&format!("{old}\n320 end"));
+    assert!(paged.starts_with(&format!("somebody was paged about a: {newest}: ")), "{paged}");
+    // Equally new: the worst.
+    let script = "0 connect a\n1 open a app x port_closed sev3\n1 open a spl y process_down sev2\n100 end";
+    let (worst, (_, spl)) = answer(script);
+    assert!(worst.starts_with(&format!("somebody was paged about a: {spl}: ")), "{worst}");
+    // It was newest, and is over: what is open comes first.
+    let (open, (app, _)) = answer(&format!("{old}\n320 clear a spl y process_down\n5000 end"));
+    assert!(open.starts_with(&format!("somebody was paged about a: {app}: ")), "{open}");
+}

@@ -441,6 +441,14 @@ fn unknown(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> Vec<String
     unknown
 }
 
+/// Of the open incidents that somebody was paged about, or would have been, the newest; the worst of equally new ones.
+fn newest_open<'a>(state: &'a State, rules: &[RuleLook]) -> Option<&'a Incident> {
+    let is_told = |look: &&RuleLook| matches!(look.outcome, Outcome::Paged | Outcome::HeldBack);
+    let told: BTreeSet<&str> = rules.iter().filter(is_told).map(|look| look.incident.as_str()).collect();
+    let open = state.incidents().filter(|incident| incident.is_unresolved() && told.contains(incident.number.as_str()));
+    open.max_by_key(|incident| (incident.opened, incident.severity, incident.has_paged()))
+}
+
 /// About the moment that is asked about: what is wrong then comes before what was over. `doubted`: the service that is
 /// asked about is not known of this host.
 fn answer(
@@ -455,20 +463,17 @@ fn answer(
     let of = |outcome: Outcome| rules.iter().filter(move |look| look.outcome == outcome);
     let number =
         |look: &RuleLook| if look.incident.is_empty() { String::new() } else { format!("{}: ", look.incident) };
-    let open: BTreeSet<&str> = state
-        .incidents()
-        .filter(|incident| incident.is_unresolved())
-        .map(|incident| incident.number.as_str())
-        .collect();
-    let is_open = |look: &&RuleLook| open.contains(look.incident.as_str());
     let newest = |look: &&RuleLook| (!look.incident.is_empty(), look.at);
     let paged = |look: &RuleLook| format!("somebody was paged about {agent}{when}: {}{}", number(look), look.why);
     let held = |look: &RuleLook| format!("nobody was paged about {agent}{when}: {}{}", number(look), look.why);
-    if let Some(look) = of(Outcome::Paged).find(is_open) {
-        return paged(look);
-    }
-    if let Some(look) = of(Outcome::HeldBack).filter(is_open).max_by_key(newest) {
-        return held(look);
+    if let Some(incident) = newest_open(state, rules) {
+        let of_it = |look: &&RuleLook| look.incident == incident.number;
+        if let Some(look) = of(Outcome::Paged).find(of_it) {
+            return paged(look);
+        }
+        if let Some(look) = of(Outcome::HeldBack).filter(of_it).max_by_key(newest) {
+            return held(look);
+        }
     }
     if let Some(look) = of(Outcome::Paged).find(|look| !look.incident.is_empty()) {
         return paged(look);
