@@ -275,6 +275,11 @@ pub(crate) fn not_missed<'a>(state: &'a State, agent: &AgentName, key: &FindingK
     if !follows || state.signals.singletons.hosts.is_empty() {
         return None;
     }
+    // What fell in a storm is that storm's to tell, and it waits for it.
+    let own = cause::of_finding(agent, key);
+    if state.agent(agent).is_some_and(|record| record.watch.storms.contains_key(&own)) {
+        return None;
+    }
     elsewhere(state, agent, &key.subject.service)
 }
 
