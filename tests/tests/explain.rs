@@ -551,3 +551,14 @@ fn the_answer_is_about_the_newest_that_is_open() {
     let (open, (app, _)) = answer(&format!("{old}\n320 clear a spl y process_down\n5000 end"));
     assert!(open.starts_with(&format!("somebody was paged about a: {app}: ")), "{open}");
 }
+
+/// It was held as what it was then.
+#[test]
+fn a_hold_is_that_of_the_severity_that_was_paged() {
+    let fleet = ran("0 connect a\n1 open a spl x port_closed\n20 severity host/a/service/spl sev4\n60 end");
+    let incident = fleet.machine.state().newest_incident("host/a/service/spl").unwrap();
+    assert_eq!(incident.severity.to_string(), "sev4");
+    let found = why(fleet.machine.state(), incident, fleet.now);
+    let hold = look(&found, "hold", "host/a/service/spl");
+    assert_eq!((hold.figures[0].value.as_str(), hold.figures[0].threshold.as_str()), ("10 s", "10 s"), "{hold:#?}");
+}

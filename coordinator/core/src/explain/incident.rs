@@ -11,9 +11,12 @@ use crate::timeline::LineKind;
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::finding::{Finding, FindingKey};
 use muster_common::ids::AgentName;
+use muster_common::reason::Reason;
+use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Figures told of one finding's evidence.
 const EVIDENCE_MAX: usize = 8;
@@ -293,20 +296,29 @@ fn told_by_rules(incident: &Incident) -> Vec<RuleLook> {
     told.collect()
 }
 
+/// What it was while it was held: what its first page says, where that is still known, and not what it became since.
+fn held_as(state: &State, incident: &Incident) -> Option<(Reason, Severity)> {
+    match first_page(incident) {
+        Some(line) => state.page(PageId(line.index)).map(|record| (record.page.reason, record.page.severity)),
+        None => Some((incident.reason, incident.severity)),
+    }
+}
+
 fn hold(state: &State, incident: &Incident, now: Timestamp) -> RuleLook {
-    let hold = hold_of(state, incident.reason, incident.severity);
+    let as_what = held_as(state, incident);
+    let hold = as_what.map(|(reason, severity)| hold_of(state, reason, severity));
     let (outcome, waited, why) = match (first_page(incident), incident.hold_until) {
         (Some(line), _) => {
             let waited = line.at.since(incident.opened);
             let waited_words = human_duration(waited);
-            let why = match waited > hold {
-                // Its severity was another one then, it had cleared for a while, or pages were held back.
-                true => format!(
-                    "its first page came {waited_words} after it was opened: longer than the hold of its present {} ({}), see what came before it",
-                    incident.severity,
+            let why = match as_what.zip(hold) {
+                // It had cleared for a while, or pages were held back.
+                Some(((_, severity), hold)) if waited > hold => format!(
+                    "its first page came {waited_words} after it was opened: longer than the hold of {severity} ({}), see what came before it",
                     human_duration(hold)
                 ),
-                false => format!("held for {waited_words} before its first page"),
+                Some(_) => format!("held for {waited_words} before its first page"),
+                None => format!("its first page came {waited_words} after it was opened"),
             };
             (Outcome::Paged, waited, why)
         }
@@ -316,13 +328,13 @@ fn hold(state: &State, incident: &Incident, now: Timestamp) -> RuleLook {
         (None, None) => {
             let end = incident.resolved.unwrap_or(now);
             let why = if incident.has_paged() { "its page is older than its timeline" } else { "the hold is over" };
-            (Outcome::Paged, end.since(incident.opened).min(hold), why.to_owned())
+            (Outcome::Paged, hold.map_or(Duration::ZERO, |hold| end.since(incident.opened).min(hold)), why.to_owned())
         }
     };
     let look = RuleLook::new("hold", &incident.key.cause, outcome, why).of(incident);
     let look = if outcome == Outcome::HeldBack { look.held_by("hold") } else { look };
     // What waited for something else is not compared with the hold.
-    let threshold = if waited > hold { String::new() } else { human_duration(hold) };
+    let threshold = hold.filter(|hold| waited <= *hold).map(human_duration).unwrap_or_default();
     look.figures([Figure::new("waited", human_duration(waited), threshold)])
 }
 
