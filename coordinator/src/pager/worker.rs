@@ -194,7 +194,10 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
             // Full jitter above what the receiver asked for, so that its waiters do not come back together.
             let wait = after.unwrap_or_default() + jitter(ceilings.next().unwrap_or(RETRY_CAP));
             let (budget, elapsed) = (self.lane.receiver.config.retry_for, pending.tried_for + started.elapsed());
-            if elapsed + wait > budget {
+            let left = budget.saturating_sub(elapsed);
+            // One last try when the budget is over, except where the receiver would refuse that one too.
+            let wait = wait.min(left);
+            if left.is_zero() || after.is_some_and(|after| after > left) {
                 return Some(Outcome::Failed(clip(&used_up(elapsed, budget, &error), ERROR_BYTES_MAX)));
             }
             count(&self.stats.retries, self.name());

@@ -214,6 +214,24 @@ async fn a_refusal_is_final_and_a_used_up_budget_too() {
     let Some(Outcome::Failed(error)) = journal.outcome(3) else { panic!("delivered?") };
     assert_eq!(error, "no receiver named \"gone\" is configured");
     assert_eq!(bench.calls().iter().filter(|call| call.page == 1).count(), 1);
+    let last = bench.calls().iter().filter(|call| call.page == 2).map(|call| call.at).max().unwrap();
+    assert!(last >= Duration::from_secs(3600), "the last try comes when the budget is over, and came at {last:?}");
+    bench.stop().await;
+}
+
+/// A try within what it asked to be left alone for would only be refused again.
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_asks_for_more_patience_than_is_left_gets_no_last_try() {
+    let journal = primary();
+    journal.request(1, page("ops", "down", PageAction::Trigger));
+    if let Some((pending, _)) = journal.pages.lock().unwrap().get_mut(&PageId(1)) {
+        (pending.attempted, pending.tried_for) = (true, Duration::from_secs(3590));
+    }
+    let bench = Bench::start(Arc::clone(&journal), &["ops"], |_, _| Answer::Throttle(Duration::from_secs(30)));
+    bench.settle().await;
+    let Some(Outcome::Failed(error)) = journal.outcome(1) else { panic!("delivered?") };
+    assert!(error.contains("than retry_for (60 min)"), "{error}");
+    assert_eq!(bench.calls().len(), 1);
     bench.stop().await;
 }
 
@@ -230,7 +248,8 @@ async fn a_restart_does_not_begin_a_pages_budget_anew() {
     let Some(Outcome::Failed(error)) = journal.outcome(1) else { panic!("delivered?") };
     assert!(error.contains("than retry_for (60 min)"), "{error}");
     let last = bench.calls().last().unwrap().at;
-    assert!(last < Duration::from_secs(600), "tried after that for {last:?} more");
+    let (budget, second) = (Duration::from_secs(600), Duration::from_secs(1));
+    assert!(last >= budget && last < budget + second, "tried after that for {last:?} more");
     bench.stop().await;
 }
 
