@@ -204,39 +204,26 @@ fn operator(state: &mut State, step: Step, by: &str, cause: &str, generation: u6
     let key = IncidentKey { cause: cause.to_owned(), generation };
     let Some(incident) = incidents::get_mut(state, &key) else { return };
     let unresolved = incident.is_unresolved();
-    let line = match action {
-        OperatorAction::Acknowledge { note } => {
-            if unresolved {
-                incident.owner = Some(by.to_owned());
-                incident.acknowledged = Some(step.at);
-                response::stop_escalation(state, &key);
-            }
-            format!("acknowledged by {by}{}{note}", if note.is_empty() { "" } else { ": " })
+    match action {
+        OperatorAction::Acknowledge { .. } if unresolved => {
+            incident.owner = Some(by.to_owned());
+            incident.acknowledged = Some(step.at);
+            response::stop_escalation(state, &key);
         }
-        OperatorAction::Resolve { summary } => {
-            if unresolved {
-                incident.resolve_wish = Some((by.to_owned(), summary.clone()));
-            }
-            format!("resolve asked for by {by}: {summary}")
+        OperatorAction::Resolve { summary } if unresolved => {
+            incident.resolve_wish = Some((by.to_owned(), summary.clone()));
         }
-        OperatorAction::Note { text } => format!("note by {by}: {text}"),
-        OperatorAction::SetSeverity { severity, note } => {
-            if unresolved {
-                let wish = SeverityWish { by: by.to_owned(), severity: *severity, note: note.clone() };
-                incident.response.wish = Some(wish);
-            }
-            format!("{severity} asked for by {by}: {note}")
+        OperatorAction::SetSeverity { severity, note } if unresolved => {
+            let wish = SeverityWish { by: by.to_owned(), severity: *severity, note: note.clone() };
+            incident.response.wish = Some(wish);
         }
         OperatorAction::SetCommander { commander } => {
             incident.response.commander = Some(commander.clone()).filter(|name| !name.is_empty());
-            match commander.is_empty() {
-                true => format!("{by} took the command back: nobody leads the response"),
-                false => format!("{by} named {commander} to lead the response"),
-            }
         }
-    };
+        _ => {}
+    }
     if let Some(incident) = incidents::get_mut(state, &key) {
-        incidents::note(incident, step, LineKind::Operator, line);
+        incidents::note(incident, step, LineKind::Operator, action.told(by));
     }
     state.touched.insert(cause.to_owned());
 }

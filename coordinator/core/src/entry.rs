@@ -96,6 +96,23 @@ pub enum OperatorAction {
     },
 }
 
+impl OperatorAction {
+    /// What was done, by whom, for people.
+    pub fn told(&self, by: &str) -> String {
+        match self {
+            Self::Acknowledge { note } if note.is_empty() => format!("acknowledged by {by}"),
+            Self::Acknowledge { note } => format!("acknowledged by {by}: {note}"),
+            Self::Resolve { summary } => format!("resolve asked for by {by}: {summary}"),
+            Self::Note { text } => format!("note by {by}: {text}"),
+            Self::SetSeverity { severity, note } => format!("{severity} asked for by {by}: {note}"),
+            Self::SetCommander { commander } if commander.is_empty() => {
+                format!("{by} took the command back: nobody leads the response")
+            }
+            Self::SetCommander { commander } => format!("{by} named {commander} to lead the response"),
+        }
+    }
+}
+
 /// Observed or done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -63,6 +63,7 @@ fn told(state: &State, entry: &Entry) -> Option<String> {
         EntryBody::Fact(Fact::PageFailed { page: id, error }) => {
             page(id).map(|(page, to)| format!("{page} to {to} given up: {error}"))
         }
+        EntryBody::Fact(Fact::Operator { by, action, .. }) => Some(action.told(by)),
         EntryBody::Deadline(TimerKey::RehearOver) => Some("the time to be heard again is over".to_owned()),
         EntryBody::Deadline(TimerKey::HoldOver { cause, .. }) => Some(format!("the hold of {cause} is over")),
         EntryBody::Deadline(TimerKey::StabilityOver { cause, .. }) => {
@@ -149,4 +150,26 @@ fn told_of<'a>(state: &'a State, entry: &Entry) -> Option<&'a Incident> {
 /// An optional point in time on the wire.
 pub(super) fn maybe(time: Option<Timestamp>) -> Option<prost_types::Timestamp> {
     time.map(timestamp_to_wire)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::JournalHash;
+    use muster_coordinator_core::entry::OperatorAction;
+
+    #[test]
+    fn what_a_person_did_is_summed_up_by_what_was_done() {
+        let summary = |action| {
+            let fact = Fact::Operator { by: "ann".to_owned(), cause: "host/a/agent".to_owned(), generation: 1, action };
+            let entry = Entry { index: 7, at: Timestamp::from_unix_ms(1), trace: 7, body: EntryBody::Fact(fact) };
+            let stored = StoredEntry { index: 7, hash: JournalHash::ZERO, body: serde_json::to_vec(&entry).unwrap() };
+            event(&State::genesis(), &stored).unwrap().summary
+        };
+        let commander = |name: &str| OperatorAction::SetCommander { commander: name.to_owned() };
+        assert_eq!(summary(commander("bob")), "ann named bob to lead the response");
+        assert_eq!(summary(commander("")), "ann took the command back: nobody leads the response");
+        assert_eq!(summary(OperatorAction::Acknowledge { note: String::new() }), "acknowledged by ann");
+        assert_eq!(summary(OperatorAction::Note { text: "look".to_owned() }), "note by ann: look");
+    }
 }
