@@ -228,3 +228,24 @@ fn a_page_whose_longer_hold_is_not_over_is_not_claimed() {
     let found = under(&ran(&script), |policy| policy.hold.sev2 = Duration::from_secs(600));
     assert_eq!((found.removed.len(), found.undecided.len(), found.moved.len()), (2, 0, 0), "{found:#?}");
 }
+
+/// That a receiver fails follows from outcomes of pages: such pages are not compared, and that is said.
+#[test]
+fn pages_about_receivers_that_fail_are_said_not_to_be_compared() {
+    let mut fleet = ran("0 connect a\n1 pager down\n2 open a spl x port_closed\n20 end");
+    let failing: Vec<PageId> = fleet.machine.state().pending_pages().map(|record| record.id).collect();
+    let page = failing[0];
+    fleet.feed(Fact::PageAttempted { page });
+    fleet.feed(Fact::PageFailed { page, error: "answered 400".to_owned() });
+    fleet.run_line("60 end");
+    let faults = fleet.pages().filter(|(_, page)| page.reason == Reason::CoordinatorFault).count();
+    assert!(faults > 0, "{}", fleet.log());
+    let words = "receivers that fail are not compared";
+    let same = under(&fleet, |_| {});
+    assert!(same.is_same() && !same.unsure.iter().any(|told| told.contains(words)), "{:?}", same.unsure);
+    let found = under(&fleet, |policy| {
+        policy.severities.insert(Reason::PortClosed, Severity::Sev4);
+    });
+    let told = format!("{faults} pages about {words}");
+    assert!(found.unsure.iter().any(|sentence| sentence.starts_with(&told)), "{told}: {:?}", found.unsure);
+}

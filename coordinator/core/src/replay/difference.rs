@@ -129,6 +129,7 @@ pub struct Unmatched {
 pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, state: &State, result: &mut WhatIf) {
     let name = |told: &Told| (told.receiver.clone(), told.dedup_key.clone());
     let counts = |told: &Told| cause::failing_receiver(&told.incident.cause).is_none();
+    tell_uncompared(&recorded, &replayed, result);
     let theirs: BTreeMap<_, Timestamp> = replayed.iter().map(|told| (name(told), told.at)).collect();
     let ours: BTreeSet<_> = recorded.iter().map(name).collect();
     result.added = replayed.into_iter().filter(|told| counts(told) && !ours.contains(&name(told))).collect();
@@ -141,6 +142,21 @@ pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, state: &State, res
             Some(at) if *at != told.at => result.moved.push((told, *at)),
             Some(_) => {}
         }
+    }
+}
+
+/// Pages about failing receivers that one side has and the other has not, or at another time: they are left out, and
+/// that is said.
+fn tell_uncompared(recorded: &[Told], replayed: &[Told], result: &mut WhatIf) {
+    let of = |side: &[Told]| -> BTreeSet<(String, String, Timestamp)> {
+        let about = side.iter().filter(|told| cause::failing_receiver(&told.incident.cause).is_some());
+        about.map(|told| (told.receiver.clone(), told.dedup_key.clone(), told.at)).collect()
+    };
+    let differ = of(recorded).symmetric_difference(&of(replayed)).count();
+    if differ > 0 {
+        result.unsure.push(format!(
+            "{differ} pages about receivers that fail are not compared, nor are their incidents: whether a receiver fails follows from what became of pages, and the other policy may send others"
+        ));
     }
 }
 
