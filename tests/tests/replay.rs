@@ -229,6 +229,30 @@ fn a_page_whose_longer_hold_is_not_over_is_not_claimed() {
     assert_eq!((found.removed.len(), found.undecided.len(), found.moved.len()), (2, 0, 0), "{found:#?}");
 }
 
+/// Who lowered it or closed it after its page may have done so because of that page.
+#[test]
+fn what_people_did_about_a_page_leaves_undecided_whether_it_would_have_come() {
+    let longer = |policy: &mut Policy| policy.hold.sev2 = Duration::from_secs(600);
+    let begins = "0 connect a\n1 open a spl x port_closed";
+    let cause = "host/a/service/spl";
+    for (ends, undecided) in [
+        (format!("20 severity {cause} sev4\n60 end"), true),
+        (format!("20 resolve {cause}\n60 end"), true),
+        (format!("20 ack {cause}\n60 end"), true),
+        // Whether anybody would have come is as open when the journal goes on.
+        (format!("20 severity {cause} sev4\n1000 end"), true),
+        (format!("20 resolve {cause}\n1000 end"), true),
+        (format!("20 ack {cause}\n1000 end"), true),
+        (format!("20 note {cause}\n100 clear a spl x port_closed\n5000 end"), false),
+    ] {
+        let found = under(&ran(&format!("{begins}\n{ends}")), longer);
+        let told = if undecided { (0, 2, 0) } else { (2, 0, 0) };
+        assert_eq!((found.removed.len(), found.undecided.len(), found.moved.len()), told, "{ends}: {found:#?}");
+        let until = found.undecided.iter().map(|(_, until)| (until.unix_ms() - START_UNIX_MS) / 1000);
+        assert!(until.clone().all(|second| second == 601), "{ends}: {:?}", until.collect::<Vec<_>>());
+    }
+}
+
 /// That a receiver fails follows from outcomes of pages: such pages are not compared, and that is said.
 #[test]
 fn pages_about_receivers_that_fail_are_said_not_to_be_compared() {

@@ -1,8 +1,10 @@
 //! How two courses of the same facts differ: pages and incidents, side by side.
 
+use crate::apply::incidents::hold_of;
 use crate::cause;
 use crate::entry::{IncidentKey, Resolution};
 use crate::state::{Incident, State};
+use crate::timeline::{LineKind, TimelineLine};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
@@ -18,7 +20,8 @@ pub struct WhatIf {
     pub removed: Vec<Told>,
     /// Pages of both, at another time: the journal's, then the other policy's.
     pub moved: Vec<(Told, Timestamp)>,
-    /// Pages of the journal that the other policy had not decided on when it ended, and when it would have looked again.
+    /// Pages of the journal that the other policy had not decided on when it ended, or when a person answered them, and
+    /// when it would have looked again.
     pub undecided: Vec<(Told, Timestamp)>,
     /// Incidents that differ, by cause and generation.
     pub incidents: Vec<IncidentDiff>,
@@ -135,7 +138,7 @@ pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, state: &State, res
     result.added = replayed.into_iter().filter(|told| counts(told) && !ours.contains(&name(told))).collect();
     for told in recorded.into_iter().filter(counts) {
         match theirs.get(&name(&told)) {
-            None => match looked_at_again(state, &told) {
+            None => match answered(state, &told).or_else(|| looked_at_again(state, &told)) {
                 Some(at) => result.undecided.push((told, at)),
                 None => result.removed.push(told),
             },
@@ -160,13 +163,26 @@ fn tell_uncompared(recorded: &[Told], replayed: &[Told], result: &mut WhatIf) {
     }
 }
 
+/// When the other policy would have paged what a person answered after the journal's page and before that: by an
+/// acknowledgement, a lower severity, or closing it. They may have come because of that page: would they have without?
+fn answered(state: &State, told: &Told) -> Option<Timestamp> {
+    let incident = state.incident(&told.incident).filter(|incident| !incident.has_paged())?;
+    let until = incident.opened + hold_of(state, told.reason, told.severity);
+    let acted = |line: &TimelineLine| line.kind == LineKind::Operator && line.at >= told.at && line.at < until;
+    let closed = matches!(incident.resolution, Some(Resolution::Operator { .. }));
+    let lowered = incident.response.by_hand.is_some() && incident.severity < told.severity;
+    let acknowledged = incident.acknowledged.is_some_and(|at| at >= told.at);
+    let over = incident.resolved.is_some_and(|at| at < until) && !closed;
+    let is_answered = (closed || lowered || acknowledged) && !over && incident.timeline.iter().any(acted);
+    (is_answered && state.fenced_by().is_none()).then_some(until)
+}
+
 /// When a cause is judged again that has paged nobody yet: the hold of its incident is over, or what it is about has
 /// lasted for long enough.
 fn looked_at_again(state: &State, told: &Told) -> Option<Timestamp> {
     let cause = told.incident.cause.as_str();
     let incident = state.unresolved(cause);
-    // Who acknowledged it before its page is paged no more. Who did afterwards may have come because of that page: would
-    // they have come without?
+    // Who acknowledged it before its page is paged no more.
     let unasked = |incident: &Incident| incident.acknowledged.is_some_and(|at| at < told.at);
     let is_decided = |incident: &Incident| incident.has_paged() || unasked(incident);
     if incident.is_some_and(is_decided) || state.fenced_by().is_some() {
