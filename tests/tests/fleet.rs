@@ -485,7 +485,7 @@ fn a_storm_that_comes_again_keeps_the_dead_of_the_first() {
 /// A host that fell when the storm was over is part of it after all when the storm goes on.
 #[test]
 fn a_storm_that_resumes_takes_what_fell_meanwhile() {
-    check(
+    let fleet = check(
         "0 connect a b c d
          20 occur a spl process_restarted 0
          21 occur b spl process_restarted 0
@@ -499,11 +499,18 @@ fn a_storm_that_resumes_takes_what_fell_meanwhile() {
          622 recovering fleet/restart_storm/spl
          640 opened sev2 process_down host/b/service/spl#1
          650 page trigger sev2 process_down host/b/service/spl
+         650 changed sev2 restart_storm fleet/restart_storm/spl
          650 relapsed fleet/restart_storm/spl
          650 merged host/b/service/spl into fleet/restart_storm/spl
          650 page resolve sev2 process_down host/b/service/spl
          2000 recovering fleet/restart_storm/spl",
     );
+    // It is named by what rages now, and the timeline tells what came.
+    let storm = fleet.machine.state().newest_incident("fleet/restart_storm/spl").unwrap();
+    assert!(storm.title.contains("on 4 hosts") && storm.title.contains("a, b, c, d"), "{}", storm.title);
+    let told =
+        storm.timeline.iter().any(|line| line.text.contains("restart_storm again") && line.text.contains("a, b, c, d"));
+    assert!(told, "{:#?}", storm.timeline);
 }
 
 /// What is told late of a death in the storm takes the recovery back, instead of paging anew.
@@ -530,6 +537,7 @@ fn a_death_in_the_storm_that_is_told_late_relapses_it() {
     assert_eq!(
         tail,
         [
+            "700 changed sev2 restart_storm fleet/restart_storm/spl",
             "700 relapsed fleet/restart_storm/spl",
             "1000 recovering fleet/restart_storm/spl",
             "1900 resolved fleet/restart_storm/spl",

@@ -16,7 +16,7 @@ use crate::signals;
 use crate::singletons;
 use crate::state::{Archived, Cause, Incident, IncidentStatus, MEMBERS_MAX, MemberRef, State};
 use crate::symptom;
-use assess::{Assessment, assess};
+use assess::{Assessment, Wording, assess};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
@@ -163,6 +163,7 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
     by_hand(case)
         .or_else(|| changed(case))
         .or_else(|| second_opinion_told(case))
+        .or_else(|| rages_again(case))
         .or_else(|| turned(case))
         .or_else(|| second_opinion::wanted(state, now, incident))
         .or_else(|| paging::page(case))
@@ -255,6 +256,17 @@ fn turned(Case { state, key, incident, found, .. }: Case<'_>) -> Option<Conclusi
         }
         _ => None,
     }
+}
+
+/// A storm that goes on is told by what came, and not as it was when it first ended.
+fn rages_again(Case { state, now, key, cause, incident, found }: Case<'_>) -> Option<Conclusion> {
+    let found = found.filter(|found| found.open && incident.status == IncidentStatus::Recovering)?;
+    let Wording { title, why, .. } = found.wording(state, now, key, cause);
+    let is_told = cause.storm.is_none() || title == incident.title;
+    let (severity, reason) = (incident.severity, incident.reason);
+    let why = format!("{} again; {why}", found.reason);
+    let id = incident.key.clone();
+    (!is_told).then_some(Conclusion::IncidentChanged { incident: id, severity, reason, title, why })
 }
 
 /// The neighbours have spoken: the title says so, and with it every page that is still to come.
