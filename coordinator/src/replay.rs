@@ -317,9 +317,12 @@ fn differences(what_if: &WhatIf, facts: u64, out: &mut dyn Write) -> std::io::Re
     list(out, "pages added", added, told)?;
     list(out, "pages removed", removed, told)?;
     list(out, "pages moved", moved, |(page, to)| format!("{} -> {to}", told(page)))?;
-    list(out, "pages not claimed, since the journal ends or somebody answers before it is decided", undecided, |(page, until)| {
-        format!("{}; looked at again {until}", told(page))
-    })?;
+    list(
+        out,
+        "pages not claimed, since the journal ends or somebody answers before it is decided",
+        undecided,
+        |(page, until)| format!("{}; looked at again {until}", told(page)),
+    )?;
     list(out, "incidents that differ", incidents, |differ| {
         let course = |course: &Option<muster_coordinator_core::replay::Course>| match course {
             None => "not opened".to_owned(),

@@ -212,7 +212,9 @@ impl BaselineProbe {
             let services = context.services.lock().unwrap_or_else(PoisonError::into_inner);
             services.newest(&self.subject.service).filter(|newest| newest.ended_boottime_ms.is_none()).cloned()
         };
-        let process = newest.ok_or("no running process of the service is known: its pid_file or unit names it, where it has one")?.process;
+        let process = newest
+            .ok_or("no running process of the service is known: its pid_file or unit names it, where it has one")?
+            .process;
         let text = read_some(&self.root.path(format!("/proc/{}/limits", process.pid))).map_err(|e| e.to_string())?;
         match process::id(&self.root, process.pid) == Some(process) {
             true => Ok((process.pid, text)),
