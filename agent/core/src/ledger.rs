@@ -6,9 +6,13 @@
 //!
 //! Must never clear because something was not seen: absence is not recovery (law 6).
 
+mod hysteresis;
+mod loops;
+
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem, Unknown, Verdict};
 use crate::news;
+use hysteresis::{hides, runs_to_clear, sightings_to_open};
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{Finding, FindingEvent, ProbeKind, SubjectKey, open_digest};
 use muster_common::ids::ServiceName;
@@ -16,6 +20,7 @@ use muster_common::limits::OPEN_FINDINGS_PER_AGENT_MAX;
 use muster_common::reason::Reason;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 /// A probe that has answered nothing for this long is itself a finding.
@@ -72,6 +77,9 @@ pub struct Watched {
     unknown_since_boottime_ms: Option<u64>,
     conditions: BTreeMap<Reason, Condition>,
     rates: BTreeMap<Reason, Rate>,
+    /// Ends that were told one by one in the loop that is open now, see [`loops`].
+    #[serde(default)]
+    loop_ends_told: u32,
 }
 
 /// A condition seen at least once and not yet cleared.
@@ -82,6 +90,9 @@ struct Condition {
     open: bool,
     suppressed: bool,
     sick_runs: u32,
+    /// `CLOCK_BOOTTIME` of the first sighting.
+    #[serde(default)]
+    sick_since_ms: u64,
     healthy_runs: u32,
     update_tokens: u32,
     runs_since_told: u32,
@@ -172,6 +183,7 @@ impl Ledger {
         for watched in self.watched.values_mut() {
             watched.unknown_since_boottime_ms = watched.unknown_since_boottime_ms.map(|_| 0);
             watched.rates.values_mut().for_each(|rate| rate.window_boottime_ms = 0);
+            watched.conditions.values_mut().for_each(|condition| condition.sick_since_ms = 0);
         }
     }
 
@@ -189,9 +201,9 @@ impl Ledger {
     pub fn observe(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) -> Vec<Change> {
         let mut changes = self.observe_occurrences(now, subject, judgement);
         let mut events = Vec::new();
-        self.observe_conditions(subject, judgement, &mut events);
+        self.observe_conditions(now, subject, judgement, &mut events);
         self.observe_blindness(now, subject, judgement, &mut events);
-        self.observe_suppression(&mut events);
+        self.observe_suppression(now, &mut events);
         changes.extend(events.into_iter().map(|event| Change { event, observed_boottime_ms: now.boottime_ms }));
         changes
     }
@@ -228,11 +240,15 @@ impl Ledger {
 
     /// The last verdict on every subject, with its open conditions: the answer to a resync.
     pub fn subjects(&self) -> impl Iterator<Item = SubjectState<'_>> {
-        self.watched.iter().map(|(subject, watched)| SubjectState {
-            subject,
-            verdict: watched.verdict,
-            open: watched.open().collect(),
-        })
+        self.watched.iter().map(state)
+    }
+
+    /// The same of one service alone.
+    pub fn of_service(&self, service: &ServiceName) -> impl Iterator<Item = SubjectState<'_>> {
+        let first = ProbeKind::ALL.iter().min().map(|probe| SubjectKey::new(service.clone(), *probe, ""));
+        let from = first.map_or(Bound::Unbounded, Bound::Included);
+        let service = service.clone();
+        self.watched.range((from, Bound::Unbounded)).take_while(move |(key, _)| key.service == service).map(state)
     }
 
     /// Subjects that could not be answered at the last look, and why.
@@ -258,15 +274,23 @@ impl Ledger {
         passed.into_iter().map(change).collect()
     }
 
-    fn observe_conditions(&mut self, subject: &SubjectKey, judgement: &Judgement, events: &mut Vec<FindingEvent>) {
+    fn observe_conditions(
+        &mut self,
+        now: Now,
+        subject: &SubjectKey,
+        judgement: &Judgement,
+        events: &mut Vec<FindingEvent>,
+    ) {
         let mut open_count = self.open_count;
+        let in_loop = self.loop_of(subject, judgement);
         let watched = self.watched.entry(subject.clone()).or_default();
+        watched.loop_ends_told = if in_loop.is_some() { watched.loop_ends_told } else { 0 };
         let suppressed_before = watched.suppressed();
         watched.verdict = judgement.verdict();
         for problem in &judgement.problems {
             let finding = problem.finding(subject);
             let condition =
-                watched.conditions.entry(problem.reason).or_insert_with(|| Condition::first_seen(finding.clone()));
+                watched.conditions.entry(problem.reason).or_insert_with(|| Condition::first_seen(finding.clone(), now));
             condition.sick_runs = condition.sick_runs.saturating_add(1);
             condition.healthy_runs = 0;
             if condition.open {
@@ -274,7 +298,10 @@ impl Ledger {
                 continue;
             }
             condition.finding = finding;
-            if condition.sick_runs < sightings_to_open(problem.reason) {
+            let is_of_loop = in_loop.is_some_and(|severity| condition.is_of_loop(severity));
+            if condition.sick_runs < sightings_to_open(problem.reason)
+                || (is_of_loop && condition.is_folded(watched.loop_ends_told, now))
+            {
                 continue;
             }
             // The last place is kept for the finding that says so.
@@ -286,6 +313,7 @@ impl Ledger {
                 continue;
             }
             open_count += 1;
+            watched.loop_ends_told += u32::from(is_of_loop);
             events.push(condition.opened());
         }
         // Unknown clears nothing; nor does an answer that hides the question.
@@ -342,7 +370,7 @@ impl Ledger {
             watched.unknown_since_boottime_ms = None;
             if self.watched.contains_key(&about) {
                 let sees = Judgement::ok(Evidence::new().text("answered", judgement.verdict().as_str()));
-                self.observe_conditions(&about, &sees, events);
+                self.observe_conditions(now, &about, &sees, events);
             }
             return;
         };
@@ -361,11 +389,11 @@ impl Ledger {
                     .duration("blind_ms", blind),
             )
             .next_steps(steps);
-        self.observe_conditions(&about, &Judgement::problem(problem), events);
+        self.observe_conditions(now, &about, &Judgement::problem(problem), events);
     }
 
     /// Tells, as one finding in the place kept for it, that there are more conditions than are told.
-    fn observe_suppression(&mut self, events: &mut Vec<FindingEvent>) {
+    fn observe_suppression(&mut self, now: Now, events: &mut Vec<FindingEvent>) {
         let about = limit_subject();
         let told = self.watched.contains_key(&about);
         if !told && self.open_count + 1 < OPEN_FINDINGS_PER_AGENT_MAX {
@@ -387,7 +415,7 @@ impl Ledger {
         // One below the bound for a moment, so that this one finds its place.
         let lowered = self.open_count.min(1);
         self.open_count -= lowered;
-        self.observe_conditions(&about, &judgement, events);
+        self.observe_conditions(now, &about, &judgement, events);
         self.open_count += lowered;
         self.limit_open = self.watched.get(&about).is_some_and(|limit| !limit.conditions.is_empty());
     }
@@ -407,6 +435,7 @@ impl Default for Watched {
             unknown_since_boottime_ms: None,
             conditions: BTreeMap::new(),
             rates: BTreeMap::new(),
+            loop_ends_told: 0,
         }
     }
 }
@@ -430,12 +459,13 @@ impl Watched {
 }
 
 impl Condition {
-    const fn first_seen(finding: Finding) -> Self {
+    const fn first_seen(finding: Finding, now: Now) -> Self {
         Self {
             finding,
             open: false,
             suppressed: false,
             sick_runs: 0,
+            sick_since_ms: now.boottime_ms,
             healthy_runs: 0,
             update_tokens: UPDATE_TOKENS_MAX,
             runs_since_told: 0,
@@ -502,66 +532,6 @@ impl Rate {
     }
 }
 
-/// Consecutive sightings before a condition opens: one for hard evidence, more for what a restart or a moment of load
-/// brings about by itself.
-const fn sightings_to_open(reason: Reason) -> u32 {
-    match reason {
-        Reason::PortClosed
-        | Reason::PortUnresponsive
-        // A service that was just restarted holds its port before its new pid is known.
-        | Reason::PortConflict
-        | Reason::PidFileMissing
-        | Reason::PidFileMalformed
-        | Reason::ProcessZombie
-        | Reason::MemoryApproaching
-        | Reason::MemoryCritical => 2,
-        _ => 1,
-    }
-}
-
-/// Consecutive runs with evidence of health before a condition clears.
-const fn runs_to_clear(reason: Reason) -> u32 {
-    match reason {
-        // A check that passed is proof; its interval is long.
-        Reason::SqliteCorrupt
-        | Reason::SqliteNotADatabase
-        | Reason::SqliteMissing
-        | Reason::SqliteReplaced
-        | Reason::SqliteShrunk
-        | Reason::UnitFailed
-        | Reason::UnitInactive
-        | Reason::UnitMissing
-        | Reason::UnitStuck
-        | Reason::ProbeBlind => 1,
-        Reason::MemoryApproaching | Reason::MemoryCritical => 3,
-        _ => 2,
-    }
-}
-
-/// True when a sighting of `seen` leaves open whether `other` is still true: not seeing it is then no health.
-fn hides(seen: &Problem, other: Reason) -> bool {
-    match seen.reason {
-        Reason::SqliteMissing | Reason::SqliteNotADatabase | Reason::SqliteJournalHot => matches!(
-            other,
-            Reason::SqliteCorrupt | Reason::SqliteNotADatabase | Reason::SqliteShrunk | Reason::SqliteWalGrowth
-        ),
-        Reason::PidFileMissing | Reason::PidFileMalformed => matches!(
-            other,
-            Reason::ProcessDown | Reason::ProcessZombie | Reason::PidFileStale | Reason::PidFileMalformed
-        ),
-        // A stale file beside a service that is seen to run is no doubt about the service.
-        Reason::PidFileStale => {
-            let runs = seen.evidence.get("service_running") == Some(&Value::Flag(true));
-            matches!(other, Reason::ProcessDown) && !runs
-        }
-        // It says that too.
-        Reason::ProcessDown => matches!(other, Reason::PidFileStale),
-        Reason::PortClosed => matches!(other, Reason::PortUnresponsive),
-        Reason::MemoryCritical => matches!(other, Reason::MemoryApproaching),
-        _ => false,
-    }
-}
-
 /// Whether the condition cannot outlive the process that it was seen of.
 const fn of_a_process(reason: Reason) -> bool {
     matches!(
@@ -581,6 +551,10 @@ fn cleared_summary(reason: Reason, runs: u32, judgement: &Judgement) -> String {
     }
     let times = if runs == 1 { "once".to_owned() } else { format!("{runs} times in a row") };
     format!("{reason} is over: seen healthy {times}")
+}
+
+fn state<'a>((subject, watched): (&'a SubjectKey, &'a Watched)) -> SubjectState<'a> {
+    SubjectState { subject, verdict: watched.verdict, open: watched.open().collect() }
 }
 
 fn blind_subject(subject: &SubjectKey) -> SubjectKey {

@@ -143,6 +143,9 @@ pub struct RestartJudge {
     /// The start of the life that outlived the last loop: what was before it is told and over, and counts no more.
     #[serde(default)]
     counts_from_ms: u64,
+    /// Ends of the loop so far, and the start of the newest life that is among them.
+    #[serde(default)]
+    loop_ends: (u64, u64),
 }
 
 /// How most lives of a loop ended.
@@ -172,6 +175,8 @@ impl Ends {
 /// Why it is a loop.
 struct Why {
     words: String,
+    /// Its ends that are remembered.
+    count: usize,
     /// How its lives ended.
     ends: Option<Ends>,
     /// The longest life of it.
@@ -194,6 +199,7 @@ impl RestartJudge {
         self.learn(why.is_some());
         let why = why.or_else(|| by_counter(reading, self.lives.back(), now).filter(|_| one_shot));
         let over = self.outlived(&why, now);
+        self.count_ends(why.as_ref().filter(|_| !over));
         self.in_loop = why.is_some() && !over;
         if let (Some(_), true, Some(newest)) = (&why, over, self.lives.back()) {
             self.counts_from_ms = newest.start_boottime_ms;
@@ -277,7 +283,7 @@ impl RestartJudge {
         let words =
             format!("its last {} lives lasted at most {}{}", row.len(), human(longest_ms), usual.unwrap_or_default());
         let ends = Ends::of(row.iter().map(|(life, _)| *life));
-        Some(Why { words, ends, longest_ms, asked_only: false, sure: Grade::Confirmed })
+        Some(Why { words, count: row.len(), ends, longest_ms, asked_only: false, sure: Grade::Confirmed })
     }
 
     /// Many ends in a short time, whoever asked for them; unless that is how this service works.
@@ -301,7 +307,21 @@ impl RestartJudge {
         let words = format!("it ended {} times within {}{asked}", ends.len(), human(WINDOW_MS));
         // What somebody asked for needs no cause.
         let ended = Ends::of(ends.iter().rev().map(|(life, _)| *life)).filter(|_| !asked_only);
-        Some(Why { words, ends: ended, longest_ms, asked_only, sure: Grade::Confirmed })
+        Some(Why { words, count: ends.len(), ends: ended, longest_ms, asked_only, sure: Grade::Confirmed })
+    }
+
+    /// Each end once: of those that are remembered when the loop is seen, and of every one since. Of a long loop few are
+    /// remembered.
+    fn count_ends(&mut self, why: Option<&Why>) {
+        let Some(why) = why else {
+            self.loop_ends = (0, 0);
+            return;
+        };
+        let counted = self.loop_ends.1;
+        let new = self.ended().filter(|(life, _)| life.start_boottime_ms > counted).count();
+        let ends = if self.in_loop { self.loop_ends.0.saturating_add(as_u64(new)) } else { as_u64(why.count) };
+        let newest = self.ended().last().map_or(counted, |(life, _)| life.start_boottime_ms.max(counted));
+        self.loop_ends = (ends, newest);
     }
 
     /// How long it has been down, when that is longer than it ever waited for the next start: nobody restarts it now.
@@ -351,14 +371,16 @@ impl RestartJudge {
     }
 
     fn evidence(&self, reading: &Reading, now: Now, one_shot: bool) -> Evidence {
-        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let since_ms = now.boottime_ms.saturating_sub(WINDOW_MS);
         let in_window = self.lives.iter().filter(|life| life.ended_boottime_ms >= Some(since_ms)).count();
-        let mut evidence = Evidence::new().count("lives_seen", count(self.lives.len()));
+        let mut evidence = Evidence::new().count("lives_seen", as_u64(self.lives.len()));
+        if self.loop_ends.0 > 0 && !one_shot {
+            evidence = evidence.count("ends_in_loop", self.loop_ends.0);
+        }
         // A first look has counted nothing.
         if !one_shot {
             evidence = evidence
-                .count("ends_in_10_min", count(in_window))
+                .count("ends_in_10_min", as_u64(in_window))
                 .duration("short_below_ms", Duration::from_millis(self.short_ms()));
         }
         if let Some(usual) = self.usual() {
@@ -396,7 +418,7 @@ fn by_counter(reading: &Reading, newest: Option<&Life>, now: Now) -> Option<Why>
     let words = format!("systemd restarted it {restarts} times since it was last started by hand, and it {state}");
     // So many in a year and a start a minute ago look the same.
     let sure = if reading.awaits_restart { Grade::Likely } else { Grade::Possible };
-    young.then_some(Why { words, ends: None, longest_ms: 0, asked_only: false, sure })
+    young.then_some(Why { words, count: 0, ends: None, longest_ms: 0, asked_only: false, sure })
 }
 
 fn problem(service: &str, state: &str, reading: &Reading, why: &Why, one_shot: bool) -> Problem {
@@ -432,6 +454,10 @@ fn problem(service: &str, state: &str, reading: &Reading, why: &Why, one_shot: b
             "find out who starts it again, and stop it there if it damages something with each start".to_owned(),
         ]),
     }
+}
+
+fn as_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn human(ms: u64) -> String {
@@ -566,6 +592,27 @@ mod tests {
         world.check(&[]);
         world.live(S, 5 * S, Some(Ended::Badly));
         world.check(&["sev2 spl keeps restarting: its last 3 lives lasted at most 5 s"]);
+    }
+
+    /// The ledger folds the ends of a loop into it: then it must tell how many there were.
+    #[test]
+    fn each_end_of_a_loop_is_counted_once_and_the_next_loop_counts_anew() {
+        let mut world = World::default();
+        let ends = |world: &mut World| {
+            let judgement = world.judge.judge("spl", &Reading::default(), at(world.now_ms), false);
+            judgement.seen.get("ends_in_loop").map(ToString::to_string)
+        };
+        world.lives(2, S, 4 * S, Some(Ended::Badly));
+        assert_eq!(ends(&mut world), None);
+        // More than are remembered.
+        world.lives(3 * LIVES_MAX - 2, S, 4 * S, Some(Ended::Badly));
+        let told = world.judge.judge("spl", &Reading::default(), at(world.now_ms), false).problems.remove(0);
+        assert_eq!(told.evidence.get("ends_in_loop").map(ToString::to_string), Some((3 * LIVES_MAX).to_string()));
+        world.live(S, 3 * H, Some(Ended::Badly));
+        assert_eq!(ends(&mut world), None, "it was outlived");
+        world.lives(3, S, 4 * S, Some(Ended::Badly));
+        let told = world.judge.judge("spl", &Reading::default(), at(world.now_ms), false).problems.remove(0);
+        assert_eq!(told.evidence.get("ends_in_loop").map(ToString::to_string), Some("3".to_owned()));
     }
 
     #[test]
