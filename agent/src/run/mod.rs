@@ -259,6 +259,6 @@ impl StateOutlet for Outlet {
 
 /// For heartbeats; 0 where it cannot be read.
 fn memory_available() -> u64 {
-    let text = crate::senses::small::read_small_text("/proc/meminfo", MEMINFO_BYTES_MAX).unwrap_or_default();
+    let text = crate::senses::small::read_piece_text("/proc/meminfo", MEMINFO_BYTES_MAX).unwrap_or_default();
     muster_agent_core::memory::parse(&text).map_or(0, |reading| reading.available_bytes)
 }

@@ -3,7 +3,7 @@
 //! Reads only. A path that leads out of the agent's own view (a cgroup namespace shows `/../…`) is not followed.
 
 use super::HostRoot;
-use super::small::read_small_text;
+use super::small::read_piece_text;
 use muster_agent_core::pressure::cgroup::{Counters, Limit, Version, counters, limit_bytes, reclaimable_bytes};
 use muster_agent_core::pressure::psi::{Absent, Psi, parse};
 use muster_agent_core::pressure::service::Level;
@@ -204,7 +204,7 @@ fn read_counters(version: Version, folder: &Path) -> Counters {
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
-    read_small_text(path, FILE_BYTES_MAX)
+    read_piece_text(path, FILE_BYTES_MAX)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Reads `/proc/meminfo`.
 
 use super::HostRoot;
-use super::small::read_small_text;
+use super::small::read_piece_text;
 use crate::probe::{Context, Probe};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::memory::{Absent, Bands, MemoryJudge, parse};
@@ -33,7 +33,7 @@ impl Probe for MemoryProbe {
     }
 
     fn run(&mut self, context: &Context) -> Judgement {
-        let text = read_small_text(self.root.path("/proc/meminfo"), MEMINFO_BYTES_MAX);
+        let text = read_piece_text(self.root.path("/proc/meminfo"), MEMINFO_BYTES_MAX);
         let reading = text.map_err(|error| Absent::NoFile(error.to_string())).and_then(|text| parse(&text));
         self.judge.judge(reading, context.now)
     }

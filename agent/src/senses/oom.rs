@@ -2,7 +2,7 @@
 //!
 //! Must never believe a line of user space, and never join a pid of the log to a process of another pid namespace.
 
-use super::small::read_small_text;
+use super::small::{read_until, text};
 use super::{HostRoot, process};
 use crate::clock;
 use crate::probe::{Context, Probe};
@@ -17,6 +17,7 @@ use muster_common::ids::{BootId, ProcessId, ServiceName};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, major, minor, open};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, read};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -106,8 +107,10 @@ impl OomProbe {
     }
 
     fn counted(&self) -> Option<u64> {
-        let text = read_small_text(self.root.path("/proc/vmstat"), VMSTAT_BYTES_MAX).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        let file = File::open(self.root.path("/proc/vmstat")).ok()?;
+        // The rest of the list is nobody's question.
+        let told = |read: &[u8]| oom_kills(&String::from_utf8_lossy(read)).is_some();
+        oom_kills(&text(read_until(&file, VMSTAT_BYTES_MAX, told).ok()?))
     }
 
     /// Reads what is new. What is there at the first look may be old; what comes later is read as it comes.
@@ -317,6 +320,11 @@ pub(super) fn group_unnamed(unnamed: &[Unnamed]) -> Vec<Problem> {
 }
 
 /// The log's time of a record, with the time for which the host has slept.
+/// The count in a piece of `/proc/vmstat`, once the piece holds the whole line.
+fn oom_kills(vmstat: &str) -> Option<u64> {
+    vmstat.split_inclusive('\n').find_map(|line| line.strip_prefix("oom_kill ")?.strip_suffix('\n')?.parse().ok())
+}
+
 const fn stamp_ms(usec: u64, suspended_ms: u64) -> u64 {
     (usec / 1000).saturating_add(suspended_ms)
 }
@@ -431,6 +439,19 @@ mod tests {
         let judgement = probe.judge(&outcome, since, &pass, &context);
         let pid = |problem: &Problem| problem.evidence.get("pid").map(ToString::to_string);
         judgement.occurrences.iter().filter_map(pid).collect()
+    }
+
+    #[test]
+    fn a_count_that_is_cut_is_no_count() {
+        for (vmstat, expected) in [
+            ("nr_free_pages 1\noom_kill 217\nx 1\n", Some(217)),
+            ("oom_kill 217\n", Some(217)),
+            ("nr_free_pages 1\noom_kill 21", None),
+            ("drop_oom_kill 3\n", None),
+            ("", None),
+        ] {
+            assert_eq!(oom_kills(vmstat), expected, "{vmstat:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use super::cgroup::MemoryCgroup;
 use super::exit::ExitWatch;
-use super::small::read_small_text;
+use super::small::{read_piece_text, read_small_text};
 use super::soon::Soon;
 use super::unit::Units;
 use super::{HostRoot, process};
@@ -114,10 +114,9 @@ impl ProcessWatch {
                 _ => return Life::Gone(self.told_by_unit(process, start_ms).unwrap_or_else(unwatched)),
             }
         }
-        let usage =
-            self.watched.as_ref().is_none_or(|watched| !watched.has_ended()).then(|| self.usage(instance, context));
+        let usage = self.usage(instance, context);
         match &mut self.watched {
-            // Asked last: what was read until now was of a living process, if it still lives.
+            // Asked last: what was read until now was of this process, if it still lives.
             Some(watched) if watched.has_ended() => {
                 let exit = match watched.wait_for_reaping(REAPING_WAIT) {
                     Exit::Unknown(_) => None,
@@ -127,10 +126,7 @@ impl ProcessWatch {
                 let exit = exit.or_else(|| self.told_by_unit(process, start_ms)).unwrap_or(own);
                 if zombie { Life::Zombie(exit) } else { Life::Gone(exit) }
             }
-            _ => match usage {
-                Some(usage) => Life::Alive(Box::new(usage)),
-                None => Life::Gone(unwatched()),
-            },
+            _ => Life::Alive(Box::new(usage)),
         }
     }
 
@@ -329,7 +325,7 @@ fn look_at_children(root: &HostRoot, pid: u32) -> Result<Children, Blind> {
     let tasks: Vec<PathBuf> = tasks.take(THREADS_MAX).filter_map(|task| Some(task.ok()?.path())).collect();
     let mut pids: Vec<u32> = Vec::new();
     for task in &tasks {
-        match read(&task.join("children")) {
+        match read_small_text(task.join("children"), TEXT_BYTES_MAX) {
             Ok(text) => pids.extend(proc_text::children(&text).take(CHILDREN_MAX)),
             // A thread that has just ended is gone with its folder.
             Err(error) if error.kind() == ErrorKind::NotFound && task.exists() => {
@@ -366,5 +362,5 @@ fn kernel_version(release: &str) -> Option<(u32, u32)> {
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
-    read_small_text(path, TEXT_BYTES_MAX)
+    read_piece_text(path, TEXT_BYTES_MAX)
 }

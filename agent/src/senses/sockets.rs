@@ -52,7 +52,15 @@ struct State {
     /// Of the sockets that a service's own process holds.
     own: BTreeMap<u64, (Owner, u64)>,
     walks: u64,
-    /// Room for an answer of the kernel.
+    kernel: Kernel,
+}
+
+/// Who answers about sockets.
+#[derive(Debug, Default)]
+struct Kernel {
+    /// Kept while it answers: what a dump that broke off left in it would be taken for the next answer.
+    socket: Option<Socket>,
+    /// Room for an answer.
     buffer: Vec<u8>,
 }
 
@@ -67,8 +75,8 @@ impl SocketTable {
     /// An empty table of the host under `root`.
     pub fn new(root: HostRoot) -> Arc<Self> {
         let listeners = Err("not read yet".into());
-        let (holders, own, buffer) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let state = State { taken_boottime_ms: None, listeners, holders, own, walks: 0, buffer };
+        let (holders, own, kernel) = (BTreeMap::new(), BTreeMap::new(), Kernel::default());
+        let state = State { taken_boottime_ms: None, listeners, holders, own, walks: 0, kernel };
         Arc::new(Self { root, unix: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
@@ -88,7 +96,7 @@ impl SocketTable {
         let fresh = state.taken_boottime_ms.is_some_and(|taken| now_boottime_ms.abs_diff(taken) < FRESH_MS);
         if !fresh {
             let unix = self.unix.load(Ordering::Relaxed);
-            state.listeners = dump(&self.root, unix, &mut state.buffer).map(Arc::new);
+            state.listeners = dump(&self.root, unix, &mut state.kernel).map(Arc::new);
             state.taken_boottime_ms = Some(now_boottime_ms);
         }
         state.listeners.clone()
@@ -145,13 +153,13 @@ impl SocketTable {
 
 /// The listening sockets of the agent's network namespace; none where they cannot be read.
 pub fn listening(root: &HostRoot) -> Vec<Listener> {
-    dump(root, true, &mut Vec::new()).unwrap_or_default()
+    dump(root, true, &mut Kernel::default()).unwrap_or_default()
 }
 
 /// Netlink on the real host, else the text files.
-fn dump(root: &HostRoot, unix: bool, buffer: &mut Vec<u8>) -> Result<Vec<Listener>, String> {
+fn dump(root: &HostRoot, unix: bool, kernel: &mut Kernel) -> Result<Vec<Listener>, String> {
     if root.is_real()
-        && let Ok(listeners) = dump_netlink(unix, buffer)
+        && let Ok(listeners) = dump_netlink(unix, kernel)
     {
         return Ok(listeners);
     }
@@ -170,7 +178,7 @@ fn dump(root: &HostRoot, unix: bool, buffer: &mut Vec<u8>) -> Result<Vec<Listene
     Ok(listeners)
 }
 
-fn dump_netlink(unix: bool, buffer: &mut Vec<u8>) -> std::io::Result<Vec<Listener>> {
+fn dump_netlink(unix: bool, kernel: &mut Kernel) -> std::io::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let request = SockDiagMessage::InetRequest(InetRequest {
@@ -180,7 +188,7 @@ fn dump_netlink(unix: bool, buffer: &mut Vec<u8>) -> std::io::Result<Vec<Listene
             states: inet::StateFlags::LISTEN,
             socket_id,
         });
-        let answered = ask(request, buffer, |message| {
+        let answered = kernel.ask(request, |message| {
             if let SockDiagMessage::InetResponse(response) = message {
                 listeners.extend(inet_listener(&response));
             }
@@ -200,7 +208,7 @@ fn dump_netlink(unix: bool, buffer: &mut Vec<u8>) -> std::io::Result<Vec<Listene
         show_flags: ShowFlags::NAME | ShowFlags::VFS | ShowFlags::RQLEN,
         cookie: [0xff; 8],
     });
-    ask(request, buffer, |message| {
+    kernel.ask(request, |message| {
         if let SockDiagMessage::UnixResponse(response) = message {
             listeners.extend(unix_listener(&response));
         }
@@ -209,16 +217,31 @@ fn dump_netlink(unix: bool, buffer: &mut Vec<u8>) -> std::io::Result<Vec<Listene
     Ok(listeners)
 }
 
-/// One dump: `on_message` gets every answer.
+impl Kernel {
+    /// One dump: `on_message` gets every answer.
+    fn ask(&mut self, request: SockDiagMessage, on_message: impl FnMut(SockDiagMessage)) -> std::io::Result<()> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => {
+                let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+                socket.bind_auto()?;
+                // A dump is answered in the system calls that ask for it: nothing to wait for means nothing more comes.
+                socket.set_non_blocking(true)?;
+                socket
+            }
+        };
+        ask(&socket, request, &mut self.buffer, on_message)?;
+        self.socket = Some(socket);
+        Ok(())
+    }
+}
+
 fn ask(
+    socket: &Socket,
     request: SockDiagMessage,
     buffer: &mut Vec<u8>,
     mut on_message: impl FnMut(SockDiagMessage),
 ) -> std::io::Result<()> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    // A dump is answered in the system calls that ask for it: nothing to wait for means nothing more comes.
-    socket.set_non_blocking(true)?;
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(request));

@@ -124,6 +124,10 @@ pub struct Stat {
     pub state: char,
     /// Which process.
     pub process: ProcessId,
+    /// Its parent's pid; 0 is outside of this pid namespace.
+    pub parent: u32,
+    /// How many threads it has.
+    pub threads: u64,
 }
 
 /// Reads `/proc/PID/stat`. The name may hold spaces and parentheses: the last `)` ends it.
@@ -133,16 +137,19 @@ pub struct Stat {
 /// let text = "7 (a (b) c) Z 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 1241436 0 0";
 /// let read = stat(text).unwrap();
 /// assert_eq!((read.comm.as_str(), read.state, read.process.start_ticks), ("a (b) c", 'Z', 1241436));
+/// assert_eq!((read.parent, read.threads), (1, 1));
 /// ```
 pub fn stat(text: &str) -> Option<Stat> {
     let (head, tail) = text.rsplit_once(')')?;
     let (pid, comm) = head.split_once('(')?;
     let mut fields = tail.split_whitespace();
+    // Field 3, and those after it: 4, 20, 22.
     let state = fields.next()?.chars().next()?;
-    // Field 22; the state is field 3.
-    let start_ticks = fields.nth(18)?.parse().ok()?;
+    let parent = fields.next()?.parse().ok()?;
+    let threads = fields.nth(15)?.parse().ok()?;
+    let start_ticks = fields.nth(1)?.parse().ok()?;
     let pid = pid.trim().parse().ok()?;
-    Some(Stat { comm: comm.to_owned(), state, process: ProcessId { pid, start_ticks } })
+    Some(Stat { comm: comm.to_owned(), state, process: ProcessId { pid, start_ticks }, parent, threads })
 }
 
 /// Reads `/proc/PID/task/TID/children`.
