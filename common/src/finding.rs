@@ -3,7 +3,7 @@
 use crate::evidence::{Evidence, Grade};
 use crate::ids::ServiceName;
 use crate::limits::{NEXT_STEP_BYTES_MAX, NEXT_STEPS_MAX, SUBJECT_BYTES_MAX, SUMMARY_BYTES_MAX, clip};
-use crate::reason::Reason;
+use crate::reason::{Reason, ReasonKind};
 use crate::severity::Severity;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -51,6 +51,7 @@ probes! {
     Pressure "pressure" "Memory stalls and the memory limits of a service's own cgroup.",
     Report "report" "What an application told over the local socket.",
     Agent "agent" "The agent itself: blind probes, its own limits.",
+    Unknown "unknown" "A newer agent's, which this program does not know: its name stands in the subject.",
 }
 
 impl fmt::Display for ProbeKind {
@@ -73,7 +74,8 @@ pub struct SubjectKey {
     pub service: ServiceName,
     /// The kind of question.
     pub probe: ProbeKind,
-    /// The path, address or name asked about; at most [`SUBJECT_BYTES_MAX`] bytes.
+    /// The path, address or name asked about; at most [`SUBJECT_BYTES_MAX`] bytes, and behind it the names of
+    /// [`FindingKey::foreign`].
     pub subject: String,
 }
 
@@ -82,6 +84,24 @@ impl SubjectKey {
     pub fn new(service: ServiceName, probe: ProbeKind, subject: &str) -> Self {
         Self { service, probe, subject: clip(subject, SUBJECT_BYTES_MAX) }
     }
+
+    /// One of a probe that this program does not know.
+    pub fn foreign(service: ServiceName, probe: &str, subject: &str) -> Self {
+        Self { service, probe: ProbeKind::Unknown, subject: format!("{subject} ({probe})") }
+    }
+
+    /// Probe and subject in the agent's own words.
+    pub fn told(&self) -> (&str, &str) {
+        match names_behind(&self.subject).filter(|_| self.probe == ProbeKind::Unknown) {
+            Some((subject, names)) => (names.split_once('/').map_or(names, |(probe, _)| probe), subject),
+            None => (self.probe.as_str(), &self.subject),
+        }
+    }
+}
+
+/// The subject before the names of what is not known, and those: `SUBJECT (PROBE/REASON)`.
+fn names_behind(text: &str) -> Option<(&str, &str)> {
+    text.strip_suffix(')')?.rsplit_once(" (")
 }
 
 impl fmt::Display for SubjectKey {
@@ -118,12 +138,37 @@ impl From<WrittenKey> for FindingKey {
 }
 
 impl FindingKey {
+    /// What an agent tells that knows more than this program: a reason or a probe that is not known here has a stand-in,
+    /// and the subject both names. So people see them, two such reasons about one subject stay two findings, and the
+    /// digest is the agent's.
+    pub fn foreign(service: ServiceName, probe: &str, subject: &str, reason: &str, kind: ReasonKind) -> Self {
+        let subject = SubjectKey {
+            service,
+            probe: probe.parse().unwrap_or(ProbeKind::Unknown),
+            subject: format!("{subject} ({probe}/{reason})"),
+        };
+        Self { subject, reason: reason.parse().unwrap_or(Reason::stand_in(kind)) }
+    }
+
+    /// Whether a stand-in is part of it.
+    pub fn is_foreign(&self) -> bool {
+        self.reason.is_stand_in() || self.subject.probe == ProbeKind::Unknown
+    }
+
+    /// Probe, subject and reason in the agent's own words.
+    pub fn told(&self) -> (&str, &str, &str) {
+        let names = names_behind(&self.subject.subject).filter(|_| self.is_foreign());
+        match names.and_then(|(subject, names)| Some((subject, names.split_once('/')?))) {
+            Some((subject, (probe, reason))) => (probe, subject, reason),
+            None => (self.subject.probe.as_str(), &self.subject.subject, self.reason.as_str()),
+        }
+    }
+
     /// This key's share of an [`open_digest`]: the first eight bytes of SHA-256 over the length-prefixed parts.
     pub fn digest_term(&self) -> u64 {
         let mut hash = Sha256::new();
-        for part in
-            [self.subject.service.as_str(), self.subject.probe.as_str(), &self.subject.subject, self.reason.as_str()]
-        {
+        let (probe, subject, reason) = self.told();
+        for part in [self.subject.service.as_str(), probe, subject, reason] {
             hash.update(u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
             hash.update(part.as_bytes());
         }
@@ -261,6 +306,39 @@ mod tests {
         assert_ne!(open_digest([&a]), open_digest([&b]));
         assert_ne!(open_digest([&a]), open_digest([&key("1", Reason::PortConflict)]));
         assert_eq!(open_digest([]), 0);
+    }
+
+    /// The digest of an agent that knows a reason or a probe is that of a coordinator that does not.
+    #[test]
+    fn what_is_not_known_keeps_its_words_and_its_digest() {
+        let digest = |parts: [&str; 4]| {
+            let mut hash = Sha256::new();
+            for part in parts {
+                hash.update(u32::try_from(part.len()).unwrap().to_be_bytes());
+                hash.update(part.as_bytes());
+            }
+            u64::from_be_bytes(hash.finalize()[..8].try_into().unwrap())
+        };
+        for (probe, subject, reason) in [
+            ("port", "127.0.0.1:1", "port_haunted"),
+            ("seance", "a (b/c) (d)", "port_closed"),
+            ("seance", "", "port_haunted"),
+        ] {
+            let key = FindingKey::foreign(ServiceName::host(), probe, subject, reason, ReasonKind::Condition);
+            assert!(key.is_foreign());
+            assert_eq!(key.told(), (probe, subject, reason));
+            assert_eq!(key.digest_term(), digest(["host", probe, subject, reason]));
+            let again: FindingKey = serde_json::from_str(&serde_json::to_string(&key).unwrap()).unwrap();
+            assert_eq!(again, key);
+            let watched = SubjectKey::foreign(ServiceName::host(), "seance", subject);
+            assert_eq!(watched.told(), ("seance", subject));
+        }
+        // A journal may hold anything; and what is known is taken by its word.
+        for subject in ["", "x", "x)", "x (y)", " (/)"] {
+            let known = key(subject, Reason::PortClosed);
+            assert_eq!(known.told(), ("port", subject, "port_closed"));
+            let _no_panic = key(subject, Reason::UnknownCondition).told();
+        }
     }
 
     #[test]

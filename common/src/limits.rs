@@ -8,6 +8,8 @@
 pub const NAME_BYTES_MAX: usize = 64;
 /// Bytes of a subject: a path or an address. `PATH_MAX` is 4096, but nobody reads that in a page.
 pub const SUBJECT_BYTES_MAX: usize = 512;
+/// Bytes of a reason code or of a probe's name that the receiver does not know. Our own are half as long at most.
+pub const CODE_BYTES_MAX: usize = 64;
 /// Bytes of a one-sentence summary. PagerDuty refuses more than 1024 characters.
 pub const SUMMARY_BYTES_MAX: usize = 900;
 /// Evidence keys of one finding.

@@ -142,6 +142,23 @@ reasons! {
     CoordinatorUnreachable "coordinator_unreachable" Conclusion Sev1 "The standby does not hear the primary.",
     CoordinatorIsolated "coordinator_isolated" Conclusion Sev1 "The primary lost its standby and most agents together.",
     CoordinatorFault "coordinator_fault" Conclusion Sev2 "The coordinator could not do its own work: a rule panicked, or a receiver took no page.",
+    UnknownCondition "unknown_condition" Condition Sev3 "A newer agent tells of a state that this coordinator has no reason code for.",
+    UnknownOccurrence "unknown_occurrence" Occurrence Sev3 "A newer agent tells of an event that this coordinator has no reason code for.",
+}
+
+impl Reason {
+    /// What stands for a code that this program does not know, where one of `kind` is told.
+    pub const fn stand_in(kind: ReasonKind) -> Self {
+        match kind {
+            ReasonKind::Occurrence => Self::UnknownOccurrence,
+            ReasonKind::Condition | ReasonKind::Conclusion => Self::UnknownCondition,
+        }
+    }
+
+    /// Whether it stands for another code: never told by an agent as its own.
+    pub const fn is_stand_in(self) -> bool {
+        matches!(self, Self::UnknownCondition | Self::UnknownOccurrence)
+    }
 }
 
 impl fmt::Display for Reason {

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub heartbeats: Counter,
     /// Spool entries that were already stored and dropped.
     pub duplicates: Counter,
+    /// Findings whose reason or probe this version does not know.
+    pub foreign: Counter,
     /// Agent streams ended with an error, by code.
     pub streams_refused: Family<CodeLabel, Counter>,
     /// Who was refused lately: journaled, not scraped.
@@ -90,6 +92,7 @@ impl Default for Metrics {
             inbox_depth: Gauge::default(),
             heartbeats: Counter::default(),
             duplicates: Counter::default(),
+            foreign: Counter::default(),
             streams_refused: Family::default(),
             handshakes_failed: Counter::default(),
             watchers_ended: Counter::default(),
@@ -116,6 +119,8 @@ impl Metrics {
         registry.register("inbox_depth", "Inputs waiting for the loop", self.inbox_depth.clone());
         registry.register("heartbeats", "Heartbeats heard", self.heartbeats.clone());
         registry.register("duplicate_entries", "Spool entries already stored and dropped", self.duplicates.clone());
+        let foreign = self.foreign.clone();
+        registry.register("unknown_findings", "Findings with a reason or probe that only newer agents know", foreign);
         registry.register("streams_refused", "Agent streams ended with an error", self.streams_refused.clone());
         registry.register("handshakes_failed", "TLS handshakes failed or too slow", self.handshakes_failed.clone());
         registry.register("watchers_ended", "Watchers ended for being slow", self.watchers_ended.clone());

@@ -6,8 +6,8 @@ use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind, SubjectKey};
 use muster_common::ids::{CoordinatorId, Epoch, NameError, ServiceName, SpoolId};
 use muster_common::limits::{
-    ENTRY_BODY_BYTES_MAX, EVIDENCE_KEY_BYTES_MAX, EVIDENCE_KEYS_MAX, EVIDENCE_TEXT_BYTES_MAX, NEXT_STEP_BYTES_MAX,
-    NEXT_STEPS_MAX, SUBJECT_BYTES_MAX, SUMMARY_BYTES_MAX,
+    CODE_BYTES_MAX, ENTRY_BODY_BYTES_MAX, EVIDENCE_KEY_BYTES_MAX, EVIDENCE_KEYS_MAX, EVIDENCE_TEXT_BYTES_MAX,
+    NEXT_STEP_BYTES_MAX, NEXT_STEPS_MAX, SUBJECT_BYTES_MAX, SUMMARY_BYTES_MAX,
 };
 use muster_common::reason::{Reason, ReasonKind, UnknownReason};
 use muster_common::severity::Severity;
@@ -208,25 +208,61 @@ pub fn position_to_wire(position: Position) -> v1::Position {
 /// A subject.
 pub fn subject_key(subject: Option<&v1::SubjectKey>) -> Result<SubjectKey, WireError> {
     let subject = subject.ok_or(WireError::Missing("subject"))?;
-    Ok(SubjectKey {
-        service: ServiceName::new(subject.service.as_str())
-            .map_err(|error| WireError::Name { field: "subject.service", error })?,
-        probe: subject.probe.parse::<ProbeKind>().map_err(|_| WireError::Unknown {
-            field: "subject.probe",
-            value: muster_common::limits::clip(&subject.probe, 64),
-        })?,
-        subject: bounded("subject.subject", &subject.subject, SUBJECT_BYTES_MAX)?,
+    let service = ServiceName::new(subject.service.as_str())
+        .map_err(|error| WireError::Name { field: "subject.service", error })?;
+    let text = bounded("subject.subject", &subject.subject, SUBJECT_BYTES_MAX)?;
+    Ok(match subject.probe.parse::<ProbeKind>() {
+        Ok(probe) if probe != ProbeKind::Unknown => SubjectKey { service, probe, subject: text },
+        Err(_) if is_code(&subject.probe) => SubjectKey::foreign(service, &subject.probe, &text),
+        _ => {
+            let value = muster_common::limits::clip(&subject.probe, CODE_BYTES_MAX);
+            return Err(WireError::Unknown { field: "subject.probe", value });
+        }
     })
+}
+
+/// What may be the name of a reason or a probe: one that is not known here is kept under it, and shown to people.
+fn is_code(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    text.len() <= CODE_BYTES_MAX
+        && text.starts_with(|first: char| first.is_ascii_lowercase())
+        && text.bytes().all(plain)
+}
+
+/// Which finding; its reason must be of `kind`. Agents may be newer than coordinators: what they alone know has a
+/// stand-in, which nobody tells by itself.
+fn finding_key(subject: Option<&v1::SubjectKey>, reason: &str, kind: ReasonKind) -> Result<FindingKey, WireError> {
+    let key = subject_key(subject)?;
+    let known = match reason.parse::<Reason>() {
+        Ok(known) if known.kind() != kind || known.is_stand_in() => {
+            return Err(WireError::Kind { reason: known, kind: known.kind() });
+        }
+        Ok(known) if key.probe != ProbeKind::Unknown => Some(known),
+        Err(error) if !is_code(reason) => return Err(error.into()),
+        _ => None,
+    };
+    if let Some(reason) = known {
+        return Ok(FindingKey { subject: key, reason });
+    }
+    let (probe, subject) = key.told();
+    Ok(FindingKey::foreign(key.service.clone(), probe, subject, reason, kind))
 }
 
 /// The wire form of a subject.
 pub fn subject_to_wire(subject: &SubjectKey) -> v1::SubjectKey {
-    v1::SubjectKey {
-        service: subject.service.to_string(),
-        probe: subject.probe.to_string(),
-        subject: subject.subject.clone(),
-    }
+    let (probe, text) = subject.told();
+    v1::SubjectKey { service: subject.service.to_string(), probe: probe.to_owned(), subject: text.to_owned() }
 }
+
+/// The wire form of a finding's identity: subject and reason.
+fn key_to_wire(key: &FindingKey) -> (v1::SubjectKey, String) {
+    let (probe, subject, reason) = key.told();
+    let service = key.subject.service.to_string();
+    (v1::SubjectKey { service, probe: probe.to_owned(), subject: subject.to_owned() }, reason.to_owned())
+}
+
+/// In place of a value of a kind that this program does not know.
+const UNREADABLE: &str = "told in a form that this version does not read";
 
 fn evidence(map: &HashMap<String, v1::EvidenceValue>) -> Result<Evidence, WireError> {
     use v1::evidence_value::Value as Wire;
@@ -234,7 +270,12 @@ fn evidence(map: &HashMap<String, v1::EvidenceValue>) -> Result<Evidence, WireEr
     let mut evidence = Evidence::new();
     for (key, value) in map {
         bounded("an evidence key", key, EVIDENCE_KEY_BYTES_MAX)?;
-        let value = match value.value.as_ref().ok_or(WireError::Missing("an evidence value"))? {
+        // A kind of value that is not known here arrives as none.
+        let Some(value) = value.value.as_ref() else {
+            evidence.insert(key, Value::Text(UNREADABLE.to_owned()));
+            continue;
+        };
+        let value = match value {
             Wire::Text(text) => Value::Text(bounded("an evidence text", text, EVIDENCE_TEXT_BYTES_MAX)?),
             Wire::Count(count) => Value::Count(*count),
             Wire::Integer(integer) => Value::Integer(*integer),
@@ -264,15 +305,12 @@ fn evidence_to_wire(evidence: &Evidence) -> HashMap<String, v1::EvidenceValue> {
 
 /// A finding; its reason must be of `kind`.
 pub fn finding(detail: &v1::FindingDetail, kind: ReasonKind) -> Result<Finding, WireError> {
-    let reason: Reason = detail.reason.parse()?;
-    if reason.kind() != kind {
-        return Err(WireError::Kind { reason, kind: reason.kind() });
-    }
+    let key = finding_key(detail.subject.as_ref(), &detail.reason, kind)?;
     at_most("next_steps", detail.next_steps.len(), NEXT_STEPS_MAX)?;
     let steps: Result<Vec<_>, _> =
         detail.next_steps.iter().map(|step| bounded("a next step", step, NEXT_STEP_BYTES_MAX)).collect();
     Ok(Finding {
-        key: FindingKey { subject: subject_key(detail.subject.as_ref())?, reason },
+        key,
         severity: severity(detail.severity)?,
         grade: grade(detail.grade)?,
         summary: bounded("summary", &detail.summary, SUMMARY_BYTES_MAX)?,
@@ -283,9 +321,10 @@ pub fn finding(detail: &v1::FindingDetail, kind: ReasonKind) -> Result<Finding, 
 
 /// The wire form of a finding.
 pub fn finding_to_wire(finding: &Finding) -> v1::FindingDetail {
+    let (subject, reason) = key_to_wire(&finding.key);
     v1::FindingDetail {
-        subject: Some(subject_to_wire(&finding.key.subject)),
-        reason: finding.key.reason.to_string(),
+        subject: Some(subject),
+        reason,
         severity: severity_to_wire(finding.severity),
         grade: grade_to_wire(finding.grade),
         summary: finding.summary.clone(),
@@ -306,17 +345,11 @@ pub fn finding_event(body: &[u8]) -> Result<FindingEvent, WireError> {
         Event::Opened(detail) => FindingEvent::Opened(finding(&detail, ReasonKind::Condition)?),
         Event::Updated(detail) => FindingEvent::Updated(finding(&detail, ReasonKind::Condition)?),
         Event::Occurred(detail) => FindingEvent::Occurred(finding(&detail, ReasonKind::Occurrence)?),
-        Event::Cleared(cleared) => {
-            let reason: Reason = cleared.reason.parse()?;
-            if reason.kind() != ReasonKind::Condition {
-                return Err(WireError::Kind { reason, kind: reason.kind() });
-            }
-            FindingEvent::Cleared {
-                key: FindingKey { subject: subject_key(cleared.subject.as_ref())?, reason },
-                summary: bounded("summary", &cleared.summary, SUMMARY_BYTES_MAX)?,
-                evidence: evidence(&cleared.evidence)?,
-            }
-        }
+        Event::Cleared(cleared) => FindingEvent::Cleared {
+            key: finding_key(cleared.subject.as_ref(), &cleared.reason, ReasonKind::Condition)?,
+            summary: bounded("summary", &cleared.summary, SUMMARY_BYTES_MAX)?,
+            evidence: evidence(&cleared.evidence)?,
+        },
     })
 }
 
@@ -327,12 +360,11 @@ pub fn encode_finding_event(event: &FindingEvent) -> Vec<u8> {
         FindingEvent::Opened(finding) => Event::Opened(finding_to_wire(finding)),
         FindingEvent::Updated(finding) => Event::Updated(finding_to_wire(finding)),
         FindingEvent::Occurred(finding) => Event::Occurred(finding_to_wire(finding)),
-        FindingEvent::Cleared { key, summary, evidence } => Event::Cleared(v1::FindingCleared {
-            subject: Some(subject_to_wire(&key.subject)),
-            reason: key.reason.to_string(),
-            summary: summary.clone(),
-            evidence: evidence_to_wire(evidence),
-        }),
+        FindingEvent::Cleared { key, summary, evidence } => {
+            let (subject, reason) = key_to_wire(key);
+            let (summary, evidence) = (summary.clone(), evidence_to_wire(evidence));
+            Event::Cleared(v1::FindingCleared { subject: Some(subject), reason, summary, evidence })
+        }
     };
     v1::FindingEvent { event: Some(event) }.encode_to_vec()
 }
@@ -372,6 +404,65 @@ mod tests {
             let error = finding_event(&encode_finding_event(&event)).unwrap_err();
             assert!(matches!(error, WireError::Kind { .. }), "{error}");
         }
+    }
+
+    fn detail(reason: &str, probe: &str) -> v1::FindingDetail {
+        let mut detail = finding_to_wire(&sample(Reason::SqliteCorrupt));
+        detail.reason = reason.to_owned();
+        detail.subject.as_mut().unwrap().probe = probe.to_owned();
+        detail
+    }
+
+    fn opened(detail: v1::FindingDetail) -> Vec<u8> {
+        v1::FindingEvent { event: Some(v1::finding_event::Event::Opened(detail)) }.encode_to_vec()
+    }
+
+    /// Agents may be upgraded before coordinators.
+    #[test]
+    fn what_a_newer_agent_knows_is_kept_under_its_own_name() {
+        for (reason, probe, known, shown) in [
+            ("sqlite_haunted", "sqlite", Reason::UnknownCondition, "/var/lib/hub.db (sqlite/sqlite_haunted)"),
+            ("sqlite_corrupt", "seance", Reason::SqliteCorrupt, "/var/lib/hub.db (seance/sqlite_corrupt)"),
+            ("sqlite_haunted", "seance", Reason::UnknownCondition, "/var/lib/hub.db (seance/sqlite_haunted)"),
+        ] {
+            let event = finding_event(&opened(detail(reason, probe))).unwrap();
+            let found = event.finding().unwrap();
+            assert_eq!((found.key.reason, found.key.subject.subject.as_str()), (known, shown));
+            assert_eq!(found.severity, Severity::Sev1, "as it was told");
+            assert_eq!(finding_event(&encode_finding_event(&event)), Ok(event.clone()));
+            let FindingEvent::Opened(finding) = &event else { panic!("{event:?}") };
+            assert_eq!(finding_to_wire(finding), detail(reason, probe), "told on in the same words");
+            // It clears what it opened.
+            let cleared = v1::FindingCleared {
+                subject: detail(reason, probe).subject,
+                reason: reason.to_owned(),
+                ..Default::default()
+            };
+            let cleared = v1::FindingEvent { event: Some(v1::finding_event::Event::Cleared(cleared)) };
+            assert_eq!(finding_event(&cleared.encode_to_vec()).unwrap().key(), &finding.key);
+        }
+        let happened = v1::FindingEvent { event: Some(v1::finding_event::Event::Occurred(detail("boo", "sqlite"))) };
+        let happened = finding_event(&happened.encode_to_vec()).unwrap();
+        assert_eq!(happened.key().reason, Reason::UnknownOccurrence);
+        let mut valued = detail("sqlite_corrupt", "sqlite");
+        valued.evidence.insert("aura".to_owned(), v1::EvidenceValue { value: None });
+        let valued = finding_event(&opened(valued)).unwrap();
+        assert_eq!(valued.finding().unwrap().evidence.get("aura"), Some(&Value::Text(UNREADABLE.to_owned())));
+    }
+
+    #[test]
+    fn what_is_no_name_and_what_stands_for_others_is_refused() {
+        let long = "x".repeat(CODE_BYTES_MAX + 1);
+        for reason in ["", "Boo", "b oo", "_boo", "1boo", "boo\n", "b\u{202e}oo", "a/b", "unknown_condition", &long] {
+            assert!(finding_event(&opened(detail(reason, "sqlite"))).is_err(), "{reason:?}");
+            assert!(finding_event(&opened(detail(reason, "seance"))).is_err(), "{reason:?}");
+        }
+        for probe in ["", "Seance", "sé", "a/b", "unknown", &long] {
+            assert!(finding_event(&opened(detail("sqlite_corrupt", probe))).is_err(), "{probe:?}");
+            assert!(finding_event(&opened(detail("boo", probe))).is_err(), "{probe:?}");
+        }
+        let widest = "x".repeat(CODE_BYTES_MAX);
+        assert!(finding_event(&opened(detail(&widest, &widest))).is_ok());
     }
 
     #[test]

@@ -300,8 +300,9 @@ fn plain(field: &'static str, text: &str, bytes_max: usize) -> Result<String, St
 /// What was reported, as an occurrence.
 fn problem(request: &v1::ReportRequest, peer: Peer) -> Result<Problem, Status> {
     let reason: Reason = request.reason.parse().map_err(invalid)?;
-    if reason.kind() != ReasonKind::Occurrence {
-        let occurrences = Reason::ALL.iter().filter(|reason| reason.kind() == ReasonKind::Occurrence);
+    let may_be_reported = |reason: &&Reason| reason.kind() == ReasonKind::Occurrence && !reason.is_stand_in();
+    if !may_be_reported(&&reason) {
+        let occurrences = Reason::ALL.iter().filter(may_be_reported);
         let list = occurrences.map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ");
         return Err(invalid(format!(
             "{reason} is no occurrence: only the agent itself tells when it opens and clears; report one of: {list}"

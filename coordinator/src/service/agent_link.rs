@@ -455,6 +455,20 @@ impl Session {
         }
     }
 
+    /// Counts what this version has no name for, and says once that there is such a thing.
+    fn note_foreign(&self, facts: &[Fact]) {
+        let foreign = facts.iter().filter_map(|fact| match fact {
+            Fact::FindingReceived { event, .. } => Some(event.key()).filter(|key| key.is_foreign()),
+            _ => None,
+        });
+        for key in foreign {
+            if self.handle.metrics().foreign.inc() == 0 {
+                let (agent, (probe, _, reason)) = (&self.agent, key.told());
+                tracing::warn!(%agent, probe, reason, "a newer agent tells what this version has no name for: upgrade it as well");
+            }
+        }
+    }
+
     /// Waits for nothing, so that no message stays in the stream's task.
     fn take(&mut self, now: Timestamp, message: Option<connect_request::Message>) -> Result<Taken, Status> {
         use connect_request::Message;
@@ -464,6 +478,7 @@ impl Session {
             Some(Message::Entries(batch)) => {
                 let read = self.reader.entries(&batch, now)?;
                 self.handle.metrics().duplicates.inc_by(read.duplicates);
+                self.note_foreign(&read.facts);
                 if read.duplicates > 0 {
                     self.owes_ack = true;
                 }

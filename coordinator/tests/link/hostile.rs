@@ -77,12 +77,12 @@ async fn values_nobody_knows_are_named_in_the_refusal() {
     };
     let bodies = [
         ("severity", detail(|detail| detail.severity = 77)),
-        ("reason", detail(|detail| detail.reason = "made_up".into())),
+        ("reason", detail(|detail| detail.reason = "Made up\u{202e}".into())),
         (
             "probe",
             detail(|detail| {
                 if let Some(subject) = &mut detail.subject {
-                    subject.probe = "made_up".into();
+                    subject.probe = "Made up\u{202e}".into();
                 }
             }),
         ),
@@ -98,6 +98,63 @@ async fn values_nobody_knows_are_named_in_the_refusal() {
         gone(&world, "bad").await;
         good.reports().await;
     }
+    world.coordinator.stop().await.unwrap();
+}
+
+/// Agents may be upgraded before coordinators: its reason and its probe are kept under their names, its digest agrees, and
+/// it ends what it began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_agent_is_understood_as_far_as_it_can_be() {
+    use muster_common::finding::{FindingKey, open_digest};
+    use muster_common::reason::ReasonKind;
+    let world = World::new().await;
+    let viewer = world.channel(Role::Viewer, "eve").await;
+    let mut agent = world.agent("web-1").await;
+    let mut detail =
+        muster_proto::convert::finding_to_wire(&closed(1).severity(muster_common::severity::Severity::Sev2));
+    let subject = v1::SubjectKey { service: "spl".into(), probe: "seance".into(), subject: "/var/a".into() };
+    (detail.reason, detail.subject) = ("attic_haunted".into(), Some(subject.clone()));
+    let event = |event| prost::Message::encode_to_vec(&v1::FindingEvent { event: Some(event) });
+    for body in [
+        event(v1::finding_event::Event::Opened(detail.clone())),
+        event(v1::finding_event::Event::Occurred(v1::FindingDetail { reason: "ghost_seen".into(), ..detail.clone() })),
+    ] {
+        let entry = agent.entry_of(body);
+        agent.send(entries(vec![entry])).await;
+        agent.acked(agent.at.sequence).await;
+    }
+    let list = || async {
+        let wanted = v1::ListFindingsRequest { include_occurrences: true, ..Default::default() };
+        FindingServiceClient::new(viewer.clone()).list_findings(wanted).await.unwrap().into_inner().findings
+    };
+    let mut told: Vec<_> = list().await.into_iter().map(|finding| (finding.kind, finding.detail.unwrap())).collect();
+    told.sort_by(|a, b| a.0.cmp(&b.0));
+    let happened = v1::FindingDetail { reason: "ghost_seen".into(), ..detail.clone() };
+    assert_eq!(told, [("condition".to_owned(), detail.clone()), ("occurrence".to_owned(), happened)]);
+    // What it counts as open is what is known here: no resync follows, which this heartbeat would ask for otherwise.
+    let service = ServiceName::new("spl").unwrap();
+    let key = FindingKey::foreign(service, "seance", "/var/a", "attic_haunted", ReasonKind::Condition);
+    let head_sequence = agent.at.sequence;
+    let beat = v1::Heartbeat { sequence: 1, open_digest: open_digest([&key]), head_sequence, ..Default::default() };
+    agent.send(ToCoordinator::Heartbeat(beat)).await;
+    let cleared = v1::FindingCleared { subject: Some(subject), reason: "attic_haunted".into(), ..Default::default() };
+    let entry = agent.entry_of(event(v1::finding_event::Event::Cleared(cleared)));
+    agent.send(entries(vec![entry])).await;
+    agent.acked(agent.at.sequence).await;
+    let left: Vec<_> = list().await.into_iter().map(|finding| finding.kind).collect();
+    assert_eq!(left, ["occurrence"]);
+    assert_eq!(journaled(&world, "digest_differs"), 0);
+    let titles = |view: &muster_coordinator::runtime::View<'_>| {
+        view.state.incidents().map(|incident| (incident.title.clone(), incident.severity)).collect::<Vec<_>>()
+    };
+    let titles = world.coordinator.handle().query(titles).await.unwrap();
+    assert!(titles.iter().all(|(_, severity)| severity.as_str() == "sev2") && titles.len() == 2, "{titles:?}");
+    for name in ["(seance/attic_haunted)", "(seance/ghost_seen)"] {
+        assert!(titles.iter().any(|(title, _)| title.contains(name)), "{name}: {titles:?}");
+    }
+    let http = world.coordinator.http_address().unwrap();
+    let metrics = get(http, "metrics").await;
+    assert!(metrics.contains("muster_coordinator_unknown_findings_total 3"), "{metrics}");
     world.coordinator.stop().await.unwrap();
 }
 

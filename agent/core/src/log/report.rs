@@ -170,7 +170,7 @@ fn how_to_read(source: &str) -> String {
 
 /// Whether `reason` may be told by a log: only what happened, never what is true now.
 pub fn may_come_from_a_log(reason: Reason) -> bool {
-    reason.kind() == muster_common::reason::ReasonKind::Occurrence
+    reason.kind() == muster_common::reason::ReasonKind::Occurrence && !reason.is_stand_in()
 }
 
 #[cfg(test)]

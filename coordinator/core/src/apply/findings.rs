@@ -8,7 +8,7 @@ use crate::state::{
     AgentRecord, CauseOccurrence, Known, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State,
 };
 use crate::{signals, updates};
-use muster_common::finding::{Finding, FindingEvent, FindingKey, ProbeKind};
+use muster_common::finding::{Finding, FindingEvent, FindingKey};
 use muster_common::ids::{AgentName, SpoolId};
 use muster_common::limits::OPEN_FINDINGS_PER_AGENT_MAX;
 use muster_common::reason::Reason;
@@ -324,17 +324,17 @@ pub(super) fn open_set(state: &mut State, step: Step, agent: &AgentName, subject
     let listed: BTreeMap<&FindingKey, &Finding> =
         subjects.iter().flat_map(|subject| &subject.open).map(|finding| (&finding.key, finding)).collect();
     // By probe and subject alone: a finding may name another service than the subject was configured under.
-    let unknown: BTreeSet<(ProbeKind, &str)> = subjects
-        .iter()
-        .filter(|subject| subject.ok.is_none())
-        .map(|subject| (subject.subject.probe, subject.subject.subject.as_str()))
-        .collect();
+    let unknown: BTreeSet<(&str, &str)> =
+        subjects.iter().filter(|subject| subject.ok.is_none()).map(|subject| subject.subject.told()).collect();
     let record = links::record(state, step, agent);
     let gone: Vec<FindingKey> = record
         .open
         .keys()
         .filter(|key| !listed.contains_key(key))
-        .filter(|key| !unknown.contains(&(key.subject.probe, key.subject.subject.as_str())))
+        .filter(|key| {
+            let (probe, subject, _) = key.told();
+            !unknown.contains(&(probe, subject))
+        })
         .cloned()
         .collect();
     for key in gone {

@@ -1,0 +1,85 @@
+//! Agents that know more than their coordinator: what has no name here is an incident all the same, and is over when its
+//! agent says so.
+
+use muster_common::finding::{Finding, FindingEvent, FindingKey, SubjectKey};
+use muster_common::ids::ServiceName;
+use muster_common::reason::{Reason, ReasonKind};
+use muster_common::severity::Severity;
+use muster_coordinator_core::entry::{Fact, SubjectState};
+use muster_coordinator_core::policy::Policy;
+use muster_tests::scenario::{Fleet, agent, policy};
+use std::time::Duration;
+
+fn foreign(probe: &str, reason: &str, kind: ReasonKind) -> FindingKey {
+    FindingKey::foreign(ServiceName::new("spl").unwrap(), probe, "/var/a", reason, kind)
+}
+
+fn opens(fleet: &mut Fleet, probe: &str, reason: &str, severity: Severity) {
+    let key = foreign(probe, reason, ReasonKind::Condition);
+    let finding = Finding::new(key, &format!("{reason} as never before")).severity(severity);
+    fleet.event(&agent("a"), FindingEvent::Opened(finding), Duration::ZERO);
+}
+
+fn titles(fleet: &Fleet) -> Vec<String> {
+    let unresolved = fleet.machine.state().incidents().filter(|incident| incident.is_unresolved());
+    unresolved.map(|incident| format!("{} {}", incident.severity, incident.title)).collect()
+}
+
+#[test]
+fn each_is_told_under_its_own_name_and_severity() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 connect a\n1 end");
+    opens(&mut fleet, "port", "port_haunted", Severity::Sev2);
+    opens(&mut fleet, "port", "port_cursed", Severity::Sev3);
+    let finding = Finding::new(foreign("seance", "ghost_seen", ReasonKind::Occurrence), "one was seen");
+    fleet.event(&agent("a"), FindingEvent::Occurred(finding), Duration::ZERO);
+    fleet.run("100 end");
+    let expected = [
+        "sev3 spl on a, /var/a (port/port_cursed): port_cursed as never before",
+        "sev2 spl on a, /var/a (port/port_haunted): port_haunted as never before",
+        "sev3 spl on a, /var/a (seance/ghost_seen): one was seen",
+    ];
+    assert_eq!(titles(&fleet), expected, "{}", fleet.log());
+    assert_eq!(fleet.log().matches("page trigger").count(), 3, "{}", fleet.log());
+    let cleared = FindingEvent::Cleared {
+        key: foreign("port", "port_haunted", ReasonKind::Condition),
+        summary: "gone".to_owned(),
+        evidence: Default::default(),
+    };
+    fleet.event(&agent("a"), cleared, Duration::ZERO);
+    fleet.run("2000 end");
+    assert_eq!(titles(&fleet), expected[..1], "{}", fleet.log());
+    fleet.check_journal();
+
+    // One severity for all of them is the operator's to set.
+    let mut quiet: Policy = policy();
+    quiet.severities.insert(Reason::UnknownCondition, Severity::Sev4);
+    let mut fleet = Fleet::new(quiet);
+    fleet.run("0 connect a\n1 end");
+    opens(&mut fleet, "port", "port_haunted", Severity::Sev1);
+    fleet.run("100 end");
+    assert_eq!(fleet.log(), "");
+}
+
+/// What a probe that is not known cannot judge stays; what it judges well is over.
+#[test]
+fn a_resync_compares_the_agents_own_words() {
+    for probe in ["port", "seance"] {
+        let mut fleet = Fleet::new(policy());
+        fleet.run("0 connect a\n1 end");
+        opens(&mut fleet, probe, "port_haunted", Severity::Sev2);
+        let service = ServiceName::new("spl").unwrap();
+        let subject = match probe.parse() {
+            Ok(known) => SubjectKey::new(service, known, "/var/a"),
+            Err(_) => SubjectKey::foreign(service, probe, "/var/a"),
+        };
+        let mut resync = |ok: Option<bool>| {
+            let subjects = vec![SubjectState { subject: subject.clone(), ok, open: Vec::new() }];
+            fleet.feed(Fact::OpenSetReceived { agent: agent("a"), subjects });
+            fleet.machine.state().open_findings().count()
+        };
+        assert_eq!(resync(None), 1, "{probe}: absence is no recovery");
+        assert_eq!(resync(Some(true)), 0, "{probe}");
+        fleet.check_journal();
+    }
+}
