@@ -5,6 +5,7 @@
 use super::executable;
 use super::exit::ExitWatch;
 use super::regular::{Found, Unchanged, open_regular};
+use super::small::read_piece_text;
 use super::soon::Soon;
 use super::unit::Units;
 use super::{HostRoot, process};
@@ -68,13 +69,14 @@ impl PidFileProbe {
     fn reading(&mut self, now_ms: u64) -> Reading {
         let kept = self.facts.take().filter(|(_, at_ms)| now_ms.saturating_sub(*at_ms) < FACTS_KEPT_MS);
         if kept.is_none() {
-            let pid_max = std::fs::read_to_string(self.root.path("/proc/sys/kernel/pid_max"));
+            let pid_max = read_piece_text(self.root.path("/proc/sys/kernel/pid_max"), CONTENT_BYTES_MAX);
             self.pid_max = pid_max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(PID_MAX_DEFAULT);
             self.read = None;
         }
         let (file, symlink_to) = self.file();
         // While its pidfd says that it lives, the pid is no other process's.
-        let watched = self.watched.as_ref().filter(|watched| !watched.has_ended()).map(ExitWatch::process);
+        let mut known_alive = self.watched.as_ref().map(|watched| !watched.has_ended());
+        let watched = self.watched.as_ref().filter(|_| known_alive == Some(true)).map(ExitWatch::process);
         let process = match (&file, kept) {
             (FileReading::Pid { pid, .. }, Some((facts, at_ms)))
                 if facts.process.pid == *pid && watched == Some(facts.process) =>
@@ -84,6 +86,8 @@ impl PidFileProbe {
             }
             (FileReading::Pid { pid, .. }, _) => {
                 let process = process::read(&self.root, *pid);
+                // Asked again: one that ended during the reading has then ended for sure.
+                known_alive = self.watched.as_ref().map(|watched| !watched.has_ended());
                 if let ProcessReading::Alive(facts) = &process {
                     self.facts = Some((facts.clone(), now_ms));
                 }
@@ -91,8 +95,6 @@ impl PidFileProbe {
             }
             _ => None,
         };
-        // Asked last: a process that ended during the reading has then ended for sure.
-        let known_alive = self.watched.as_ref().map(|watched| !watched.has_ended());
         let exit = self.watched.as_mut().filter(|_| known_alive == Some(false));
         let exit = exit.map(|watched| (watched.process(), watched.exit().clone()));
         let exit = match exit {
