@@ -108,10 +108,16 @@ fn doctor_tells_a_stale_pid_file_and_a_closed_port_as_one_problem() {
     assert_eq!(report["verdict"], "critical");
     let reasons: Vec<&str> =
         report["findings"].as_array().unwrap().iter().map(|finding| finding["reason"].as_str().unwrap()).collect();
-    assert_eq!(reasons, ["port_closed", "pid_file_stale"], "{report:#}");
-    assert_eq!(report["findings"][1]["evidence"]["pid"], pid);
-    assert_eq!(report["findings"][1]["service"], "web");
-    assert!(!report["findings"][1]["next_steps"].as_array().unwrap().is_empty());
+    assert_eq!(reasons, ["pid_file_stale", "port_closed"], "{report:#}");
+    let stale = &report["findings"][0];
+    assert_eq!((&stale["evidence"]["pid"], &stale["service"]), (&pid.into(), &"web".into()));
+    assert!(!stale["next_steps"].as_array().unwrap().is_empty());
+    // Nothing of it runs: it is down, and that is said first.
+    assert_eq!(
+        (&stale["severity"], &stale["evidence"]["silent"]),
+        (&"sev2".into(), &format!("port 127.0.0.1:{port}").into())
+    );
+    assert!(stale["summary"].as_str().unwrap().starts_with(&format!("web is not running: pid {pid} of ")), "{stale:#}");
     let probes = report["probes"].as_array().unwrap();
     for kind in ["pid_file", "port"] {
         let probe = probes.iter().find(|probe| probe["probe"] == kind).unwrap_or_else(|| panic!("{kind}: {report:#}"));
@@ -339,11 +345,36 @@ fn a_deep_check_that_is_interrupted_leaves_no_copy() {
     assert_eq!(copies(), 0);
 }
 
+/// A file that names nobody is all there is to see of one service; the other runs under another pid than its file says.
+#[test]
+fn doctor_tells_a_service_that_is_down_from_a_file_that_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ended = Command::new("true").spawn().unwrap();
+    ended.wait().unwrap();
+    let pid_file = write(folder.path(), "web.pid", &format!("{}\n", ended.id()));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for (more, severity, start) in [
+        (String::new(), "sev3", "web is not running: pid "),
+        (format!("ports = [\"127.0.0.1:{port}\"]\n"), "sev3", "web answers (port 127.0.0.1:"),
+    ] {
+        let text = format!("{ENOUGH_MEMORY}[service.web]\npid_file = \"{pid_file}\"\n{more}");
+        let config = write(folder.path(), "agent.toml", &text);
+        let output = agent(&["doctor", "--config", &config, "--service", "web", "--format", "json"]);
+        let report = json(&output);
+        let stale = &report["findings"][0];
+        assert_eq!((&stale["reason"], &stale["severity"]), (&"pid_file_stale".into(), &severity.into()), "{report:#}");
+        assert!(stale["summary"].as_str().unwrap().starts_with(start), "{stale:#}");
+    }
+}
+
 /// Endpoints that answer nobody before all are asked: a few at a time would wait for each other in vain.
 #[test]
 fn doctor_asks_all_health_endpoints_at_once() {
-    const ENDPOINTS: usize = 12;
+    const ENDPOINTS: usize = 300;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // Room for all of them before the first is taken.
+    rustix::net::listen(&listener, 4096).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         let asked: Vec<_> = listener.incoming().take(ENDPOINTS).map_while(Result::ok).collect();

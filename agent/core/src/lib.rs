@@ -2,6 +2,7 @@
 //!
 //! Invariant: no clock, no randomness, no I/O; the same input gives the same output. Time arrives as [`clock::Now`].
 
+pub mod absence;
 pub mod accounts;
 pub mod backup;
 pub mod baseline;

@@ -3,11 +3,12 @@
 //! A pid alone names nothing: everything here is (pid, start time), and "down" is said only of an instance that was
 //! seen alive before, or of which the kernel says that it is gone.
 
+use crate::absence::{self, SERVICE_RUNNING_KEY};
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
 use crate::process::exit::{self, Exit, NO_SUCCESSOR, START_IT};
 use crate::services::{BriefLife, Instance};
-use muster_common::evidence::{Evidence, Grade};
+use muster_common::evidence::{Evidence, Grade, Value};
 use muster_common::ids::ProcessId;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
@@ -139,6 +140,8 @@ pub enum ProcessReading {
     Alive(Facts),
     /// It has ended and waits to be reaped.
     Zombie(Facts),
+    /// It lives, and is a thread of the kernel: no service, and it wrote no file.
+    Kernel(Facts),
     /// It exists, but this agent may not see it: why, and the way out.
     Hidden(String),
 }
@@ -300,7 +303,7 @@ impl PidFileJudge {
             judgement.problems.insert(0, down);
         }
         if let Some(target) = reading.symlink_to {
-            judgement.seen.insert("symlink_to", muster_common::evidence::Value::Text(target));
+            judgement.seen.insert("symlink_to", Value::Text(target));
         }
         judgement
     }
@@ -319,7 +322,7 @@ impl PidFileJudge {
             (None, FileReading::Pid { pid, .. }, Some(process)) if *pid == known.facts.process.pid => match process {
                 ProcessReading::Gone => true,
                 ProcessReading::Zombie(_) => true,
-                ProcessReading::Alive(facts) => facts.process != known.facts.process,
+                ProcessReading::Alive(facts) | ProcessReading::Kernel(facts) => facts.process != known.facts.process,
                 ProcessReading::Hidden(_) => false,
             },
             _ => false,
@@ -394,7 +397,7 @@ impl PidFileJudge {
         match process {
             // One exit, one finding: that it is down says all of it.
             None | Some(ProcessReading::Gone) if self.living().is_none() && self.is_known(pid) => Judgement::default(),
-            None | Some(ProcessReading::Gone) => Judgement::problem(self.stale(path, pid)),
+            None | Some(ProcessReading::Gone) => Judgement::problem(self.stale(path, pid, modified, now)),
             Some(ProcessReading::Hidden(why)) => Judgement::unknown(
                 format!("{path} names pid {pid}, which exists but cannot be seen: {why}"),
                 Some("give the agent CAP_SYS_PTRACE, or mount /proc without hidepid for its group"),
@@ -407,6 +410,10 @@ impl PidFileJudge {
                 }
                 Judgement::problem(zombie(&self.service, path, &facts, now))
             }
+            Some(ProcessReading::Kernel(facts)) => {
+                let why = "a thread of the kernel, which writes no pid file";
+                Judgement::problem(reuse(path, &facts, modified, why, Grade::Confirmed))
+            }
             Some(ProcessReading::Alive(facts)) => match self.reused(path, &facts, modified, now) {
                 Some((why, grade)) => Judgement::problem(reuse(path, &facts, modified, why, grade)),
                 None => self.running(path, facts, modified, now),
@@ -414,14 +421,17 @@ impl PidFileJudge {
         }
     }
 
-    fn stale(&self, path: &str, pid: u32) -> Problem {
-        let summary = if self.living().is_some() {
-            format!("{path} names pid {pid}, which does not exist, while another instance still runs")
+    fn stale(&self, path: &str, pid: u32, modified: Timestamp, now: Now) -> Problem {
+        let evidence = Evidence::new().text("path", path).count("pid", pid);
+        let (summary, evidence) = if self.living().is_some() {
+            let summary = format!("{path} names pid {pid}, which does not exist, while another instance still runs");
+            (summary, evidence.flag(SERVICE_RUNNING_KEY, true))
         } else {
-            format!("{path} names pid {pid}, which does not exist: the service is not running")
+            let before_boot = modified + REUSE_MARGIN < booted(now);
+            let key = if before_boot { "file_modified" } else { "ended_after" };
+            let evidence = evidence.flag(SERVICE_RUNNING_KEY, false).with(key, Value::Time(modified));
+            (absence::words(&self.service, path, pid, modified, before_boot), evidence)
         };
-        let evidence =
-            Evidence::new().text("path", path).count("pid", pid).flag("service_running", self.living().is_some());
         Problem::new(Reason::PidFileStale, summary).evidence(evidence).next_steps([
             "see why the process ended: journalctl -b -e and the service's own log",
             "start the service through its init system; it should replace the file",
@@ -447,8 +457,7 @@ impl PidFileJudge {
         if started <= modified + REUSE_MARGIN {
             return None;
         }
-        let booted = now.wall - Duration::from_millis(now.boottime_ms);
-        match (modified + REUSE_MARGIN < booted, is_named_after(path, facts)) {
+        match (modified + REUSE_MARGIN < booted(now), is_named_after(path, facts)) {
             (true, true) => None,
             (true, false) => Some((
                 "by the clock the file is older than this boot: it is a leftover, or the clock was set since",
@@ -479,6 +488,11 @@ impl PidFileJudge {
         });
         judgement
     }
+}
+
+/// By the wall clock as it is now.
+fn booted(now: Now) -> Timestamp {
+    now.wall - Duration::from_millis(now.boottime_ms)
 }
 
 /// Whether the first word of the file's or its folder's name is that of the program: `/run/spl/main.pid` and `spl`,
@@ -532,10 +546,8 @@ fn zombie(service: &str, path: &str, facts: &Facts, now: Now) -> Problem {
 
 fn reuse(path: &str, facts: &Facts, modified: Timestamp, why: &str, grade: Grade) -> Problem {
     let summary = format!("{path} names pid {}, which is now {}: {why}", facts.process.pid, facts.comm);
-    let evidence = facts_evidence(facts)
-        .text("path", path)
-        .text("why", why)
-        .with("file_modified", muster_common::evidence::Value::Time(modified));
+    let evidence =
+        facts_evidence(facts).text("path", path).text("why", why).with("file_modified", Value::Time(modified));
     let problem = Problem::new(Reason::PidFileStale, summary).evidence(evidence).grade(grade);
     let pid = facts.process.pid;
     if grade == Grade::Possible {
@@ -582,7 +594,6 @@ fn restarted(service: &str, path: &str, old: &Known, new: &Facts) -> Problem {
 mod tests {
     use super::*;
     use crate::judgement::Verdict;
-    use muster_common::evidence::Value;
     use proptest::prelude::*;
 
     const PATH: &str = "/run/a.pid";
@@ -775,6 +786,22 @@ mod tests {
         let judgement = judge.judge(PATH, reading(file(5, 1_000), soon), at(3_000), false);
         assert_eq!(reasons(&judgement), [Reason::ProcessDown, Reason::PidFileStale]);
         assert_eq!(judgement.problems[1].grade, Grade::Confirmed);
+    }
+
+    #[test]
+    fn a_thread_of_the_kernel_is_no_service() {
+        let worker = Some(ProcessReading::Kernel(Facts { comm: "kworker/0:1".into(), exe: None, ..facts(5, 100_000) }));
+        // Older than the file, and the clocks find no fault with it.
+        let fresh = PidFileJudge::default().judge(PATH, reading(file(5, 150_000), worker.clone()), at(200_000), true);
+        assert_eq!(reasons(&fresh), [Reason::PidFileStale]);
+        assert_eq!(fresh.problems[0].grade, Grade::Confirmed);
+        assert!(fresh.problems[0].next_steps[0].starts_with("do not signal pid 5"), "{fresh:?}");
+        // It has the pid of the instance that was seen to run.
+        let mut judge = PidFileJudge::default();
+        let process = Some(ProcessReading::Alive(facts(5, 1_000)));
+        judge.judge(PATH, reading(file(5, 1_000), process), at(2_000), false);
+        let judgement = judge.judge(PATH, reading(file(5, 1_000), worker), at(200_000), false);
+        assert_eq!(reasons(&judgement), [Reason::ProcessDown, Reason::PidFileStale]);
     }
 
     /// A file with `modified` and a process of `comm` that runs since 10 min after the boot, looked at after an hour.

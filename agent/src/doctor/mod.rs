@@ -19,6 +19,7 @@ use crate::senses::log::UNDATED_KEY;
 use crate::senses::saved_log::read_log;
 use crate::senses::sqlite::OneShot;
 use deep::{Deep, is_deep};
+use muster_agent_core::absence;
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Recent;
 use muster_agent_core::judgement::{Judgement, Unknown};
@@ -28,6 +29,7 @@ use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::ServiceName;
 use muster_common::units::human_duration;
 use report::{Ran, Report, UNKEPT_CLOCK, read_in_part};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -36,9 +38,10 @@ use std::time::{Duration, Instant};
 
 /// Threads for quick probes: they wait for the kernel, not for the processor.
 const QUICK_THREADS: usize = 4;
-/// Health endpoints that are asked at once, each with two descriptors of the 1024 that a process has; those beyond are
-/// asked by the quick threads.
-const BEGUN_MAX: usize = 256;
+/// Descriptors that `doctor` makes room for, where the host lets it: each health endpoint that is asked has two.
+const DESCRIPTORS_MAX: u64 = 16_384;
+/// Of them, for everything else. What there is no room for is asked by the quick threads.
+const DESCRIPTORS_KEPT: u64 = 256;
 /// Threads for small files: one file system that hangs takes one or two of them, and each is replaced.
 const FILES_THREADS: usize = 4;
 /// Threads for databases: each may read a disk at full speed.
@@ -82,6 +85,7 @@ fn diagnose_with(
     deep: Option<&Deep>,
     one_shot: OneShot,
 ) -> std::io::Result<Report> {
+    let at_once = endpoints_at_once();
     let net = Net::start()?;
     let services = Arc::new(Mutex::new(Services::default()));
     let now = crate::clock::now();
@@ -89,7 +93,7 @@ fn diagnose_with(
     let means = Means { host, scratch: None, net: &net.handle(), link: LinkStatus::default(), one_shot };
     let mut planned = probes(config, &means);
     let asks = |planned: &&mut Planned| planned.probe.subject().probe == ProbeKind::Health;
-    planned.iter_mut().filter(asks).take(BEGUN_MAX).for_each(|planned| planned.probe.begin());
+    planned.iter_mut().filter(asks).take(at_once).for_each(|planned| planned.probe.begin());
     let (first, second): (Vec<_>, Vec<_>) =
         planned.into_iter().partition(|planned| tells_processes(planned.probe.subject().probe));
     let (last, second): (Vec<_>, Vec<_>) =
@@ -111,6 +115,21 @@ fn diagnose_with(
     let mut report = report.remarks(not_watched(config), notes);
     agent::add(&mut report, host, &config.socket);
     Ok(report)
+}
+
+/// How many health endpoints may be asked at once. The usual soft limit of a shell, 1024, is there for programs that know
+/// no higher numbers of descriptors.
+fn endpoints_at_once() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS_MAX, |maximum| maximum.min(DESCRIPTORS_MAX));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit { current: Some(wanted), ..limit };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            limit = raised;
+        }
+    }
+    let room = limit.current.unwrap_or(DESCRIPTORS_MAX).saturating_sub(DESCRIPTORS_KEPT) / 2;
+    usize::try_from(room).unwrap_or(usize::MAX)
 }
 
 /// Takes away what is no news and explains nothing: kills from before this container was started, and, where nothing is
@@ -173,7 +192,24 @@ pub fn diagnose_kmsg(path: &Path) -> std::io::Result<Report> {
     Ok(Report::new(path.display().to_string(), vec![ran], &recent, &Services::default()))
 }
 
+/// Whether a service runs whose pid file names nobody: here all is known that others saw of it.
+fn look_round(ran: &mut [Ran]) {
+    let sign = |ran: &Ran| {
+        let reasons = ran.judgement.problems.iter().map(|problem| problem.reason);
+        Some((ran.subject.clone(), absence::sign(ran.subject.probe, ran.judgement.verdict(), reasons)?))
+    };
+    if !ran.iter().any(|ran| absence::matters(&ran.judgement)) {
+        return;
+    }
+    let signs: Vec<(SubjectKey, bool)> = ran.iter().filter_map(sign).collect();
+    for one in ran.iter_mut().filter(|ran| absence::matters(&ran.judgement)) {
+        let of_it = signs.iter().filter(|(subject, _)| subject.service == one.subject.service);
+        absence::tell(&mut one.judgement, of_it.map(|(subject, runs)| (subject, *runs)));
+    }
+}
+
 fn explain(now: Now, mut ran: Vec<Ran>) -> (Vec<Ran>, Recent) {
+    look_round(&mut ran);
     let mut recent = Recent::default();
     for one in &ran {
         recent.note(now, &one.subject, &one.judgement);

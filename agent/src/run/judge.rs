@@ -13,6 +13,7 @@ use crate::bell::Bell;
 use crate::probe::{Context, Lane as Kind, Probe};
 use crate::sandbox::Work;
 use crate::spool::{Append, SpoolError};
+use muster_agent_core::absence;
 use muster_agent_core::clock::Now;
 use muster_agent_core::executable;
 use muster_agent_core::judgement::Judgement;
@@ -460,6 +461,13 @@ impl<O: StateOutlet> Judge<O> {
             for process in processes {
                 self.schedule.wake(now.boottime_ms, &process);
             }
+        }
+        if absence::matters(&judgement) {
+            let seen = self.memory.ledger.of_service(&subject.service).filter_map(|seen| {
+                let reasons = seen.open.iter().map(|finding| finding.key.reason);
+                Some((seen.subject, absence::sign(seen.subject.probe, seen.verdict, reasons)?))
+            });
+            absence::tell(&mut judgement, seen);
         }
         if subject.probe == ProbeKind::Memory {
             self.outlet.memory_probed(muster_agent_core::memory::available_bytes(&judgement.seen));
