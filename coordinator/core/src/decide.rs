@@ -65,7 +65,7 @@ fn raise(state: &State, now: Timestamp, key: &str, cause: &Cause) -> Option<Conc
     if !found.raises || (found.severity < Severity::Sev3 && !minor) {
         return None;
     }
-    if let Some(target) = symptom::of(state, key) {
+    if let Some(target) = symptom::of_cause(state, key, cause) {
         // Silences and locks are members of the fleet's cause already; a restarting service joins by name.
         let by_name = detect::of(&target.key.cause).is_some_and(|detector| detector.joins_by_name());
         let is_member = !by_name || target.members.contains(key) || target.members.len() >= MEMBERS_MAX;
@@ -137,7 +137,7 @@ fn unresolved(state: &State, now: Timestamp, key: &str, cause: &Cause, incident:
         let why = format!("{by} closed it: {summary}; only new findings open it again");
         return Some(Conclusion::IncidentResolved { incident: id, resolution, why });
     }
-    if let Some(target) = symptom::of(state, key) {
+    if let Some(target) = symptom::of_cause(state, key, cause) {
         if let Some(worse) = carried(state, target, key, incident.severity, &incident.title) {
             return Some(worse);
         }

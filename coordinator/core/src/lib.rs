@@ -25,6 +25,7 @@ pub mod refusals;
 pub mod replay;
 pub mod response;
 pub mod routing;
+mod same_kill;
 pub mod second_opinion;
 pub mod severity;
 pub mod signals;

@@ -1,6 +1,7 @@
 //! Everything the coordinator knows, as a fold over its journal. Read through accessors; changed by
 //! [`crate::apply::apply`] alone. Its JSON is the snapshot: ordered maps only, so equal states print equally.
 
+mod agents;
 mod causes;
 mod detect;
 mod feeds;
@@ -20,7 +21,7 @@ use crate::second_opinion::SecondOpinions;
 use crate::signals::Signals;
 use crate::silence::Silences;
 use muster_common::finding::{Finding, FindingKey};
-use muster_common::ids::{AgentName, CoordinatorId, Epoch, FleetName, ServiceName};
+use muster_common::ids::{AgentName, BootId, CoordinatorId, Epoch, FleetName, ServiceName};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::spool::Position;
@@ -33,6 +34,7 @@ pub use feeds::{Cause, CauseOccurrence, MemberRef, Storm};
 pub use few::{Few, FewSet};
 pub use incident::{Incident, IncidentStatus, PageKey, PageOutcome, PageRecord, ResendWish};
 
+pub(crate) use agents::Agents;
 pub(crate) use causes::Causes;
 pub use detect::{AgentWatch, Detect};
 pub(crate) use keyed::Keyed;
@@ -72,8 +74,7 @@ pub struct State {
     pub(crate) epoch: Option<Epoch>,
     pub(crate) fenced_by: Option<Epoch>,
     pub(crate) policy: Policy,
-    /// Boxed: of a million only names lie side by side, so that one is found quickly.
-    pub(crate) agents: BTreeMap<AgentName, Box<AgentRecord>>,
+    pub(crate) agents: Agents,
     pub(crate) n_silent: u64,
     pub(crate) causes: Causes,
     /// Boxed: a cause has few of them, and a map makes room for many.
@@ -243,6 +244,9 @@ pub struct OccurrenceRecord {
     pub received: Timestamp,
     /// What.
     pub finding: Finding,
+    /// Of a kill: the kernel that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<BootId>,
 }
 
 /// A page that was given up.
@@ -292,7 +296,7 @@ impl State {
             epoch: None,
             fenced_by: None,
             policy: Policy::default(),
-            agents: BTreeMap::new(),
+            agents: Agents::default(),
             n_silent: 0,
             causes: Causes::default(),
             incidents: Keyed::default(),
@@ -359,7 +363,7 @@ impl State {
 
     /// Every known agent, by name.
     pub fn agents(&self) -> impl Iterator<Item = &AgentRecord> {
-        self.agents.values().map(Box::as_ref)
+        self.agents.values()
     }
 
     /// What the fleet is compared by: changes, builds, singletons, refusals.
@@ -379,7 +383,7 @@ impl State {
 
     /// One agent.
     pub fn agent(&self, name: &AgentName) -> Option<&AgentRecord> {
-        self.agents.get(name).map(Box::as_ref)
+        self.agents.get(name)
     }
 
     /// Open conditions of all agents, by agent and key.

@@ -7,7 +7,7 @@ use crate::entry::{SubjectState, TimerKey};
 use crate::state::{
     AgentRecord, CauseOccurrence, Known, MemberRef, OccurrenceRecord, OpenFinding, RECENT_OCCURRENCES_MAX, State,
 };
-use crate::{signals, updates};
+use crate::{same_kill, signals, updates};
 use muster_common::finding::{Finding, FindingEvent, FindingKey};
 use muster_common::ids::{AgentName, SpoolId};
 use muster_common::limits::OPEN_FINDINGS_PER_AGENT_MAX;
@@ -244,7 +244,9 @@ fn leave(state: &mut State, agent: &AgentName, key: &FindingKey, groups: Vec<Str
 }
 
 fn causes(state: &State, agent: &AgentName, key: &FindingKey) -> Vec<String> {
-    std::iter::once(cause::of_finding(agent, key)).chain(detect::groups(state, agent, key)).collect()
+    let mut causes = vec![cause::of_finding(agent, key)];
+    causes.append(&mut detect::groups(state, agent, key));
+    causes
 }
 
 /// A group of conditions is about its members too: whether they fold into it depends on how many there are.
@@ -260,12 +262,14 @@ fn touch(state: &mut State, key: String) {
 
 fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding, seen: Seen) {
     let observed = seen.at;
+    let kernel = same_kill::kernel(state, agent, finding);
     state.occurrences.push_back(OccurrenceRecord {
         index: step.index,
         agent: agent.clone(),
         observed,
         received: step.at,
         finding: finding.clone(),
+        kernel,
     });
     if state.occurrences.len() > RECENT_OCCURRENCES_MAX {
         state.occurrences.pop_front();
@@ -300,7 +304,12 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
     };
     let groups = causes(state, agent, &finding.key);
     tell(state, step, agent, &finding.key, &groups, &["happens: ", &finding.summary]);
-    add_occurrence(state, step, &cause::of_finding(agent, &finding.key), occurrence);
+    let own = cause::of_finding(agent, &finding.key);
+    add_occurrence(state, step, &own, occurrence);
+    if kernel.is_some() {
+        let beside = same_kill::beside(state, &own);
+        state.touched.extend(beside);
+    }
     let many = detect::made_many(state, agent, &finding.key, step.at);
     state.touched.extend(many);
 }

@@ -6,6 +6,7 @@ use crate::changes;
 use crate::correlation;
 use crate::detect;
 use crate::entry::{Conclusion, IncidentKey, Resolution, TimerKey};
+use crate::same_kill;
 use crate::second_opinion;
 use crate::signals;
 use crate::state::{Incident, IncidentStatus, MEMBERS_MAX, PageOutcome, RESOLVED_INCIDENTS_MAX, State, TIMELINE_MAX};
@@ -221,7 +222,13 @@ fn touch_symptoms(state: &mut State, cause: &str) {
 }
 
 fn symptoms(state: &State, key: &str) -> Vec<String> {
-    detect::symptoms(state, key)
+    let mut symptoms = detect::symptoms(state, key);
+    let folds = |other: &String| {
+        let told = state.cause(other).and_then(|cause| same_kill::explained(state, other, cause));
+        told.is_some_and(|incident| incident.key.cause == key)
+    };
+    symptoms.extend(same_kill::beside(state, key).into_iter().filter(folds));
+    symptoms
 }
 
 /// Starts the hold, counted from `from`; over at once when it is zero or past.

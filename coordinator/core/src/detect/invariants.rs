@@ -52,7 +52,8 @@ pub(crate) fn check(state: &State, mut broken: impl FnMut(&'static str, String))
     }
     if state.fenced_by().is_none() {
         for incident in state.incidents().filter(|incident| incident.is_unresolved()) {
-            let of = symptom::of(state, &incident.key.cause);
+            let key = &incident.key.cause;
+            let of = state.cause(key).and_then(|cause| symptom::of_cause(state, key, cause));
             unless(of.is_none(), "a symptom has no incident of its own", &|| {
                 format!("{} in {}", incident.key.cause, of.map_or("?", |of| &of.key.cause))
             });

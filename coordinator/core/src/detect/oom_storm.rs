@@ -7,17 +7,17 @@ use crate::cause;
 use crate::decide::assess::{Assessment, names, of_fleet};
 use crate::decide::human;
 use crate::policy::Policy;
+use crate::same_kill;
 use crate::state::{Cause, State, Storm};
-use muster_common::evidence::Value;
 use muster_common::finding::Finding;
-use muster_common::ids::{AgentName, BootId};
+use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
 use muster_common::time::Timestamp;
 use std::collections::BTreeSet;
 
 /// Cause key of kills of many services, and before the service's name in those of one.
 const PREFIX: &str = "fleet/oom_storm";
-/// Causes looked at for the services that were hit, and occurrences for the same kill.
+/// Causes looked at for the services that were hit.
 const LOOKED_AT_MAX: usize = 256;
 /// Services named in a sentence.
 const SERVICES_NAMED_MAX: usize = 5;
@@ -42,26 +42,6 @@ fn unwatched(state: &State, storm: &Storm) -> String {
         names if names.is_empty() => UNWATCHED.to_owned(),
         names => format!("{UNWATCHED} ({})", names.join(", ")),
     }
-}
-
-/// Which kill it is for the kernel that made it: several agents in containers on one kernel read the same line of its log.
-fn kill_of(state: &State, agent: &AgentName, finding: &Finding) -> Option<(BootId, u64, u64)> {
-    let boot = state.agent(agent)?.hello.as_ref()?.boot_id?;
-    match (finding.evidence.get("pid")?, finding.evidence.get("since_boot_ms")?) {
-        (Value::Count(pid), Value::Millis(since_boot_ms)) => Some((boot, *pid, *since_boot_ms)),
-        _ => None,
-    }
-}
-
-/// Whether another agent on the same kernel told of this kill before, as far as is looked back.
-fn is_told_by_another(state: &State, agent: &AgentName, finding: &Finding) -> bool {
-    let Some(kill) = kill_of(state, agent, finding) else { return false };
-    let newest = state.recent_occurrences().rev().take(LOOKED_AT_MAX);
-    let same = newest.filter(|seen| {
-        seen.finding.key.reason == Reason::OomKill && kill_of(state, &seen.agent, &seen.finding) == Some(kill)
-    });
-    // The oldest of them is the one that counts.
-    same.last().is_some_and(|first| first.agent != *agent)
 }
 
 impl Detector for OomStorm {
@@ -152,7 +132,7 @@ impl Detector for OomStorm {
         // What rages takes it all the same: it is one of its symptoms there.
         let groups = [format!("{PREFIX}/{service}"), PREFIX.to_owned()];
         let rages = groups.iter().any(|group| state.cause(group).is_some_and(|cause| cause.storm.is_some()));
-        if !rages && is_told_by_another(state, agent, finding) {
+        if !rages && same_kill::is_told_by_another(state, agent, finding) {
             return Vec::new();
         }
         let feed = |group: String| Feed {

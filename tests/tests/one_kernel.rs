@@ -1,0 +1,125 @@
+//! Containers on one kernel, each with an agent: all of them read the same line of its log.
+
+use muster_common::evidence::{Evidence, Value};
+use muster_common::finding::{Finding, FindingEvent};
+use muster_common::reason::Reason;
+use muster_tests::scenario::{Fleet, agent, key, policy};
+use std::time::Duration;
+
+/// At a second, an agent tells that a kernel killed pid 77 of a service when it was 5 s old.
+fn killed(fleet: &mut Fleet, second: u64, host: &str, service: &str) {
+    fleet.run(&format!("{second} end"));
+    let evidence = Evidence::new().count("pid", 77_u64).with("since_boot_ms", Value::Millis(5_000));
+    let finding =
+        Finding::new(key(service, "python3", Reason::OomKill), "the kernel killed python3").evidence(evidence);
+    fleet.event(&agent(host), FindingEvent::Occurred(finding), Duration::ZERO);
+}
+
+fn one_kernel() -> Fleet {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 boot a 1\n0 boot b 1\n0 boot c 1\n0 boot x 2\n0 connect a b c x");
+    fleet
+}
+
+fn expect(fleet: &Fleet, expected: &str) {
+    let expected: Vec<&str> = expected.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    assert_eq!(fleet.log().lines().collect::<Vec<_>>(), expected, "\nfound:\n{}", fleet.log());
+    fleet.check_journal();
+}
+
+#[test]
+fn a_kill_that_nobody_watches_is_the_incident_of_who_told_it_first() {
+    let mut fleet = one_kernel();
+    for (second, host) in [(10, "b"), (11, "a"), (300, "c")] {
+        killed(&mut fleet, second, host, "host");
+    }
+    fleet.run("400 end");
+    expect(
+        &fleet,
+        "10 opened sev3 oom_kill host/b/oom#1
+         10 recovering host/b/oom
+         70 page trigger sev3 oom_kill host/b/oom",
+    );
+    let incident = fleet.machine.state().unresolved("host/b/oom").unwrap();
+    for other in ["host/a/oom", "host/c/oom"] {
+        assert!(incident.members.contains(other), "{other}: {:?}", incident.members);
+    }
+}
+
+#[test]
+fn who_watches_the_victim_tells_it_whoever_came_first() {
+    let mut fleet = one_kernel();
+    killed(&mut fleet, 10, "a", "host");
+    killed(&mut fleet, 11, "c", "spl");
+    killed(&mut fleet, 12, "b", "host");
+    fleet.run("400 end");
+    expect(
+        &fleet,
+        "10 opened sev3 oom_kill host/a/oom#1
+         10 recovering host/a/oom
+         11 opened sev2 oom_kill host/c/service/spl#1
+         11 folded host/a/oom into host/c/service/spl
+         11 recovering host/c/service/spl
+         21 page trigger sev2 oom_kill host/c/service/spl",
+    );
+}
+
+/// Told by who watches it after the page: one page goes on, under the key of the first.
+#[test]
+fn a_page_that_went_out_goes_on() {
+    let mut fleet = one_kernel();
+    killed(&mut fleet, 10, "a", "host");
+    killed(&mut fleet, 100, "c", "spl");
+    fleet.run("400 end");
+    let keys: std::collections::BTreeSet<String> = fleet.pages().map(|(_, page)| page.dedup_key.clone()).collect();
+    assert_eq!(keys.len(), 1, "{}", fleet.log());
+    assert!(fleet.log().contains("merged host/a/oom into host/c/service/spl"), "{}", fleet.log());
+    fleet.check_journal();
+}
+
+#[test]
+fn another_kernel_and_another_kill_are_incidents_of_their_own() {
+    let mut fleet = one_kernel();
+    killed(&mut fleet, 10, "a", "host");
+    killed(&mut fleet, 11, "x", "host");
+    fleet.run("12 end");
+    let log = fleet.log();
+    assert!(log.contains("11 opened sev3 oom_kill host/x/oom#1"), "{log}");
+    fleet.check_journal();
+    // Where the line of the log has no pid, nothing is known to be the same.
+    let mut fleet = one_kernel();
+    killed(&mut fleet, 10, "a", "host");
+    fleet.run("13 occur b host oom_kill 0\n14 end");
+    assert!(fleet.log().contains("13 opened sev3 oom_kill host/b/oom#1"), "{}", fleet.log());
+    fleet.check_journal();
+}
+
+/// What is open there is that host's own matter, and the kill a part of it.
+#[test]
+fn a_service_that_is_down_is_not_folded_away() {
+    let mut fleet = one_kernel();
+    killed(&mut fleet, 10, "a", "spl");
+    fleet.run("11 open b spl it process_down");
+    killed(&mut fleet, 12, "b", "spl");
+    fleet.run("30 end");
+    let log = fleet.log();
+    assert!(log.contains("11 opened sev2 process_down host/b/service/spl#1"), "{log}");
+    assert!(log.contains("changed sev2 oom_kill host/b/service/spl") && !log.contains("folded"), "{log}");
+    fleet.check_journal();
+}
+
+/// A reboot between two tellings changes nothing about which kernel it was.
+#[test]
+fn the_kernel_is_that_of_the_telling() {
+    let mut fleet = one_kernel();
+    killed(&mut fleet, 10, "a", "host");
+    fleet.run("20 boot a 9\n20 boot b 9\n20 boot c 9\n20 connect a");
+    killed(&mut fleet, 30, "b", "host");
+    fleet.run("40 connect b c\n50 end");
+    let log = fleet.log();
+    assert!(log.contains("10 opened sev3 oom_kill host/a/oom#1") && !log.contains("host/b/oom#1"), "{log}");
+    // Another boot's kill with the same figures is another one.
+    killed(&mut fleet, 60, "c", "host");
+    assert!(fleet.log().contains("60 opened sev3 oom_kill host/c/oom#1"), "{}", fleet.log());
+    fleet.check_journal();
+}
