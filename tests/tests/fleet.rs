@@ -93,11 +93,28 @@ fn a_mass_silence_relapses_with_a_new_mass() {
          105 quiet fleet/mass_stale: it cleared within the hold of 5 s
          300 opened sev3 agent_stale host/a/agent#2
          301 opened sev3 agent_stale host/b/agent#2
+         302 changed sev1 mass_stale fleet/mass_stale
          302 relapsed fleet/mass_stale
          302 folded host/a/agent into fleet/mass_stale
          302 folded host/b/agent into fleet/mass_stale
          307 page trigger sev1 mass_stale fleet/mass_stale",
     );
+}
+
+/// Whoever reads it after a relapse reads who is silent now, and not who was at first.
+#[test]
+fn a_mass_silence_that_comes_back_is_told_by_its_new_extent() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 connect a b c d e f g h\n100 silent a b c nothing\n200 heard a b c\n300 silent c d e f g h nothing");
+    fleet.run("301 end");
+    let incident = fleet.machine.state().unresolved("fleet/mass_stale").unwrap();
+    assert_eq!((incident.relapses, incident.has_paged()), (1, true), "{}", fleet.log());
+    assert!(!incident.title.contains("a, b, c") && incident.title.contains("c, d, e"), "{}", incident.title);
+    let now = muster_coordinator_core::explain::title(fleet.machine.state(), incident, fleet.now);
+    assert!(now.starts_with("6 of 8 agents fell silent together"), "those who fell silent after it too: {now}");
+    let old = |text: &str| text.starts_with("opened: 3 of 8 agents fell silent together");
+    assert!(incident.timeline.iter().any(|line| old(&line.text)), "{:#?}", incident.timeline);
+    fleet.check_journal();
 }
 
 #[test]

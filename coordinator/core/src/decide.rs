@@ -24,11 +24,13 @@ use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
 use std::time::Duration;
 
-/// What the first page about an incident would be called now: nobody was told of it yet, and it is still about what it was
-/// opened for. None where its own title holds.
+/// What an incident would be called now, where that counts: nobody was told of it yet, and it is still about what it was
+/// opened for; or a mass is silent anew, which grows after its relapse is told. None where its own title holds.
 pub(crate) fn title(state: &State, incident: &Incident, now: Timestamp) -> Option<String> {
     let key = &incident.key.cause;
-    let cause = state.cause(key).filter(|_| incident.is_unresolved() && !incident.has_paged())?;
+    let is_mass = cause::kind_of(key) == CauseKind::MassStale;
+    let grows = is_mass && incident.relapses > 0 && incident.status == IncidentStatus::Open;
+    let cause = state.cause(key).filter(|_| incident.is_unresolved() && (!incident.has_paged() || grows))?;
     let found = assess(state, now, key, cause).filter(|found| found.reason == incident.reason)?;
     Some(found.wording(state, now, key, cause).title)
 }
@@ -258,11 +260,12 @@ fn turned(Case { state, key, incident, found, .. }: Case<'_>) -> Option<Conclusi
     }
 }
 
-/// A storm that goes on is told by what came, and not as it was when it first ended.
+/// A storm that goes on, or a mass that falls silent anew, is told by what came, and not as it was when it first ended.
 fn rages_again(Case { state, now, key, cause, incident, found }: Case<'_>) -> Option<Conclusion> {
     let found = found.filter(|found| found.open && incident.status == IncidentStatus::Recovering)?;
     let Wording { title, why, .. } = found.wording(state, now, key, cause);
-    let is_told = cause.storm.is_none() || title == incident.title;
+    let is_mass = cause::kind_of(key) == CauseKind::MassStale;
+    let is_told = (cause.storm.is_none() && !is_mass) || title == incident.title;
     let (severity, reason) = (incident.severity, incident.reason);
     let why = format!("{} again; {why}", found.reason);
     let id = incident.key.clone();
