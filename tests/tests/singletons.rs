@@ -164,6 +164,38 @@ fn where_it_must_not_run_it_is_not_missed_while_it_runs_elsewhere() {
     fleet.check_journal();
 }
 
+/// A storm that is over is no reason to miss the service for ever where it must not run.
+#[test]
+fn after_a_storm_it_is_not_missed_where_it_must_not_run() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 connect a b c");
+    for second in 20..25 {
+        for host in ["a", "b", "c"] {
+            fleet.run_line(&format!("{second} occur {host} spl process_restarted 0"));
+        }
+    }
+    fleet.run("3000 end");
+    assert!(fleet.log().contains("resolved fleet/restart_storm/spl"), "{}", fleet.log());
+    let before = fleet.log().lines().count();
+    tells(&mut fleet, 3000, "a", "running");
+    fleet.run("3010 open b spl /run/spl.pid pid_file_missing\n9000 end");
+    assert_eq!(fleet.log().lines().count(), before, "{}", fleet.log());
+    fleet.check_journal();
+
+    // While the storm's incident is open it is the storm's to tell; with its end it is as it should be.
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 connect a b c");
+    tells(&mut fleet, 10, "a", "running");
+    for host in ["a", "b", "c"] {
+        fleet.run_line(&format!("20 occur {host} spl process_restarted 0"));
+    }
+    fleet.run("30 open b spl /run/spl.pid pid_file_missing\n9000 end");
+    let log = fleet.log();
+    assert!(log.contains("resolved fleet/restart_storm/spl"), "{log}");
+    assert!(fleet.machine.state().unresolved("host/b/service/spl").is_none(), "{log}");
+    fleet.check_journal();
+}
+
 /// What is down on a host whose service is no singleton of anybody is missed there.
 #[test]
 fn another_service_and_another_fault_are_no_matter_of_it() {

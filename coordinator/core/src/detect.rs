@@ -37,7 +37,7 @@ pub(crate) use mass_stale::{forget_silences, is_gathered, mass_groups, mass_of_p
 pub use places::{PLACES_MAX, Place};
 pub(crate) use restart_storm::{is_crash_loop, repair};
 pub use windows::{AgentStorms, WINDOW_EVENTS_MAX, WINDOWS_MAX, Window, WindowEvent};
-pub(crate) use windows::{Raging, count, index};
+pub(crate) use windows::{Raging, count, index, is_in_storm};
 
 use crate::cause::{self, CauseKind};
 use crate::decide::assess::Assessment;
@@ -211,7 +211,11 @@ pub(crate) fn of(key: &str) -> Option<&'static dyn Detector> {
 
 /// Every group that an open condition is a member of.
 pub(crate) fn groups(state: &State, agent: &AgentName, key: &FindingKey) -> Vec<String> {
-    all().flat_map(|detector| detector.conditions(state, agent, key)).collect()
+    let mut groups = Vec::new();
+    for detector in all() {
+        groups.append(&mut detector.conditions(state, agent, key));
+    }
+    groups
 }
 
 /// The unresolved incident of a group that `cause` is a symptom of.

@@ -8,6 +8,7 @@
 
 use crate::apply::{Step, drop_if_empty, fallen};
 use crate::cause;
+use crate::detect;
 use crate::entry::Disconnect;
 use crate::signals;
 use crate::state::{Link, MemberRef, OpenFinding, State};
@@ -277,7 +278,7 @@ pub(crate) fn not_missed<'a>(state: &'a State, agent: &AgentName, key: &FindingK
     }
     // What fell in a storm is that storm's to tell, and it waits for it.
     let own = cause::of_finding(agent, key);
-    if state.agent(agent).is_some_and(|record| record.watch.storms.contains_key(&own)) {
+    if detect::is_in_storm(state, agent, &own) {
         return None;
     }
     elsewhere(state, agent, &key.subject.service)

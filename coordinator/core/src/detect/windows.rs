@@ -158,6 +158,15 @@ pub(super) fn storms_of<'a>(state: &'a State, key: &str) -> Option<&'a BTreeSet<
     if storms.is_empty() { None } else { storms.get(key) }
 }
 
+/// Whether a group counts a cause of an agent in a storm that is not told to its end. The index alone remembers more.
+pub(crate) fn is_in_storm(state: &State, agent: &AgentName, key: &str) -> bool {
+    let Some(storms) = state.agent(agent).map(|record| &record.watch.storms).filter(|storms| !storms.is_empty()) else {
+        return false;
+    };
+    let goes_on = |group: &String| state.cause(group).is_some_and(|cause| cause.storm.is_some());
+    storms.get(key).is_some_and(|groups| groups.iter().any(goes_on))
+}
+
 /// Remembers that a group counts a cause of an agent. False where there is no room: it does not fold then.
 pub(crate) fn index(state: &mut State, agent: &AgentName, symptom: &str, group: &str) -> bool {
     let Some(storms) = state.agents.get_mut(agent).map(|record| &mut record.watch.storms) else { return true };
