@@ -7,7 +7,7 @@
 //!   open A SERVICE SUBJECT REASON [sevN]                clear A SERVICE SUBJECT REASON
 //!   occur A SERVICE REASON AGO_SECONDS [estimated]      differs A / resync A SERVICE SUBJECT ok|unknown
 //!     [sha256=HASH|version=V: the build that it happened to] [gap=SECONDS down before a restart] [lived=SECONDS the
-//!     life before it] [automatic: systemd restarted it]
+//!     life before it] [ended=SIGNAL|exit_code_N] [automatic: systemd restarted it]
 //!   address A IP / boot A N (at its next connect)
 //!   ack CAUSE / resolve CAUSE / note CAUSE              restart / takeover / pause / fence
 //!   severity CAUSE sevN / commander CAUSE NAME          label A KEY=VALUE (at its next connect)
@@ -501,6 +501,7 @@ fn proven(evidence: Evidence, word: &str, line: &str) -> Evidence {
     match word.split_once('=') {
         Some(("gap", down)) => evidence.duration("gap_ms", seconds(down)),
         Some(("lived", life)) => evidence.duration("old_lifetime_ms", seconds(life)),
+        Some(("ended", how)) => evidence.text("exit_status", how.replace('_', " ")),
         Some((key, value)) => evidence.text(&format!("executable_{key}"), value),
         None if word == "automatic" => evidence.flag("automatic", true),
         None => evidence,

@@ -446,6 +446,16 @@ fn a_repair_is_named() {
     assert!(repair.why.contains("it ended 6 min of being down, and had run for 24 h"), "{}", repair.why);
 }
 
+/// So is one that somebody asked for.
+#[test]
+fn an_orderly_restart_is_named() {
+    let fleet = ran("0 connect a\n20 occur a spl process_restarted 0 gap=2 lived=86400 ended=SIGTERM\n30 end");
+    let found = ask(fleet.machine.state(), fleet.now, "a");
+    let orderly = look(&found, "process_restarted", "a/spl");
+    assert!(orderly.why.contains("an orderly restart, which counts for no storm of many hosts"), "{}", orderly.why);
+    assert!(orderly.why.contains("it ended with SIGTERM after 24 h"), "{}", orderly.why);
+}
+
 /// How a process ended is news that comes a moment later: it is in the title also where no page has told it.
 #[test]
 fn a_title_has_the_newest_news_while_nobody_was_told() {

@@ -638,6 +638,33 @@ fn loops_that_back_off_are_storms_all_the_same() {
     assert!(storms("gap=300"));
 }
 
+/// Somebody restarts a fleet host by host. What tells it from crashes: how they ended, how long they had run, and who
+/// started them again.
+#[test]
+fn an_orderly_restart_of_a_fleet_is_no_storm() {
+    let storms = |how: &str| {
+        let mut fleet = Fleet::new(policy());
+        fleet.run("0 connect a b c d");
+        for (second, host) in [(20, "a"), (80, "b"), (140, "c"), (200, "d")] {
+            fleet.run_line(&format!("{second} occur {host} spl process_restarted 0 gap=2 {how}"));
+        }
+        fleet.run_line("260 end");
+        fleet.check_journal();
+        fleet.machine.state().unresolved("fleet/restart_storm/spl").is_some()
+    };
+    for ended in ["SIGTERM", "SIGINT", "SIGHUP", "exit_code_0", "exit_code_143"] {
+        assert!(!storms(&format!("lived=86400 ended={ended}")), "{ended}");
+        // systemd did it by itself: nobody asked.
+        assert!(storms(&format!("lived=86400 ended={ended} automatic")), "{ended}");
+        // Again within a window: who does that has trouble.
+        assert!(storms(&format!("lived=599 ended={ended}")), "{ended}");
+    }
+    assert!(storms("lived=86400"), "how it ended is not known");
+    for ended in ["SIGKILL", "SIGSEGV", "SIGABRT", "exit_code_1", "exit_code_137", "unknown"] {
+        assert!(storms(&format!("lived=86400 ended={ended}")), "{ended}");
+    }
+}
+
 /// A repair does not keep a storm alive that rages: mending it is how it ends.
 #[test]
 fn mending_a_storm_does_not_prolong_it() {

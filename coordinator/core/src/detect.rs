@@ -35,7 +35,7 @@ pub(crate) use lock_contention::{lock_circumstances, storm_circumstance, sustain
 pub(crate) use many_subjects::{is_lock, made_many, many_repositories};
 pub(crate) use mass_stale::{forget_silences, is_gathered, mass_groups, mass_of_places};
 pub use places::{PLACES_MAX, Place};
-pub(crate) use restart_storm::{is_crash_loop, repair};
+pub(crate) use restart_storm::{harmless, is_crash_loop};
 pub use windows::{AgentStorms, WINDOW_EVENTS_MAX, WINDOWS_MAX, Window, WindowEvent};
 pub(crate) use windows::{Raging, count, index, is_in_storm};
 

@@ -29,6 +29,9 @@ const BUILD_BYTES_MAX: usize = 24;
 /// Down for so long before a restart: no supervisor that backs off, which waits for a minute at most as a rule and needs
 /// a while to start, but somebody who came.
 const REPAIR_AFTER_MS: u64 = 90_000;
+/// How processes end that are asked to, as agents tell it: by these signals, or with these codes by which programs pass
+/// them on. One that ends by itself without an error looks the same.
+const ORDERLY: &[&str] = &["SIGHUP", "SIGINT", "SIGPIPE", "SIGTERM", "exit code 0", "exit code 130", "exit code 143"];
 
 /// See the head of the file.
 #[derive(Debug)]
@@ -141,7 +144,7 @@ impl Detector for RestartStorm {
 
     fn occurrences(&self, state: &State, agent: &AgentName, finding: &Finding) -> Vec<Feed> {
         let is_restart = finding.key.reason == Reason::ProcessRestarted;
-        if !is_restart || repair(state.policy(), finding).is_some() {
+        if !is_restart || harmless(state.policy(), finding).is_some() {
             return Vec::new();
         }
         let service = &finding.key.subject.service;
@@ -213,21 +216,45 @@ fn down(storm: &Storm) -> String {
     names(down.iter())
 }
 
+/// Why a restart is no part of a storm of many hosts.
+pub(crate) fn harmless(policy: &Policy, finding: &Finding) -> Option<String> {
+    let by_itself = finding.evidence.get("automatic") == Some(&Value::Flag(true));
+    if finding.key.reason != Reason::ProcessRestarted || by_itself {
+        return None;
+    }
+    repair(policy, finding).or_else(|| asked(policy, finding))
+}
+
+/// A length of time that the agent measured.
+fn measured_ms(finding: &Finding, key: &str) -> Option<u64> {
+    match finding.evidence.get(key) {
+        Some(Value::Millis(ms)) => Some(*ms),
+        _ => None,
+    }
+}
+
+fn window_ms(policy: &Policy) -> u64 {
+    u64::try_from(policy.restart_storm.window.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Why a restart is one that somebody asked for, as when a fleet is restarted host by host: it ended as a process does
+/// that is asked to, had run for longer than a window, and systemd did not restart it by itself. Whoever restarts the same
+/// service again within a window has trouble with it.
+fn asked(policy: &Policy, finding: &Finding) -> Option<String> {
+    let ended = behind::ending(finding).filter(|how| ORDERLY.contains(&how.as_str()))?;
+    let lived_ms = measured_ms(finding, "old_lifetime_ms").filter(|lived| *lived >= window_ms(policy))?;
+    let lived = human(Duration::from_millis(lived_ms));
+    Some(format!(
+        "an orderly restart, which counts for no storm of many hosts: it ended with {ended} after {lived}, and systemd did not restart it by itself"
+    ))
+}
+
 /// Why a restart is a repair, and no part of a storm of many hosts: what had run for longer than a window was down for so
 /// long that no supervisor started it, but somebody who came. A loop that backs off is known by what it restarts: that has
 /// died within a window of its start, so that such a loop counts from its second round on. What is not proven counts.
-pub(crate) fn repair(policy: &Policy, finding: &Finding) -> Option<String> {
-    if finding.key.reason != Reason::ProcessRestarted {
-        return None;
-    }
-    let length = |key: &str| match finding.evidence.get(key) {
-        Some(Value::Millis(ms)) => Some(*ms),
-        _ => None,
-    };
-    let (down_ms, lived_ms) = (length("gap_ms")?, length("old_lifetime_ms")?);
-    let window_ms = u64::try_from(policy.restart_storm.window.as_millis()).unwrap_or(u64::MAX);
-    let automatic = finding.evidence.get("automatic") == Some(&Value::Flag(true));
-    if automatic || down_ms < REPAIR_AFTER_MS || lived_ms < window_ms {
+fn repair(policy: &Policy, finding: &Finding) -> Option<String> {
+    let (down_ms, lived_ms) = (measured_ms(finding, "gap_ms")?, measured_ms(finding, "old_lifetime_ms")?);
+    if down_ms < REPAIR_AFTER_MS || lived_ms < window_ms(policy) {
         return None;
     }
     let [down, lived] = [down_ms, lived_ms].map(|ms| human(Duration::from_millis(ms)));

@@ -286,9 +286,10 @@ fn occurrences(state: &State, asked: &Asked<'_>) -> Vec<RuleLook> {
                 RuleLook::new(rule, &name, outcome_of(incident), why).of(incident)
             }
             None if severity < Severity::Sev3 => {
-                let repair = detect::repair(state.policy(), finding).map(|why| format!("; {why}")).unwrap_or_default();
+                let harmless = detect::harmless(state.policy(), finding);
+                let harmless = harmless.map(|why| format!("; {why}")).unwrap_or_default();
                 let why =
-                    format!("{} at {}: {severity} alone opens no incident{repair}", finding.summary, seen.observed);
+                    format!("{} at {}: {severity} alone opens no incident{harmless}", finding.summary, seen.observed);
                 RuleLook::new(rule, &name, Outcome::BelowThreshold, why).held_by("severity").figures([Figure::new(
                     "severity",
                     severity,
