@@ -253,6 +253,21 @@ fn what_people_did_about_a_page_leaves_undecided_whether_it_would_have_come() {
     }
 }
 
+/// A panic is a fault of the program that wrote the journal: its page is neither claimed removed, nor its incident.
+#[test]
+fn pages_about_panics_are_said_not_to_be_compared() {
+    let fleet = ran("0 connect a\n1 panicked\n2 open a spl x port_closed\n60 connect a");
+    let faults = fleet.pages().filter(|(_, page)| page.reason == Reason::CoordinatorFault).count();
+    assert!(faults > 0, "{}", fleet.log());
+    let found = under(&fleet, |policy| policy.hold.sev2 = Duration::from_secs(20));
+    let about = |told: &muster_coordinator_core::replay::Told| told.reason == Reason::CoordinatorFault;
+    assert!(!found.removed.iter().any(about) && !found.undecided.iter().any(|(told, _)| about(told)), "{found:#?}");
+    assert_eq!(found.moved.len(), 2, "{found:#?}");
+    assert!(found.incidents.iter().all(|differ| differ.incident.cause != "coordinator/fault"), "{found:#?}");
+    let said = found.unsure.iter().any(|told| told.starts_with("1 panics of a rule") && told.contains("not compared"));
+    assert!(said, "{:?}", found.unsure);
+}
+
 /// That a receiver fails follows from outcomes of pages: such pages are not compared, and that is said.
 #[test]
 fn pages_about_receivers_that_fail_are_said_not_to_be_compared() {

@@ -126,12 +126,16 @@ pub struct Unmatched {
     pub action: String,
 }
 
-/// Those about a failing receiver follow from outcomes of pages that the other policy may not send.
-///
+/// Those about a failing receiver follow from outcomes of pages that the other policy may not send; those about a rule
+/// that panicked from a fault of the program that wrote the journal, which is not fed.
+fn is_compared(incident: &IncidentKey) -> bool {
+    cause::failing_receiver(&incident.cause).is_none() && incident.cause != cause::COORDINATOR_FAULT
+}
+
 /// `state` is the other policy's at the end.
 pub(super) fn pages(recorded: Vec<Told>, replayed: Vec<Told>, state: &State, result: &mut WhatIf) {
     let name = |told: &Told| (told.receiver.clone(), told.dedup_key.clone());
-    let counts = |told: &Told| cause::failing_receiver(&told.incident.cause).is_none();
+    let counts = |told: &Told| is_compared(&told.incident);
     tell_uncompared(&recorded, &replayed, result);
     let theirs: BTreeMap<_, Timestamp> = replayed.iter().map(|told| (name(told), told.at)).collect();
     let ours: BTreeSet<_> = recorded.iter().map(name).collect();
@@ -198,7 +202,7 @@ pub(super) fn incidents(
     mut recorded: BTreeMap<IncidentKey, Course>,
     replayed: BTreeMap<IncidentKey, Course>,
 ) -> Vec<IncidentDiff> {
-    let counts = |key: &IncidentKey| cause::failing_receiver(&key.cause).is_none();
+    let counts = is_compared;
     let same = |a: &Course, b: &Course| {
         Course { number: String::new(), ..a.clone() } == Course { number: String::new(), ..b.clone() }
     };

@@ -477,7 +477,10 @@ impl Doubts {
             self.flapping,
             "reports of agents that reconnect all the time: single reconnects are counted, not journaled",
         );
-        tell(self.panics, "panics of a rule are recorded and not fed: their conclusions are missing from the journal");
+        tell(
+            self.panics,
+            "panics of a rule are recorded and not fed: what it would have concluded is missing from the journal, and the pages about the panics are not compared",
+        );
         tell(
             self.outcomes,
             "outcomes belong to pages that the other policy does not send; pages that only it sends have none, so that nobody has taken them",
