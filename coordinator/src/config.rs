@@ -10,11 +10,13 @@ use crate::pager::inbound::read_inbound;
 use crate::pager::secret::{SecretFile, masked};
 use crate::pager::{ReceiverConfig, read_receivers, read_routes};
 use crate::store::sqlite;
-use muster_common::config::{ConfigErrors, Reader, read};
+use muster_common::config::{ConfigErrors, Reader, Value, read};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::units::human_duration;
 use muster_coordinator_core::policy::{PerSeverity, Policy};
+use muster_coordinator_core::working_days::Weekday;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -206,6 +208,7 @@ fn read_policy(root: &Reader<'_>) -> Policy {
         }
         // The next working day may be some days away.
         read_response(&table, &mut policy);
+        set(&mut policy.working_days, table.value("working_days").map(|days| read_days(&days)));
         set(&mut policy.silence_notice, table.duration("silence_notice", Duration::ZERO..=DAY));
         set(&mut policy.page_from, table.parsed("page_from", |text| text.parse::<Severity>()));
     }
@@ -247,6 +250,14 @@ fn read_response<'a>(table: &Reader<'a>, policy: &mut Policy) {
             (Some(_), None) => *policy.escalation.get_mut(severity) = answer,
         }
     }
+}
+
+fn read_days(days: &Value<'_>) -> BTreeSet<Weekday> {
+    let named = days.items();
+    if days.is_array() && named.is_empty() {
+        days.mistake("no day is a working day", "expected some of mon, tue, wed, thu, fri, sat, sun");
+    }
+    named.into_iter().filter_map(|day| day.parsed(str::parse)).collect()
 }
 
 fn read_per_severity(table: &Reader<'_>, values: &mut PerSeverity<Duration>, longest: Duration) {
@@ -304,7 +315,7 @@ mod tests {
         let most = format!(
             "{MINIMAL}[listen]\ngrpc = \"0.0.0.0:1\"\nunix = \"/run/s\"\n[liveness]\nheartbeat = \"2s\"\nstale_after = 4\n\
              [incidents]\nhold = {{ sev2 = \"3s\" }}\n\
-             response = {{ sev3 = \"3d\" }}\nescalation = {{ sev2 = \"10m\", sev3 = \"0s\" }}\n[detectors.incident_burst]\nincidents = 20\n[detectors.restart_storm]\nhost_restarts = 9\n\
+             response = {{ sev3 = \"3d\" }}\nescalation = {{ sev2 = \"10m\", sev3 = \"0s\" }}\nworking_days = [\"sun\", \"mon\"]\n[detectors.incident_burst]\nincidents = 20\n[detectors.restart_storm]\nhost_restarts = 9\n\
              [severity]\nport_closed = \"sev1\"\n[failover]\nfollow = \"https://a:7420\"\npeers = [\"https://a:7420\"]\n\
              [advertise]\nendpoints = [\"https://a:7420\"]\n[[receiver.webhook]]\nname = \"ops\"\nurl = \"http://127.0.0.1:9/\"\n"
         );
@@ -314,6 +325,7 @@ mod tests {
         assert_eq!(config.policy.response.sev3, DAY * 3);
         assert_eq!((config.policy.escalation.sev2, config.policy.escalation.sev3), (SECOND * 600, Duration::ZERO));
         assert_eq!(config.policy.correlation.incidents, 20);
+        assert_eq!(config.policy.working_days, [Weekday::Mon, Weekday::Sun].into());
         assert_eq!(config.policy.severities.get(&Reason::PortClosed), Some(&Severity::Sev1));
         assert_eq!(config.policy.receivers, ["ops"]);
         assert_eq!(config.failover.follow.as_deref(), Some("https://a:7420"));
@@ -348,6 +360,15 @@ mod tests {
         let errors = parse_policy("p.toml", "[tls]\nca = \"c\"\n[liveness]\nheartbeatt = \"1s\"\n").unwrap_err();
         assert!(errors.to_string().contains("did you mean \"heartbeat\""), "{errors}");
         assert!(parse("p.toml", text).is_err());
+    }
+
+    #[test]
+    fn a_fleet_has_working_days() {
+        for (days, told) in [("[]", "no day is a working day"), ("[\"monday\"]", "expected one of mon, tue")] {
+            let error =
+                parse_policy("p.toml", &format!("[incidents]\nworking_days = {days}\n")).unwrap_err().to_string();
+            assert!(error.contains(told), "{days}: {error}");
+        }
     }
 
     #[test]

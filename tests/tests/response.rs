@@ -58,6 +58,37 @@ fn each_severity_has_its_own_time_and_sev4_has_none() {
     );
 }
 
+/// The scripts begin on a Saturday, 21 November 2026, at 00:13 UTC.
+#[test]
+fn what_can_wait_for_a_working_day_is_not_told_again_on_a_sunday() {
+    let script = "0 connect web-1\n0 open web-1 spl a disk_space_low\n400000 end";
+    let opened = "0 opened sev3 disk_space_low host/web-1/disk_space_low/spl/a#1
+                  60 page trigger sev3 disk_space_low host/web-1/disk_space_low/spl/a\n";
+    let told = |seconds: &[u64]| {
+        let again = |(count, second): (usize, &u64)| {
+            let cause = "host/web-1/disk_space_low/spl/a";
+            format!("{second} escalated {cause} {}\n{second} page trigger sev3 disk_space_low {cause}\n", count + 1)
+        };
+        opened.to_owned() + &seconds.iter().enumerate().map(again).collect::<String>()
+    };
+    // The whole of Monday, then the same time of each day; 00:13:20 is 800 s after midnight.
+    let fleet = check(script, &told(&[259_200 - 800, 345_600 - 800]));
+    let page = triggers(&fleet, "ops").next().unwrap();
+    let asks = &page.next_steps[0];
+    assert!(asks.contains("acknowledge within 4 h, by 2026-11-21 04:14 UTC"), "hours run through: {asks}");
+    assert!(asks.ends_with("; otherwise it is told again at 2026-11-24 00:00 UTC"), "{asks}");
+    let mut every_day = policy();
+    every_day.working_days = muster_coordinator_core::working_days::every_day();
+    check_under(every_day, script, &told(&[86_460, 172_860, 259_260, 345_660]));
+    // A day to answer in is a working day as well, and the page says so.
+    let mut slow = policy();
+    (slow.response.sev3, slow.escalation.sev3) = (Duration::from_secs(86_400), Duration::from_secs(2 * 86_400));
+    let mut fleet = Fleet::new(slow);
+    fleet.run("0 connect web-1\n0 open web-1 spl a disk_space_low\n100 end");
+    let asks = triggers(&fleet, "ops").next().unwrap().next_steps[0].clone();
+    assert!(asks.contains("within 24 h of working days, by 2026-11-24 00:00 UTC"), "{asks}");
+}
+
 #[test]
 fn receivers_that_escalate_by_themselves_are_not_told_again() {
     let mut policy = policy();

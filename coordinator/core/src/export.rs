@@ -15,6 +15,7 @@ use crate::explain::{first_page, held_back};
 use crate::policy::Policy;
 use crate::state::{Incident, IncidentStatus, PageRecord, State, TIMELINE_MAX};
 use crate::timeline::{ACKNOWLEDGEMENT_ENDED, LineKind};
+use crate::working_days::later;
 use muster_common::evidence::Grade;
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
@@ -376,15 +377,15 @@ fn follow_ups(incident: &Incident, policy: &Policy) -> Vec<String> {
         );
     }
     let expected = *policy.response.get(incident.severity);
-    let waited = taken(incident).map(|at| at.since(incident.opened));
-    match waited {
+    let by = later(incident.opened, expected, &policy.working_days);
+    match taken(incident) {
         _ if ended(incident).is_some() => {
             todo.push("find out why nobody acknowledged it again after it got much worse".to_owned());
         }
         None if incident.has_paged() && incident.owner.is_none() => {
             todo.push("find out why nobody acknowledged it".to_owned())
         }
-        Some(waited) if waited > expected && !expected.is_zero() => {
+        Some(at) if at > by && !expected.is_zero() => {
             todo.push("find out why it was acknowledged later than expected".to_owned());
         }
         _ => {}

@@ -35,6 +35,7 @@ pub mod state;
 mod symptom;
 pub mod timeline;
 pub mod updates;
+pub mod working_days;
 
 pub use apply::apply;
 pub use decide::decide;

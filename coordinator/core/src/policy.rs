@@ -3,6 +3,7 @@
 
 use crate::detect::policy::DetectPolicy;
 use crate::signals::SignalPolicy;
+use crate::working_days::{self, Weekday};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use serde::{Deserialize, Serialize};
@@ -209,6 +210,9 @@ pub struct Policy {
     /// An incident that nobody acknowledged for this long is told again; zero: never.
     #[serde(default = "Policy::escalation_default")]
     pub escalation: PerSeverity<Duration>,
+    /// On which days, in UTC, a response or an escalation of a day and more is counted.
+    #[serde(default = "working_days::every_day")]
+    pub working_days: BTreeSet<Weekday>,
     /// So long before its end a silence that holds something open back is told to be over soon; zero: never, as it was
     /// in journals that do not name it.
     #[serde(default)]
@@ -238,7 +242,7 @@ impl Policy {
         PerSeverity { sev0: Duration::ZERO, sev1, sev2, sev3, sev4 }
     }
 
-    /// The next working day is a day later here: no calendar says which days are.
+    /// The next working day is a day later, counted on [`Policy::working_days`].
     const fn escalation_default() -> PerSeverity<Duration> {
         const fn minutes(minutes: u64) -> Duration {
             Duration::from_secs(minutes * 60)
@@ -295,6 +299,7 @@ impl Default for Policy {
             page_from: Severity::Sev3,
             response: Self::response_default(),
             escalation: Self::escalation_default(),
+            working_days: working_days::usual(),
             silence_notice: seconds(600),
             correlation: CorrelationPolicy::default(),
             receivers: Vec::new(),

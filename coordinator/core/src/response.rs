@@ -4,6 +4,7 @@
 use crate::entry::IncidentKey;
 use crate::policy::Policy;
 use crate::state::Incident;
+use crate::working_days::later;
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
 use muster_common::units::human_duration;
@@ -132,7 +133,7 @@ pub fn escalates_at(
         return None;
     }
     // Of those that follow each counts from the one before.
-    Some(if escalations == 0 { paged_at + after } else { now + after })
+    Some(later(if escalations == 0 { paged_at } else { now }, after, &policy.working_days))
 }
 
 /// Whether a line of what to do is [`asks`]: it counts for the page alone.
@@ -149,11 +150,12 @@ pub fn asks(policy: &Policy, incident: &Incident, escalates_itself: bool, now: T
     let response = &incident.response;
     let paged_at = response.paged_at.unwrap_or(now);
     // The moment as well as the length: a page may be read long after it was sent.
-    let due = paged_at + within;
+    let due = later(paged_at, within, &policy.working_days);
+    let on = if due == paged_at + within { "" } else { " of working days" };
     let when = match () {
         () if within.is_zero() => "at once".to_owned(),
         () if due < now => format!("now, it was expected by {}", due.to_utc_minute()),
-        () => format!("within {}, by {}", human_duration(within), due.to_utc_minute()),
+        () => format!("within {}{on}, by {}", human_duration(within), due.to_utc_minute()),
     };
     // The first of a round of pages begins the time; it is told what will be.
     let first = || escalates_at(policy, incident.severity, paged_at, response.escalations, now);
