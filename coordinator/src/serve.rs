@@ -20,14 +20,14 @@ use anyhow::Context;
 use muster_common::limits::LINK_MESSAGE_BYTES_MAX;
 use muster_common::tls::{Credentials, TlsError};
 use muster_proto::FILE_DESCRIPTOR_SET;
-use muster_proto::v1::agent_link_service_server::AgentLinkServiceServer;
-use muster_proto::v1::failover_service_server::FailoverServiceServer;
-use muster_proto::v1::finding_service_server::FindingServiceServer;
-use muster_proto::v1::fleet_service_server::FleetServiceServer;
-use muster_proto::v1::incident_service_server::IncidentServiceServer;
-use muster_proto::v1::paging_service_server::PagingServiceServer;
-use muster_proto::v1::replication_service_server::ReplicationServiceServer;
-use muster_proto::v1::silence_service_server::SilenceServiceServer;
+use muster_proto::v1::agent_link_service_server::{self, AgentLinkServiceServer};
+use muster_proto::v1::failover_service_server::{self, FailoverServiceServer};
+use muster_proto::v1::finding_service_server::{self, FindingServiceServer};
+use muster_proto::v1::fleet_service_server::{self, FleetServiceServer};
+use muster_proto::v1::incident_service_server::{self, IncidentServiceServer};
+use muster_proto::v1::paging_service_server::{self, PagingServiceServer};
+use muster_proto::v1::replication_service_server::{self, ReplicationServiceServer};
+use muster_proto::v1::silence_service_server::{self, SilenceServiceServer};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +48,16 @@ const RESET_STREAMS_PENDING_MAX: usize = 32;
 const RESET_STREAMS_LOCAL_MAX: usize = 256;
 /// Bytes of one request of an operator.
 const REQUEST_BYTES_MAX: usize = 256 * 1024;
+/// Served on a primary and on a standby; the agents' link on a primary only.
+const SERVED_ALWAYS: &[&str] = &[
+    fleet_service_server::SERVICE_NAME,
+    finding_service_server::SERVICE_NAME,
+    incident_service_server::SERVICE_NAME,
+    silence_service_server::SERVICE_NAME,
+    paging_service_server::SERVICE_NAME,
+    failover_service_server::SERVICE_NAME,
+    replication_service_server::SERVICE_NAME,
+];
 /// How long tasks may take to end before the process ends without them.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -197,10 +207,15 @@ async fn serve_grpc(
     agents: AgentLink,
     paging: Paging,
 ) -> anyhow::Result<()> {
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
+    // The descriptors hold the agent's own service too, which is none of those served here.
+    let reflection = |version: &str| {
+        let configured = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(format!("grpc.reflection.{version}.ServerReflection"))
+            .with_service_name(tonic_health::pb::health_server::SERVICE_NAME)
+            .with_service_name(agent_link_service_server::SERVICE_NAME);
+        SERVED_ALWAYS.iter().fold(configured, |configured, service| configured.with_service_name(*service))
     };
     let (reporter, health) = tonic_health::server::health_reporter();
     let reporting = tokio::spawn(report_health(reporter, handle.clone()));
@@ -214,8 +229,8 @@ async fn serve_grpc(
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(RESET_STREAMS_LOCAL_MAX))
         .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .add_service(reflection("v1").build_v1()?)
+        .add_service(reflection("v1alpha").build_v1alpha()?)
         .add_service(AgentLinkServiceServer::new(agents).max_decoding_message_size(LINK_MESSAGE_BYTES_MAX))
         .add_service(FleetServiceServer::new(FleetApi::new(handle.clone())).max_decoding_message_size(bounded))
         .add_service(FindingServiceServer::new(FindingApi::new(handle.clone())).max_decoding_message_size(bounded))
@@ -239,17 +254,9 @@ async fn report_health(reporter: HealthReporter, handle: Handle) {
     loop {
         let primary = standing.borrow_and_update().role == CoordinatorRole::Primary;
         let link = if primary { ServingStatus::Serving } else { ServingStatus::NotServing };
-        reporter.set_service_status("muster.v1.AgentLinkService", link).await;
-        for service in [
-            "FleetService",
-            "FindingService",
-            "IncidentService",
-            "SilenceService",
-            "PagingService",
-            "FailoverService",
-            "ReplicationService",
-        ] {
-            reporter.set_service_status(format!("muster.v1.{service}"), ServingStatus::Serving).await;
+        reporter.set_service_status(agent_link_service_server::SERVICE_NAME, link).await;
+        for service in SERVED_ALWAYS {
+            reporter.set_service_status(*service, ServingStatus::Serving).await;
         }
         if standing.changed().await.is_err() {
             return;

@@ -444,9 +444,23 @@ async fn reflection_health_and_the_unix_socket_answer() {
     let mut client = reflection::server_reflection_client::ServerReflectionClient::new(channel.clone());
     let answers = client.server_reflection_info(tokio_stream::once(request));
     let answer = answers.await.unwrap().into_inner().message().await.unwrap().unwrap();
-    let names = format!("{answer:?}");
-    for service in ["AgentLink", "Fleet", "Finding", "Incident", "Failover", "Replication"] {
-        assert!(names.contains(&format!("muster.v1.{service}Service")), "{service}: {names}");
+    let listed = |answer: Option<reflection::server_reflection_response::MessageResponse>| match answer {
+        Some(reflection::server_reflection_response::MessageResponse::ListServicesResponse(list)) => {
+            let names = list.service.into_iter().map(|service| service.name);
+            names.collect::<std::collections::BTreeSet<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    // What is listed is served: each of its calls is known, whatever it answers.
+    let names = listed(answer.message_response);
+    let own = ["AgentLink", "Fleet", "Finding", "Incident", "Silence", "Paging", "Failover", "Replication"];
+    let own = own.iter().map(|service| format!("muster.v1.{service}Service"));
+    let foreign = ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"].map(str::to_owned);
+    assert_eq!(names, own.chain(foreign).collect());
+    for service in names {
+        let health = HealthCheckRequest { service: service.clone() };
+        let known = HealthClient::new(channel.clone()).check(health).await;
+        assert!(!service.starts_with("muster.") || known.is_ok(), "{service}: {known:?}");
     }
     let list = old::server_reflection_request::MessageRequest::ListServices(String::new());
     let request = old::ServerReflectionRequest { host: String::new(), message_request: Some(list) };
