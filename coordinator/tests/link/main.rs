@@ -427,6 +427,50 @@ async fn get(address: std::net::SocketAddr, path: &str) -> String {
     answer
 }
 
+/// After a mass disconnect nothing is kept of the streams, and after the hosts were archived nothing of the hosts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_many_agents_took_is_given_back() {
+    const AGENTS: usize = 40;
+    let world = World::new().await;
+    let operator = world.channel(Role::Operator, "ada").await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let mut agents = Vec::new();
+    for n in 0..AGENTS {
+        let mut agent = world.agent(&format!("web-{n}")).await;
+        agent.reports().await;
+        agents.push(agent);
+    }
+    let links = world.coordinator.handle().links().all();
+    let links: Vec<_> = links.into_iter().map(|(_, link)| std::sync::Arc::downgrade(&link)).collect();
+    assert_eq!((links.len(), tasks() >= before + AGENTS), (AGENTS, true));
+    drop(agents);
+    let given_back = async {
+        let handle = world.coordinator.handle();
+        let kept = || links.iter().filter(|link| link.upgrade().is_some()).count();
+        let heard = |view: &muster_coordinator::runtime::View<'_>| {
+            view.state.agents().filter(|agent| agent.link == muster_coordinator_core::state::Link::Heard).count()
+        };
+        // One task of each stream would be more than what comes and goes by itself.
+        while kept() > 0 || !handle.links().is_empty() || tasks() >= before + AGENTS {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        while handle.query(heard).await.unwrap() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, given_back).await.expect("something of the streams is kept");
+    for n in 0..AGENTS {
+        let archive = v1::ArchiveAgentRequest { id: format!("web-{n}"), reason: "sold".into() };
+        FleetServiceClient::new(operator.clone()).archive_agent(archive).await.unwrap();
+    }
+    let kept = |view: &muster_coordinator::runtime::View<'_>| {
+        (view.state.agents().count(), view.state.open_findings().count())
+    };
+    assert_eq!(world.coordinator.handle().query(kept).await.unwrap(), (0, 0));
+    world.coordinator.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reflection_health_and_the_unix_socket_answer() {
     use tonic_health::pb::HealthCheckRequest;

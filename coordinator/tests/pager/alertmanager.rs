@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
+use muster_coordinator::pager::heartbeat::Watchdog;
 use muster_coordinator::pager::receiver::Judgement;
 use muster_coordinator::pager::{Outcome, Pending, ReceiverConfig, ReceiverKind, Standing, keep_standing};
 use muster_coordinator_core::page::{Page, PageAction, PageId};
@@ -22,10 +23,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-type Calls = Arc<Mutex<Vec<Vec<Value>>>>;
+pub(crate) type Calls = Arc<Mutex<Vec<Vec<Value>>>>;
 
 /// A member of the cluster that keeps what it is told.
-async fn member(status: StatusCode) -> (String, Calls) {
+pub(crate) async fn member(status: StatusCode) -> (String, Calls) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let calls = Calls::default();
@@ -39,12 +40,12 @@ async fn member(status: StatusCode) -> (String, Calls) {
     (url, calls)
 }
 
-fn alertmanager(urls: &[String], valid_for: Duration) -> ReceiverConfig {
+pub(crate) fn alertmanager(urls: &[String], valid_for: Duration) -> ReceiverConfig {
     let urls = urls.iter().map(|url| url.parse().unwrap()).collect();
     config("am", ReceiverKind::Alertmanager { urls, labels: BTreeMap::new(), valid_for, token_file: None })
 }
 
-const QUARTER_HOUR: Duration = Duration::from_secs(900);
+pub(crate) const QUARTER_HOUR: Duration = Duration::from_secs(900);
 
 #[tokio::test]
 async fn every_member_is_told_and_one_is_enough() {
@@ -169,6 +170,25 @@ impl Real {
             sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// The dead man's alert stands as long as it is told again, and ends by itself.
+#[tokio::test]
+async fn a_real_alertmanager_ends_the_watchdog_of_a_dead_coordinator() {
+    let Some(binary) = binary() else {
+        println!("skipped: no prometheus-alertmanager (Debian's package of that name, or MUSTER_ALERTMANAGER=PATH)");
+        return;
+    };
+    let real = real(&binary).await;
+    let lane = lane(alertmanager(&[format!("http://127.0.0.1:{}", real.port)], QUARTER_HOUR));
+    let life = crate::wire::Life::start(Watchdog::Alertmanager { lane, interval: Duration::from_secs(1) });
+    real.until(&["Watchdog  "]).await;
+    let arrived = life.arrived();
+    crate::wire::until("it is not told again", || life.arrived() > arrived + 3).await;
+    real.until(&["Watchdog  "]).await;
+    life.falls_silent().await;
+    real.until(&[]).await;
+    life.stop().await;
 }
 
 #[tokio::test]

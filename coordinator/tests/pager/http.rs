@@ -54,7 +54,7 @@ fn request(receiver: &Receiver, page: Page) -> Request {
 }
 
 /// Reads one request and gives `answer`; returns the request's text.
-async fn serve_one(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8]) -> String {
+pub(crate) async fn serve_one(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8]) -> String {
     let mut request = Vec::new();
     let mut buffer = [0u8; 4096];
     loop {
@@ -74,7 +74,7 @@ async fn serve_one(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8
 }
 
 /// One call against a server that gives `answer`: the judgement and the request as it was sent.
-async fn call(config: impl FnOnce(&str) -> ReceiverConfig, answer: Vec<u8>) -> (Judgement, String) {
+pub(crate) async fn call(config: impl FnOnce(&str) -> ReceiverConfig, answer: Vec<u8>) -> (Judgement, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(&format!("http://{}/hook", listener.local_addr().unwrap()));
     let server = tokio::spawn(async move { serve_one(listener.accept().await.unwrap().0, &answer).await });
@@ -121,30 +121,43 @@ async fn nobody_there_is_an_error_that_names_the_host_alone() {
     assert!(error.starts_with("no answer from http://127.0.0.1:1:") && !error.contains("very-secret"), "{error}");
 }
 
+/// Takes everything, as `localhost`, under an authority of its own.
+pub(crate) struct TlsStandIn {
+    pub(crate) port: u16,
+    pub(crate) pem: String,
+}
+
+impl TlsStandIn {
+    pub(crate) async fn start() -> Self {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let tls = rustls::ServerConfig::builder_with_provider(muster_common::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    serve_one(stream, b"HTTP/1.1 200 ok\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            }
+        });
+        Self { port, pem: certified.cert.pem() }
+    }
+}
+
 #[tokio::test]
 async fn a_private_ca_is_trusted_only_where_it_is_named() {
-    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let TlsStandIn { port, pem } = TlsStandIn::start().await;
     let dir = tempfile::tempdir().unwrap();
     let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, certified.cert.pem()).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
-    let tls = rustls::ServerConfig::builder_with_provider(muster_common::tls::provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], key)
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            if let Ok(stream) = acceptor.accept(stream).await {
-                serve_one(stream, b"HTTP/1.1 200 ok\r\ncontent-length: 0\r\n\r\n").await;
-            }
-        }
-    });
+    std::fs::write(&ca, pem).unwrap();
     let mut config = webhook(&format!("https://localhost:{port}/"));
     let receiver = Receiver::open(config.clone(), "prod").unwrap();
     let request = request(&receiver, page("ops", "a", PageAction::Trigger));

@@ -12,6 +12,7 @@ mod scripted;
 mod secrets;
 mod service;
 mod strict;
+mod wire;
 
 use muster_common::evidence::Grade;
 use muster_common::reason::Reason;

@@ -99,6 +99,10 @@ impl Bench {
         START.with(|start| start.elapsed());
         let wire = Wire { script: Arc::new(script), calls: Arc::default() };
         let lanes = receivers.iter().map(|name| lane(name, wire.clone())).collect();
+        Self::with(journal, wire, lanes)
+    }
+
+    fn with(journal: Arc<Journal>, wire: Wire, lanes: Vec<Arc<Lane<Wire>>>) -> Self {
         let (wake, woken) = watch::channel(0);
         let stop = CancellationToken::new();
         let stats = Arc::new(Stats::default());
@@ -194,6 +198,41 @@ async fn a_receiver_that_asks_for_patience_is_left_alone_by_all_of_its_pages() {
     assert!(early.len() < 10, "those under way at that moment, and no more: {early:?}");
     assert!(late.iter().all(|call| call.at >= 30 * second), "{late:?}");
     bench.stop().await;
+}
+
+/// From the text of the config to the calls that are made: so many in any minute, and all in the end.
+#[tokio::test(start_paused = true)]
+async fn a_receivers_rate_is_that_of_the_config() {
+    const PAGES: u64 = 60;
+    let longest = async |keys: &str| {
+        let text = format!(
+            "[tls]\nca = \"/c\"\ncert = \"/d\"\nkey = \"/k\"\n[store]\nurl = \"sqlite:/j.db\"\n\
+             [[receiver.webhook]]\nname = \"ops\"\nurl = \"http://127.0.0.1:1/\"\n{keys}"
+        );
+        let config = muster_coordinator::config::parse("c.toml", &text).unwrap_or_else(|errors| panic!("{errors}"));
+        let journal = primary();
+        for id in 1..=PAGES {
+            journal.request(id, page("ops", &format!("key-{id}"), PageAction::Trigger));
+        }
+        let wire = Wire { script: Arc::new(|_, _| Answer::Status(200)), calls: Arc::default() };
+        let open = |config: ReceiverConfig| Arc::new(Lane::new(Receiver::open(config, "prod").unwrap(), wire.clone()));
+        let lanes = config.receivers.into_iter().map(open).collect();
+        let bench = Bench::with(journal, wire.clone(), lanes);
+        bench.settle().await;
+        let calls: Vec<Duration> = bench.calls().into_iter().map(|call| call.at).collect();
+        assert_eq!(calls.len() as u64, PAGES);
+        bench.stop().await;
+        let in_a_minute = |first: &Duration| {
+            calls.iter().filter(|at| *at >= first && **at < *first + Duration::from_secs(60)).count()
+        };
+        calls.iter().map(in_a_minute).max().unwrap()
+    };
+    assert_eq!(longest("").await, 60, "a webhook takes all at once");
+    // The rate and a tenth of it at once.
+    let bounded = longest("rate_per_minute = 20").await;
+    assert!((20..=22).contains(&bounded), "{bounded}");
+    let bounded = longest("rate_per_minute = 5").await;
+    assert!((5..=6).contains(&bounded), "{bounded}");
 }
 
 #[tokio::test(start_paused = true)]
