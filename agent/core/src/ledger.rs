@@ -183,7 +183,8 @@ impl Ledger {
         for watched in self.watched.values_mut() {
             watched.unknown_since_boottime_ms = watched.unknown_since_boottime_ms.map(|_| 0);
             watched.rates.values_mut().for_each(|rate| rate.window_boottime_ms = 0);
-            watched.conditions.values_mut().for_each(|condition| condition.sick_since_ms = 0);
+            let untold = watched.conditions.values_mut().filter(|condition| !condition.open);
+            untold.for_each(|condition| condition.sick_since_ms = 0);
         }
     }
 
