@@ -403,14 +403,17 @@ impl BackupJudge {
             .map(|known| LeftCopy {
                 path: known.file.path.clone(),
                 size_bytes: known.file.size_bytes,
-                age: age(&known.file, now),
+                made: sort_time(&known.file, now),
             })
             .collect();
         let newer = present.iter().rev().take_while(|known| known.verdict != Verdict::Good).count();
         let kept = rules.keep.unwrap_or(self.kept_max).max(u32::try_from(present.len()).unwrap_or(u32::MAX));
         let rotations = kept.saturating_sub(u32::try_from(newer).unwrap_or(u32::MAX));
         let rotations = if good.is_empty() { 0 } else { rotations };
-        Left { good, rotations, kept, rhythm: self.rhythm(now) }
+        let rhythm = self.rhythm(now);
+        let last_made = present.last().map(|newest| sort_time(&newest.file, now));
+        let gone_at = rhythm.zip(last_made).map(|(rhythm, made)| made + rhythm.saturating_mul(rotations.max(1)));
+        Left { good, rotations, kept, rhythm, gone_at: gone_at.filter(|at| *at > now.wall) }
     }
 
     /// The usual time between two copies.
@@ -486,7 +489,7 @@ impl BackupJudge {
 struct LeftCopy {
     path: String,
     size_bytes: u64,
-    age: Duration,
+    made: Timestamp,
 }
 
 /// What is left when the newest copies are not good.
@@ -497,6 +500,8 @@ struct Left {
     rotations: u32,
     kept: u32,
     rhythm: Option<Duration>,
+    /// When that is to be expected, where the next backup is not late.
+    gone_at: Option<Timestamp>,
 }
 
 /// When a copy was made, for its place among the others: a time in the future was set by somebody.

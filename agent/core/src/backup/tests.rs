@@ -180,7 +180,12 @@ fn rotation_is_told_before_the_last_good_copy_is_gone() {
     assert_eq!(reasons(&first), [Reason::BackupShrunk]);
     let problem = &first.problems[0];
     assert!(problem.summary.contains("without any table"), "{}", problem.summary);
-    assert!(problem.summary.contains("2 good copies are left, the newest /backup/hub.db.2"), "{}", problem.summary);
+    // As moments: whoever reads it later reads the same.
+    let left = format!("2 good copies are left, the newest /backup/hub.db.2 (97.6 KiB, of {});", at(3).to_utc_minute());
+    assert!(problem.summary.contains(&left), "{}", problem.summary);
+    let gone = format!("2 more backups remove the last one (at about {})", at(6).to_utc_minute());
+    assert!(problem.summary.contains(&gone), "{}", problem.summary);
+    assert_eq!(problem.evidence.get("last_good_gone_at"), Some(&Value::Time(at(6))));
     assert_eq!(problem.evidence.get("rotations_left"), Some(&Value::Count(2)));
     assert_eq!(problem.evidence.get("last_good_gone_in_ms"), Some(&Value::Millis(2 * DAY * 1000)));
     assert!(problem.summary.contains("the copying itself failed"), "{}", problem.summary);
@@ -336,7 +341,7 @@ fn stale_missing_and_too_few() {
     assert_eq!(reasons(&world.run(1, std::slice::from_ref(&first))), []);
     let stale = world.run(3, std::slice::from_ref(&first));
     assert_eq!(reasons(&stale), [Reason::BackupStale]);
-    assert!(stale.problems[0].summary.contains("is 2 d 1 h old (at most 26 h is allowed)"), "{stale:?}");
+    assert!(stale.problems[0].summary.contains(", is 2 d 1 h old (at most 26 h is allowed)"), "{stale:?}");
     // A time in the future was set by somebody: the age goes by the change of the inode.
     let mut ahead = copy("/backup/hub.2.bak", 9, 100_000);
     ahead.changed = at(2);

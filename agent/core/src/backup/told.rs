@@ -1,4 +1,5 @@
-//! The sentences, evidence and next steps about copies.
+//! The sentences, evidence and next steps about copies. When copies were made and are gone is told as a moment: a page is
+//! read minutes later, and "104 s old" is then no longer so.
 
 use super::shrinking::Shrinking;
 use super::{ACCEPTED_AFTER, Known, Left, Loss, Rules, Source, age};
@@ -48,8 +49,9 @@ pub(super) fn missing(rules: &Rules, last: Option<&Known>) -> Problem {
 pub(super) fn stale(rules: &Rules, newest: &Known, age: Duration, max_age: Duration, written: bool) -> Problem {
     let path = shown(&newest.file.path);
     let now = if written { "; a newer one is being written" } else { "" };
-    let summary =
-        format!("the newest backup {path} is {} old (at most {} is allowed){now}", length(age), length(max_age));
+    let made = newest.file.modified.to_utc_minute();
+    let (old, allowed) = (length(age), length(max_age));
+    let summary = format!("the newest backup {path}, of {made}, is {old} old (at most {allowed} is allowed){now}");
     let mut evidence = Evidence::new()
         .text("newest", path)
         .text("pattern", shown(&rules.pattern))
@@ -239,7 +241,8 @@ fn about(rules: &Rules, known: &Known, now: Now) -> Evidence {
 fn with_left(mut evidence: Evidence, left: &Left) -> Evidence {
     evidence = evidence.count("good_copies", left.good.len() as u64);
     for (index, copy) in left.good.iter().take(NAMED_MAX).enumerate() {
-        let said = format!("{} ({}, {} old)", shown(&copy.path), human_bytes(copy.size_bytes), length(copy.age));
+        let (bytes, made) = (human_bytes(copy.size_bytes), copy.made.to_utc_minute());
+        let said = format!("{} ({bytes}, of {made})", shown(&copy.path));
         evidence = evidence.text(&format!("good_copy_{}", index + 1), said);
     }
     if !left.good.is_empty() {
@@ -249,11 +252,15 @@ fn with_left(mut evidence: Evidence, left: &Left) -> Evidence {
                 .duration("usual_gap_ms", rhythm)
                 .duration("last_good_gone_in_ms", rhythm.saturating_mul(left.rotations));
         }
+        if let Some(at) = left.gone_at {
+            evidence = evidence.with("last_good_gone_at", Value::Time(at));
+        }
     }
     evidence
 }
 
-/// `2 good copies are left, newest …; the last is gone after 2 more backups (in about 2 d)`.
+/// `2 good copies are left, the newest … (64 KiB, of 2026-11-22 19:31 UTC); … 2 more backups remove the last one (at about
+/// 2026-11-24 19:30 UTC)`.
 fn left_in_words(left: &Left) -> String {
     let Some(newest) = left.good.first() else { return "no good copy is left".to_owned() };
     let copies = match left.good.len() {
@@ -264,13 +271,12 @@ fn left_in_words(left: &Left) -> String {
         0 | 1 => "the next backup removes the last one".to_owned(),
         many => format!("{many} more backups remove the last one"),
     };
-    let gone =
-        left.rhythm.map(|rhythm| format!(" (in about {})", length(rhythm.saturating_mul(left.rotations.max(1)))));
+    let gone = left.gone_at.map(|at| format!(" (at about {})", at.to_utc_minute()));
     format!(
-        "{copies} {} ({}, {} old); if {} are kept as now, {rotations}{}: stop the rotation",
+        "{copies} {} ({}, of {}); if {} are kept as now, {rotations}{}: stop the rotation",
         shown(&newest.path),
         human_bytes(newest.size_bytes),
-        length(newest.age),
+        newest.made.to_utc_minute(),
         left.kept,
         gone.unwrap_or_default()
     )
