@@ -676,6 +676,18 @@ fn rows_and_statements_lose_their_secrets() {
 }
 
 #[test]
+fn a_command_is_one_that_a_shell_takes_whatever_the_path_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ann's hub; x.db");
+    execute(&path, &format!("CREATE TABLE jobs(id INTEGER PRIMARY KEY, body BLOB); {FILL}"));
+    let told = ask(&path, COUNT);
+    let step = &told.problems[0].next_steps[0];
+    let (_, command) = step.split_once("sqlite3 -readonly ").unwrap_or_else(|| panic!("{step}"));
+    let said = Command::new("sh").args(["-c", &format!("printf %s {command}")]).output().unwrap();
+    assert_eq!(String::from_utf8(said.stdout).unwrap(), path.display().to_string(), "{step}");
+}
+
+#[test]
 fn what_cannot_be_answered_is_unknown_with_sqlites_own_words() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hub.db");

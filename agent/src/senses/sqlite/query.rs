@@ -13,6 +13,7 @@ use super::{Ground, NO_LANDLOCK, NO_SCRATCH, RUN_COPY_BYTES_MAX, on_restricted_t
 use crate::probe::{Context, Lane, Probe};
 use muster_agent_core::judgement::{Judgement, Problem};
 use muster_agent_core::log::{names_secret, redact};
+use muster_agent_core::shell::quoted;
 use muster_agent_core::sqlite::query::{Bounds, Broken, Number, Since};
 use muster_agent_core::sqlite::state::State;
 use muster_common::evidence::{Evidence, Value};
@@ -184,7 +185,8 @@ impl QueryProbe {
             .evidence(evidence)
             .next_steps([
                 format!(
-                    "look at the rows themselves, on a copy or as the service's own user: sqlite3 -readonly {shown}"
+                    "look at the rows themselves, on a copy or as the service's own user: sqlite3 -readonly {}",
+                    quoted(&shown.to_string())
                 ),
                 "the statement is in the evidence: ask for the rows it counts".to_owned(),
                 "look in the service's log for why they do not move on".to_owned(),
