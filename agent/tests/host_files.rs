@@ -351,3 +351,15 @@ limits = {{ nofile = "123:456" }}
         assert_eq!(judgement.verdict(), verdict, "{judgement:?}");
     }
 }
+
+#[test]
+fn a_property_of_a_unit_is_told_by_its_name_where_there_is_no_systemd() {
+    let text = "[service.spl]\nunit = \"spl.service\"\n[service.spl.baseline]\nunit = { MemoryMax = \"3GiB\" }\n";
+    for (unit, told) in [
+        (Some(("spl.service".to_owned(), None)), "MemoryMax of spl.service: there is no systemd here to ask"),
+        (None, "MemoryMax of the service's unit: the service names no unit: name it with unit ="),
+    ] {
+        let mut probe = BaselineProbe::new(spl(), baseline(text).1, unit, HostRoot::default());
+        assert_eq!(Clock(0).run(&mut probe).unknown.map(|unknown| unknown.why).as_deref(), Some(told));
+    }
+}

@@ -91,12 +91,15 @@ pub(super) fn permissions(config: &Config, means: &Means<'_>, near: &impl Fn(&Pa
 pub(super) fn baselines(config: &Config, means: &Means<'_>, units: Option<&Units>) -> Vec<Planned> {
     let host = std::iter::once((ServiceName::host(), &config.baseline, None));
     let services = config.services.iter().map(|service| {
-        let unit = service.unit.as_ref().zip(units).filter(|_| is_systemd(means.host));
-        let source = unit.and_then(|(unit, units)| UnitSource::new(&unit.name, units.clone(), means.net.clone()).ok());
-        (service.name.clone(), &service.baseline, source)
+        let unit = service.unit.as_ref().map(|unit| {
+            let units = units.filter(|_| is_systemd(means.host));
+            let way = units.and_then(|units| UnitSource::new(&unit.name, units.clone(), means.net.clone()).ok());
+            (unit.name.clone(), way)
+        });
+        (service.name.clone(), &service.baseline, unit)
     });
     let declared = host.chain(services).filter(|(_, baseline, _)| !baseline.is_empty());
-    let one = |(name, baseline, unit): (ServiceName, &Baseline, Option<UnitSource>)| {
+    let one = |(name, baseline, unit): (ServiceName, &Baseline, Option<(String, Option<UnitSource>)>)| {
         planned(config, BaselineProbe::new(name, baseline.clone(), unit, means.host.clone()), config.probes.baseline)
     };
     declared.map(one).collect()

@@ -95,7 +95,8 @@ pub struct BaselineProbe {
     baseline: Baseline,
     judge: BaselineJudge,
     hashes: BTreeMap<String, Hashed>,
-    unit: Option<UnitSource>,
+    /// The service's unit, and a way to it, where there is one.
+    unit: Option<(String, Option<UnitSource>)>,
 }
 
 /// The hash of a file as it was.
@@ -112,8 +113,13 @@ struct Version(u64, u64, i64, i64, i64);
 impl BaselineProbe {
     /// Compares `baseline`, of a service or of the host.
     ///
-    /// Properties of a unit need a way to them; without one they are unknown.
-    pub fn new(service: ServiceName, baseline: Baseline, unit: Option<UnitSource>, root: HostRoot) -> Self {
+    /// Properties of a unit need its name and a way to it; without one they are unknown.
+    pub fn new(
+        service: ServiceName,
+        baseline: Baseline,
+        unit: Option<(String, Option<UnitSource>)>,
+        root: HostRoot,
+    ) -> Self {
         let subject = SubjectKey::new(service, ProbeKind::Baseline, SUBJECT);
         Self { subject, root, baseline, judge: BaselineJudge::default(), hashes: BTreeMap::new(), unit }
     }
@@ -183,15 +189,17 @@ impl BaselineProbe {
         if self.baseline.unit.is_empty() {
             return Vec::new();
         }
-        if let Some(source) = &mut self.unit {
+        if let Some((_, Some(source))) = &mut self.unit {
             source.look(&self.baseline.unit, context.one_shot);
         }
-        let (unit, answer) = match &self.unit {
-            None => ("", Err("the service names no unit, or there is no systemd here")),
-            Some(UnitSource { answer: None, unit, .. }) => (unit.as_str(), Err("systemd has not answered yet")),
-            Some(UnitSource { answer: Some(Err(why)), unit, .. }) => (unit.as_str(), Err(why.as_str())),
-            Some(UnitSource { answer: Some(Ok(properties)), unit, .. }) => (unit.as_str(), Ok(properties)),
+        let answer = match &self.unit {
+            None => Err("the service names no unit: name it with unit ="),
+            Some((_, None)) => Err("there is no systemd here to ask"),
+            Some((_, Some(UnitSource { answer: None, .. }))) => Err("systemd has not answered yet"),
+            Some((_, Some(UnitSource { answer: Some(Err(why)), .. }))) => Err(why.as_str()),
+            Some((_, Some(UnitSource { answer: Some(Ok(properties)), .. }))) => Ok(properties),
         };
+        let unit = self.unit.as_ref().map_or("the service's unit", |(unit, _)| unit.as_str());
         let one = |(name, requested): (&String, &String)| Setting {
             name: format!("{name} of {unit}"),
             requested: requested.clone(),
@@ -307,7 +315,8 @@ impl Probe for BaselineProbe {
     }
 
     fn wake(&self) -> Option<Arc<OwnedFd>> {
-        self.unit.as_ref().filter(|_| !self.baseline.unit.is_empty()).map(|source| source.mailbox.bell())
+        let (_, source) = self.unit.as_ref().filter(|_| !self.baseline.unit.is_empty())?;
+        source.as_ref().map(|source| source.mailbox.bell())
     }
 
     fn save(&self) -> Option<serde_json::Value> {
