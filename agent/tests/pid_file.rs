@@ -230,6 +230,30 @@ fn a_pid_that_another_process_took_over_is_stale() {
 }
 
 #[test]
+fn a_thread_of_the_kernel_is_no_service() {
+    let is_one = |pid: &u32| std::fs::read_link(format!("/proc/{pid}/exe")).is_err() && is_kernel_thread(*pid);
+    let Some(pid) = (2..100).find(is_one) else {
+        println!("skipped: no thread of the kernel is seen here (a container)");
+        return;
+    };
+    let mut stage = Stage::new();
+    // Younger than the thread: as if it had been written for it.
+    stage.write(format!("{pid}\n"));
+    let judgement = stage.run(true);
+    let [problem] = judgement.problems.as_slice() else { panic!("{judgement:?}") };
+    assert_eq!(problem.reason, Reason::PidFileStale);
+    assert!(problem.summary.ends_with(": a thread of the kernel, which writes no pid file"), "{}", problem.summary);
+    assert!(stage.services.lock().unwrap().newest(&service()).is_none(), "nobody takes it for the service's");
+}
+
+/// `PF_KTHREAD` in the flags, the seventh field behind the name.
+fn is_kernel_thread(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let flags = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(6)?.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & 0x0020_0000 != 0)
+}
+
+#[test]
 fn a_symbolic_link_is_followed_and_told() {
     let sleeper = Sleeper::start();
     let mut stage = Stage::new();

@@ -84,6 +84,7 @@ pub fn read(root: &HostRoot, pid: u32) -> ProcessReading {
     match ended(&stat) {
         Some('Z') => ProcessReading::Zombie(folder.facts(&stat)),
         Some(_) => ProcessReading::Gone,
+        None if stat.kernel => ProcessReading::Kernel(folder.facts(&stat)),
         None => ProcessReading::Alive(folder.facts(&stat)),
     }
 }

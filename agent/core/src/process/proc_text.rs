@@ -126,9 +126,14 @@ pub struct Stat {
     pub process: ProcessId,
     /// Its parent's pid; 0 is outside of this pid namespace.
     pub parent: u32,
+    /// It is a thread of the kernel.
+    pub kernel: bool,
     /// How many threads it has.
     pub threads: u64,
 }
+
+/// `PF_KTHREAD` among the flags of a process, since Linux 2.6.27.
+const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// Reads `/proc/PID/stat`. The name may hold spaces and parentheses: the last `)` ends it.
 ///
@@ -137,19 +142,23 @@ pub struct Stat {
 /// let text = "7 (a (b) c) Z 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 1241436 0 0";
 /// let read = stat(text).unwrap();
 /// assert_eq!((read.comm.as_str(), read.state, read.process.start_ticks), ("a (b) c", 'Z', 1241436));
-/// assert_eq!((read.parent, read.threads), (1, 1));
+/// assert_eq!((read.parent, read.threads, read.kernel), (1, 1, false));
+/// let text = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 10 0 0 20 0 1 0 30 0 0";
+/// assert!(stat(text).unwrap().kernel);
 /// ```
 pub fn stat(text: &str) -> Option<Stat> {
     let (head, tail) = text.rsplit_once(')')?;
     let (pid, comm) = head.split_once('(')?;
     let mut fields = tail.split_whitespace();
-    // Field 3, and those after it: 4, 20, 22.
+    // Field 3, and those after it: 4, 9, 20, 22.
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    let threads = fields.nth(15)?.parse().ok()?;
+    let flags = fields.nth(4)?.parse::<u32>().ok()?;
+    let threads = fields.nth(10)?.parse().ok()?;
     let start_ticks = fields.nth(1)?.parse().ok()?;
     let pid = pid.trim().parse().ok()?;
-    Some(Stat { comm: comm.to_owned(), state, process: ProcessId { pid, start_ticks }, parent, threads })
+    let (comm, process, kernel) = (comm.to_owned(), ProcessId { pid, start_ticks }, flags & PF_KTHREAD != 0);
+    Some(Stat { comm, state, process, parent, kernel, threads })
 }
 
 /// Reads `/proc/PID/task/TID/children`.
