@@ -48,8 +48,9 @@ pub const GROUP_KEY: &str = "group";
 pub const TOLD_BY_KEY: &str = "exit_told_by";
 /// Why a unit failed, in systemd's word.
 pub const RESULT_KEY: &str = "result";
-/// How long ago the last check of a database that passed was, in what is seen of one that is well.
-pub const CHECK_AGE_KEY: &str = "check_age_ms";
+/// When the last check of a database that passed was, `CLOCK_BOOTTIME`, in what is seen of one that is well. Not its age:
+/// that is as of a moment that whoever notes it does not know.
+pub const CHECKED_AT_KEY: &str = "checked_since_boot_ms";
 
 /// Whether both belong to one story, `effect` as a symptom of `cause`, as two lookers at the same moment found them. Two
 /// processes that are known to be different never do.

@@ -2,9 +2,9 @@
 
 use super::rules::{Explained, explains, is_cause, is_effect};
 use super::{
-    CHECK_AGE_KEY, EXIT_STATUS_KEY, GROUP_KEY, HELD_KEY, HOLDER_SERVICE_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY, PID_KEY,
-    RESULT_KEY, RULE_KEY, SCOPE_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, TOLD_BY_KEY, WAITER_SERVICES_KEY,
-    text,
+    CHECKED_AT_KEY, EXIT_STATUS_KEY, GROUP_KEY, HELD_KEY, HOLDER_SERVICE_KEY, OLD_PID_KEY, OLD_START_TICKS_KEY,
+    PID_KEY, RESULT_KEY, RULE_KEY, SCOPE_KEY, SERVICES_KEY, SOURCE_PATH_KEY, START_TICKS_KEY, TOLD_BY_KEY,
+    WAITER_SERVICES_KEY, text,
 };
 use crate::clock::Now;
 use crate::executable::FIRST_SEEN_KEY;
@@ -59,16 +59,7 @@ pub struct Recent {
     /// Databases that were well at the last look, and when the last check of them that passed was, `CLOCK_BOOTTIME`.
     /// A look without a new check (nothing changed, a writer was in the way) is no proof of the time after.
     #[serde(skip)]
-    checked: BTreeMap<ServiceName, BTreeMap<String, Checked>>,
-}
-
-/// The last check of a database that is well, `CLOCK_BOOTTIME`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Checked {
-    /// When it was, where there was one.
-    at_ms: Option<u64>,
-    /// When that was noted last.
-    noted_ms: u64,
+    checked: BTreeMap<ServiceName, BTreeMap<String, Option<u64>>>,
 }
 
 /// One condition while it lasted, or one occurrence.
@@ -112,7 +103,7 @@ impl Recent {
     /// Remembers what explains other things, is part of a story or has happened; gives the services for which a second look at their
     /// process is now worth it.
     pub fn note(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) -> Vec<ServiceName> {
-        self.note_health(now, subject, judgement);
+        self.note_health(subject, judgement);
         let mut services = Vec::new();
         for problem in judgement.problems.iter().chain(&judgement.occurrences) {
             let mut trace =
@@ -190,7 +181,7 @@ impl Recent {
 
     /// The databases of a service that were well at the last look, and when the last check that passed was.
     pub fn checked(&self, service: &ServiceName) -> impl Iterator<Item = (&str, Option<u64>)> {
-        self.checked.get(service).into_iter().flatten().map(|(path, checked)| (path.as_str(), checked.at_ms))
+        self.checked.get(service).into_iter().flatten().map(|(path, at_ms)| (path.as_str(), *at_ms))
     }
 
     /// The surest cause of an effect; of several the nearest in time.
@@ -222,24 +213,16 @@ impl Recent {
         self.of_service(&key.subject.service).find(|trace| trace.key == *key && trace.until_ms.is_none())
     }
 
-    fn note_health(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) {
+    fn note_health(&mut self, subject: &SubjectKey, judgement: &Judgement) {
         if subject.probe != ProbeKind::Sqlite {
             return;
         }
         let databases = self.checked.entry(subject.service.clone()).or_default();
-        if judgement.verdict() != Verdict::Ok {
+        if judgement.verdict() == Verdict::Ok {
+            databases.insert(subject.subject.clone(), millis(&judgement.seen, CHECKED_AT_KEY));
+        } else {
             databases.remove(&subject.subject);
-            return;
         }
-        let seen = match judgement.seen.get(CHECK_AGE_KEY) {
-            Some(Value::Millis(age_ms)) => Some(now.boottime_ms.saturating_sub(*age_ms)),
-            _ => None,
-        };
-        // The age is as of the look, which is noted a moment later: what was before the last note is the check that was
-        // known then, at its first and nearest time. Else a look that takes longer would move it behind an exit.
-        let known = databases.get(&subject.subject).filter(|known| seen.is_some_and(|seen| seen <= known.noted_ms));
-        let at_ms = seen.map(|seen| known.and_then(|known| known.at_ms).map_or(seen, |at_ms| at_ms.min(seen)));
-        databases.insert(subject.subject.clone(), Checked { at_ms, noted_ms: now.boottime_ms });
     }
 
     fn keep(&mut self, trace: Trace) {
@@ -311,6 +294,13 @@ impl Recent {
         let Some(kill) = kills.filter(counts).max_by_key(|kill| kill.from_ms) else { return };
         problem.evidence.insert("oom_killed_service", Value::Text(kill.key.subject.service.to_string()));
         problem.severity = Some(problem.severity.unwrap_or(Severity::Sev2).max(Severity::Sev2));
+    }
+}
+
+fn millis(evidence: &Evidence, key: &str) -> Option<u64> {
+    match evidence.get(key)? {
+        Value::Millis(ms) => Some(*ms),
+        _ => None,
     }
 }
 
@@ -525,19 +515,19 @@ mod tests {
         assert_eq!((kept.len(), kept[0], kept[23]), (TRACES_PER_SERVICE_MAX, "failed for good", "change 99"));
     }
 
+    /// The first as well: a look takes its time, and is noted when it is over.
     #[test]
-    fn a_check_stays_at_its_time_however_long_later_looks_take() {
+    fn a_check_stays_at_its_time_however_long_looks_take() {
         let mut recent = Recent::default();
         let hub = subject("spl", ProbeKind::Sqlite, "/hub.db");
-        // (noted, age as of the look, when the check is taken to have been).
-        for (noted_ms, age_ms, check_ms) in
-            [(1_000, 10, 990), (6_000, 5_005, 990), (11_000, 10_020, 980), (16_000, 1, 15_999)]
-        {
-            let well = Judgement::ok(Evidence::new().with(CHECK_AGE_KEY, Value::Millis(age_ms)));
+        for (noted_ms, check_ms) in [(1_000, 10), (6_000, 10), (11_000, 10), (16_000, 15_000)] {
+            let well = Judgement::ok(Evidence::new().with(CHECKED_AT_KEY, Value::Millis(BASE_MS + check_ms)));
             recent.note(at(noted_ms), &hub, &well);
             let checked: Vec<_> = recent.checked(&hub.service).collect();
             assert_eq!(checked, [("/hub.db", Some(BASE_MS + check_ms))], "{noted_ms}");
         }
+        recent.note(at(20_000), &hub, &Judgement::problem(Problem::new(Reason::SqliteCorrupt, "x")));
+        assert_eq!(recent.checked(&hub.service).count(), 0);
     }
 
     #[test]

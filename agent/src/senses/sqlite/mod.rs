@@ -487,10 +487,7 @@ impl SqliteProbe {
         }
         let mut seen = report::seen(look);
         if let Some(last) = &self.last {
-            for (key, value) in last.pass.iter() {
-                seen.insert(key, value.clone());
-            }
-            seen = seen.duration("check_age_ms", now.since(last.boottime_ms));
+            seen = report::checked(seen, &last.pass, last.boottime_ms, *now);
         }
         if let Some(age) = self.last_deep.age(*now) {
             seen = seen.duration("deep_check_age_ms", age);

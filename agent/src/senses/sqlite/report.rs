@@ -2,6 +2,8 @@
 
 use super::content::CountedTable;
 use super::files::{Look, Obstacle};
+use muster_agent_core::clock::Now;
+use muster_agent_core::diagnose::CHECKED_AT_KEY;
 use muster_agent_core::judgement::{Problem, Unknown};
 use muster_agent_core::sqlite::damage::Damage;
 use muster_agent_core::sqlite::shrink::Extent;
@@ -10,6 +12,7 @@ use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use muster_common::units::human_bytes;
 use std::path::Path;
+use std::time::Duration;
 
 const COPY_FIRST: &str =
     "copy the database with its -wal, -shm and -journal (all of them, before anything else touches it)";
@@ -237,4 +240,10 @@ pub(super) fn seen(look: &Look) -> Evidence {
         }
     }
     seen
+}
+
+/// The last check that passed: what it said, how old it is and when it was.
+pub(super) fn checked(seen: Evidence, pass: &Evidence, boottime_ms: u64, now: Now) -> Evidence {
+    let seen = pass.iter().fold(seen, |seen, (key, value)| seen.with(key, value.clone()));
+    seen.duration("check_age_ms", now.since(boottime_ms)).duration(CHECKED_AT_KEY, Duration::from_millis(boottime_ms))
 }
