@@ -241,11 +241,10 @@ impl Report {
             .into_iter()
             .filter_map(|mut story| {
                 story.cause = place(story.cause)?;
-                story.links = story
-                    .links
-                    .iter()
-                    .filter_map(|link| Some(Link { finding: place(link.finding)?, ..*link }))
-                    .collect();
+                for links in [&mut story.links, &mut story.shared] {
+                    let moved = links.iter().filter_map(|link| Some(Link { finding: place(link.finding)?, ..*link }));
+                    *links = moved.collect();
+                }
                 Some(story)
             })
             .collect();
@@ -313,6 +312,7 @@ impl Report {
                 "summary": story.sentence,
                 "cause": named(story.cause),
                 "links": story.links.iter().map(link).collect::<Vec<_>>(),
+                "shared": story.shared.iter().map(link).collect::<Vec<_>>(),
                 "unknown": story.unknown,
                 "next_steps": story.next_steps,
             })

@@ -22,8 +22,8 @@ const EVIDENCE_LINE_BYTES: usize = 100;
 const NAMES_SHOWN_MAX: usize = 6;
 
 /// Evidence for programs, or told in other words: only `--verbose` prints it.
-const FOR_PROGRAMS: [&str; 6] =
-    ["cause_grade", "kmsg_sequence", "observed_at", "since_boot_ms", "start_ticks", "undated"];
+const FOR_PROGRAMS: [&str; 7] =
+    ["cause_grade", "ended_after", "kmsg_sequence", "observed_at", "since_boot_ms", "start_ticks", "undated"];
 
 /// How to print.
 #[derive(Debug, Clone, Copy, Default)]
@@ -187,6 +187,20 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
         if style.verbose {
             write_evidence(out, &other.evidence, "      ", style)?;
         }
+        let shares = |rival: &&Story| rival.shared.iter().any(|shared| shared.finding == link.finding);
+        let rivals: Vec<String> =
+            report.stories.iter().filter(shares).filter_map(|rival| name_of(report, rival.cause)).collect();
+        if !rivals.is_empty() {
+            writeln!(out, "    or as surely because of: {}", rivals.join("; "))?;
+        }
+    }
+    for shared in &story.shared {
+        let told_with =
+            report.stories.iter().find(|other| other.links.iter().any(|link| link.finding == shared.finding));
+        let told_with = told_with.and_then(|other| name_of(report, other.cause));
+        if let Some((symptom, told_with)) = name_of(report, shared.finding).zip(told_with) {
+            writeln!(out, "  and so, or because of {told_with} ({}): {symptom}", shared.grade)?;
+        }
     }
     let earlier = story.links.iter().filter(|link| link.relation == Relation::Earlier).count();
     if earlier > 0 && !style.verbose {
@@ -202,6 +216,12 @@ fn write_story(out: &mut dyn Write, report: &Report, story: &Story, style: Style
         writeln!(out, "  {} {}", paint("next:", Paint::Bold, style), plain(step))?;
     }
     Ok(())
+}
+
+/// `sev2 port_closed 127.0.0.1:9100`.
+fn name_of(report: &Report, finding: usize) -> Option<String> {
+    let finding = report.findings.get(finding)?;
+    Some(format!("{} {} {}", finding.severity, finding.key.reason, plain(&finding.key.subject.subject)))
 }
 
 /// The word of the agent that runs there: it has watched for longer.
@@ -381,13 +401,41 @@ mod tests {
             ran(
                 ProbeKind::Sqlite,
                 "/var/lib/hub.db",
-                Judgement::ok(Evidence::new().text("state", "wal").duration("check_age_ms", Duration::ZERO)),
+                Judgement::ok(
+                    Evidence::new().text("state", "wal").duration("checked_since_boot_ms", Duration::from_millis(1)),
+                ),
             ),
             ran(ProbeKind::Oom, "kernel", Judgement::unknown("no access to /dev/kmsg", Some("run as root"))),
         ];
         let health = NotWatched { service: "spl".into(), key: "health", subject: "http://127.0.0.1:1/".into() };
         let singleton = NotWatched { service: "spl".into(), key: "singleton", subject: String::new() };
         report(probes).remarks(vec![health, singleton], vec![])
+    }
+
+    /// Whoever reads one of the two causes must not take the symptom for its alone.
+    #[test]
+    fn a_symptom_of_two_causes_is_told_with_both() {
+        let damaged = |reason, subject| {
+            let judgement = Judgement::problem(Problem::new(reason, "it is ill"));
+            ran(ProbeKind::Sqlite, subject, judgement)
+        };
+        let failed = Judgement::problem(Problem::new(Reason::HealthCheckFailed, "it answers 503"));
+        let report = report(vec![
+            damaged(Reason::SqliteNotADatabase, "/text.db"),
+            damaged(Reason::SqliteMissing, "/gone.db"),
+            ran(ProbeKind::Health, "http://h/", failed),
+        ]);
+        let mut out = Vec::new();
+        write(&mut out, &report, Style::default()).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let stories: Vec<&str> = text.split("\n\n").skip(1).collect();
+        let [rival, teller, ..] = stories[..] else { panic!("{text}") };
+        let told =
+            "  and so, or because of sev2 sqlite_missing /gone.db (possible): sev2 health_check_failed http://h/";
+        assert!(rival.contains("sqlite_not_a_database  /text.db") && rival.contains(told), "{text}");
+        assert!(teller.contains("and so (possible): sev2 health_check_failed http://h/"), "{text}");
+        assert!(teller.contains("    or as surely because of: sev1 sqlite_not_a_database /text.db"), "{text}");
+        assert!(report.to_json().contains("\"shared\""));
     }
 
     #[test]

@@ -75,6 +75,9 @@ pub struct Story {
     pub cause: usize,
     /// What belongs to it: backgrounds, then symptoms, then earlier ones.
     pub links: Vec<Link>,
+    /// Symptoms that it explains as surely as another cause does, with which they are told: they raise nothing here.
+    #[serde(default)]
+    pub shared: Vec<Link>,
     /// The worst severity among them.
     pub severity: Severity,
     /// The one sentence.
@@ -115,6 +118,7 @@ pub fn stories(findings: &[Finding], recent: &Recent, services: &Services) -> Ve
         let mut links: Vec<Link> =
             folded.iter().flatten().filter(|(root, _)| *root == cause).map(|(_, link)| *link).collect();
         links.sort_by_key(|link| (link.relation, link.finding));
+        let shared = shared(&traces, &parents, &folded, cause);
         let members =
             || std::iter::once(cause).chain(links.iter().map(|link| link.finding)).filter_map(|at| findings.get(at));
         let severity = members().map(|finding| finding.severity).max().unwrap_or(trace.severity);
@@ -130,6 +134,7 @@ pub fn stories(findings: &[Finding], recent: &Recent, services: &Services) -> Ve
         stories.push(Story {
             cause,
             links,
+            shared,
             severity,
             sentence,
             better_words: None,
@@ -200,6 +205,27 @@ fn root(parents: &[Option<(usize, Grade)>], finding: usize) -> (usize, Grade) {
         (at, grade) = (next, grade.min(sure));
     }
     (at, grade)
+}
+
+/// Symptoms that stand with another cause and that this one, or what is told with it, explains as surely.
+fn shared(
+    traces: &[Trace],
+    parents: &[Option<(usize, Grade)>],
+    folded: &[Option<(usize, Link)>],
+    cause: usize,
+) -> Vec<Link> {
+    let told_with = |at: usize| folded.get(at).copied().flatten().map_or(at, |(root, _)| root);
+    let own: Vec<&Trace> =
+        traces.iter().enumerate().filter(|(at, _)| told_with(*at) == cause).map(|(_, own)| own).collect();
+    let effects = traces.iter().enumerate().filter(|(at, _)| told_with(*at) != cause);
+    let link = |(finding, effect): (usize, &Trace)| {
+        let (_, grade) = parents.get(finding).copied().flatten()?;
+        let as_sure = |own: &&Trace| {
+            explains(own, effect).is_some_and(|explained| !explained.background && explained.grade >= grade)
+        };
+        own.iter().any(as_sure).then_some(Link { finding, relation: Relation::Symptom, grade })
+    };
+    effects.filter_map(link).collect()
 }
 
 /// A background of the same service that explains nothing else is told with what it led to. One about the host stays a
@@ -517,7 +543,7 @@ fn steps<'a>(salvage: Vec<String>, limit: Option<String>, members: impl Iterator
 mod tests {
     use super::*;
     use crate::clock::Now;
-    use crate::diagnose::CHECK_AGE_KEY;
+    use crate::diagnose::CHECKED_AT_KEY;
     use crate::judgement::Problem;
     use crate::process::exit::KILLED_BY_WHOM;
     use muster_common::evidence::Evidence;
@@ -587,6 +613,32 @@ mod tests {
         assert_eq!(
             shown(&findings),
             ["sev2 port_closed []", "sev2 process_down [Symptom port_closed likely, Symptom pid_file_stale likely]"]
+        );
+    }
+
+    /// Who reads of one cause must read that its symptom may be another's.
+    #[test]
+    fn a_symptom_that_two_causes_explain_as_surely_is_named_with_both() {
+        let shared = |reasons: &[Reason]| {
+            let findings: Vec<Finding> =
+                reasons.iter().map(|reason| finding("spl", *reason, Evidence::new())).collect();
+            let name = |index: usize| findings[index].key.reason.as_str();
+            let all = stories(&findings, &noted(&findings), &Services::default());
+            let of = |story: &Story| {
+                let shared: Vec<String> =
+                    story.shared.iter().map(|link| format!("{} {}", name(link.finding), link.grade)).collect();
+                format!("{} [{}]", name(story.cause), shared.join(", "))
+            };
+            all.iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            shared(&[Reason::SqliteMissing, Reason::SqliteNotADatabase, Reason::HealthCheckFailed]),
+            ["sqlite_not_a_database []", "sqlite_missing [health_check_failed possible]"]
+        );
+        // The closed port explains it more surely than either.
+        assert_eq!(
+            shared(&[Reason::SqliteMissing, Reason::PortClosed, Reason::HealthCheckFailed]),
+            ["sqlite_missing []", "port_closed []"]
         );
     }
 
@@ -690,9 +742,9 @@ mod tests {
         let down_subject = subject("spl", Reason::ProcessDown);
         recent.note(now(195_040), &down_subject, &Judgement::problem(down.clone()));
         let database = SubjectKey::new(spl.clone(), ProbeKind::Sqlite, "/var/lib/spl/hub.db");
-        let checked = |age_ms| Judgement::ok(Evidence::new().with(CHECK_AGE_KEY, Value::Millis(age_ms)));
+        let checked = |at_ms| Judgement::ok(Evidence::new().with(CHECKED_AT_KEY, Value::Millis(at_ms)));
         // Well at a look after the kill, by a check from before it.
-        recent.note(now(196_000), &database, &checked(2_000));
+        recent.note(now(196_000), &database, &checked(194_000));
         let instance = |pid, ended| Instance {
             process: ProcessId { pid, start_ticks: u64::from(pid) },
             comm: "spl".into(),
@@ -714,7 +766,7 @@ mod tests {
              checked since then; its worktree may hold unsaved work: see the salvage steps"
         );
         services.note(&spl, instance(4188, None));
-        recent.note(now(198_000), &database, &checked(1_000));
+        recent.note(now(198_000), &database, &checked(197_000));
         assert!(
             told(&recent, &services).contains("; hub.db passed its check since then (2 s later); "),
             "{}",
@@ -925,7 +977,7 @@ mod tests {
         let told = |reason: Reason, well_first: bool| {
             let mut recent = noted(std::slice::from_ref(&restart));
             if well_first {
-                let well = Judgement::ok(Evidence::new().with(CHECK_AGE_KEY, Value::Millis(0)));
+                let well = Judgement::ok(Evidence::new().with(CHECKED_AT_KEY, Value::Millis(4_000)));
                 recent.note(now(4_000), &hub, &well);
             }
             let other = SubjectKey { probe: ProbeKind::Lock, ..hub.clone() };
