@@ -138,6 +138,50 @@ fn a_bundle_tells_what_doctor_told_and_no_secret() {
     assert!(stderr(&wrong).contains("did you mean \"proc/meminfo\"?"), "{}", stderr(&wrong));
 }
 
+/// Runs `script` with `$0` and `$1…` as another machine: with processes, mounts, network and a name of its own, an empty
+/// /run, and nothing at `hidden`. `None` where that may not be made here.
+fn elsewhere(hidden: &Path, script: &str, arguments: &[&str]) -> Option<Output> {
+    let setup = format!(
+        "set -e; mount --make-rprivate /; mount -t proc proc /proc; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs {}; \
+         hostname elsewhere; set +e; {script}",
+        shown(hidden)
+    );
+    // As root, or as whoever may be root in a namespace.
+    [&["-m", "-p", "-u", "-n", "--fork"][..], &["-U", "-r", "-m", "-p", "-u", "-n", "--fork"]].iter().find_map(
+        |flags| {
+            let mut command = Command::new("unshare");
+            let made = command.args(*flags).args(["sh", "-c", "mount -t proc proc /proc && hostname x"]);
+            let may = made.output().is_ok_and(|output| output.status.success());
+            may.then(|| {
+                let mut command = Command::new("unshare");
+                command.args(*flags).args(["sh", "-c", &setup]).args(arguments).output().unwrap()
+            })
+        },
+    )
+}
+
+#[test]
+fn it_is_read_on_another_machine_with_the_same_findings() {
+    let planted = Planted::new();
+    let elsewhere_too = tempfile::tempdir().unwrap();
+    let file = shown(&elsewhere_too.path().join("b.tar.gz"));
+    std::fs::copy(planted.bundle(), &file).unwrap();
+    let agent_path = env!("CARGO_BIN_EXE_muster-agent");
+    let look = "echo \"$(hostname) $(find /run -mindepth 1 -not -path '/run/mount*' | wc -l) $(test -e \"$2\" && echo there || echo gone)\" >&2; \
+                exec \"$0\" doctor --bundle \"$1\" --format json";
+    let Some(there) = elsewhere(planted.folder.path(), look, &[agent_path, &file, &planted.config]) else {
+        println!("skipped: no namespace can be made here");
+        return;
+    };
+    assert_eq!(stderr(&there), "elsewhere 0 gone\n", "it is another machine");
+    // That the bundle tells what doctor told is proven above; here, that where it is read changes nothing.
+    let here = agent(&["doctor", "--bundle", &file, "--format", "json"]);
+    assert_eq!((stdout(&there), there.status.code()), (stdout(&here), here.status.code()));
+    let report: serde_json::Value = serde_json::from_slice(&there.stdout).unwrap();
+    let stale = report["findings"].as_array().unwrap().iter().find(|finding| finding["reason"] == "pid_file_stale");
+    assert!(stale.is_some(), "{report:#}");
+}
+
 #[test]
 fn ordinary_tools_read_it() {
     let planted = Planted::new();

@@ -273,6 +273,71 @@ fn children_that_are_not_reaped_are_told_after_a_minute() {
     assert_eq!(reasons(&doctor.run(Duration::ZERO, true)), [Reason::ZombieChildren]);
 }
 
+const GROWS: &str = "MUSTER_TEST_GROWS";
+
+/// Does nothing unless a parent told it to: takes a MiB of memory for each line of its input, and keeps it.
+#[test]
+fn child_that_grows() {
+    if std::env::var_os(GROWS).is_none() {
+        return;
+    }
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    println!("\nready");
+    for line in std::io::stdin().lines() {
+        line.unwrap();
+        // Not zeros: those the kernel gives only when they are written to.
+        kept.push(vec![7; 1 << 20]);
+        println!("\nhas {}", kept.len());
+    }
+}
+
+/// Memory that is really taken, of a process with a real limit; only the clock of the readings is quicker.
+#[test]
+fn a_process_that_really_grows_is_told_with_its_slope_and_the_time_to_its_limit() {
+    const STEP: Duration = Duration::from_secs(600);
+    let grow = "ulimit -v 1000000; exec \"$0\" --exact child_that_grows --nocapture --test-threads=1";
+    let mut command = Command::new("bash");
+    command.args(["-c", grow]).arg(std::env::current_exe().unwrap()).env(GROWS, "1");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (mut stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut lines = stdout.lines().map_while(Result::ok);
+    let child = Shell(child);
+    assert!(lines.any(|line| line == "ready"));
+    let memory_growth = GrowthRules { by_at_least: 16 << 20, ..RULES.memory_growth };
+    let mut stage = Stage::new(ProcessRules { memory_growth, ..RULES });
+    stage.note(child.id());
+    for _ in 0..60 {
+        assert_eq!(reasons(&stage.run(STEP, false)), [], "it holds what it holds");
+    }
+    let mut told = None;
+    for taken in 1..=60 {
+        writeln!(stdin, "more").unwrap();
+        assert!(lines.any(|line| line == format!("has {taken}")));
+        told = stage.run(STEP, false).problems.pop().or(told);
+    }
+    let told = told.expect("its growth is told");
+    assert_eq!(told.reason, Reason::MemoryGrowth);
+    let number = |key: &str| match told.evidence.get(key) {
+        Some(Value::Bytes(number) | Value::Millis(number)) => *number,
+        other => panic!("{key}: {other:?} in {told:?}"),
+    };
+    // A MiB each ten minutes.
+    let per_hour = number("growth_per_hour_bytes");
+    assert!((5 << 20..=7 << 20).contains(&per_hour), "{told:?}");
+    // What is left below the limit, by the kernel's own account, at that slope.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().pid)).unwrap();
+    let size = muster_agent_core::process::proc_text::status(&status).virtual_bytes.unwrap();
+    let left = (1_000_000 << 10) - size;
+    let expected_ms = left / (per_hour / 3_600) * 1_000;
+    assert_eq!(told.evidence.get("memory_limit"), Some(&Value::Text("its limit of address space".into())), "{told:?}");
+    let full_ms = number("full_in_ms");
+    assert!((expected_ms / 10 * 9..=expected_ms / 10 * 11).contains(&full_ms), "{full_ms} {expected_ms}: {told:?}");
+    assert!(told.summary.contains("; at this rate it reaches its limit of address space"), "{}", told.summary);
+    // It takes no more: that is told as over before a window is.
+    let over = (0..60).any(|_| stage.run(STEP, false).verdict() == Verdict::Ok);
+    assert!(over, "it holds what it holds again");
+}
+
 fn signal(shell: &Shell, name: &str, state: char) {
     let pid = shell.0.id();
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());

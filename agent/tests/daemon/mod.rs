@@ -22,6 +22,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 mod answers;
 mod certificate;
 mod hung;
+mod skew;
 mod spool;
 
 /// Far longer than any test: what counts is that the agent keeps telling the service manager that it lives.
