@@ -269,7 +269,7 @@ fn askers(state: &State, now: Timestamp, target: &AgentRecord, address: IpAddr) 
     let by_address = below.chain(above).flat_map(|agents| agents.iter().take(2));
     let before = state.agents.range(..target.name.clone()).rev().take(NEAR_MAX);
     let after = state.agents.range(target.name.clone()..).take(NEAR_MAX);
-    let by_name = before.chain(after).map(|(name, _)| name);
+    let by_name = before.chain(after);
     let near: BTreeSet<&AgentName> = by_address.chain(by_name).filter(|name| **name != target.name).collect();
     let free = |asker: &AgentName| {
         let asked = |(at, _, askers): &&(Timestamp, AgentName, Vec<AgentName>)| {

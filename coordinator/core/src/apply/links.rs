@@ -21,11 +21,11 @@ const SILENCES_MAX: usize = 4096;
 
 /// The agent's record; a new one on its first fact.
 pub(super) fn record<'a>(state: &'a mut State, step: Step, agent: &AgentName) -> &'a mut AgentRecord {
-    state.agents.entry(agent.clone()).or_insert_with(|| Box::new(unheard(agent.clone(), step.at)))
+    state.agents.get_or_insert_with(agent, || unheard(agent.clone(), step.at))
 }
 
 /// An agent of which nothing is known.
-fn unheard(name: AgentName, first_seen: Timestamp) -> AgentRecord {
+pub(crate) fn unheard(name: AgentName, first_seen: Timestamp) -> AgentRecord {
     AgentRecord {
         name,
         hello: None,
