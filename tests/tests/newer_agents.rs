@@ -7,11 +7,15 @@ use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
 use muster_coordinator_core::entry::{Fact, SubjectState};
 use muster_coordinator_core::policy::Policy;
-use muster_tests::scenario::{Fleet, agent, policy};
+use muster_tests::scenario::{Fleet, agent, key, policy};
 use std::time::Duration;
 
+fn service() -> ServiceName {
+    key("spl", "/var/a", Reason::PortClosed).subject.service
+}
+
 fn foreign(probe: &str, reason: &str, kind: ReasonKind) -> FindingKey {
-    FindingKey::foreign(ServiceName::new("spl").unwrap(), probe, "/var/a", reason, kind)
+    FindingKey::foreign(service(), probe, "/var/a", reason, kind)
 }
 
 fn opens(fleet: &mut Fleet, probe: &str, reason: &str, severity: Severity) {
@@ -68,10 +72,9 @@ fn a_resync_compares_the_agents_own_words() {
         let mut fleet = Fleet::new(policy());
         fleet.run("0 connect a\n1 end");
         opens(&mut fleet, probe, "port_haunted", Severity::Sev2);
-        let service = ServiceName::new("spl").unwrap();
         let subject = match probe.parse() {
-            Ok(known) => SubjectKey::new(service, known, "/var/a"),
-            Err(_) => SubjectKey::foreign(service, probe, "/var/a"),
+            Ok(known) => SubjectKey::new(service(), known, "/var/a"),
+            Err(_) => SubjectKey::foreign(service(), probe, "/var/a"),
         };
         let mut resync = |ok: Option<bool>| {
             let subjects = vec![SubjectState { subject: subject.clone(), ok, open: Vec::new() }];

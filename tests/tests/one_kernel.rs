@@ -94,6 +94,23 @@ fn another_kernel_and_another_kill_are_incidents_of_their_own() {
     fleet.check_journal();
 }
 
+/// Who was cut off for an hour tells nothing new, unless it is the one that knows whose process it was.
+#[test]
+fn a_kill_that_was_told_to_its_end_pages_nobody_again() {
+    let mut fleet = one_kernel();
+    killed(&mut fleet, 10, "a", "host");
+    fleet.run("3000 end");
+    assert!(fleet.log().contains("resolved host/a/oom"), "{}", fleet.log());
+    let before = fleet.log();
+    killed(&mut fleet, 3600, "b", "host");
+    fleet.run("4000 end");
+    assert_eq!(fleet.log(), before);
+    killed(&mut fleet, 4001, "c", "spl");
+    fleet.run("4100 end");
+    assert!(fleet.log().contains("4001 opened sev2 oom_kill host/c/service/spl#1"), "{}", fleet.log());
+    fleet.check_journal();
+}
+
 /// What is open there is that host's own matter, and the kill a part of it.
 #[test]
 fn a_service_that_is_down_is_not_folded_away() {

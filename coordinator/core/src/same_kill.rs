@@ -49,6 +49,15 @@ pub(crate) fn explained<'a>(state: &'a State, key: &str, cause: &Cause) -> Optio
     found
 }
 
+/// Whether the kill of an entry was told as well by another, whose incident about it is over, and is no part of what is
+/// wrong under this cause: whoever tells it later tells nothing new.
+pub(crate) fn is_over(state: &State, key: &str, index: u64) -> bool {
+    let is_open = || state.unresolved(key).is_some() || state.cause(key).is_some_and(|cause| !cause.members.is_empty());
+    let Some(best) = best(state, index).filter(|best| best.index != index && !is_open()) else { return false };
+    let resolved = state.newest_incident(&cause::of_finding(&best.agent, &best.finding.key)).map(|told| told.resolved);
+    resolved.flatten().is_some_and(|resolved| resolved >= best.received)
+}
+
 /// The causes of all who tell the kills of this one: when its incident opens, or another telling comes, they are looked
 /// at again.
 pub(crate) fn beside(state: &State, key: &str) -> Vec<String> {

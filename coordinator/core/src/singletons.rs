@@ -236,7 +236,7 @@ pub(crate) fn running<'a>(state: &'a State, service: &str) -> impl Iterator<Item
 
 /// Hosts on which a service runs, whose agents are heard, and are not known to have told more than arrived.
 pub(crate) fn heard<'a>(state: &'a State, service: &str) -> Vec<&'a AgentName> {
-    let is_heard = |agent: &&AgentName| state.agents.get(*agent).is_some_and(|record| record.link == Link::Heard);
+    let is_heard = |agent: &&AgentName| state.agents.get(agent).is_some_and(|record| record.link == Link::Heard);
     let sure = running(state, service).filter(|(_, running)| !running.doubtful);
     sure.map(|(agent, _)| agent).filter(is_heard).collect()
 }

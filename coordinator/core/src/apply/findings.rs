@@ -305,6 +305,9 @@ fn occurred(state: &mut State, step: Step, agent: &AgentName, finding: &Finding,
     let groups = causes(state, agent, &finding.key);
     tell(state, step, agent, &finding.key, &groups, &["happens: ", &finding.summary]);
     let own = cause::of_finding(agent, &finding.key);
+    if kernel.is_some() && same_kill::is_over(state, &own, step.index) {
+        return;
+    }
     add_occurrence(state, step, &own, occurrence);
     if kernel.is_some() {
         let beside = same_kill::beside(state, &own);
