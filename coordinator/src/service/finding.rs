@@ -27,6 +27,8 @@ const EVENTS_SCANNED_MAX: u64 = 5_000;
 /// Entries read from the store at once.
 const EVENTS_READ: u64 = 500;
 const TRACE_READ: usize = 500;
+const OF_NEWER_AGENTS: &str =
+    "what newer agents tell under names of their own is listed by unknown_condition and unknown_occurrence";
 
 /// Serves operators.
 #[derive(Debug, Clone)]
@@ -56,7 +58,7 @@ impl Filter {
         if !reason.is_empty() {
             reason
                 .parse::<muster_common::reason::Reason>()
-                .map_err(|error| Status::invalid_argument(format!("reason: {error}")))?;
+                .map_err(|error| Status::invalid_argument(format!("reason: {error}; {OF_NEWER_AGENTS}")))?;
         }
         let min_severity = if min_severity == 0 { None } else { Some(severity(min_severity)?) };
         Ok(Self { agent, service, reason, min_severity })

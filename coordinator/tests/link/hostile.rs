@@ -131,6 +131,14 @@ async fn a_newer_agent_is_understood_as_far_as_it_can_be() {
     told.sort_by(|a, b| a.0.cmp(&b.0));
     let happened = v1::FindingDetail { reason: "ghost_seen".into(), ..detail.clone() };
     assert_eq!(told, [("condition".to_owned(), detail.clone()), ("occurrence".to_owned(), happened)]);
+    let by_reason = async |reason: &str| {
+        let wanted = v1::ListFindingsRequest { reason: reason.to_owned(), ..Default::default() };
+        let found = FindingServiceClient::new(viewer.clone()).list_findings(wanted).await;
+        found.map(|found| found.into_inner().findings.len()).map_err(|status| status.message().to_owned())
+    };
+    assert_eq!(by_reason("unknown_condition").await, Ok(1));
+    let error = by_reason("attic_haunted").await.unwrap_err();
+    assert!(error.contains("listed by unknown_condition and unknown_occurrence"), "{error}");
     // What it counts as open is what is known here: no resync follows, which this heartbeat would ask for otherwise.
     let service = ServiceName::new("spl").unwrap();
     let key = FindingKey::foreign(service, "seance", "/var/a", "attic_haunted", ReasonKind::Condition);
