@@ -171,8 +171,7 @@ pub fn of_finding(agent: &AgentName, key: &FindingKey) -> String {
     }
 }
 
-/// `host/AGENT` and the parts after it. Keys are made for every fact: put together by hand, which costs a fraction of
-/// what `format!` does.
+/// `host/AGENT` and the parts after it.
 fn of_host(agent: &AgentName, parts: &[&str]) -> String {
     let agent = agent.as_str();
     let length: usize = parts.iter().map(|part| 1 + part.len()).sum();
@@ -184,6 +183,14 @@ fn of_host(agent: &AgentName, parts: &[&str]) -> String {
         key.push_str(part);
     }
     key
+}
+
+/// The parts as one text. Keys and places are put together for every fact: by hand, which costs half of what `concat` does
+/// and a fraction of what `format!` does.
+pub(crate) fn joined(parts: &[&str]) -> String {
+    let mut text = String::with_capacity(parts.iter().map(|part| part.len()).sum());
+    parts.iter().for_each(|part| text.push_str(part));
+    text
 }
 
 /// Cause key of the same lock on all hosts: the service and the file's name, since paths differ between hosts.
@@ -276,8 +283,8 @@ pub fn telling(reason: Reason) -> u8 {
 /// `agent/service/probe/subject/reason`: the name of a member.
 pub fn member_name(agent: &AgentName, key: &FindingKey) -> String {
     let FindingKey { subject, reason } = key;
-    let parts = [agent.as_str(), subject.service.as_str(), subject.probe.as_str(), &subject.subject, reason.as_str()];
-    parts.join("/")
+    let (service, probe) = (subject.service.as_str(), subject.probe.as_str());
+    joined(&[agent.as_str(), "/", service, "/", probe, "/", &subject.subject, "/", reason.as_str()])
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
         Some(known) if goes_on(&known) => known,
         before => {
             let down = before.map(|before| before.down).unwrap_or_default();
-            Storm {
+            Box::new(Storm {
                 began,
                 last,
                 restarts: count.saturating_sub(1),
@@ -103,7 +103,7 @@ fn note(state: &mut State, step: Step, key: &str, raging: Raging) {
                 index: step.index,
                 symptoms: down.clone(),
                 down,
-            }
+            })
         }
     };
     storm.began = storm.began.min(began);

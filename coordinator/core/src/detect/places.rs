@@ -1,6 +1,7 @@
 //! Places: what agents share that may fail as a whole: the value of a label, the subnet of the address they come from.
 //! State counts the agents of each place, so that a share of them costs no pass over the fleet.
 
+use crate::cause;
 use crate::entry::AgentHello;
 use crate::state::{Cause, Link, State};
 use muster_common::ids::AgentName;
@@ -32,10 +33,10 @@ pub struct Place {
 pub(crate) fn of_hello(hello: &AgentHello) -> Vec<String> {
     let labels = hello.labels.iter().filter(|(name, value)| !name.is_empty() && !value.is_empty());
     let labels = labels.take(LABELS_COUNTED_MAX).map(|(name, value)| {
-        let place = [name, "=", value].concat();
+        let place = cause::joined(&[name, "=", value]);
         if place.len() <= PLACE_BYTES_MAX { place } else { clip(&place, PLACE_BYTES_MAX) }
     });
-    let mut places: Vec<String> = Vec::new();
+    let mut places: Vec<String> = Vec::with_capacity(1 + hello.labels.len().min(LABELS_COUNTED_MAX));
     for place in labels.chain(subnet(&hello.peer_address)) {
         // Two long ones may be clipped to the same.
         if !places.contains(&place) {
@@ -59,7 +60,7 @@ fn subnet(peer: &str) -> Option<String> {
     }
     // Nearly all are told so: the network's text is then the address's, but for the last number.
     if let (true, Some((network, _))) = (address.is_ipv4() && !peer.contains(':'), peer.rsplit_once('.')) {
-        return Some([network, ".0/24"].concat());
+        return Some(cause::joined(&[network, ".0/24"]));
     }
     Some(match address.to_canonical() {
         IpAddr::V4(address) => {

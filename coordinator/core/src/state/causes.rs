@@ -194,7 +194,7 @@ mod tests {
         let (restarts, index, active) = (3, 1, true);
         let received = last;
         let storm = crate::state::Storm { began, last, restarts, agents, received, active, index, symptoms, down };
-        causes.entry(key.to_owned()).or_default().storm = Some(storm);
+        causes.entry(key.to_owned()).or_default().storm = Some(Box::new(storm));
         causes.storms(key);
         let read: Causes = serde_json::from_str(&serde_json::to_string(&causes).unwrap()).unwrap();
         for mut causes in [causes, read] {

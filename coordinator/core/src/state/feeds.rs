@@ -23,8 +23,8 @@ pub struct Cause {
     pub unjoined: FewSet<String>,
     /// Occurrences since the last incident was resolved, oldest first, bounded.
     pub occurrences: VecDeque<CauseOccurrence>,
-    /// A storm of restarts, or of other occurrences.
-    pub storm: Option<Storm>,
+    /// A storm of restarts, or of other occurrences. Few causes have one.
+    pub storm: Option<Box<Storm>>,
     /// Many incidents gathered into one.
     #[serde(default)]
     pub burst: Option<Box<Burst>>,
