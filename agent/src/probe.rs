@@ -5,9 +5,32 @@ use muster_agent_core::judgement::Judgement;
 use muster_agent_core::services::Services;
 use muster_common::finding::SubjectKey;
 use muster_common::ids::ServiceName;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+/// What a probe remembers across a restart of the agent: JSON as text, of which the parsed tree takes ten times the memory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Remembered(Box<RawValue>);
+
+impl Remembered {
+    /// Of a state; `None` if it is none that JSON can hold.
+    pub fn of(state: impl Serialize) -> Option<Self> {
+        to_raw_value(&state).ok().map(Self)
+    }
+
+    /// The state again.
+    ///
+    /// # Errors
+    /// When it is of another kind: of another version of the agent, or damaged.
+    pub fn read<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        serde_json::from_str(self.0.get())
+    }
+}
 
 /// Which thread a probe runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,11 +90,11 @@ pub trait Probe: Send {
         None
     }
 
-    /// What it must remember across a restart of the agent (a cursor, an inode), as JSON.
-    fn save(&self) -> Option<serde_json::Value> {
+    /// What it must remember across a restart of the agent (a cursor, an inode).
+    fn save(&self) -> Option<Remembered> {
         None
     }
 
     /// Takes back what [`Probe::save`] gave; ignores what it does not understand.
-    fn restore(&mut self, _saved: serde_json::Value) {}
+    fn restore(&mut self, _saved: Remembered) {}
 }

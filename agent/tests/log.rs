@@ -8,7 +8,7 @@ mod booted;
 use booted::Booted;
 use muster_agent::clock;
 use muster_agent::config::log::standard_rules;
-use muster_agent::probe::{Context, Probe};
+use muster_agent::probe::{Context, Probe, Remembered};
 use muster_agent::senses::HostRoot;
 use muster_agent::senses::log::{LogProbe, Rules};
 use muster_agent_core::judgement::{Judgement, Verdict};
@@ -110,12 +110,12 @@ fn a_rule_that_was_told_before_a_reboot_is_told_again_after_it() {
     stage.run(Duration::ZERO);
     append(&stage.path, "database is locked\n");
     assert_eq!(reasons(&stage.run(Duration::ZERO)), [Reason::DatabaseBusy]);
-    let mut saved = stage.probe.save().unwrap();
+    let mut saved: serde_json::Value = stage.probe.save().unwrap().read().unwrap();
     // Another boot, after a long one: its clock was far ahead of the present one.
     saved["boot"] = "00000000-0000-4000-8000-000000000001".into();
     saved["windows"][0]["quiet_until_ms"] = u64::MAX.into();
     stage.probe = Stage::probe(&stage.path, &stage.rules);
-    stage.probe.restore(saved);
+    stage.probe.restore(Remembered::of(saved).unwrap());
     append(&stage.path, "database is locked\n");
     assert_eq!(reasons(&stage.run(Duration::ZERO)), [Reason::DatabaseBusy]);
 }

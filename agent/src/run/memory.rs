@@ -4,6 +4,7 @@
 //! One row per subject and per service, and only those that changed are written: a host with thousands of services
 //! pays for what happens, not for what there is.
 
+use crate::probe::Remembered;
 use crate::senses::singleton;
 use crate::spool::{Append, STATE_BYTES_MAX, SpoolError, SpoolOwner};
 use muster_agent_core::clock::Now;
@@ -14,6 +15,7 @@ use muster_agent_core::services::{Instance, Services};
 use muster_common::finding::{FindingEvent, SubjectKey};
 use muster_common::ids::{BootId, ServiceName, SpoolId};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -31,7 +33,7 @@ pub struct Memory {
     pub recent: Recent,
     /// Instances of services.
     pub services: Services,
-    probes: BTreeMap<SubjectKey, serde_json::Value>,
+    probes: BTreeMap<SubjectKey, Remembered>,
     /// What may differ from what the spool has.
     changed: BTreeSet<Row>,
     /// What the spool has: a hash of each row, by its key.
@@ -72,10 +74,10 @@ enum Row {
 
 /// A row's content.
 #[derive(Debug, Serialize, Deserialize)]
-enum Content {
-    Head { boot: BootId, suppressed_total: u64, recent: Recent },
-    Service(ServiceName, VecDeque<Instance>),
-    Subject { subject: SubjectKey, watched: Option<Watched>, probe: Option<serde_json::Value> },
+enum Content<'a> {
+    Head { boot: BootId, suppressed_total: u64, recent: Cow<'a, Recent> },
+    Service(Cow<'a, ServiceName>, Cow<'a, VecDeque<Instance>>),
+    Subject { subject: Cow<'a, SubjectKey>, watched: Option<Cow<'a, Watched>>, probe: Option<Cow<'a, Remembered>> },
 }
 
 impl Memory {
@@ -135,12 +137,12 @@ impl Memory {
     }
 
     /// What a probe gave to keep.
-    pub fn probe(&self, subject: &SubjectKey) -> Option<serde_json::Value> {
+    pub fn probe(&self, subject: &SubjectKey) -> Option<Remembered> {
         self.probes.get(subject).cloned()
     }
 
     /// Keeps what a probe gives.
-    pub fn note_probe(&mut self, subject: &SubjectKey, saved: Option<serde_json::Value>) {
+    pub fn note_probe(&mut self, subject: &SubjectKey, saved: Option<Remembered>) {
         self.changed.insert(Row::Subject(subject.clone()));
         match saved {
             Some(saved) => drop(self.probes.insert(subject.clone(), saved)),
@@ -199,18 +201,19 @@ impl Memory {
             Row::Head => Content::Head {
                 boot: self.boot,
                 suppressed_total: self.ledger.suppressed_total(),
-                recent: self.recent.clone(),
+                recent: Cow::Borrowed(&self.recent),
             },
             Row::Service(service) => match self.services.instances(service) {
-                Some(instances) => Content::Service(service.clone(), instances.clone()),
+                Some(instances) => Content::Service(Cow::Borrowed(service), Cow::Borrowed(instances)),
                 None => return Vec::new(),
             },
             Row::Subject(subject) => {
-                let (watched, probe) = (self.ledger.watched(subject).cloned(), self.probe(subject));
+                let (watched, probe) = (self.ledger.watched(subject), self.probes.get(subject));
                 if watched.is_none() && probe.is_none() {
                     return Vec::new();
                 }
-                Content::Subject { subject: subject.clone(), watched, probe }
+                let (watched, probe) = (watched.map(Cow::Borrowed), probe.map(Cow::Borrowed));
+                Content::Subject { subject: Cow::Borrowed(subject), watched, probe }
             }
         };
         // Maps with structured keys are the only thing that could fail, and there is none (see the tests).
@@ -223,12 +226,16 @@ impl Memory {
         for (key, bytes) in rows {
             match serde_json::from_slice(&bytes) {
                 Ok(Content::Head { boot, suppressed_total, recent }) => {
-                    (saved_boot, suppressed_before, memory.recent) = (Some(boot), suppressed_total, recent);
+                    (saved_boot, suppressed_before) = (Some(boot), suppressed_total);
+                    memory.recent = recent.into_owned();
                 }
-                Ok(Content::Service(service, instances)) => memory.services.set(service, instances),
+                Ok(Content::Service(service, instances)) => {
+                    memory.services.set(service.into_owned(), instances.into_owned());
+                }
                 Ok(Content::Subject { subject, watched, probe }) => {
-                    memory.probes.extend(probe.map(|probe| (subject.clone(), probe)));
-                    subjects.extend(watched.map(|watched| (subject, watched)));
+                    let subject = subject.into_owned();
+                    memory.probes.extend(probe.map(|probe| (subject.clone(), probe.into_owned())));
+                    subjects.extend(watched.map(|watched| (subject, watched.into_owned())));
                 }
                 Err(error) => tracing::error!(%key, %error, "what was remembered cannot be read; beginning anew"),
             }
@@ -288,7 +295,7 @@ mod tests {
         let mut memory = Memory::new(boot(1));
         let down = Judgement::problem(Problem::new(Reason::ProcessDown, "gone"));
         assert_eq!(memory.observe(crate::clock::now(), &subject, &down).len(), 1);
-        memory.note_probe(&subject, Some(serde_json::json!({ "inode": 7 })));
+        memory.note_probe(&subject, Remembered::of(serde_json::json!({ "inode": 7 })));
         let instance = Instance {
             process: ProcessId { pid: 7, start_ticks: 9 },
             comm: "spl".into(),
@@ -305,7 +312,10 @@ mod tests {
         let mut same = Memory::decode(rows.clone(), boot(1));
         assert_eq!(same.changed_rows(), [], "nothing changed yet");
         assert!(same.observe(crate::clock::now(), &subject, &down).is_empty());
-        assert_eq!(same.probe(&subject), Some(serde_json::json!({ "inode": 7 })));
+        assert_eq!(
+            same.probe(&subject).unwrap().read::<serde_json::Value>().unwrap(),
+            serde_json::json!({ "inode": 7 })
+        );
         assert!(same.services.newest(&service).is_some());
         assert_eq!(same.retain(&BTreeSet::new()).len(), 1);
         assert!(same.changed_rows().contains(&(Row::Subject(subject).key(), Vec::new())), "the row is removed");
@@ -325,7 +335,7 @@ mod tests {
         let stopped = serde_json::json!([boot(1), { "told": { "running": false, "at_ms": 7 } }]);
         for (saved, expected) in [(running, 1), (stopped, 0), (serde_json::json!({ "inode": 7 }), 0)] {
             let mut memory = Memory::new(boot(1));
-            memory.note_probe(&subject, Some(saved));
+            memory.note_probe(&subject, Remembered::of(saved));
             let now = crate::clock::now();
             let told = memory.unwatched(now, &BTreeSet::from([subject.clone()]));
             assert!(told.is_empty(), "it is watched: {told:?}");
@@ -353,7 +363,7 @@ mod tests {
             (0..4096).map(|n| pid_file(&ServiceName::new(format!("service-{n}")).unwrap())).collect();
         for subject in &subjects {
             memory.observe(crate::clock::now(), subject, &bad);
-            memory.note_probe(subject, Some(serde_json::json!({ "seen": "y".repeat(800) })));
+            memory.note_probe(subject, Remembered::of(serde_json::json!({ "seen": "y".repeat(800) })));
         }
         let written = memory.append_to(&mut spool, &[], crate::clock::now()).unwrap();
         assert!(written.subjects.len() >= subjects.len());

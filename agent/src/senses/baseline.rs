@@ -8,7 +8,7 @@ use super::unit::{Units, UnitsError};
 use super::{HostRoot, process};
 use crate::config::baseline::{Baseline, DeclaredFile};
 use crate::net::{Mailbox, NetHandle};
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use muster_agent_core::accounts::Accounts;
 use muster_agent_core::baseline::{Applied, BaselineJudge, Setting, limits, sysctl, unit_property};
 use muster_agent_core::judgement::Judgement;
@@ -319,12 +319,12 @@ impl Probe for BaselineProbe {
         source.as_ref().map(|source| source.mailbox.bell())
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((&self.judge, &self.hashes)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((&self.judge, &self.hashes))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((judge, hashes)) = serde_json::from_value::<(BaselineJudge, BTreeMap<String, Hashed>)>(saved) else {
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((judge, hashes)) = saved.read::<(BaselineJudge, BTreeMap<String, Hashed>)>() else {
             return;
         };
         let declared: BTreeSet<String> =

@@ -6,7 +6,7 @@
 use super::HostRoot;
 use super::small::{read_small_file, text};
 use crate::clock::boot_id;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use muster_agent_core::disk::{DiskJudge, Reading, Space, Thresholds, Use};
 use muster_agent_core::judgement::{Judgement, Unknown};
 use muster_agent_core::mounts::{self, Mount};
@@ -361,12 +361,12 @@ impl Probe for DiskProbe {
         self.judge.judge(&reading, &self.place.uses, self.thresholds, context.now)
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(&self.table.root), &self.judge)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(&self.table.root), &self.judge))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, judge)) = serde_json::from_value::<(BootId, DiskJudge)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, judge)) = saved.read::<(BootId, DiskJudge)>() else { return };
         self.judge = judge;
         if boot.0.is_nil() || boot != boot_id(&self.table.root) {
             self.judge.rebooted();

@@ -6,7 +6,7 @@
 use super::regular::{Found, open_regular};
 use super::{HostRoot, process};
 use crate::bell::Bell;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use muster_agent_core::executable::{Executable, ExecutableJudge, FileVersion, SUBJECT};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::services::{Instance, Services};
@@ -199,13 +199,13 @@ impl Probe for ExecutableProbe {
         self.bell.as_ref().map(Bell::fd)
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(&self.judge).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of(&self.judge)
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
+    fn restore(&mut self, saved: Remembered) {
         // A build outlives a reboot; devices may have other numbers then, and the file is read again.
-        if let Ok(judge) = serde_json::from_value::<ExecutableJudge>(saved) {
+        if let Ok(judge) = saved.read::<ExecutableJudge>() {
             self.judge = judge;
         }
     }

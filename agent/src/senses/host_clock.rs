@@ -4,7 +4,7 @@
 use super::HostRoot;
 use crate::clock::{boot_id, kernel_clock};
 use crate::local::LinkStatus;
-use crate::probe::{Context, Probe};
+use crate::probe::{Context, Probe, Remembered};
 use muster_agent_core::host_clock::{ClockJudge, Limits, Reading};
 use muster_agent_core::judgement::Judgement;
 use muster_common::finding::{ProbeKind, SubjectKey};
@@ -67,12 +67,12 @@ impl Probe for HostClockProbe {
         self.set.clone()
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(&self.root), &self.judge)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(&self.root), &self.judge))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, judge)) = serde_json::from_value::<(BootId, ClockJudge)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, judge)) = saved.read::<(BootId, ClockJudge)>() else { return };
         self.judge = judge;
         if boot.0.is_nil() || boot != boot_id(&self.root) {
             self.judge.rebooted();

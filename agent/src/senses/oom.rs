@@ -5,7 +5,7 @@
 use super::small::{read_until, text};
 use super::{HostRoot, process};
 use crate::clock;
-use crate::probe::{Context, Probe};
+use crate::probe::{Context, Probe, Remembered};
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
 use muster_agent_core::kmsg::report::{Belonging, oom_kill, unexplained_kills, unnamed_kills};
 use muster_agent_core::kmsg::{Balance, Cursor, Joiner, LogClock, Outcome, Seen, Unnamed, Victim, parse_record};
@@ -291,12 +291,12 @@ impl Probe for OomProbe {
         self.log.clone()
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(&self.state).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of(&self.state)
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok(state) = serde_json::from_value::<State>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok(state) = saved.read::<State>() else { return };
         self.resumed = true;
         // Of another boot only this much is of use: the agent was here before, so all of this boot's log is news.
         if state.boot.is_some() && state.boot == self.state.boot {

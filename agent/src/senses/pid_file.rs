@@ -10,7 +10,7 @@ use super::soon::Soon;
 use super::unit::Units;
 use super::{HostRoot, process};
 use crate::clock::boot_id;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Verdict};
 use muster_agent_core::pid_file::{
@@ -199,12 +199,12 @@ impl Probe for PidFileProbe {
         self.watched.as_ref().and_then(ExitWatch::wake)
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(&self.root), &self.judge)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(&self.root), &self.judge))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, judge)) = serde_json::from_value::<(BootId, PidFileJudge)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, judge)) = saved.read::<(BootId, PidFileJudge)>() else { return };
         // After a reboot every pid is another process, and no restart happened.
         if !boot.0.is_nil() && boot == boot_id(&self.root) {
             self.judge = judge.of(self.subject.service.as_str());

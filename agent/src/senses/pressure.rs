@@ -7,7 +7,7 @@ use super::HostRoot;
 use super::cgroup::{Limited, MemoryCgroup, NoCgroup, host_psi};
 use super::oom::log_is_open;
 use crate::clock::boot_id;
-use crate::probe::{Context, Probe};
+use crate::probe::{Context, Probe, Remembered};
 use muster_agent_core::judgement::{HAS_ENDED, Judgement, PROCESS_KEY};
 use muster_agent_core::memory;
 use muster_agent_core::pressure::psi::{HostJudge, StallRules};
@@ -56,12 +56,12 @@ impl Probe for HostPressure {
         judgement
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(&self.judge).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of(&self.judge)
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        self.judge = serde_json::from_value(saved).unwrap_or_default();
+    fn restore(&mut self, saved: Remembered) {
+        self.judge = saved.read().unwrap_or_default();
     }
 }
 
@@ -146,12 +146,12 @@ impl Probe for ServicePressure {
         self.judge.judge(&self.rules, name, &reading, context.now, context.one_shot)
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(&self.root), &self.judge)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(&self.root), &self.judge))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, judge)) = serde_json::from_value::<(BootId, ServiceJudge)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, judge)) = saved.read::<(BootId, ServiceJudge)>() else { return };
         // After a reboot every cgroup counts from zero.
         if !boot.0.is_nil() && boot == boot_id(&self.root) {
             self.judge = judge;

@@ -11,7 +11,7 @@ use super::soon::Soon;
 use super::unit::Units;
 use super::{HostRoot, process};
 use crate::clock::boot_id;
-use crate::probe::{Context, Probe};
+use crate::probe::{Context, Probe, Remembered};
 use muster_agent_core::judgement::{Judgement, PROCESS_KEY, Verdict};
 use muster_agent_core::memory;
 use muster_agent_core::pid_file::ProcessReading;
@@ -266,12 +266,12 @@ impl Probe for ProcessWatch {
         self.watched.as_ref().and_then(ExitWatch::wake)
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(&self.root), &self.judge)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(&self.root), &self.judge))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, judge)) = serde_json::from_value::<(BootId, ProcessJudge)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, judge)) = saved.read::<(BootId, ProcessJudge)>() else { return };
         // After a reboot every pid is another process.
         if !boot.0.is_nil() && boot == boot_id(&self.root) {
             self.judge = judge.of(self.subject.service.as_str());

@@ -3,7 +3,7 @@
 use super::HostRoot;
 use super::unit::Units;
 use crate::clock::{boot_id, suspended_ms};
-use crate::probe::{Context, Probe};
+use crate::probe::{Context, Probe, Remembered};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::restarts::{Life, Reading, RestartJudge, of_unit, why_gave_up};
 use muster_agent_core::services::{BriefLife, Instance};
@@ -68,12 +68,12 @@ impl Probe for RestartProbe {
         self.judge.judge(self.subject.service.as_str(), &reading, context.now, context.one_shot)
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(&self.root), &self.judge)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(&self.root), &self.judge))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, mut judge)) = serde_json::from_value::<(BootId, RestartJudge)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, mut judge)) = saved.read::<(BootId, RestartJudge)>() else { return };
         if boot.0.is_nil() || boot != boot_id(&self.root) {
             judge.rebooted();
         }

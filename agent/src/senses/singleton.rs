@@ -4,7 +4,7 @@
 
 use super::{HostRoot, process};
 use crate::clock::boot_id;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use muster_agent_core::judgement::{Judgement, Problem};
 use muster_agent_core::pid_file::{Facts, ProcessReading};
 use muster_agent_core::port::Owner;
@@ -14,7 +14,6 @@ use muster_common::evidence::Grade;
 use muster_common::finding::{ProbeKind, SubjectKey};
 use muster_common::ids::{BootId, ServiceName};
 use rustix::fs::stat;
-use serde::Deserialize;
 use std::io::Read;
 use std::sync::PoisonError;
 
@@ -161,11 +160,11 @@ fn text(root: &HostRoot, pid: u32, name: &str, bytes_max: u64) -> Option<String>
 }
 
 /// What the fleet is told when a subject, with what its probe had saved, is no longer watched.
-pub fn unwatched(subject: &SubjectKey, saved: &serde_json::Value) -> Option<Problem> {
+pub fn unwatched(subject: &SubjectKey, saved: &Remembered) -> Option<Problem> {
     if subject.probe != ProbeKind::Process || subject.subject != SUBJECT {
         return None;
     }
-    let (_, judge) = <(BootId, SingletonJudge)>::deserialize(saved).ok()?;
+    let (_, judge) = saved.read::<(BootId, SingletonJudge)>().ok()?;
     judge.unwatched(&subject.service)
 }
 
@@ -185,12 +184,12 @@ impl Probe for SingletonProbe {
         self.judge.judge(&self.subject.service, &reading, context.now, context.one_shot)
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(&self.root), &self.judge)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(&self.root), &self.judge))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, mut judge)) = serde_json::from_value::<(BootId, SingletonJudge)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, mut judge)) = saved.read::<(BootId, SingletonJudge)>() else { return };
         if boot.0.is_nil() || boot != boot_id(&self.root) {
             judge.rebooted();
         }

@@ -11,7 +11,7 @@ use netlink_packet_sock_diag::unix::{ShowFlags, UnixRequest, UnixResponse, nlas 
 use netlink_packet_sock_diag::{SockDiagMessage, inet, unix};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,10 +58,23 @@ struct State {
 /// Who answers about sockets.
 #[derive(Debug, Default)]
 struct Kernel {
-    /// Kept while it answers: what a dump that broke off left in it would be taken for the next answer.
+    /// Remembered while it answers: what a dump that broke off left in it would be taken for the next answer.
     socket: Option<Socket>,
     /// Room for an answer.
     buffer: Vec<u8>,
+}
+
+impl State {
+    /// Forgets whose the sockets were that are closed by now: a service that restarts for ever has new ones each time.
+    fn forget_closed(&mut self) {
+        let Ok(listeners) = &self.listeners else { return };
+        if self.own.len().max(self.holders.len()) <= listeners.len() {
+            return;
+        }
+        let open: BTreeSet<u64> = listeners.iter().map(|listener| listener.inode).collect();
+        self.own.retain(|inode, _| open.contains(inode));
+        self.holders.retain(|inode, _| open.contains(inode));
+    }
 }
 
 /// What the last walk for a socket found.
@@ -98,6 +111,7 @@ impl SocketTable {
             let unix = self.unix.load(Ordering::Relaxed);
             state.listeners = dump(&self.root, unix, &mut state.kernel).map(Arc::new);
             state.taken_boottime_ms = Some(now_boottime_ms);
+            state.forget_closed();
         }
         state.listeners.clone()
     }
@@ -357,6 +371,25 @@ mod tests {
         std::fs::write(folder.path().join("proc/net/unix"), text).unwrap();
         let listeners = listening(&HostRoot(folder.path().to_owned()));
         assert_eq!(listeners.iter().map(|listener| listener.inode).collect::<Vec<_>>(), [11, 12]);
+    }
+
+    #[test]
+    fn whose_a_closed_socket_was_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("proc/net")).unwrap();
+        std::fs::write(folder.path().join("proc/net/tcp"), "").unwrap();
+        let open = |inode: u64| {
+            let line = format!("0: 00000002 00000000 00010000 0001 01 {inode} /run/a\n");
+            std::fs::write(folder.path().join("proc/net/unix"), line).unwrap();
+        };
+        let table = SocketTable::new(HostRoot(folder.path().to_owned()));
+        table.want_unix();
+        for life in 1..50 {
+            open(life);
+            assert_eq!(table.listeners(life * 5_000).unwrap().len(), 1);
+            assert!(table.owners(life, None, life * 5_000).is_empty());
+            assert!(table.state.lock().unwrap().holders.len() <= 2, "life {life}");
+        }
     }
 
     #[test]

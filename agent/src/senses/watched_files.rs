@@ -7,7 +7,7 @@ use super::HostRoot;
 use super::executable::version;
 use super::regular::{Found, open_regular};
 use super::unit::Units;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::watched_files::{FilesJudge, Look};
 use muster_common::evidence::Evidence;
@@ -122,12 +122,12 @@ impl Probe for WatchedFiles {
         self.judge.judge(&self.about, looks, context.now)
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(&self.judge).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of(&self.judge)
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        if let Ok(judge) = serde_json::from_value(saved) {
+    fn restore(&mut self, saved: Remembered) {
+        if let Ok(judge) = saved.read() {
             self.judge = judge;
         }
     }

@@ -10,7 +10,7 @@ mod list;
 use super::HostRoot;
 use crate::config::backup::Backup;
 use crate::net::Mailbox;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use examine::{Answer, Turn};
 use muster_agent_core::backup::pattern::Pattern;
 use muster_agent_core::backup::{BackupJudge, Rules};
@@ -171,12 +171,12 @@ impl Probe for BackupProbe {
         self.ended.as_ref().filter(|_| self.answers.is_some()).map(|ended| ended.bell())
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(&self.judge).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of(&self.judge)
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        if let Ok(judge) = serde_json::from_value(saved) {
+    fn restore(&mut self, saved: Remembered) {
+        if let Ok(judge) = saved.read() {
             self.judge = judge;
         }
     }

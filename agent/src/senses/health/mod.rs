@@ -8,7 +8,7 @@ mod tls;
 
 use crate::config::health::Health;
 use crate::net::{Mailbox, NetHandle};
-use crate::probe::{Context, Probe};
+use crate::probe::{Context, Probe, Remembered};
 use http::{HttpError, Response};
 use muster_agent_core::clock::Now;
 use muster_agent_core::health::certificate::Certificate;
@@ -219,12 +219,12 @@ impl Probe for HealthProbe {
         self.mailbox.as_ref().map(|mailbox| mailbox.bell())
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(&self.judge).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of(&self.judge)
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        if let Ok(judge) = serde_json::from_value(saved) {
+    fn restore(&mut self, saved: Remembered) {
+        if let Ok(judge) = saved.read() {
             self.judge = judge;
         }
     }

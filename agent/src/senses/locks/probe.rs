@@ -5,7 +5,7 @@
 
 use super::{Located, LockTable, people, read_table};
 use crate::clock::boot_id;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::locks::contention::{Holder, Limits, LockJudge, Queue, Reading};
 use muster_agent_core::locks::cycle;
@@ -394,12 +394,12 @@ impl Probe for LockProbe {
         judgement
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(self.table.root()), &self.judge)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(self.table.root()), &self.judge))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, judge)) = serde_json::from_value::<(BootId, LockJudge)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, judge)) = saved.read::<(BootId, LockJudge)>() else { return };
         // After a reboot every lock is another one.
         if !boot.0.is_nil() && boot == boot_id(self.table.root()) {
             self.judge = judge;

@@ -11,7 +11,7 @@ mod tests;
 
 use super::HostRoot;
 use crate::clock::boot_id;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use file::{FilePass, FileState, Follower};
 use journal::{JournalFollower, JournalPass, JournalState, Match};
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
@@ -222,17 +222,17 @@ impl Probe for LogProbe {
         Judgement { problems: Vec::new(), unknown, occurrences, seen }
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
+    fn save(&self) -> Option<Remembered> {
         let (file, journal) = match &self.input {
             Input::File(follower) => (Some(follower.state().clone()), None),
             Input::Journal(follower) => (None, Some(follower.state().clone())),
         };
         let boot = Some(boot_id(&self.root));
-        serde_json::to_value(Saved { boot, file, journal, windows: self.windows.clone(), counts: self.counts }).ok()
+        Remembered::of(Saved { boot, file, journal, windows: self.windows.clone(), counts: self.counts })
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok(saved) = serde_json::from_value::<Saved>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok(saved) = saved.read::<Saved>() else { return };
         match (&mut self.input, saved.file, saved.journal) {
             (Input::File(follower), Some(state), _) => follower.restore(state),
             (Input::Journal(follower), _, Some(state)) => follower.restore(state),

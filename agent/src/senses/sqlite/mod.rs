@@ -21,7 +21,7 @@ mod recipe;
 mod report;
 
 use crate::clock::boot_id;
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use crate::sandbox::{self, SandboxError, SandboxState};
 use crate::senses::HostRoot;
 use check::{Access, Pass, Rotation, Task};
@@ -542,15 +542,15 @@ impl Probe for SqliteProbe {
         judgement
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
+    fn save(&self) -> Option<Remembered> {
         let (last_deep, boot) = (Some(self.last_deep), Some(self.boot));
         let deep_boottime_ms = self.last_deep.boottime_ms();
         let health = self.health.save();
-        serde_json::to_value(Memory { health, last_deep, deep_boottime_ms, boot, ..self.memory.clone() }).ok()
+        Remembered::of(Memory { health, last_deep, deep_boottime_ms, boot, ..self.memory.clone() })
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        if let Ok(mut memory) = serde_json::from_value::<Memory>(saved) {
+    fn restore(&mut self, saved: Remembered) {
+        if let Ok(mut memory) = saved.read::<Memory>() {
             self.health.restore(std::mem::take(&mut memory.health));
             let of_boot = LastDeep::of_boot(memory.deep_boottime_ms.take());
             self.last_deep = memory.last_deep.take().unwrap_or(of_boot);

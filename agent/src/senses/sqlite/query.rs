@@ -10,7 +10,7 @@ use super::copy::{CopyError, Limits, Scratch};
 use super::files::{self, Claim, Obstacle};
 use super::recipe::{self, Reader, trouble};
 use super::{Ground, NO_LANDLOCK, NO_SCRATCH, RUN_COPY_BYTES_MAX, on_restricted_thread, report};
-use crate::probe::{Context, Lane, Probe};
+use crate::probe::{Context, Lane, Probe, Remembered};
 use muster_agent_core::judgement::{Judgement, Problem};
 use muster_agent_core::log::{names_secret, redact};
 use muster_agent_core::shell::quoted;
@@ -217,12 +217,12 @@ impl Probe for QueryProbe {
         answer.unwrap_or_else(|why| Judgement::unknown(why, None))
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(self.since).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of(self.since)
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        if let Ok(since) = serde_json::from_value(saved) {
+    fn restore(&mut self, saved: Remembered) {
+        if let Ok(since) = saved.read() {
             self.since = since;
         }
     }

@@ -16,7 +16,7 @@ fn what_is_saved_comes_back_and_nonsense_is_ignored() {
     let mut next = new();
     next.restore(probe.save().unwrap());
     assert_eq!(next.memory, probe.memory);
-    next.restore(serde_json::json!("nonsense"));
+    next.restore(Remembered::of("nonsense").unwrap());
     assert_eq!(next.memory.inode, Some(7));
 }
 

@@ -14,7 +14,7 @@ pub use units::{Told, Units, UnitsError};
 use super::{HostRoot, executable, process};
 use crate::clock::{boot_id, suspended_ms};
 use crate::net::Mailbox;
-use crate::probe::{Context, Probe};
+use crate::probe::{Context, Probe, Remembered};
 use muster_agent_core::judgement::Judgement;
 use muster_agent_core::pid_file::Facts;
 use muster_agent_core::services::{Instance, Services, ToldLife};
@@ -197,12 +197,12 @@ impl Probe for UnitProbe {
         Some(self.mailbox.bell())
     }
 
-    fn save(&self) -> Option<serde_json::Value> {
-        serde_json::to_value((boot_id(&self.root), &self.judge, self.noted)).ok()
+    fn save(&self) -> Option<Remembered> {
+        Remembered::of((boot_id(&self.root), &self.judge, self.noted))
     }
 
-    fn restore(&mut self, saved: serde_json::Value) {
-        let Ok((boot, judge, noted)) = serde_json::from_value::<(BootId, UnitJudge, _)>(saved) else { return };
+    fn restore(&mut self, saved: Remembered) {
+        let Ok((boot, judge, noted)) = saved.read::<(BootId, UnitJudge, _)>() else { return };
         // After a reboot every pid is another process, and no restart happened.
         if !boot.0.is_nil() && boot == boot_id(&self.root) {
             (self.judge, self.noted) = (judge, noted);
