@@ -472,6 +472,32 @@ fn a_storm_of_kills_whose_victim_stays_down_stays_open() {
     );
 }
 
+/// What was none of the dead has an incident of its own until the storm goes on, and is a symptom again then.
+#[test]
+fn a_storm_that_goes_on_takes_back_what_stood_by_itself_meanwhile() {
+    check(
+        "0 connect a b c d
+         20 occur a spl process_restarted 0
+         21 occur b spl process_restarted 0
+         22 occur c spl process_restarted 0
+         30 open a spl x port_closed
+         50 open b spl it unit_failed
+         640 occur d spl process_restarted 30
+         700 clear a spl x port_closed
+         710 clear b spl it unit_failed
+         3000 end",
+        "22 opened sev2 restart_storm fleet/restart_storm/spl#1
+         32 page trigger sev2 restart_storm fleet/restart_storm/spl
+         622 opened sev2 port_closed host/a/service/spl#1
+         632 page trigger sev2 port_closed host/a/service/spl
+         640 merged host/a/service/spl into fleet/restart_storm/spl
+         640 page resolve sev2 port_closed host/a/service/spl
+         1210 recovering fleet/restart_storm/spl
+         2110 resolved fleet/restart_storm/spl
+         2110 page resolve sev2 restart_storm fleet/restart_storm/spl",
+    );
+}
+
 /// A second wave under an incident that is open for the first one's dead: none of them is forgotten.
 #[test]
 fn a_storm_that_comes_again_keeps_the_dead_of_the_first() {

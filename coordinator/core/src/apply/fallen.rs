@@ -57,6 +57,8 @@ pub(super) fn resumed(state: &mut State, group: &str) {
     let Some(storm) = state.cause(group).and_then(|cause| cause.storm.as_ref()) else { return };
     for symptom in storm.symptoms.clone() {
         joined(state, group, &symptom);
+        // What has an incident of its own since the storm took only its dead is a symptom again.
+        state.touched.insert(symptom);
     }
 }
 
