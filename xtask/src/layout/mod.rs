@@ -2,7 +2,8 @@
 //! puts them together (`agent/layout/used.ld`; `agent/build.rs` hands it over).
 //!
 //! The kernel maps a program's text in large pieces round what is used. What is used lies everywhere in it by itself, so
-//! that nearly all is mapped. Names are written without what changes with each compiler: a list that is old still fits
+//! that nearly all is mapped. What a calm minute calls comes first, then what starts, ends and troubles need, so that the
+//! latter can be unmapped (docs/decisions/0024) and stays so. Names are written without what changes with each compiler: a list that is old still fits
 //! nearly all, and costs memory only, never correctness.
 
 pub(crate) mod trace;
@@ -15,15 +16,18 @@ use crate::suite::{build, workspace};
 use anyhow::{Context, Result};
 use clap::Args;
 use nix::sys::signal::Signal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// How long it works before services are killed, and between kills.
+/// A start is over by then, traced as it is.
+const STARTED_SECONDS: u32 = 45;
+/// How long it works before services are killed: more than a minute, the longest of the usual intervals.
 const CALM: Duration = Duration::from_secs(90);
+/// Between kills.
 const KILL_PAUSE: Duration = Duration::from_secs(3);
 /// Unused bytes beside so many used ones that are put up with for a shorter list.
 const UNUSED_PERCENT: u64 = 5;
@@ -31,8 +35,8 @@ const UNUSED_PERCENT: u64 = 5;
 const UNUSED_BYTES: u64 = 64;
 
 const HEAD: &str = "\
-/* Where functions lie in the agent's program: those that a start and ordinary work use stand together, before all others,
-   so that the rest of the text is not mapped. Written by `cargo xtask layout`; do not edit. A name that is not found
+/* Where functions lie in the agent's program: first those that a calm minute calls, then what a start and
+   troubles need, before all others, so that the rest of the text is not mapped. Written by `cargo xtask layout`; do not edit. A name that is not found
    does no harm, and a function that is missing here is mapped with its neighbours when it is first used. */
 ";
 /// Assembly has no sections of its own per function.
@@ -44,7 +48,7 @@ pub(crate) struct Options {
     /// The folder with the agent, its symbols and the coordinator
     #[arg(long, hide = true, requires = "called")]
     programs: Option<PathBuf>,
-    /// Names of called functions go there, one a line
+    /// Names of called functions go there, one a line: those of a calm minute, an empty line, all others
     #[arg(long, hide = true, requires = "programs")]
     called: Option<PathBuf>,
 }
@@ -80,10 +84,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             }
         }
     };
-    let script = script(&sizes(&agent)?, &called.lines().collect::<Vec<_>>());
+    let (calm, rest) = called.split_once("\n\n").context("the trace knows no calm minute")?;
+    let (calm, rest): (Vec<_>, Vec<_>) = (calm.lines().collect(), rest.lines().collect());
+    let script = script(sizes(&agent)?, [&calm, &rest]);
     let path = workspace().join("agent/layout/used.ld");
     fs::write(&path, &script)?;
-    say!("{} functions called; {} lines in {}", called.lines().count(), script.lines().count(), path.display());
+    let (calm, rest, lines) = (calm.len(), rest.len(), script.lines().count());
+    say!("{calm} functions called in a calm minute, {rest} others; {lines} lines in {}", path.display());
     Ok(())
 }
 
@@ -98,13 +105,16 @@ fn inside(host: &Host, programs: &Path) -> Result<String> {
 /// What an agent does on any day, traced.
 fn work(programs: &Path, called: &Path) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let programs = Programs { agent: traced(folder.path(), programs, called)?, others: programs.to_owned() };
+    let trace = folder.path().join("trace");
+    let programs = Programs { agent: traced(folder.path(), programs, &trace)?, others: programs.to_owned() };
     let stage = Stage::set_with(&programs, "5s", false, has_systemd())?;
     say!("the agent is traced …");
     // Kept: with its log closed nothing of what tells would be run as it is on a host.
     let _log = stage.start_agent(&AgentPlan { name: "layout", interval: "5s", more: "", filter: None })?;
     let logs = stage.write_logs()?;
-    std::thread::sleep(CALM);
+    std::thread::sleep(Duration::from_secs(STARTED_SECONDS.into()) + CALM);
+    let so_far = fs::read_to_string(&trace)?;
+    let (_, calm) = so_far.split_once("\n\n").context("the trace did not begin again")?;
     for index in 0..SERVICES {
         stage.kill_service(index)?;
         std::thread::sleep(KILL_PAUSE);
@@ -118,6 +128,11 @@ fn work(programs: &Path, called: &Path) -> Result<()> {
     drop(logs);
     stage.lab.check_running(&["layout"])?;
     stage.lab.kill("layout", Signal::SIGTERM).ok();
+    let calm: BTreeSet<&str> = calm.lines().collect();
+    let all = fs::read_to_string(&trace)?;
+    let rest: BTreeSet<&str> = all.lines().filter(|name| !name.is_empty() && !calm.contains(name)).collect();
+    let lines = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join("\n");
+    fs::write(called, format!("{}\n\n{}\n", lines(calm), lines(rest)))?;
     Ok(())
 }
 
@@ -127,7 +142,7 @@ fn traced(folder: &Path, programs: &Path, called: &Path) -> Result<PathBuf> {
     let (agent, symbols) = (agent.display(), programs.join(SYMBOLS));
     let text = format!(
         "#!/bin/sh\n[ \"$1\" = run ] || exec '{agent}' \"$@\"\n\
-         exec '{}' trace-calls --out '{called}' --symbols '{}' '{agent}' -- \"$@\"\n",
+         exec '{}' trace-calls --out '{called}' --again-after {STARTED_SECONDS} --symbols '{}' '{agent}' -- \"$@\"\n",
         xtask.display(),
         symbols.display()
     );
@@ -152,7 +167,23 @@ fn sizes(program: &Path) -> Result<BTreeMap<String, u64>> {
 /// Used and unused bytes.
 type Bytes = (u64, u64);
 
-fn script(sizes: &BTreeMap<String, u64>, called: &[&str]) -> String {
+/// `groups` in the order in which they lie.
+fn script(mut sizes: BTreeMap<String, u64>, groups: [&[&str]; 2]) -> String {
+    let mut script = format!("{HEAD}SECTIONS\n{{\n  .text.used :\n  {{\n");
+    script.extend(ALWAYS.iter().map(|line| format!("    {line}\n")));
+    for called in groups {
+        script += "    *(\n";
+        // The star stands for `unlikely.` before what the compiler takes for cold.
+        script.extend(patterns(&sizes, called).iter().map(|name| format!("      .text*.{name}\n")));
+        script += "    )\n";
+        // The first pattern that fits decides: a later one may fit them, too.
+        sizes.retain(|name, _| !called.contains(&name.as_str()));
+    }
+    script + "  }\n}\nINSERT BEFORE .text;\n"
+}
+
+/// What fits the names of the called ones, and of next to no others.
+fn patterns(sizes: &BTreeMap<String, u64>, called: &[&str]) -> Vec<String> {
     let mut patterns: BTreeMap<String, Bytes> = BTreeMap::new();
     for (name, size) in sizes {
         patterns.entry(pattern(name)).or_default().1 += size;
@@ -165,12 +196,7 @@ fn script(sizes: &BTreeMap<String, u64>, called: &[&str]) -> String {
     let mut chosen = Vec::new();
     let all: Vec<(&str, Bytes)> = patterns.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
     choose(&all, &mut chosen);
-    let mut script = format!("{HEAD}SECTIONS\n{{\n  .text.used :\n  {{\n");
-    script.extend(ALWAYS.iter().map(|line| format!("    {line}\n")));
-    script += "    *(\n";
-    // The star stands for `unlikely.` before what the compiler takes for cold.
-    script.extend(chosen.iter().map(|name| format!("      .text*.{name}\n")));
-    script + "    )\n  }\n}\nINSERT BEFORE .text;\n"
+    chosen
 }
 
 /// The shortest beginnings under which next to nothing is unused. `names` are in order.
@@ -255,8 +281,8 @@ mod tests {
     fn what_is_used_as_a_whole_is_one_beginning_and_what_is_not_is_named() {
         let sizes = [("hyper_a", 500), ("hyper_b", 500), ("clap_a", 500), ("clap_b", 500), ("clap_b_unused", 500)];
         let sizes = sizes.map(|(name, size)| (name.to_owned(), size)).into();
-        let script = script(&sizes, &["hyper_a", "hyper_b", "clap_b"]);
+        let script = script(sizes, [&["hyper_a", "clap_b"], &["hyper_b"]]);
         let lines: Vec<&str> = script.lines().map(str::trim).filter(|line| line.starts_with(".text*")).collect();
-        assert_eq!(lines, [".text*.clap_b", ".text*.hyper_*"]);
+        assert_eq!(lines, [".text*.clap_b", ".text*.hyper_a", ".text*.hyper_b"]);
     }
 }

@@ -1,4 +1,5 @@
-//! Which functions of a program are called at all: a breakpoint at the start of each, taken away when it is first hit.
+//! Which functions of a program are called: a breakpoint at the start of each, taken away when it is first hit, and put
+//! there once again later, so that what is called all the time can be told from what only a start needs.
 //!
 //! For x86-64, where a breakpoint is one byte.
 
@@ -22,9 +23,12 @@ const BREAKPOINT: u8 = 0xcc;
 /// What to run, and where to tell.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Options {
-    /// Names of called functions go there, one a line
+    /// Names of called functions go there, one a line, and an empty line when all begins again
     #[arg(long)]
     out: PathBuf,
+    /// After so many seconds those that were called are looked at once again
+    #[arg(long)]
+    again_after: u32,
     /// What `nm --defined-only` says of the program, where there is no nm
     #[arg(long, value_name = "FILE")]
     symbols: Option<PathBuf>,
@@ -57,10 +61,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     );
     ptrace::seize(pid, Traced::PTRACE_O_TRACEEXEC | Traced::PTRACE_O_TRACECLONE | Traced::PTRACE_O_EXITKILL)?;
     nix::sys::signal::kill(pid, Signal::SIGCONT)?;
+    // Its end wakes the wait below, as nothing else could.
+    let timer = Command::new("sleep").arg(options.again_after.to_string()).spawn()?;
+    let timer = Pid::from_raw(i32::try_from(timer.id())?);
     let mut armed: Option<Armed> = None;
     loop {
         let status = waitpid(None, Some(WaitPidFlag::__WALL))?;
         match status {
+            WaitStatus::Exited(ended, _) if ended == timer => {
+                armed.as_mut().context("the program has not begun")?.arm_again()?;
+                writeln!(out)?;
+            }
             WaitStatus::Exited(ended, _) | WaitStatus::Signaled(ended, ..) if ended == pid => return Ok(()),
             WaitStatus::PtraceEvent(thread, _, event) => {
                 if event == nix::libc::PTRACE_EVENT_EXEC {
@@ -101,8 +112,14 @@ fn functions(symbols: &str) -> BTreeMap<u64, String> {
 struct Armed {
     memory: File,
     base: u64,
-    /// What stood there, and the name. `None` once it was hit.
-    points: BTreeMap<u64, (u8, Option<String>)>,
+    points: BTreeMap<u64, Point>,
+}
+
+struct Point {
+    /// What stood there.
+    byte: u8,
+    name: String,
+    is_armed: bool,
 }
 
 impl Armed {
@@ -118,22 +135,31 @@ impl Armed {
             let mut byte = [0];
             memory.read_exact_at(&mut byte, base + address)?;
             memory.write_all_at(&[BREAKPOINT], base + address)?;
-            points.insert(*address, (byte[0], Some(name.clone())));
+            points.insert(*address, Point { byte: byte[0], name: name.clone(), is_armed: true });
         }
         Ok(Self { memory, base, points })
     }
 
+    /// Puts all that were hit back.
+    fn arm_again(&mut self) -> Result<()> {
+        for (address, point) in self.points.iter_mut().filter(|(_, point)| !point.is_armed) {
+            self.memory.write_all_at(&[BREAKPOINT], self.base + address)?;
+            point.is_armed = true;
+        }
+        Ok(())
+    }
+
     /// Takes the breakpoint away at which `thread` stands. No name where another thread was quicker.
-    fn hit(&mut self, thread: Pid) -> Result<Option<String>> {
+    fn hit(&mut self, thread: Pid) -> Result<Option<&str>> {
         let mut registers = ptrace::getregs(thread)?;
         let at = registers.rip.wrapping_sub(1);
-        let Some((byte, name)) = self.points.get_mut(&at.wrapping_sub(self.base)) else { return Ok(None) };
-        let name = name.take();
-        if name.is_some() {
-            self.memory.write_all_at(&[*byte], at)?;
+        let Some(point) = self.points.get_mut(&at.wrapping_sub(self.base)) else { return Ok(None) };
+        let is_first = std::mem::take(&mut point.is_armed);
+        if is_first {
+            self.memory.write_all_at(&[point.byte], at)?;
         }
         registers.rip = at;
         ptrace::setregs(thread, registers)?;
-        Ok(name)
+        Ok(is_first.then_some(&point.name))
     }
 }
