@@ -115,6 +115,14 @@ name_type!(
     ServiceName, also: &['@', ':']
 );
 
+impl AgentName {
+    /// Its first bytes as a number, by which many names are searched: names with different heads are ordered as these are.
+    #[inline]
+    pub fn head(&self) -> u128 {
+        self.0.head()
+    }
+}
+
 impl ServiceName {
     /// The name under which findings about the host itself (memory, OOM kills of unwatched processes) are kept.
     pub fn host() -> Self {

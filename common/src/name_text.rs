@@ -46,6 +46,15 @@ impl NameText {
         }
     }
 
+    /// The first bytes as a number, with zeros after the end. Texts with different heads are ordered as these are.
+    #[inline]
+    pub(crate) fn head(&self) -> u128 {
+        match self {
+            Self::Short { bytes, .. } => order(bytes).0,
+            Self::Long(text) => u128::from_be_bytes(text.as_bytes().first_chunk().copied().unwrap_or_default()),
+        }
+    }
+
     #[inline]
     fn as_bytes(&self) -> &[u8] {
         match self {
@@ -133,6 +142,7 @@ mod tests {
             let (short, other) = (NameText::new(&a), NameText::new(&b));
             prop_assert_eq!(short.cmp(&other), a.cmp(&b));
             prop_assert_eq!(short == other, a == b);
+            prop_assert!(short.head() == other.head() || short.head().cmp(&other.head()) == a.cmp(&b));
         }
     }
 }

@@ -267,8 +267,8 @@ fn askers(state: &State, now: Timestamp, target: &AgentRecord, address: IpAddr) 
     let index = &state.second_opinions.by_address;
     let (below, above) = (index.below(address).take(NEAR_MAX), index.above(address).take(NEAR_MAX));
     let by_address = below.chain(above).flat_map(|agents| agents.iter().take(2));
-    let before = state.agents.range(..target.name.clone()).rev().take(NEAR_MAX);
-    let after = state.agents.range(target.name.clone()..).take(NEAR_MAX);
+    let before = state.agents.before(&target.name).take(NEAR_MAX);
+    let after = state.agents.after(&target.name).take(NEAR_MAX - 1);
     let by_name = before.chain(after);
     let near: BTreeSet<&AgentName> = by_address.chain(by_name).filter(|name| **name != target.name).collect();
     let free = |asker: &AgentName| {

@@ -1,16 +1,15 @@
 //! The agents by name. Among a million a search costs more than what most rules do with what they find, and the rules ask
 //! again and again for the agent that the entry is about: where that one lies is remembered, so that an entry searches once.
 //!
-//! Records lie in blocks, in the order in which they came; the map has names and numbers alone. Ordered, compared and
-//! written as a map by name is.
+//! The map that is searched has the names' first bytes as numbers side by side, four in a line of the cache; records lie in
+//! blocks, in the order in which they came. Ordered, compared and written as a map by name is.
 
-use super::AgentRecord;
+use super::{AgentRecord, Few};
 use muster_common::ids::AgentName;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::RangeBounds;
 
 /// Records of a block: enough that the list of blocks of a large fleet is small, and few enough for a small fleet.
 const BLOCK: usize = 256;
@@ -18,8 +17,10 @@ const BLOCK: usize = 256;
 /// See the head of the file.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Agents {
-    /// Where each lies: its number is that of its block times [`BLOCK`], and its place there.
-    numbers: BTreeMap<AgentName, usize>,
+    /// Where each lies, by the head of its name: its number is that of its block times [`BLOCK`], and its place there. Names
+    /// with the same head, which long ones may have, lie together.
+    numbers: BTreeMap<u128, Few<AgentName, usize>>,
+    length: usize,
     /// All but the last are full: where one is forgotten, the last of all takes its place.
     blocks: Vec<Vec<AgentRecord>>,
     /// The one that was to be changed last. Nothing that is known: any number is right.
@@ -28,7 +29,7 @@ pub(crate) struct Agents {
 
 impl Agents {
     pub(crate) fn len(&self) -> usize {
-        self.numbers.len()
+        self.length
     }
 
     pub(crate) fn get(&self, name: &AgentName) -> Option<&AgentRecord> {
@@ -46,48 +47,67 @@ impl Agents {
         name: &AgentName,
         make: impl FnOnce() -> AgentRecord,
     ) -> &mut AgentRecord {
-        let next = self.numbers.len();
-        self.last = match self.is_at(self.last, name) {
-            true => self.last,
-            false => *self.numbers.entry(name.clone()).or_insert(next),
-        };
+        let next = self.length;
+        if !self.is_at(self.last, name) {
+            self.last = *self.numbers.entry(name.head()).or_default().get_or_insert_with(name, || next);
+        }
         if self.last == next {
             if next.is_multiple_of(BLOCK) {
                 self.blocks.push(Vec::with_capacity(BLOCK));
             }
             self.blocks[next / BLOCK].push(make());
+            self.length += 1;
         }
         &mut self.blocks[self.last / BLOCK][self.last % BLOCK]
     }
 
     pub(crate) fn remove(&mut self, name: &AgentName) -> Option<AgentRecord> {
-        let number = self.numbers.remove(name)?;
+        let alike = self.numbers.get_mut(&name.head())?;
+        let number = alike.remove(name)?;
+        if alike.is_empty() {
+            self.numbers.remove(&name.head());
+        }
+        self.length -= 1;
         let last = self.blocks.last_mut()?.pop()?;
         self.blocks.pop_if(|block| block.is_empty());
         if last.name == *name {
             return Some(last);
         }
-        self.numbers.insert(last.name.clone(), number);
+        self.numbers.entry(last.name.head()).or_default().insert(last.name.clone(), number);
         self.at_mut(number).map(|record| std::mem::replace(record, last))
     }
 
     /// In order.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &AgentName> {
-        self.numbers.keys()
-    }
-
-    /// Names within bounds, in order.
-    pub(crate) fn range(&self, names: impl RangeBounds<AgentName>) -> impl DoubleEndedIterator<Item = &AgentName> {
-        self.numbers.range(names).map(|(name, _)| name)
+        self.numbers.values().flat_map(Few::keys)
     }
 
     /// By name.
     pub(crate) fn values(&self) -> impl Iterator<Item = &AgentRecord> {
-        self.numbers.values().filter_map(|number| self.at(*number))
+        self.numbers.values().flat_map(Few::values).filter_map(|number| self.at(*number))
+    }
+
+    /// The names before this one, the nearest first.
+    pub(crate) fn before<'a>(&'a self, name: &'a AgentName) -> impl Iterator<Item = &'a AgentName> {
+        let alike = self.numbers.range(..=name.head()).rev().flat_map(|(_, alike)| {
+            let mut names: Vec<&AgentName> = alike.keys().collect();
+            names.reverse();
+            names
+        });
+        alike.skip_while(move |other| *other >= name)
+    }
+
+    /// The names after this one, the nearest first.
+    pub(crate) fn after<'a>(&'a self, name: &'a AgentName) -> impl Iterator<Item = &'a AgentName> {
+        let alike = self.numbers.range(name.head()..).flat_map(|(_, alike)| alike.keys());
+        alike.skip_while(move |other| *other <= name)
     }
 
     fn find(&self, name: &AgentName) -> Option<usize> {
-        if self.is_at(self.last, name) { Some(self.last) } else { self.numbers.get(name).copied() }
+        match self.is_at(self.last, name) {
+            true => Some(self.last),
+            false => self.numbers.get(&name.head())?.get(name).copied(),
+        }
     }
 
     fn is_at(&self, number: usize, name: &AgentName) -> bool {
@@ -144,8 +164,10 @@ mod tests {
     use muster_common::time::Timestamp;
     use proptest::prelude::*;
 
+    /// Short ones, and long ones with the same head.
     fn name(number: u32) -> AgentName {
-        AgentName::new(format!("web-{number}")).unwrap()
+        let begin = if number.is_multiple_of(3) { "a-long-name-of-a-host-in-a-rack" } else { "web" };
+        AgentName::new(format!("{begin}-{number}")).unwrap()
     }
 
     fn record(number: u32) -> AgentRecord {
@@ -183,7 +205,10 @@ mod tests {
             }
             prop_assert!(agents.keys().eq(map.keys()) && agents.values().eq(map.values()));
             prop_assert!(map.iter().all(|(name, record)| agents.get(name) == Some(record)));
-            prop_assert!(agents.range(name(3)..name(5)).eq(map.range(name(3)..name(5)).map(|(name, _)| name)));
+            for near in [0, 300, 601, 900].map(name) {
+                prop_assert!(agents.before(&near).eq(map.range(..&near).rev().map(|(name, _)| name)));
+                prop_assert!(agents.after(&near).eq(map.range(&near..).map(|(name, _)| name).filter(|name| **name != near)));
+            }
             let written = serde_json::to_string(&agents).unwrap();
             prop_assert_eq!(&written, &serde_json::to_string(&map).unwrap());
             prop_assert_eq!(serde_json::from_str::<Agents>(&written).unwrap(), agents);
