@@ -1,7 +1,7 @@
 //! Random fleets under all detectors: the invariants hold after every event (the scripts' fleet looks after each), a
 //! symptom is folded exactly once, and what heals ends. `MUSTER_SEEDS=n` runs more, `MUSTER_SEED=n` one.
 
-use muster_common::evidence::Evidence;
+use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::{Finding, FindingEvent};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
@@ -18,6 +18,8 @@ use std::time::Duration;
 const SEEDS: u64 = 10;
 const AGENTS: usize = 12;
 const EVENTS: usize = 220;
+/// On which they run.
+const KERNELS: usize = 4;
 
 /// What may be open: service, subject, reason.
 const CONDITIONS: &[(&str, &str, &str)] = &[
@@ -76,6 +78,10 @@ fn small(seed: u64) -> Policy {
     } else {
         policy.correlation.incidents = u32::MAX;
     }
+    // With some seeds a storm takes no kills, so that they fold into each other.
+    if seed % 4 == 1 {
+        (policy.detect.oom_storm.hosts, policy.detect.oom_storm.kills) = (u32::MAX, u32::MAX);
+    }
     policy.signals.flapping.high_percent = 15;
     policy.signals.singleton.hold = Duration::from_secs(5);
     policy.signals.version_skew.versions = 1;
@@ -93,6 +99,8 @@ struct Host {
 
 struct Run {
     rng: Rng,
+    /// Of the kills alone.
+    kills: Rng,
     fleet: Fleet,
     hosts: Vec<Host>,
     second: u64,
@@ -139,6 +147,9 @@ impl Run {
             95..=96 => self.other_version(who),
             _ => self.by_hand(),
         }
+        if self.kills.chance(4) {
+            self.kill();
+        }
     }
 
     /// Somebody knows of it, or plans it: of one host, or of one service on all of them.
@@ -178,6 +189,23 @@ impl Run {
         }
         let build = ["", "sha256=aaaa", "sha256=bbbb"][self.below(3)];
         self.line(&format!("occur h{who} {service} {reason} {ago} {build}"));
+    }
+
+    /// A kernel kills something, and some of the agents in containers on it tell so, now or later; one may know whose process
+    /// it was.
+    fn kill(&mut self) {
+        let mut below = |n: usize| usize::try_from(self.kills.below(n as u64)).unwrap_or_default();
+        let (who, pid, tellers, knows, wait) = (below(AGENTS), below(40) as u64, 1 + below(3), below(4), below(4));
+        for nth in 0..tellers {
+            let name = format!("h{}", (who + nth * KERNELS) % AGENTS);
+            let (kernel, service) = (who % KERNELS, if nth == knows { "spl" } else { "host" });
+            self.trace.push(format!("{} {name} tells that kernel {kernel} killed {pid} of {service}", self.second));
+            let evidence = Evidence::new().count("pid", pid).with("since_boot_ms", Value::Millis(5_000));
+            let finding = Finding::new(key(service, "it", Reason::OomKill), "killed").evidence(evidence);
+            self.fleet.event(&agent(&name), FindingEvent::Occurred(finding), Duration::ZERO);
+            self.second += [0, 0, 5, 400][wait];
+            self.line("end");
+        }
     }
 
     /// The same happens or begins on several hosts, or a switch fails.
@@ -301,11 +329,13 @@ impl Run {
 
 fn run(seed: u64) -> Run {
     let hosts = (0..AGENTS).map(|_| Host { silent: false, runs: false, open: BTreeSet::new() }).collect();
-    let mut run = Run { rng: Rng::new(seed), fleet: Fleet::new(small(seed)), hosts, second: 0, trace: Vec::new() };
+    let (rng, kills) = (Rng::new(seed), Rng::new(!seed));
+    let mut run = Run { rng, kills, fleet: Fleet::new(small(seed)), hosts, second: 0, trace: Vec::new() };
     for who in 0..AGENTS {
         run.line(&format!("label h{who} zone=z{}", who % 3));
         run.line(&format!("label h{who} role=r{}", who % 2));
         run.line(&format!("address h{who} 10.0.{}.{who}", who / 4));
+        run.line(&format!("boot h{who} {}", who % KERNELS));
         run.connect(who);
     }
     for _ in 0..EVENTS {
@@ -380,6 +410,8 @@ const REACHED: &[&str] = &[
     "relapsed",
     "told again under a new key",
     "folded",
+    "folded into the same kill",
+    "joined the same kill",
     "merged",
     "closed by hand",
 ];
@@ -406,7 +438,15 @@ fn reached(body: &EntryBody) -> Vec<String> {
         EntryBody::Conclusion(Conclusion::NotPaged { why, .. }) if why.starts_with("it was over when SIL-") => {
             one("quiet when its silence ended")
         }
-        EntryBody::Conclusion(Conclusion::IncidentResolved { resolution, .. }) => one(match resolution {
+        EntryBody::Conclusion(Conclusion::IncidentJoined { incident, member, .. }) if same_kill(member, incident) => {
+            one("joined the same kill")
+        }
+        EntryBody::Conclusion(Conclusion::IncidentResolved { incident, resolution, .. }) => one(match resolution {
+            Resolution::FoldedInto { incident: into } | Resolution::MergedInto { incident: into }
+                if same_kill(&incident.cause, into) =>
+            {
+                "folded into the same kill"
+            }
             Resolution::FoldedInto { .. } => "folded",
             Resolution::MergedInto { .. } => "merged",
             Resolution::Operator { .. } => "closed by hand",
@@ -420,6 +460,12 @@ fn reached(body: &EntryBody) -> Vec<String> {
         },
         _ => Vec::new(),
     }
+}
+
+/// A host's own cause is a symptom of another host's alone where both tell one kill.
+fn same_kill(cause: &str, into: &IncidentKey) -> bool {
+    let of_kill = |cause: &str| cause.ends_with("/oom") || cause.ends_with("/service/spl");
+    cause.starts_with("host/") && of_kill(cause) && into.cause.starts_with("host/") && of_kill(&into.cause)
 }
 
 /// Which kind of cause, where a reason has several.
