@@ -275,7 +275,8 @@ fn hash(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use crate::spool::{Spool, SpoolLimits};
-    use muster_common::evidence::Value;
+    use muster_agent_core::restarts::{Life, Reading, RestartJudge};
+    use muster_common::evidence::{Evidence, Value};
     use muster_common::finding::ProbeKind;
     use muster_common::ids::ProcessId;
     use muster_common::reason::Reason;
@@ -325,6 +326,84 @@ mod tests {
         assert!(other.services.newest(&service).is_none());
         assert_eq!(other.changed_rows().len(), 2, "the head and the service");
         assert_eq!(Memory::decode(vec![("memory/head".into(), b"{".into())], boot(1)).ledger.open().count(), 0);
+    }
+
+    /// What all rows take.
+    fn kept_bytes(memory: &mut Memory) -> usize {
+        memory.all_changed();
+        memory.changed.iter().chain([&Row::Head]).map(|row| memory.encode(row).len()).sum()
+    }
+
+    /// Ten services of which each dies every quarter of an hour, while a log complains once a minute: what is remembered
+    /// after a day is what was remembered after half of it.
+    #[test]
+    fn a_day_of_troubles_leaves_no_more_behind_than_half_a_day() {
+        const STEP_MS: u64 = 30_000;
+        const LIFE_STEPS: u64 = 30;
+        const HOUR_STEPS: u64 = 3_600_000 / STEP_MS;
+        let mut memory = Memory::new(boot(1));
+        let mut seen = Services::default();
+        let named: Vec<ServiceName> = (0..10).map(|n| ServiceName::new(format!("service-{n}")).unwrap()).collect();
+        let mut judges = vec![RestartJudge::default(); named.len()];
+        let mut hours = Vec::new();
+        for step in 1..=24 * HOUR_STEPS {
+            let now = Now { boottime_ms: step * STEP_MS, ..crate::clock::now() };
+            for (index, service) in named.iter().enumerate() {
+                let (life, age) = ((step + 3 * index as u64) / LIFE_STEPS, (step + 3 * index as u64) % LIFE_STEPS);
+                let pid = 1_000 + u32::try_from(life * 10).unwrap() + u32::try_from(index).unwrap();
+                let instance = |ended_boottime_ms| Instance {
+                    process: ProcessId { pid, start_ticks: life },
+                    comm: format!("service-{index}"),
+                    exe: Some("/usr/bin/service".into()),
+                    cgroup: Some(format!("/system.slice/service-{index}.service")),
+                    first_seen_boottime_ms: now.boottime_ms.saturating_sub(age * STEP_MS),
+                    ended_boottime_ms,
+                };
+                let is_down = age == LIFE_STEPS - 1;
+                seen.note(service, instance(is_down.then_some(now.boottime_ms)));
+                let down = Problem::new(Reason::ProcessDown, format!("{service} (pid {pid}) was killed with SIGKILL"))
+                    .evidence(Evidence::new().text("pid", &pid.to_string()).text("ended_by", "SIGKILL"));
+                let lives = seen.instances(service).into_iter().flatten().map(|instance| Life {
+                    pid: instance.process.pid,
+                    start_boottime_ms: instance.first_seen_boottime_ms,
+                    ended_boottime_ms: instance.ended_boottime_ms,
+                    ended: None,
+                    exit: None,
+                });
+                let reading = Reading { lives: lives.collect(), ..Reading::default() };
+                let restarts = judges[index].judge(service.as_str(), &reading, now, false);
+                let busy = Problem::new(Reason::DatabaseBusy, format!("database is locked (request {step})"));
+                let log = Judgement::ok(Evidence::new());
+                let subjects = [
+                    (
+                        pid_file(service),
+                        if is_down { Judgement::problem(down) } else { Judgement::ok(Evidence::new()) },
+                    ),
+                    (SubjectKey::new(service.clone(), ProbeKind::Process, "restarts"), restarts),
+                    (
+                        SubjectKey::new(service.clone(), ProbeKind::Log, "/var/log/service.log"),
+                        if step % 2 == 0 { log.occurred(busy) } else { log },
+                    ),
+                ];
+                for (subject, mut judgement) in subjects {
+                    memory.recent.note(now, &subject, &judgement);
+                    memory.recent.explain(now, &subject, &mut judgement);
+                    memory.observe(now, &subject, &judgement);
+                }
+                let subject = SubjectKey::new(service.clone(), ProbeKind::Process, "restarts");
+                memory.note_probe(&subject, Remembered::of(&judges[index]));
+            }
+            memory.note_services(&mut seen);
+            if step % HOUR_STEPS == 0 {
+                hours.push(kept_bytes(&mut memory));
+            }
+        }
+        let (first, second) = hours.split_at(12);
+        let (first, second) = (first.iter().max().unwrap(), second.iter().max().unwrap());
+        // Numbers have more digits later.
+        assert!(*second <= first + first / 50, "{hours:?}");
+        // What it holds back is what grows at first.
+        assert!(hours[0] < *first, "{hours:?}");
     }
 
     /// The coordinator would count it as running for ever, and a second one as one too many.
