@@ -41,6 +41,7 @@ fn seeded_worlds_keep_their_promises_and_heal() {
         "a gathering",
         "pages that merge",
         "a storm that waits for its dead",
+        "an end that its loop alone tells",
     ] {
         assert!(!enough || seen.contains_key(what), "no world had {what}: {seen:?}");
     }

@@ -25,7 +25,8 @@ const UPTIME: Duration = Duration::from_secs(86_400);
 /// Conditions that hosts of the world may have.
 pub(super) fn conditions() -> Vec<FindingKey> {
     vec![
-        key("spl", "/run/spl.pid", Reason::ProcessDown),
+        end(),
+        restart_loop(),
         key("spl", "127.0.0.1:1", Reason::PortClosed),
         key("dba", "/run/dba.pid", Reason::PidFileStale),
         key("dba", "/dba.db", Reason::SqliteCorrupt),
@@ -35,6 +36,16 @@ pub(super) fn conditions() -> Vec<FindingKey> {
         key("host", "memory stalls", Reason::MemoryPressure),
         key("dba", "/run/dba.pid", Reason::ProbeBlind),
     ]
+}
+
+/// An end of the service that may loop.
+pub(super) fn end() -> FindingKey {
+    key("spl", "/run/spl.pid", Reason::ProcessDown)
+}
+
+/// Its loop.
+pub(super) fn restart_loop() -> FindingKey {
+    key("spl", "restarts", Reason::RestartLoop)
 }
 
 /// Occurrences that hosts of the world may have.
@@ -98,6 +109,9 @@ pub(super) struct Agent {
     /// Events that may be missing: evicted, or on a disk that is no more.
     pub(super) gone: BTreeSet<u64>,
     pub(super) snapshot: Option<Snapshot>,
+    /// Ends that their loop alone told.
+    pub(super) folded: u64,
+    rounds: u64,
     boot_at: Timestamp,
     index: usize,
     ids: u64,
@@ -120,6 +134,8 @@ impl Agent {
             repeated: BTreeSet::new(),
             gone: BTreeSet::new(),
             snapshot: None,
+            folded: 0,
+            rounds: 0,
             boot_at: now - UPTIME,
             index,
             ids: 2,
@@ -222,16 +238,21 @@ impl Agent {
         self.happened.extend(occurrences().into_iter().filter(is_singleton).map(|key| (key, stopped)));
     }
 
-    /// One run of all probes; each is blind `blind` times in a hundred. True when something was written.
-    pub(super) fn probe(&mut self, now: Timestamp, mut blind: impl FnMut() -> bool) -> bool {
+    /// One run of all probes; each is blind `blind` times in a hundred. What `loops` is down at every third look. True when
+    /// something was written.
+    pub(super) fn probe(&mut self, now: Timestamp, loops: bool, mut blind: impl FnMut() -> bool) -> bool {
         self.next_probe = now + PROBE_INTERVAL;
+        self.rounds += 1;
+        let dies = loops && self.rounds.is_multiple_of(3) && self.sick.contains(&restart_loop());
         let clocks = self.clocks(now);
         let subjects: BTreeSet<SubjectKey> =
             conditions().into_iter().chain(occurrences()).map(|key| key.subject).collect();
         let mut wrote = false;
         for subject in subjects {
-            let problems = self.sick.iter().filter(|key| key.subject == subject);
-            let problems = problems.map(|key| Problem::new(key.reason, "broken")).collect();
+            let mut problems: BTreeSet<FindingKey> =
+                self.sick.iter().filter(|key| key.subject == subject).cloned().collect();
+            problems.extend(Some(end()).filter(|end| dies && end.subject == subject));
+            let problems = problems.into_iter().map(|key| Problem::new(key.reason, "broken")).collect();
             let mut judgement = Judgement { problems, seen: Evidence::new(), ..Judgement::default() };
             if blind() {
                 judgement = Judgement::unknown("cannot see", None);
@@ -255,6 +276,9 @@ impl Agent {
                 }
                 wrote = true;
             }
+            let seen = judgement.problems.iter().any(|problem| problem.reason == Reason::ProcessDown);
+            let told = || self.disk.ledger.open().any(|finding| finding.key == end());
+            self.folded += u64::from(seen && !told());
         }
         wrote
     }

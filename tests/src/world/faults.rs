@@ -68,6 +68,10 @@ impl World {
     fn change_condition(&mut self, who: usize) {
         let conditions = agent::conditions();
         let Some(key) = self.rng.pick(&conditions).cloned() else { return };
+        // What loops mostly goes on to, instead of staying down.
+        if key == agent::end() && self.agents[who].sick.contains(&agent::restart_loop()) && self.rng.chance(70) {
+            return;
+        }
         let well = self.agents[who].sick.remove(&key);
         let words = format!("{} has {} {key}", AGENTS[who], if well { "no more" } else { "now" });
         if !well {

@@ -202,6 +202,10 @@ impl World {
             seen: BTreeMap::new(),
             trace: Vec::new(),
         };
+        // One whose service loops from the beginning: long enough for its ends to be its loop's.
+        if let Some(last) = world.agents.last_mut() {
+            last.sick.insert(agent::restart_loop());
+        }
         if let Some(first) = world.coordinators.first_mut() {
             first.start(now, 1, world_policy());
         }
@@ -232,6 +236,9 @@ impl World {
         self.check_what_if();
         self.check_everything_is_over();
         self.count_conclusions();
+        if self.agents.iter().any(|agent| agent.folded > 0) {
+            self.count("an end that its loop alone tells");
+        }
         self.check_every_event_once();
     }
 

@@ -30,7 +30,7 @@ impl World {
         let now = self.now;
         if self.agents[who].is_up() && self.agents[who].next_probe <= now {
             let (faults, rng) = (self.faults, &mut self.rng);
-            if self.agents[who].probe(now, || faults && rng.chance(10)) {
+            if self.agents[who].probe(now, faults, || faults && rng.chance(10)) {
                 self.spool_changed(who);
             }
         }
