@@ -86,3 +86,27 @@ fn a_resync_compares_the_agents_own_words() {
         fleet.check_journal();
     }
 }
+
+/// The coordinator was upgraded and knows the name now: what was kept under a stand-in goes when its agent tells of it again.
+#[test]
+fn an_upgrade_of_the_coordinator_gives_it_its_name() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 connect a\n1 end");
+    let known = key("spl", "/var/a", Reason::PortClosed);
+    // As a version kept it that did not know this reason.
+    let mut kept = known.clone();
+    kept.reason = Reason::UnknownCondition;
+    kept.subject.subject += " (port/port_closed)";
+    assert_eq!(kept.digest_term(), known.digest_term(), "until then both sides agree");
+    fleet.event(&agent("a"), FindingEvent::Opened(Finding::new(kept, "closed")), Duration::ZERO);
+    let finding = Finding::new(known.clone(), "still closed");
+    fleet.event(&agent("a"), FindingEvent::Updated(finding.clone()), Duration::ZERO);
+    let digest = |fleet: &Fleet| fleet.machine.state().agent(&agent("a")).map(|record| record.digest);
+    assert_ne!(digest(&fleet), Some(known.digest_term()), "so that a resync is asked for");
+    let subjects = vec![SubjectState { subject: known.subject.clone(), ok: Some(false), open: vec![finding] }];
+    fleet.feed(Fact::OpenSetReceived { agent: agent("a"), subjects });
+    let open: Vec<_> = fleet.machine.state().open_findings().map(|(_, open)| open.finding.key.clone()).collect();
+    assert_eq!(open, [known.clone()]);
+    assert_eq!(digest(&fleet), Some(known.digest_term()));
+    fleet.check_journal();
+}
