@@ -139,8 +139,10 @@ impl Daemon {
     /// Reads its log until a line has all of `parts`.
     async fn says(&mut self, parts: &[&str]) {
         let mut before = Vec::new();
+        // Whatever other lines come.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let line = tokio::time::timeout(PATIENCE, self.lines.recv()).await.ok().flatten();
+            let line = tokio::time::timeout_at(deadline, self.lines.recv()).await.ok().flatten();
             let line = line.unwrap_or_else(|| panic!("no {parts:?} in {before:#?}"));
             if parts.iter().all(|part| line.contains(part)) {
                 return;

@@ -6,10 +6,10 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A line that must come has this long; only a failing test waits for it.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A line that must come has this long, whatever other lines come; only a failing test waits for it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Agent {
     pub(crate) child: Child,
@@ -35,8 +35,10 @@ impl Agent {
     /// Reads lines until one has all of `parts`; gives those before it.
     pub(crate) fn until(&self, parts: &[&str]) -> Vec<String> {
         let mut before = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {parts:?} in {before:#?}"));
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("no {parts:?} in {before:#?}"));
             if parts.iter().all(|part| line.contains(part)) {
                 return before;
             }
