@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
 
 use muster_agent::clock;
-use muster_agent::probe::{Context, Probe};
+use muster_agent::probe::{Context, Probe, Remembered};
 use muster_agent::senses::HostRoot;
 use muster_agent::senses::pid_file::PidFileProbe;
 use muster_agent_core::judgement::{Judgement, Verdict};
@@ -151,7 +151,7 @@ fn a_restart_of_the_agent_forgets_nothing() {
     stage.probe = PidFileProbe::new(service(), stage.path().to_str().unwrap(), HostRoot::default(), None);
     stage.probe.restore(saved);
     assert_eq!(stage.reasons(), [Reason::ProcessDown]);
-    stage.probe.restore(serde_json::json!({"not": "ours"}));
+    stage.probe.restore(Remembered::of(serde_json::json!({"not": "ours"})).unwrap());
 }
 
 #[test]
