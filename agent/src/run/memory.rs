@@ -362,7 +362,7 @@ mod tests {
                 let is_down = age == LIFE_STEPS - 1;
                 seen.note(service, instance(is_down.then_some(now.boottime_ms)));
                 let down = Problem::new(Reason::ProcessDown, format!("{service} (pid {pid}) was killed with SIGKILL"))
-                    .evidence(Evidence::new().text("pid", &pid.to_string()).text("ended_by", "SIGKILL"));
+                    .evidence(Evidence::new().text("pid", pid.to_string()).text("ended_by", "SIGKILL"));
                 let lives = seen.instances(service).into_iter().flatten().map(|instance| Life {
                     pid: instance.process.pid,
                     start_boottime_ms: instance.first_seen_boottime_ms,

@@ -7,7 +7,7 @@ use muster_agent::config::Config;
 use muster_agent::freezes;
 use muster_agent::local::LinkStatus;
 use muster_agent::net::Net;
-use muster_agent::probe::{Context, Lane};
+use muster_agent::probe::{Context, Lane, Remembered};
 use muster_agent::run::plan::{self, Means, lane_index};
 use muster_agent::senses::HostRoot;
 use muster_agent::senses::saved_log::read_log;
@@ -147,7 +147,7 @@ pub fn probe_state(bytes: &[u8]) {
     for state in std::iter::once(saved.clone()).chain(numbers.iter().map(|number| with_numbers(&saved, number))) {
         for planned in &mut plan::probes(&config, &means) {
             let probe = &mut planned.probe;
-            probe.restore(state.clone());
+            probe.restore(Remembered::of(&state).expect("it is JSON"));
             if lane_index(probe.lane()) != lane_index(Lane::Database) {
                 ran(probe.run(&context));
             }

@@ -11,7 +11,7 @@ mod churn;
 mod live;
 mod support;
 
-use muster_agent::probe::{Context, Probe};
+use muster_agent::probe::{Context, Probe, Remembered};
 use muster_agent::senses::sqlite::{CountedTable, SqliteOptions, SqliteProbe};
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Verdict};
@@ -287,16 +287,17 @@ fn a_deep_check_that_came_due_while_the_host_was_down_runs_soon_after_the_boot()
         }
     };
     checked(&mut probe, &at(2, DAY_MS));
-    let mut saved = probe.save().unwrap();
+    let saved = probe.save().unwrap();
     // The same boot: a restart of the agent alone.
     let mut probe = SqliteProbe::new(service(), scene.database(), options());
     probe.restore(saved.clone());
     assert_eq!(age(&probe.run(&at(3, DAY_MS))), Some(60_000));
 
     // Another boot, three days later.
+    let mut saved = saved.read::<serde_json::Value>().unwrap();
     saved["boot"] = serde_json::json!("5eb7d0a2-0000-4000-8000-000000000000");
     let mut probe = SqliteProbe::new(service(), scene.database(), options());
-    probe.restore(saved);
+    probe.restore(Remembered::of(saved).unwrap());
     for up_minutes in [3, 9] {
         let judgement = probe.run(&at(up_minutes, 4 * DAY_MS));
         assert_eq!(judgement.seen.get("deep_check"), None, "the host boots: {judgement:?}");
