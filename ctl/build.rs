@@ -2,10 +2,11 @@
 
 use std::error::Error;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
+    // Asked when it runs: built once, it may serve another checkout with the same target folder.
+    let folder = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../docs/runbooks");
     println!("cargo:rerun-if-changed={}", folder.display());
     let files: Result<Vec<PathBuf>, _> =
         std::fs::read_dir(&folder)?.map(|entry| entry.map(|file| file.path())).collect();
