@@ -9,7 +9,7 @@ mod probe;
 
 pub use probe::{LockProbe, MAX_WAIT_DEFAULT};
 
-pub(crate) use people::{Openers, openers, party};
+pub(crate) use people::{Holder, Openers, holders_of_deleted, openers, party};
 pub(crate) use probe::living;
 
 use super::HostRoot;

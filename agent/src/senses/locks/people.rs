@@ -10,7 +10,7 @@ use muster_agent_core::locks::table::{FileId, Lock, inode, of_descriptor};
 use muster_agent_core::services::Instance;
 use muster_common::ids::{ProcessId, ServiceName};
 use procfs::process::Process;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Descriptors looked at of one process.
@@ -132,6 +132,48 @@ fn has_open(root: &HostRoot, pid: u32, path: &Path, located: &Located) -> Option
         }
     }
     readable.then_some(false)
+}
+
+/// A process that has a file open which is gone from its folder, or one of the files beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// Who.
+    pub(crate) pid: u32,
+    /// The number of its descriptor of the deleted file.
+    pub(crate) descriptor: Option<u32>,
+}
+
+/// Who has the deleted SQLite database of `path` open, or its -wal or -shm, at most `pids_max`; and whether everybody could
+/// be looked into.
+pub(crate) fn holders_of_deleted(root: &HostRoot, path: &Path, pids_max: usize) -> (Vec<Holder>, bool) {
+    let named = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let deleted = named(" (deleted)");
+    let beside = ["-wal", "-shm", "-wal (deleted)", "-shm (deleted)"].map(named);
+    let (mut holders, mut everybody) = (Vec::new(), true);
+    let until = Instant::now() + WALK_MAX;
+    for pid in pids(root).filter(|pid| *pid != std::process::id()) {
+        if Instant::now() > until || holders.len() >= pids_max {
+            return (holders, false);
+        }
+        let Ok(entries) = std::fs::read_dir(root.path(format!("/proc/{pid}/fd"))) else {
+            everybody &= process::id(root, pid).is_none();
+            continue;
+        };
+        let (mut has_it, mut descriptor) = (false, None);
+        for entry in entries.flatten().take(DESCRIPTORS_MAX) {
+            let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+            if link == deleted {
+                (has_it, descriptor) = (true, entry.file_name().to_str().and_then(|number| number.parse().ok()));
+            }
+            has_it |= beside.contains(&link);
+        }
+        holders.extend(has_it.then_some(Holder { pid, descriptor }));
+    }
+    (holders, everybody)
 }
 
 fn pids(root: &HostRoot) -> impl Iterator<Item = u32> {

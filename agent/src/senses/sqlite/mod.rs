@@ -11,6 +11,7 @@ mod content;
 mod copy;
 mod deep;
 mod files;
+mod gone;
 mod health;
 mod health_report;
 mod lock;
@@ -28,7 +29,7 @@ use check::{Access, Pass, Rotation, Task};
 pub use content::CountedTable;
 use copy::{CopyError, Limits, Scratch};
 pub use deep::DeepFolder;
-use files::{Claim, Look, Obstacle};
+use files::{Claim, Look};
 use health::Health;
 use muster_agent_core::clock::Now;
 use muster_agent_core::judgement::{Judgement, Problem, Unknown};
@@ -407,19 +408,6 @@ impl SqliteProbe {
         self.memory.had_content.then(|| Unknown::new("there is no content left to check", None))
     }
 
-    fn obstructed(&self, obstacle: &Obstacle) -> Judgement {
-        let problem = match obstacle {
-            Obstacle::Missing => report::missing(&self.path),
-            Obstacle::NotAFile(kind) => report::not_a_file(&self.path, kind),
-            other => {
-                let (why, way_out) = report::blind(other);
-                return Judgement::unknown(why, way_out.as_deref());
-            }
-        };
-        // What was open stays open: a file that is gone is not a file that is well.
-        Judgement { unknown: Some(Unknown::new("there is no database to check", None)), ..Judgement::problem(problem) }
-    }
-
     fn identity(&mut self, look: &Look, now: &Now) -> Vec<Problem> {
         let file = look.snapshot.database;
         let mut problems: Vec<Problem> = self.shrunk(look, now).into_iter().collect();
@@ -539,6 +527,7 @@ impl Probe for SqliteProbe {
         });
         let mut judgement = answer.unwrap_or_else(|why| Judgement::unknown(why, None));
         judgement.problems.extend(self.stuck_lock(context));
+        self.tell_holders(context, &mut judgement);
         judgement
     }
 

@@ -2,9 +2,12 @@
 
 use super::content::CountedTable;
 use super::files::{Look, Obstacle};
+use super::gone::Left;
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::CHECKED_AT_KEY;
 use muster_agent_core::judgement::{Problem, Unknown};
+use muster_agent_core::locks::party::{Party, names};
+use muster_agent_core::shell::quoted;
 use muster_agent_core::sqlite::damage::Damage;
 use muster_agent_core::sqlite::shrink::Extent;
 use muster_common::evidence::{Evidence, Grade};
@@ -19,16 +22,77 @@ const COPY_FIRST: &str =
 const KEEP_BACKUPS: &str = "pin the newest good backups so that rotation does not overwrite them with the damaged file";
 const NO_RESTART: &str = "do not restart the service yet: what it still holds in memory may be all there is";
 
-/// The path names nothing.
-pub(super) fn missing(path: &Path) -> Problem {
-    Problem::new(Reason::SqliteMissing, format!("the database {} does not exist", path.display()))
-        .evidence(Evidence::new().text("path", path.display().to_string()))
-        .next_steps([
-            "find out whether the service still has the deleted file open: ls -l /proc/PID/fd | grep deleted"
-                .to_owned(),
-            "if it has, copy /proc/PID/fd/N away before the process ends".to_owned(),
-            format!("else restore {} from the newest good backup", path.display()),
-        ])
+/// The path names nothing. What saves data comes first: whoever has the deleted file open is all that keeps it.
+pub(super) fn missing(path: &Path, left: &Left) -> Problem {
+    let (shown, place) = (path.display(), left.place.display());
+    let mut summary = match left.is_link {
+        true => format!("the database {shown} is a link to {place}, which does not exist"),
+        false => format!("the database {shown} does not exist"),
+    };
+    let siblings: Vec<String> =
+        left.siblings.iter().map(|(suffix, bytes)| format!("{suffix} ({})", human_bytes(*bytes))).collect();
+    let siblings = siblings.join(" and ");
+    if !siblings.is_empty() {
+        let verb = if left.siblings.len() == 1 { "is" } else { "are" };
+        summary.push_str(&format!("; its {siblings} {verb} still there"));
+    }
+    let parties: Vec<&Party> = left.holders.iter().map(|(party, _)| party).collect();
+    if !parties.is_empty() {
+        let verb = if parties.len() == 1 { "has" } else { "have" };
+        let who = names(parties.iter().copied(), 2);
+        summary.push_str(&format!("; {who} still {verb} it open: it was deleted or moved meanwhile"));
+    }
+    let mut evidence = Evidence::new().text("path", shown.to_string());
+    if !siblings.is_empty() {
+        evidence = evidence.text("left", siblings);
+    }
+    if let [holder, ..] = parties.as_slice() {
+        evidence = evidence.count("holder_pid", holder.process.pid).text("holder_comm", &holder.comm);
+    }
+    Problem::new(Reason::SqliteMissing, summary).evidence(evidence).next_steps(save_what_is_left(path, left))
+}
+
+fn save_what_is_left(path: &Path, left: &Left) -> Vec<String> {
+    let place = left.place.display().to_string();
+    let holder = left.holders.first();
+    let mut steps = Vec::new();
+    if let Some((party, _)) = holder {
+        let pid = party.process.pid;
+        let log = left.siblings.iter().any(|(suffix, _)| *suffix == "-wal");
+        steps.push(match log {
+            true => format!("keep pid {pid} running: its end may delete the -wal, which holds the newest rows"),
+            false => format!("keep pid {pid} running: the deleted file goes with it"),
+        });
+    }
+    if !left.siblings.is_empty() {
+        let before = if holder.is_some() { "that" } else { "anything opens it" };
+        let files = left.siblings.iter().map(|(suffix, _)| quoted(&format!("{place}{suffix}")));
+        let files = files.collect::<Vec<_>>().join(" ");
+        steps.push(format!("copy what is left, all of it, before {before}: cp -a {files} SAFE_PLACE/"));
+    }
+    let name = quoted(&left.place.file_name().unwrap_or_default().to_string_lossy());
+    match holder {
+        Some((party, Some(descriptor))) => steps.push(format!(
+            "copy the deleted file beside it: cp /proc/{}/fd/{descriptor} SAFE_PLACE/{name}",
+            party.process.pid
+        )),
+        Some((party, None)) => {
+            steps.push(format!("find the file under its new name: ls -l /proc/{}/fd", party.process.pid));
+        }
+        None if left.all_asked => steps.push("nobody has it open any more: look for where it was moved to".to_owned()),
+        None => {
+            steps.push(
+                "find out, as root, whether the service still has the deleted file open: ls -l /proc/PID/fd | grep deleted"
+                    .to_owned(),
+            );
+            steps.push("if it has, copy /proc/PID/fd/N away before the process ends".to_owned());
+        }
+    }
+    steps.push(match holder.is_some() || !left.siblings.is_empty() {
+        true => format!("check the copy (PRAGMA integrity_check); put it, or the newest good backup, back to {place}"),
+        false => format!("else restore {} from the newest good backup", path.display()),
+    });
+    steps
 }
 
 /// The path names a directory, a FIFO, a socket or a device.
