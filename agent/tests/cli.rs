@@ -365,6 +365,10 @@ fn doctor_tells_a_service_that_is_down_from_a_file_that_is_wrong() {
         let stale = &report["findings"][0];
         assert_eq!((&stale["reason"], &stale["severity"]), (&"pid_file_stale".into(), &severity.into()), "{report:#}");
         assert!(stale["summary"].as_str().unwrap().starts_with(start), "{stale:#}");
+        // Who answers is this test.
+        let own = format!("see whether pid {} is the service", std::process::id());
+        let first = stale["next_steps"][0].as_str().unwrap();
+        assert_eq!(first.contains(&own), start.contains("answers"), "{stale:#}");
     }
 }
 

@@ -251,6 +251,11 @@ impl Services {
         self.instances.get(service)?.back()
     }
 
+    /// Whether a process of the service is known that has not ended.
+    pub fn runs(&self, service: &ServiceName) -> bool {
+        self.newest(service).is_some_and(|newest| newest.ended_boottime_ms.is_none())
+    }
+
     /// The service whose main process is `process`.
     pub fn owner(&self, process: ProcessId) -> Option<&ServiceName> {
         self.instances

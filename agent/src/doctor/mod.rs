@@ -19,7 +19,7 @@ use crate::senses::log::UNDATED_KEY;
 use crate::senses::saved_log::read_log;
 use crate::senses::sqlite::OneShot;
 use deep::{Deep, is_deep};
-use muster_agent_core::absence;
+use muster_agent_core::absence::{self, Sign};
 use muster_agent_core::clock::Now;
 use muster_agent_core::diagnose::Recent;
 use muster_agent_core::judgement::{Judgement, Unknown};
@@ -195,16 +195,19 @@ pub fn diagnose_kmsg(path: &Path) -> std::io::Result<Report> {
 /// Whether a service runs whose pid file names nobody: here all is known that others saw of it.
 fn look_round(ran: &mut [Ran]) {
     let sign = |ran: &Ran| {
-        let reasons = ran.judgement.problems.iter().map(|problem| problem.reason);
-        Some((ran.subject.clone(), absence::sign(ran.subject.probe, ran.judgement.verdict(), reasons)?))
+        let (judgement, probe) = (&ran.judgement, ran.subject.probe);
+        let reasons = judgement.problems.iter().map(|problem| problem.reason);
+        let has_process = judgement.seen.get("comm").is_some();
+        let sign = absence::sign(probe, judgement.verdict(), reasons, has_process, Some(&judgement.seen))?;
+        Some((ran.subject.clone(), sign))
     };
     if !ran.iter().any(|ran| absence::matters(&ran.judgement)) {
         return;
     }
-    let signs: Vec<(SubjectKey, bool)> = ran.iter().filter_map(sign).collect();
+    let signs: Vec<(SubjectKey, Sign)> = ran.iter().filter_map(sign).collect();
     for one in ran.iter_mut().filter(|ran| absence::matters(&ran.judgement)) {
         let of_it = signs.iter().filter(|(subject, _)| subject.service == one.subject.service);
-        absence::tell(&mut one.judgement, of_it.map(|(subject, runs)| (subject, *runs)));
+        absence::tell(&mut one.judgement, of_it.map(|(subject, sign)| (subject, sign.clone())));
     }
 }
 
@@ -222,7 +225,9 @@ fn explain(now: Now, mut ran: Vec<Ran>) -> (Vec<Ran>, Recent) {
             let (age, at) = (now.since(at_ms), now.wall - now.since(at_ms));
             let (minute, age) = (at.to_utc_minute(), human_duration(age));
             let when = match happened.evidence.get(UNDATED_KEY) {
-                Some(Value::Flag(true)) => format!("at or before {minute}: the line does not tell its time"),
+                Some(Value::Flag(true)) => {
+                    format!("at or before {minute}: the line does not tell its time, or not its zone")
+                }
                 _ => format!("at {minute}, {age} ago"),
             };
             happened.summary = format!("{}; {when}", happened.summary);
@@ -408,7 +413,8 @@ mod tests {
         let (ran, _) = explain(now, vec![ran]);
         let told: Vec<&str> = ran[0].judgement.occurrences.iter().map(|told| told.summary.as_str()).collect();
         let [busy, refused] = told[..] else { panic!("{told:?}") };
-        let expected = format!("; at or before {}: the line does not tell its time", written.to_utc_minute());
+        let expected =
+            format!("; at or before {}: the line does not tell its time, or not its zone", written.to_utc_minute());
         assert!(busy.ends_with(&expected), "{busy}");
         assert!(refused.ends_with(&format!("; at {}, 40 s ago", dated.to_utc_minute())), "{refused}");
     }

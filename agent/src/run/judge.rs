@@ -463,11 +463,17 @@ impl<O: StateOutlet> Judge<O> {
             }
         }
         if absence::matters(&judgement) {
+            let has_process = self.services.lock().unwrap_or_else(PoisonError::into_inner).runs(&subject.service);
+            // What this very look found is not in the ledger yet.
+            let own = judgement.problems.iter().map(|problem| problem.reason);
+            let own =
+                absence::sign(subject.probe, judgement.verdict(), own, has_process, None).map(|sign| (subject, sign));
             let seen = self.memory.ledger.of_service(&subject.service).filter_map(|seen| {
                 let reasons = seen.open.iter().map(|finding| finding.key.reason);
-                Some((seen.subject, absence::sign(seen.subject.probe, seen.verdict, reasons)?))
+                Some((seen.subject, absence::sign(seen.subject.probe, seen.verdict, reasons, has_process, None)?))
             });
-            absence::tell(&mut judgement, seen);
+            let seen: Vec<_> = seen.chain(own).collect();
+            absence::tell(&mut judgement, seen.into_iter());
         }
         if subject.probe == ProbeKind::Memory {
             self.outlet.memory_probed(muster_agent_core::memory::available_bytes(&judgement.seen));
