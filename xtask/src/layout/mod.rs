@@ -2,7 +2,7 @@
 //! puts them together (`agent/layout/used.ld`; `agent/build.rs` hands it over).
 //!
 //! The kernel maps a program's text in large pieces round what is used. What is used lies everywhere in it by itself, so
-//! that nearly all is mapped. What a calm minute calls comes first, then what starts, ends and troubles need, so that the
+//! that nearly all is mapped. What a calm time calls comes first, then what starts, ends and troubles need, so that the
 //! latter can be unmapped (docs/decisions/0024) and stays so. Names are written without what changes with each compiler: a list that is old still fits
 //! nearly all, and costs memory only, never correctness.
 
@@ -25,8 +25,10 @@ use std::time::Duration;
 
 /// A start is over by then, traced as it is.
 const STARTED_SECONDS: u32 = 45;
-/// How long it works before services are killed: more than a minute, the longest of the usual intervals.
-const CALM: Duration = Duration::from_secs(90);
+/// How long it works before services are killed: text that is used more rarely has been unmapped in between.
+const CALM: Duration = Duration::from_secs(660);
+/// How long it works on after the kills.
+const AFTER: Duration = Duration::from_secs(90);
 /// Between kills.
 const KILL_PAUSE: Duration = Duration::from_secs(3);
 /// Unused bytes beside so many used ones that are put up with for a shorter list.
@@ -35,7 +37,7 @@ const UNUSED_PERCENT: u64 = 5;
 const UNUSED_BYTES: u64 = 64;
 
 const HEAD: &str = "\
-/* Where functions lie in the agent's program: first those that a calm minute calls, then what a start and
+/* Where functions lie in the agent's program: first those that a calm time calls, then what a start and
    troubles need, before all others, so that the rest of the text is not mapped. Written by `cargo xtask layout`; do not edit. A name that is not found
    does no harm, and a function that is missing here is mapped with its neighbours when it is first used. */
 ";
@@ -48,7 +50,7 @@ pub(crate) struct Options {
     /// The folder with the agent, its symbols and the coordinator
     #[arg(long, hide = true, requires = "called")]
     programs: Option<PathBuf>,
-    /// Names of called functions go there, one a line: those of a calm minute, an empty line, all others
+    /// Names of called functions go there, one a line: those of a calm time, an empty line, all others
     #[arg(long, hide = true, requires = "programs")]
     called: Option<PathBuf>,
 }
@@ -84,13 +86,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             }
         }
     };
-    let (calm, rest) = called.split_once("\n\n").context("the trace knows no calm minute")?;
+    let (calm, rest) = called.split_once("\n\n").context("the trace knows no calm time")?;
     let (calm, rest): (Vec<_>, Vec<_>) = (calm.lines().collect(), rest.lines().collect());
     let script = script(sizes(&agent)?, [&calm, &rest]);
     let path = workspace().join("agent/layout/used.ld");
     fs::write(&path, &script)?;
     let (calm, rest, lines) = (calm.len(), rest.len(), script.lines().count());
-    say!("{calm} functions called in a calm minute, {rest} others; {lines} lines in {}", path.display());
+    say!("{calm} functions called in a calm time, {rest} others; {lines} lines in {}", path.display());
     Ok(())
 }
 
@@ -124,7 +126,7 @@ fn work(programs: &Path, called: &Path) -> Result<()> {
     for log in stage.logs() {
         fs::rename(&log, format!("{log}.1"))?;
     }
-    std::thread::sleep(CALM);
+    std::thread::sleep(AFTER);
     drop(logs);
     stage.lab.check_running(&["layout"])?;
     stage.lab.kill("layout", Signal::SIGTERM).ok();
