@@ -114,21 +114,24 @@ enum Command {
     ///
     /// Returns when it is durable. Further `--KEY VALUE` pairs are kept as evidence.
     Report {
-        /// The service, as in the agent's config
+        /// The service, as in the agent's config (needed)
         #[arg(long, value_name = "NAME")]
-        service: String,
-        /// Reason code of an occurrence, such as repo_locked
+        service: Option<String>,
+        /// Reason code of an occurrence, such as repo_locked (needed)
         #[arg(long, value_name = "CODE")]
-        reason: String,
+        reason: Option<String>,
         /// What it is about
         #[arg(long, value_name = "TEXT", default_value = "")]
         subject: String,
         /// One sentence
         #[arg(long, value_name = "TEXT", default_value = "")]
         message: String,
-        /// The agent's socket
-        #[arg(long, value_name = "PATH", default_value = config::SOCKET_DEFAULT)]
-        socket: PathBuf,
+        /// The agent's socket [default: that of --config, else /run/muster-agent/agent.sock]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// The agent's config, for its socket
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// --KEY VALUE …
         #[arg(value_name = "EVIDENCE", trailing_var_arg = true, allow_hyphen_values = true)]
         evidence: Vec<String>,
@@ -178,9 +181,10 @@ pub fn main() -> ExitCode {
         Command::Preflight { workers, worker_memory, format, config } => {
             run_preflight(config.as_deref(), format, Wanted { workers, worker_bytes: worker_memory })
         }
-        Command::Report { service, reason, subject, message, socket, evidence } => {
+        Command::Report { service, reason, subject, message, socket, config, evidence } => {
+            let (service, reason) = (service.unwrap_or_default(), reason.unwrap_or_default());
             let request = v1::ReportRequest { service, reason, subject, message, ..v1::ReportRequest::default() };
-            report(&socket, request, &evidence)
+            report(Told { request, socket, config }, &evidence)
         }
         Command::Init => init(),
     };
@@ -227,12 +231,27 @@ fn run_preflight(config: Option<&Path>, format: Format, wanted: Wanted) -> u8 {
     }
 }
 
-fn report(socket: &Path, mut request: v1::ReportRequest, evidence: &[String]) -> u8 {
-    if let Err(message) = add_evidence(&mut request, evidence) {
+/// What `report` was told to tell, and whom.
+struct Told {
+    request: v1::ReportRequest,
+    socket: Option<PathBuf>,
+    config: Option<PathBuf>,
+}
+
+fn report(mut told: Told, evidence: &[String]) -> u8 {
+    if let Err(message) = told.add(evidence) {
         complain(&message);
         return EXIT_WRONG_CONFIG;
     }
-    match local::client::report(socket, request) {
+    let socket = match (told.socket, told.config) {
+        (Some(socket), _) => socket,
+        (None, Some(config)) => match Config::load(&config) {
+            Ok(config) => config.socket,
+            Err(error) => return wrong_config(&error, EXIT_WRONG_CONFIG),
+        },
+        (None, None) => PathBuf::from(config::SOCKET_DEFAULT),
+    };
+    match local::client::report(&socket, told.request) {
         Ok(_) => 0,
         Err(error) => {
             complain(&Chain(&error).to_string());
@@ -241,25 +260,52 @@ fn report(socket: &Path, mut request: v1::ReportRequest, evidence: &[String]) ->
     }
 }
 
-/// `--KEY VALUE` pairs; the command's own options may stand among them.
-fn add_evidence(request: &mut v1::ReportRequest, evidence: &[String]) -> Result<(), String> {
-    for pair in evidence.chunks(2) {
-        let [key, value] = pair else {
-            return Err(format!("{:?} has no value: evidence is --KEY VALUE pairs", pair.concat()));
-        };
-        let Some(key) = key.strip_prefix("--") else {
-            return Err(format!("expected --KEY VALUE, found {key:?}"));
-        };
-        match key {
-            "service" => request.service.clone_from(value),
-            "reason" => request.reason.clone_from(value),
-            "subject" => request.subject.clone_from(value),
-            "message" => request.message.clone_from(value),
-            "socket" => return Err("--socket must stand before the evidence".to_owned()),
-            _ => drop(request.evidence.insert(key.replace('-', "_"), value.clone())),
+impl Told {
+    /// `--KEY VALUE` pairs; the command's own options may stand among them.
+    fn add(&mut self, evidence: &[String]) -> Result<(), String> {
+        const OWN: [&str; 6] = ["service", "reason", "subject", "message", "socket", "config"];
+        for pair in evidence.chunks(2) {
+            let [key, value] = pair else {
+                return Err(format!("{:?} has no value: evidence is --KEY VALUE pairs", pair.concat()));
+            };
+            let Some(key) = key.strip_prefix("--") else {
+                return Err(format!("expected --KEY VALUE, found {key:?}"));
+            };
+            match key {
+                "service" => self.request.service.clone_from(value),
+                "reason" => self.request.reason.clone_from(value),
+                "subject" => self.request.subject.clone_from(value),
+                "message" => self.request.message.clone_from(value),
+                "socket" => self.socket = Some(value.into()),
+                "config" => self.config = Some(value.into()),
+                _ => {
+                    if let Some(meant) = OWN.iter().find(|own| is_slip(own, key)) {
+                        return Err(format!(
+                            "--{key} is no option, did you mean --{meant}? Evidence needs another name"
+                        ));
+                    }
+                    self.request.evidence.insert(key.replace('-', "_"), value.clone());
+                }
+            }
         }
+        let lacks = |value: &String, name| value.is_empty().then_some(name);
+        let request = &self.request;
+        let lacking = [lacks(&request.service, "--service NAME"), lacks(&request.reason, "--reason CODE")];
+        let lacking: Vec<&str> = lacking.into_iter().flatten().collect();
+        if lacking.is_empty() { Ok(()) } else { Err(format!("{} must be given", lacking.join(" and "))) }
     }
-    Ok(())
+}
+
+/// Whether one letter too many, too few or wrong, or two exchanged, make `meant` of `typed`.
+fn is_slip(meant: &str, typed: &str) -> bool {
+    let (meant, typed) = (meant.as_bytes(), typed.as_bytes());
+    let head = meant.iter().zip(typed).take_while(|(one, other)| one == other).count();
+    let (meant, typed) = (meant.get(head..).unwrap_or_default(), typed.get(head..).unwrap_or_default());
+    let same = |of_meant: usize, of_typed: usize| {
+        meant.get(of_meant..).is_some_and(|left| typed.get(of_typed..) == Some(left))
+    };
+    let exchanged = || matches!((meant, typed), ([a, b, ..], [c, d, ..]) if (a, b) == (d, c));
+    same(1, 1) || same(1, 0) || same(0, 1) || (same(2, 2) && exchanged())
 }
 
 struct Asked {
@@ -344,6 +390,10 @@ fn run_doctor(asked: &Asked, mut notes: Vec<String>) -> u8 {
 }
 
 fn write_bundle(output: &Path, config_path: Option<PathBuf>, since: Duration) -> u8 {
+    if output == Path::new("-") {
+        complain("a bundle is written to a new file, not to standard output: give its name, such as web-1.tar.gz");
+        return EXIT_WRONG_CONFIG;
+    }
     // Before the work, not after it.
     if let Err(error) = bundle::is_free(output) {
         complain(&Chain(&error).to_string());

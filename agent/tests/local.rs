@@ -155,11 +155,16 @@ fn wrong_reports_are_refused_with_a_way_out() {
     assert!(said(&nobody_there).contains("is it running?"), "{}", said(&nobody_there));
     let agent = Agent::start(folder.path());
     agent.until(&["watching"]);
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 10] = [
         (&["--service", "wbe", "--reason", "repo_locked"], "did you mean \"web\"?"),
         (&["--service", "web", "--reason", "repo_lokced"], "did you mean \"repo_locked\"?"),
         (&["--service", "web", "--reason", "process_down"], "is no occurrence"),
-        (&["--service", "web", "--reason", "oom_kil"], "did you mean \"oom_kill\"?"),
+        (&["--service", "web", "--reason", "Time Out"], "did you mean \"timeout\"?"),
+        // The kernel's word, not an application's.
+        (&["--service", "web", "--reason", "oom_kill"], "the agent itself sees"),
+        (&["--service", "web", "--reason", "backup_failed"], "unknown reason code \"backup_failed\"; report one of: "),
+        (&["--service", "web", "--reason", "timeout", "--mesage", "x"], "did you mean --message?"),
+        (&["--attempts", "7", "--reason", "timeout"], "--service NAME must be given"),
         (&["--service", "web", "--reason", "timeout", "--reported_by_uid", "0"], "is no key of evidence"),
         (&["--service", "web", "--reason", "timeout", "--lonely"], "has no value"),
     ];
@@ -167,6 +172,12 @@ fn wrong_reports_are_refused_with_a_way_out() {
         let output = report(&socket, arguments, None);
         assert!(!output.status.success() && said(&output).contains(expected), "{arguments:?}: {}", said(&output));
     }
+    // Whatever stands first, and by the config as every other command.
+    let config = folder.path().join("agent.toml").display().to_string();
+    let arguments = ["report", "--attempts", "7", "--config", &config, "--service", "web", "--reason", "timeout"];
+    let output = Command::new(env!("CARGO_BIN_EXE_muster-agent")).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    agent.until(&["occurred", "An operation took longer than allowed (reported by user "]);
     let long = "x".repeat(100_000);
     let output = report(&socket, &["--service", "web", "--reason", "timeout", "--message", &long], None);
     assert!(!output.status.success(), "{}", said(&output));

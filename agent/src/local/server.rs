@@ -297,17 +297,30 @@ fn plain(field: &'static str, text: &str, bytes_max: usize) -> Result<String, St
     bounded(field, text, bytes_max).map(|text| clip(&redact(&text), bytes_max)).map_err(invalid)
 }
 
+/// What only the agent itself may tell: as an application's word it would be taken for the kernel's.
+const SEEN_BY_THE_AGENT: [Reason; 2] = [Reason::OomKill, Reason::ProcessRestarted];
+
+/// The reason of a report; else what was probably meant, of those that may be reported.
+fn reportable(code: &str) -> Result<Reason, Status> {
+    let occurs = |reason: &Reason| reason.kind() == ReasonKind::Occurrence && !reason.is_stand_in();
+    let may_be = |reason: &&Reason| occurs(reason) && !SEEN_BY_THE_AGENT.contains(reason);
+    let codes = || Reason::ALL.iter().filter(may_be).map(|reason| reason.as_str());
+    let refused = match code.parse::<Reason>() {
+        Ok(reason) if may_be(&&reason) => return Ok(reason),
+        Ok(reason) if occurs(&reason) => format!("{reason} is what the agent itself sees and tells"),
+        Ok(reason) => format!("{reason} is no occurrence: only the agent itself tells when it opens and clears"),
+        Err(error) => {
+            let spelt = error.found.to_lowercase().replace([' ', '-'], "_");
+            let meant = did_you_mean(nearest(&spelt, codes()).as_deref());
+            format!("unknown reason code {:?}{meant}", error.found)
+        }
+    };
+    Err(invalid(format!("{refused}; report one of: {}", codes().collect::<Vec<_>>().join(", "))))
+}
+
 /// What was reported, as an occurrence.
 fn problem(request: &v1::ReportRequest, peer: Peer) -> Result<Problem, Status> {
-    let reason: Reason = request.reason.parse().map_err(invalid)?;
-    let may_be_reported = |reason: &&Reason| reason.kind() == ReasonKind::Occurrence && !reason.is_stand_in();
-    if !may_be_reported(&&reason) {
-        let occurrences = Reason::ALL.iter().filter(may_be_reported);
-        let list = occurrences.map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ");
-        return Err(invalid(format!(
-            "{reason} is no occurrence: only the agent itself tells when it opens and clears; report one of: {list}"
-        )));
-    }
+    let reason = reportable(&request.reason)?;
     let subject = plain("subject", &request.subject, SUBJECT_BYTES_MAX)?;
     let message = plain("message", &request.message, SUMMARY_BYTES_MAX)?;
     if request.evidence.len() > REPORT_KEYS_MAX {
@@ -326,7 +339,10 @@ fn problem(request: &v1::ReportRequest, peer: Peer) -> Result<Problem, Status> {
         let value = plain("evidence", value, EVIDENCE_TEXT_BYTES_MAX)?;
         evidence = evidence.text(&key, if names_secret(&key) { SECRET.to_owned() } else { value });
     }
-    let summary = if message.is_empty() { reason.meaning().to_owned() } else { message };
+    let summary = match message.is_empty() {
+        true => format!("{} (reported by user {}, who said no more)", reason.meaning().trim_end_matches('.'), peer.uid),
+        false => message,
+    };
     // What an application says is its own word, not what the agent saw.
     let mut problem = Problem::new(reason, summary).evidence(evidence).grade(Grade::Likely);
     problem.subject = (!subject.is_empty()).then_some(subject);
