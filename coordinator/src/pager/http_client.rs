@@ -3,6 +3,7 @@
 //! Never follows a redirect, never reads more than a few kilobytes of an answer, never tries twice by itself.
 
 use super::config::origin;
+use super::rate::PAUSE_MAX;
 use super::receiver::ReceiverError;
 use super::secret::Secret;
 use super::smtp::{self, Mail};
@@ -24,8 +25,6 @@ use std::time::Duration;
 
 /// An answer's text is only read to explain a refusal.
 const ANSWER_BYTES_MAX: usize = 4096;
-/// A receiver may ask for patience up to this; more would turn a page into history.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 /// Kept connections are closed after this: receivers and the firewalls before them close idle ones without a word.
 const IDLE_MAX: Duration = Duration::from_secs(20);
 
@@ -201,7 +200,7 @@ fn parse_retry_after(text: &str, now: jiff::Timestamp) -> Option<Duration> {
             Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
         }
     };
-    Some(wait.min(RETRY_AFTER_MAX))
+    Some(wait.min(PAUSE_MAX))
 }
 
 /// The certificates that `ca` has, if there is one.
@@ -241,19 +240,19 @@ mod tests {
         let now: jiff::Timestamp = "2026-11-21T01:00:00Z".parse().unwrap();
         let parse = |text| parse_retry_after(text, now);
         assert_eq!(parse(" 7 "), Some(Duration::from_secs(7)));
-        assert_eq!(parse("99999999"), Some(RETRY_AFTER_MAX));
+        assert_eq!(parse("99999999"), Some(PAUSE_MAX));
         assert_eq!(parse("Sat, 21 Nov 2026 01:00:30 GMT"), Some(Duration::from_secs(30)));
         assert_eq!(parse("Sat, 21 Nov 2026 00:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(parse("soon"), None);
         assert_eq!(parse("-1"), None);
-        assert_eq!(parse("Fri, 31 Dec 2100 23:59:59 GMT"), Some(RETRY_AFTER_MAX));
+        assert_eq!(parse("Fri, 31 Dec 2100 23:59:59 GMT"), Some(PAUSE_MAX));
     }
 
     proptest! {
         #[test]
         fn any_retry_after_is_bounded(text in "\\PC*|[0-9]{0,40}|Sat, [0-9]{1,9} Nov [0-9]{1,9} 01:00:30 GMT") {
             let wait = parse_retry_after(&text, jiff::Timestamp::UNIX_EPOCH);
-            prop_assert!(wait.is_none_or(|wait| wait <= RETRY_AFTER_MAX));
+            prop_assert!(wait.is_none_or(|wait| wait <= PAUSE_MAX));
         }
     }
 }

@@ -8,9 +8,10 @@ use tokio::time::{Instant, sleep_until};
 /// This part of a minute's calls may be made at once: burst plus refill of 100 stay below PagerDuty's 120.
 const BURST_PART: u32 = 10;
 
-/// A receiver that asks for patience is left alone by all of its pages for as long as this at most: what it says to one
-/// page may be a mistake of something in between, and must not hold the others for long.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A receiver that asks for patience is left alone for as long as this at most: more would turn a page into history, and
+/// what it says may be a mistake of something in between. The page that was told so waits no longer than the others: it is
+/// often the first of its incident, and whatever follows on it waits behind it.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Hands out the right to make a call.
 #[derive(Debug)]

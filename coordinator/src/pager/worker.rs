@@ -5,6 +5,7 @@
 
 use super::http_client::Transport;
 use super::lane::Lane;
+use super::rate::PAUSE_MAX;
 use super::receiver::Judgement;
 use super::{Of, Outbox, Outcome, Pending, ReceiverLabel, Stats};
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -185,7 +186,9 @@ impl<O: Outbox, T: Transport> Worker<O, T> {
                     self.failing_now(true);
                     return Some(Outcome::Failed(error));
                 }
-                Judgement::Retry { error, after } => (clip(&error, ERROR_BYTES_MAX), after),
+                Judgement::Retry { error, after } => {
+                    (clip(&error, ERROR_BYTES_MAX), after.map(|after| after.min(PAUSE_MAX)))
+                }
             };
             // Who is throttled is throttled as a whole: other pages would only be refused as well.
             if let Some(after) = after {

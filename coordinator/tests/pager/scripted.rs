@@ -179,6 +179,24 @@ async fn a_hanging_receiver_delays_no_other_and_a_stuck_key_no_other_key() {
     bench.stop().await;
 }
 
+/// The page that met the request is not to be the last one to arrive.
+#[tokio::test(start_paused = true)]
+async fn a_page_that_was_asked_for_patience_waits_no_longer_than_the_others() {
+    let journal = primary();
+    journal.request(1, page("ops", "first", PageAction::Trigger));
+    journal.request(2, page("ops", "first", PageAction::Resolve));
+    let bench = Bench::start(Arc::clone(&journal), &["ops"], |_, nth| match nth {
+        0 => Answer::Throttle(Duration::from_secs(600)),
+        _ => Answer::Status(200),
+    });
+    bench.settle().await;
+    let calls = bench.calls();
+    assert_eq!(calls.len(), 3, "{calls:?}");
+    let second = Duration::from_secs(1);
+    assert!(calls[1].at >= 60 * second && calls[1].at < 63 * second, "{calls:?}");
+    bench.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_receiver_that_asks_for_patience_is_left_alone_by_all_of_its_pages() {
     let journal = primary();
