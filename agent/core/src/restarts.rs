@@ -7,7 +7,7 @@
 
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
-use crate::process::exit::ExitStatus;
+use crate::process::exit::{ExitStatus, START_IT};
 use crate::unit::{self, UnitState};
 use muster_common::evidence::{Evidence, Grade};
 use muster_common::reason::Reason;
@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// Evidence key of how most lives of a loop ended: `exit code 3`, `SIGKILL`. Not that of one process's end.
 const MOSTLY_ENDED_KEY: &str = "mostly_ended";
+/// How a loop that nobody goes on with is told.
+pub(crate) const LEFT_DOWN: &str = "and nothing has started it";
 /// Lives remembered, the living one included.
 const LIVES_MAX: usize = 32;
 /// Lifetimes that say what is usual.
@@ -208,18 +210,20 @@ impl RestartJudge {
         match why.filter(|_| !over) {
             None => Judgement::ok(seen),
             Some(why) => {
-                let state = match (&reading.gave_up, self.left_down_for(reading, now)) {
+                let left_down = self.left_down_for(reading, now).filter(|_| reading.gave_up.is_none());
+                let state = match (&reading.gave_up, left_down) {
                     (Some(last), _) => format!("ended again and again, and systemd gave up ({last})"),
                     (None, None) => "keeps restarting".to_owned(),
                     (None, Some(down)) => {
-                        format!("ended again and again, and nothing has started it for {}", human_duration(down))
+                        format!("ended again and again, {LEFT_DOWN} for {}", human_duration(down))
                     }
                 };
                 let seen = match why.ends {
                     Some(ends) => seen.text(MOSTLY_ENDED_KEY, ends.exit.name()),
                     None => seen,
                 };
-                Judgement::problem(problem(service, &state, reading, &why, one_shot).evidence(seen))
+                let problem = problem(service, &state, reading, &why, one_shot).evidence(seen);
+                Judgement::problem(if left_down.is_some() { start_again(problem, reading) } else { problem })
             }
         }
     }
@@ -456,6 +460,18 @@ fn problem(service: &str, state: &str, reading: &Reading, why: &Why, one_shot: b
     }
 }
 
+/// Of a loop that nobody goes on with, the way back in place of the way to stop it.
+fn start_again(mut problem: Problem, reading: &Reading) -> Problem {
+    let start = match reading.unit.as_deref() {
+        Some(unit) => format!("nothing starts it any more: once the cause is gone, systemctl start {unit}"),
+        None => format!("{START_IT} once the cause is gone: nothing does it any more"),
+    };
+    if let Some(last) = problem.next_steps.last_mut() {
+        *last = start;
+    }
+    problem
+}
+
 fn as_u64(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
@@ -551,6 +567,14 @@ mod tests {
             "spl keeps restarting: its last 4",
             "nothing has started it for 3 min: its last 4",
         ]);
+        // The way back, not the way to stop what nobody goes on with.
+        let steps = |judge: &RestartJudge, unit: Option<&str>| {
+            let reading = Reading { lives: vec![last], unit: unit.map(str::to_owned), ..Reading::default() };
+            let judgement = judge.clone().judge("spl", &reading, at(world.now_ms), false);
+            judgement.problems[0].next_steps.last().cloned().unwrap()
+        };
+        assert!(steps(&world.judge, None).starts_with("start it through its init system once the cause is gone"));
+        assert!(steps(&world.judge, Some("spl.service")).ends_with("systemctl start spl.service"));
         let ended = Life { ended_boottime_ms: Some(world.now_ms), ..last };
         let reading = Reading { n_restarts: Some(4), ..Reading::default() };
         assert!(by_counter(&reading, Some(&ended), at(world.now_ms)).is_none());

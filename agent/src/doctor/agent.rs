@@ -174,12 +174,14 @@ fn fold(status: &v1::LocalStatus, report: &mut Report) {
             // What happened has left something that lasts.
             (said.open, said.subject) = (true, clip(&cause.key.subject.subject, SUBJECT_BYTES_MAX));
         }
+        said.severity = said.severity.max(story.severity);
         let links = story.links.iter().filter_map(|link| findings.get(link.finding));
         let seen = std::iter::once(found).chain(links);
         said.seen_here
             .extend(seen.map(|seen| format!("{} {} {}", seen.severity, seen.key.reason, seen.key.subject.subject)));
         false
     });
+    agent_says.sort_by_key(|said| std::cmp::Reverse(said.severity));
 }
 
 /// Who of them tells of `cause`: it, or what the agent found to be behind it.
@@ -302,11 +304,27 @@ mod tests {
             if stories == 0 {
                 assert_eq!(said.seen_here, ["sev3 pid_file_stale /run/spl.pid", "sev2 port_closed tcp:1"]);
                 assert!(said.open && said.subject == "/run/spl.pid", "{said:?}");
+                // What is down now is told first, not behind what was found beside.
+                assert!(report.agent_knows_worse());
             } else {
                 assert!(said.seen_here.is_empty(), "{said:?}");
             }
             assert_eq!(report.findings.len(), 2, "programs are told what was found");
         }
+    }
+
+    /// Between two lives its pid file names nobody: whoever starts it by hand then starts one life more.
+    #[test]
+    fn between_two_lives_of_a_loop_the_loop_is_told() {
+        let mut report = found(7);
+        let mut status = status(Reason::RestartLoop);
+        let key = FindingKey { subject: subject(), reason: Reason::RestartLoop };
+        let of_last_life = Evidence::new().count("pid", 6u32);
+        status.findings = vec![finding_to_wire(&Finding::new(key, "it keeps restarting").evidence(of_last_life))];
+        report.agent_says = said(&status, &report, NOW);
+        fold(&status, &mut report);
+        assert_eq!((report.stories.len(), report.agent_says.len()), (0, 1), "{:?}", report.stories);
+        assert_eq!(report.agent_says[0].seen_here, ["sev3 pid_file_stale /run/spl.pid", "sev2 port_closed tcp:1"]);
     }
 
     fn unit() -> SubjectKey {

@@ -261,9 +261,10 @@ impl Report {
         self
     }
 
-    /// Whether something that only the running agent knows, and that lasts, is worse than all that was found here.
+    /// Whether something that only the running agent knows, and that lasts, is worse than all that is told of what was
+    /// found here: a symptom that is told with the agent's word counts there.
     pub fn agent_knows_worse(&self) -> bool {
-        self.worst_said() > self.findings.iter().map(|finding| finding.severity).max()
+        self.worst_said() > self.stories.iter().map(|story| story.severity).max()
     }
 
     fn worst_said(&self) -> Option<Severity> {

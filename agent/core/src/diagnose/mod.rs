@@ -15,6 +15,7 @@ pub use story::{Link, Relation, Story, stories};
 
 use muster_common::evidence::{Evidence, Value};
 use muster_common::finding::Finding;
+use muster_common::reason::Reason;
 
 /// Evidence key of a process id, in the findings of every probe that names a process.
 pub const PID_KEY: &str = "pid";
@@ -57,7 +58,10 @@ pub const CHECKED_AT_KEY: &str = "checked_since_boot_ms";
 pub fn is_symptom(cause: &Finding, effect: &Finding) -> bool {
     let pids = number(&cause.evidence, PID_KEY).zip(number(&effect.evidence, PID_KEY));
     let explained = || rules::explains(&Trace::new(cause, 0), &Trace::new(effect, 0));
-    pids.is_none_or(|(pid, other)| pid == other) && explained().is_some_and(|explained| !explained.background)
+    // A loop is of many processes.
+    let of_many = cause.key.reason == Reason::RestartLoop;
+    (of_many || pids.is_none_or(|(pid, other)| pid == other))
+        && explained().is_some_and(|explained| !explained.background)
 }
 
 pub(crate) fn number(evidence: &Evidence, key: &str) -> Option<u64> {

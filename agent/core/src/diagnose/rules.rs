@@ -94,6 +94,8 @@ const RULES: &[Rule] = &[
         Join::Service,
         Grade::Likely,
     ),
+    // Between two lives its service is silent.
+    rule(&[R::RestartLoop], SILENT, Join::Service, Grade::Likely),
     // Without its process a service is silent.
     rule(&[R::ProcessDown, R::ProcessZombie], &[R::UnitFailed, R::UnitInactive], Join::Process, Grade::Confirmed),
     rule(&[R::ProcessDown, R::ProcessZombie], SILENT, Join::Service, Grade::Likely),
@@ -228,6 +230,11 @@ pub(super) fn is_effect(reason: Reason) -> bool {
 /// Whether `cause` explains `effect`, and how.
 pub(super) fn explains(cause: &Trace, effect: &Trace) -> Option<Explained> {
     if cause.key == effect.key || cause.from_ms > effect.from_ms.saturating_add(SLACK_MS) {
+        return None;
+    }
+    // Two looks may see them in the wrong order, but what was over before its cause began was no effect of it.
+    let over = effect.until_ms.filter(|until_ms| *until_ms > effect.from_ms);
+    if over.is_some_and(|until_ms| until_ms < cause.from_ms) {
         return None;
     }
     let fits = |rule: &&Rule| {

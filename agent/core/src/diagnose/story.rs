@@ -9,6 +9,7 @@ use super::{
 };
 use crate::judgement::Judgement;
 use crate::process::exit::{NO_SUCCESSOR, START_IT};
+use crate::restarts::LEFT_DOWN;
 use crate::services::{Instance, Services};
 use crate::shell::quoted;
 use muster_common::evidence::{Grade, Value};
@@ -373,6 +374,7 @@ fn succession(cause: &Trace, services: &Services) -> Option<String> {
         Reason::ProcessDown => None,
         // Its own summary names a successor.
         Reason::ProcessRestarted => Some(format!("pid {} has ended since then", newest.process.pid)),
+        Reason::RestartLoop if cause.summary.contains(LEFT_DOWN) => None,
         _ => Some("no successor is known".to_owned()),
     }
 }
@@ -834,6 +836,33 @@ mod tests {
         assert!(told(&recent).ends_with("; and so (likely) nobody listens"), "{}", told(&recent));
         recent.note(now(14_000), &port, &Judgement::default());
         assert!(told(&recent).ends_with("; and so (likely), over after 12 s: nobody listens"), "{}", told(&recent));
+    }
+
+    /// A pid file that was written a second after the start, and an end two seconds later.
+    #[test]
+    fn what_was_over_before_its_cause_began_is_no_effect_of_it() {
+        for (from_ms, over_ms, down_ms, expected) in [
+            (1_000, 2_000, 3_000, false),
+            // Two looks may see them in the wrong order.
+            (1_000, 5_000, 3_000, true),
+            (3_000, 4_000, 2_000, true),
+        ] {
+            let (mut recent, port) = (Recent::default(), subject("spl", Reason::PortClosed));
+            let mut down = Judgement::problem(Problem::new(Reason::ProcessDown, "down").evidence(process(7, 1)));
+            let closed = Judgement::problem(Problem::new(Reason::PortClosed, "nobody listens"));
+            let mut looks = [
+                (from_ms, &port, closed),
+                (over_ms, &port, Judgement::default()),
+                (down_ms, &subject("spl", Reason::ProcessDown), down.clone()),
+            ];
+            looks.sort_by_key(|(at_ms, ..)| *at_ms);
+            for (at_ms, subject, judgement) in looks {
+                recent.note(now(at_ms), subject, &judgement);
+            }
+            recent.tell(&Services::default(), &subject("spl", Reason::ProcessDown), &mut down);
+            let diagnosis = down.problems[0].evidence.get("diagnosis").map(ToString::to_string).unwrap_or_default();
+            assert_eq!(diagnosis.contains("nobody listens"), expected, "{from_ms} {over_ms} {down_ms}: {diagnosis}");
+        }
     }
 
     #[test]
