@@ -95,6 +95,26 @@ fn each_reason_for_silence_has_its_word() {
     );
 }
 
+/// What holds back at the moment comes before what was paged and is over.
+#[test]
+fn what_holds_now_comes_before_what_was_over() {
+    let over = "0 connect a\n1 open a spl x port_closed\n20 clear a spl x port_closed\n1000 end\n";
+    let more = |more: &str| format!("{over}{more}");
+    check(over, Outcome::Paged, "", "somebody was paged about a");
+    check(
+        &more("1100 restart\n1101 end"),
+        Outcome::HeldBack,
+        "rehear_window",
+        "nobody was paged about a: it had not been",
+    );
+    check(
+        &more("1100 goodbye a\n1101 end"),
+        Outcome::HeldBack,
+        "planned_stop",
+        "nobody was paged about a: it said goodbye",
+    );
+}
+
 /// A maintenance excuses a goodbye, and says so: of a host that is well it holds nothing back, and one that is still to
 /// come, or is over, is not spoken of.
 #[test]
@@ -494,6 +514,10 @@ fn matchers_that_fit_nothing_known_are_doubted() {
     assert_eq!(label, ["no agent that is known now has the label rack=1: no agent has that label"]);
     let service = doubts(Matchers { services: ["slp".to_owned(), "q*".to_owned()].into(), ..Matchers::default() });
     assert!(service[0].contains("fits \"q*\"") && service[1].contains("told of lately: spl"), "{service:?}");
+    let known = Matchers { agents: ["a*".to_owned(), "b".to_owned()].into(), ..Matchers::default() };
+    assert_eq!(doubts(known), Vec::<String>::new(), "a plain name is asked about by whoever gives it");
+    let agent = doubts(Matchers { agents: one("zz*"), ..Matchers::default() });
+    assert_eq!(agent, ["no agent that is known now fits \"zz*\": see musterctl agents list"]);
     let cause = doubts(Matchers { causes: one("host/b/*"), ..Matchers::default() });
     assert!(cause[0].starts_with("no cause that is known now fits \"host/b/*\""), "{cause:?}");
 }

@@ -3,8 +3,10 @@
 use muster_common::finding::{Finding, FindingEvent};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
+use muster_common::time::Timestamp;
 use muster_coordinator_core::State;
 use muster_coordinator_core::entry::{EntryBody, Fact, TimerKey};
+use muster_coordinator_core::liveness::{Heard, Liveness, Swept};
 use muster_coordinator_core::policy::Policy;
 use muster_coordinator_core::replay::{self, WhatIfError};
 use muster_tests::scenario::{Fleet, START_UNIX_MS, agent, check, key, policy};
@@ -161,6 +163,40 @@ fn who_died_during_the_gap_still_gets_an_incident() {
         "161 opened sev3 agent_stale host/a/agent#1
          221 page trigger sev3 agent_stale host/a/agent",
     );
+}
+
+/// Heartbeats are not journaled: who stays away after a restart was heard until shortly before the journal's last entry,
+/// and not when it connected; and its silence counts from when somebody listened again.
+#[test]
+fn who_stays_away_after_a_restart_is_told_by_what_the_journal_knows() {
+    let at = |second| Timestamp::from_unix_ms(START_UNIX_MS) + Duration::from_secs(second);
+    let mut fleet = Fleet::new(policy());
+    fleet.run(
+        "0 connect a b
+         3600 open b spl x port_closed sev4
+         3605 restart",
+    );
+    let table = Liveness::from_state(fleet.machine.state(), fleet.now);
+    assert_eq!(table.last_heard(&agent("a")), Some(at(3600 - 15)));
+    // Another restart within the window proves nothing more of who was not heard in between.
+    fleet.run("3610 connect b\n3620 restart\n3625 connect b");
+    let mut table = Liveness::from_state(fleet.machine.state(), fleet.now);
+    assert_eq!(table.last_heard(&agent("a")), Some(at(3600 - 15)));
+    assert_eq!(table.connected(&agent("b"), fleet.now), Heard::Back);
+    fleet.run("3670 end");
+    let swept = table.sweep(fleet.now, &policy().liveness, |_| false);
+    let silent = swept.into_iter().find_map(|swept| match swept {
+        Swept::Silent { agent, last_heard, silence } => Some(Fact::AgentSilent { agent, last_heard, silence }),
+        _ => None,
+    });
+    fleet.feed(silent.unwrap_or_else(|| panic!("nobody is silent")));
+    let incident = fleet.machine.state().newest_incident("host/a/agent").unwrap_or_else(|| panic!("{}", fleet.log()));
+    assert_eq!(incident.began, at(3605), "when this coordinator began to listen");
+    let expected = format!("; heard until {} at least", at(3600 - 15));
+    assert!(incident.title.ends_with(&expected), "{}", incident.title);
+    let why = &incident.timeline.first().unwrap_or_else(|| panic!("no line")).text;
+    assert!(why.contains("not back within 50 s after this coordinator began to listen"), "{why}");
+    fleet.check_journal();
 }
 
 #[test]

@@ -33,20 +33,20 @@ fn titles(fleet: &Fleet) -> Vec<String> {
 fn each_is_told_under_its_own_name_and_severity() {
     let mut fleet = Fleet::new(policy());
     fleet.run("0 connect a\n1 end");
-    opens(&mut fleet, "port", "port_haunted", Severity::Sev2);
-    opens(&mut fleet, "port", "port_cursed", Severity::Sev3);
+    opens(&mut fleet, "sqlite", "sqlite_haunted", Severity::Sev2);
+    opens(&mut fleet, "sqlite", "sqlite_cursed", Severity::Sev3);
     let finding = Finding::new(foreign("seance", "ghost_seen", ReasonKind::Occurrence), "one was seen");
     fleet.event(&agent("a"), FindingEvent::Occurred(finding), Duration::ZERO);
     fleet.run("100 end");
     let expected = [
-        "sev3 spl on a, /var/a (port/port_cursed): port_cursed as never before",
-        "sev2 spl on a, /var/a (port/port_haunted): port_haunted as never before",
+        "sev3 spl on a, /var/a (sqlite/sqlite_cursed): sqlite_cursed as never before",
+        "sev2 spl on a, /var/a (sqlite/sqlite_haunted): sqlite_haunted as never before",
         "sev3 spl on a, /var/a (seance/ghost_seen): one was seen",
     ];
     assert_eq!(titles(&fleet), expected, "{}", fleet.log());
     assert_eq!(fleet.log().matches("page trigger").count(), 3, "{}", fleet.log());
     let cleared = FindingEvent::Cleared {
-        key: foreign("port", "port_haunted", ReasonKind::Condition),
+        key: foreign("sqlite", "sqlite_haunted", ReasonKind::Condition),
         summary: "gone".to_owned(),
         evidence: Default::default(),
     };
@@ -63,6 +63,27 @@ fn each_is_told_under_its_own_name_and_severity() {
     opens(&mut fleet, "port", "port_haunted", Severity::Sev1);
     fleet.run("100 end");
     assert_eq!(fleet.log(), "");
+}
+
+/// One failure of a service, told by a reason that is not known here and by one that is: one incident, one page.
+#[test]
+fn what_a_newer_agent_tells_of_a_service_is_part_of_its_own_incident() {
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 connect a\n1 end");
+    let known = FindingKey::foreign(service(), "pid_file", "/run/spl.pid", "process_gone", ReasonKind::Condition);
+    let finding = Finding::new(known, "pid 7 is gone").severity(Severity::Sev2);
+    fleet.event(&agent("a"), FindingEvent::Opened(finding), Duration::ZERO);
+    fleet.run("2 open a spl 127.0.0.1:1 port_closed\n100 end");
+    let open: Vec<_> = fleet.machine.state().incidents().map(|incident| incident.key.cause.as_str()).collect();
+    assert_eq!(open, ["host/a/service/spl"], "{}", fleet.log());
+    assert_eq!(fleet.log().matches("page trigger").count(), 1, "{}", fleet.log());
+    // A database's trouble, and a host's, stay matters of their own.
+    opens(&mut fleet, "sqlite", "sqlite_haunted", Severity::Sev3);
+    let host = FindingKey::foreign(ServiceName::host(), "process", "init", "init_gone", ReasonKind::Condition);
+    fleet.event(&agent("a"), FindingEvent::Opened(Finding::new(host, "gone")), Duration::ZERO);
+    fleet.run("200 end");
+    assert_eq!(titles(&fleet).len(), 3, "{}", fleet.log());
+    fleet.check_journal();
 }
 
 /// What a probe that is not known cannot judge stays; what it judges well is over.

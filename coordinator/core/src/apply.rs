@@ -39,14 +39,16 @@ use muster_common::time::Timestamp;
 pub(crate) struct Step {
     pub(crate) index: u64,
     pub(crate) at: Timestamp,
+    /// Time of the entry before it.
+    pub(crate) before: Timestamp,
 }
 
 /// Applies one entry.
 pub fn apply(state: &mut State, entry: &Entry) {
+    let step = Step { index: entry.index, at: entry.at, before: state.last_at };
     state.head_index = entry.index;
     state.last_at = state.last_at.max(entry.at);
     state.touched.clear();
-    let step = Step { index: entry.index, at: entry.at };
     match &entry.body {
         EntryBody::Fact(fact) => apply_fact(state, step, fact),
         EntryBody::Deadline(timer) => apply_deadline(state, step, timer),

@@ -2,7 +2,7 @@
 //!
 //! Keys are part of the deduplication keys of pages: changing their form pages everything again.
 
-use muster_common::finding::FindingKey;
+use muster_common::finding::{FindingKey, ProbeKind};
 use muster_common::ids::{AgentName, ServiceName};
 use muster_common::reason::Reason;
 
@@ -167,8 +167,17 @@ pub fn of_finding(agent: &AgentName, key: &FindingKey) -> String {
         Family::Sqlite => of_subject("sqlite"),
         Family::Lock => of_subject("lock"),
         Family::Backup => of_subject("backup"),
+        // What the coordinator has no name for is about the service all the same where its probe is about that.
+        Family::Other if key.reason == Reason::UnknownCondition && !name.is_host() && of_life(key.subject.probe) => {
+            service(agent, name)
+        }
         Family::Other => of_subject(key.reason.as_str()),
     }
+}
+
+/// Whether a probe looks at nothing but whether a service is there.
+fn of_life(probe: ProbeKind) -> bool {
+    matches!(probe, ProbeKind::PidFile | ProbeKind::Process | ProbeKind::Port | ProbeKind::Unit | ProbeKind::Health)
 }
 
 /// `host/AGENT` and the parts after it.
@@ -290,7 +299,7 @@ pub fn member_name(agent: &AgentName, key: &FindingKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::finding::{ProbeKind, SubjectKey};
+    use muster_common::finding::SubjectKey;
 
     fn check(service: &str, probe: ProbeKind, subject: &str, reason: Reason, host: &str, fleet: Option<&str>) {
         let agent = AgentName::new("web-1").unwrap();

@@ -4,7 +4,7 @@
 
 use crate::entry::{Disconnect, Silence};
 use crate::policy::LivenessPolicy;
-use crate::state::{Link, State};
+use crate::state::{AgentRecord, Link, State};
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
 use std::collections::BTreeMap;
@@ -96,7 +96,7 @@ impl Liveness {
                     (Contact::Ended { how: *how, at: *at, reported: true }, *at)
                 }
                 Link::Disconnected { at, .. } => (Contact::Awaited, *at),
-                Link::Heard | Link::NotReheard => (Contact::Awaited, agent.connected_at.unwrap_or(agent.first_seen)),
+                Link::Heard | Link::NotReheard => (Contact::Awaited, heard_at_least(state, agent)),
             };
             table.rows.insert(agent.name.clone(), Row::new(last_heard, contact));
         }
@@ -270,6 +270,12 @@ impl Row {
         self.contact = Contact::Silent;
         swept.push(Swept::Silent { agent: agent.clone(), last_heard: self.last_heard, silence });
     }
+}
+
+/// Until when an agent was heard as far as the journal knows: it has no heartbeats, but it would have its silence.
+fn heard_at_least(state: &State, agent: &AgentRecord) -> Timestamp {
+    let Some(connected) = agent.connected_at else { return agent.first_seen };
+    state.listening.map_or(connected, |listening| connected.max(listening.heard_until))
 }
 
 fn planned(how: Disconnect) -> bool {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Changes whenever a rule's meaning changes. Replay reproduces conclusions byte for byte only under equal versions.
-pub const RULES_VERSION: u32 = 5;
+pub const RULES_VERSION: u32 = 6;
 
 /// One value per severity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -202,7 +202,7 @@ pub(crate) fn condition_changed(state: &mut State, agent: &AgentName, key: &Find
         }
     }
     if state.signals.singletons.hosts.get(service).is_some_and(|hosts| hosts.contains_key(agent)) {
-        let step = Step { index: state.head_index, at: state.last_at };
+        let step = Step { index: state.head_index, at: state.last_at, before: state.last_at };
         compare(state, step, service);
     }
 }

@@ -96,6 +96,9 @@ pub struct State {
     pub(crate) occurrences: VecDeque<OccurrenceRecord>,
     pub(crate) timers: BTreeSet<(Timestamp, TimerKey)>,
     pub(crate) rehear_until: Option<Timestamp>,
+    /// What is known of agents that have not been heard since.
+    #[serde(default)]
+    pub(crate) listening: Option<Listening>,
     /// What detectors count over all hosts.
     #[serde(default)]
     pub(crate) detect: detect::Detect,
@@ -125,6 +128,16 @@ pub struct State {
     /// Cause keys that the entry applied last may have changed. Not part of what is known.
     #[serde(skip)]
     pub(crate) touched: Touched,
+}
+
+/// When a coordinator began to listen and could not know who was heard meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listening {
+    /// Since then.
+    pub(crate) since: Timestamp,
+    /// Whoever was connected and did not count as silent was heard at least until then: heartbeats are not journaled, but
+    /// their absence would have been.
+    pub(crate) heard_until: Timestamp,
 }
 
 /// What is known of one agent.
@@ -312,6 +325,7 @@ impl State {
             occurrences: VecDeque::new(),
             timers: BTreeSet::new(),
             rehear_until: None,
+            listening: None,
             detect: detect::Detect::default(),
             signals: Signals::default(),
             generation_floor: 0,

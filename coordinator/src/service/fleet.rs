@@ -334,7 +334,7 @@ fn state_of(link: &Standing) -> (AgentState, String) {
                 Silence::HostShutdown => "its host went down and it did not come back in time",
                 Silence::Nothing => "nothing is heard on its connection",
             };
-            (AgentState::Stale, format!("{why}; last heard at {last_heard}"))
+            (AgentState::Stale, format!("{why}; it was {}", silence.last_heard(*last_heard)))
         }
     }
 }

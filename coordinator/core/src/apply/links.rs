@@ -9,7 +9,7 @@ use crate::liveness::rehear_window;
 use crate::policy::LivenessPolicy;
 use crate::second_opinion;
 use crate::signals;
-use crate::state::{AgentRecord, AgentWatch, Few, Link, MemberRef, State};
+use crate::state::{AgentRecord, AgentWatch, Few, Link, Listening, MemberRef, State};
 use muster_common::finding::FindingKey;
 use muster_common::ids::AgentName;
 use muster_common::time::Timestamp;
@@ -207,8 +207,14 @@ pub(super) fn digest(state: &mut State, step: Step, agent: &AgentName, matches: 
 
 /// This coordinator begins to listen: nobody has been heard by it yet. One pass over the fleet, at a start only.
 pub(super) fn begin_rehear(state: &mut State, step: Step) {
-    if let Some(until) = state.rehear_until {
-        state.timers.remove(&(until, TimerKey::RehearOver));
+    match state.rehear_until {
+        // Of who was not heard in the window that this one cuts off nothing more is known.
+        Some(until) => drop(state.timers.remove(&(until, TimerKey::RehearOver))),
+        None => {
+            let policy = &state.policy.liveness;
+            let heard_until = step.before - policy.heartbeat * policy.stale_after;
+            state.listening = Some(Listening { since: step.at, heard_until });
+        }
     }
     let until = step.at + rehear_window(&state.policy.liveness, state.agents.len() as u64);
     state.rehear_until = Some(until);

@@ -5,6 +5,7 @@ use crate::cause::{self, CauseKind};
 use crate::decide::assess::{Assessment, of_fleet};
 use crate::decide::human;
 use crate::entry::{Disconnect, Silence};
+use crate::liveness::rehear_window;
 use crate::state::{Cause, Link, State};
 use muster_common::ids::AgentName;
 use muster_common::reason::Reason;
@@ -25,7 +26,7 @@ impl Detector for AgentStale {
 
     fn assess(&self, state: &State, _now: Timestamp, _key: &str, cause: &Cause) -> Option<Assessment> {
         let agent = cause.agents.keys().next()?;
-        let (summary, last_heard, index) = silence_words(state, agent)?;
+        let Silent { words, began, index, .. } = silent(state, agent)?;
         if index <= cause.dismissed_index {
             return None;
         }
@@ -33,20 +34,37 @@ impl Detector for AgentStale {
             format!("see whether the host answers: ping {agent}"),
             "on the host: systemctl status muster-agent; journalctl -u muster-agent -n 50".to_owned(),
         ];
-        let mut summary = summary;
+        let mut summary = words;
         if let Some(question) = state.second_opinion(agent)
             && let Some(opinion) = &question.opinion
         {
             summary = format!("{summary}; {}", opinion.words(question.address));
             next_steps = opinion.next_steps(agent, question.address);
         }
-        Some(of_fleet(state, Reason::AgentStale, last_heard, true, summary, next_steps))
+        Some(of_fleet(state, Reason::AgentStale, began, true, summary, next_steps))
     }
 
-    fn why(&self, state: &State, _key: &str, found: &Assessment) -> String {
-        let policy = state.policy();
-        let stale = policy.liveness.heartbeat * policy.liveness.stale_after;
-        format!("not heard for {} or more: {}", human(stale), found.severity)
+    fn why(&self, state: &State, key: &str, found: &Assessment) -> String {
+        let policy = &state.policy().liveness;
+        let record = cause::agent_of(key).and_then(|agent| state.agent(&agent));
+        let silence = record.and_then(|record| match &record.link {
+            Link::Silent { silence, .. } => Some(*silence),
+            _ => None,
+        });
+        let rule = match silence {
+            Some(Silence::Goodbye) => format!("not back within {} after its goodbye", human(policy.goodbye_grace)),
+            Some(Silence::HostShutdown) => {
+                format!("not back within {} after its host went down", human(policy.reboot_grace))
+            }
+            Some(Silence::NotReheard) => {
+                let window = rehear_window(policy, state.agents.len() as u64);
+                format!("not back within {} after this coordinator began to listen", human(window))
+            }
+            Some(Silence::Reset | Silence::Nothing) | None => {
+                format!("not heard for {} or more", human(policy.heartbeat * policy.stale_after))
+            }
+        };
+        format!("{rule}: {}", found.severity)
     }
 
     fn recovered(&self, state: &State, key: &str) -> String {
@@ -67,7 +85,7 @@ impl Detector for AgentStale {
             Link::Disconnected { how, at } => {
                 format!("{} {} ago", disconnect_words(*how), human(now.since(*at)))
             }
-            Link::Silent { .. } => silence_words(state, agent).map(|(words, ..)| words).unwrap_or_default(),
+            Link::Silent { .. } => silent(state, agent).map(|silent| silent.words).unwrap_or_default(),
         };
         let held_back_by = match &record.link {
             Link::Heard => "it is heard".to_owned(),
@@ -107,10 +125,22 @@ fn disconnect_words(how: Disconnect) -> &'static str {
     }
 }
 
-/// Why an agent is silent, as a sentence; when it was last heard; the index of the fact.
-pub(super) fn silence_words(state: &State, agent: &AgentName) -> Option<(String, Timestamp, u64)> {
+/// An agent's silence.
+pub(super) struct Silent {
+    /// Why it is silent, as a sentence.
+    pub(super) words: String,
+    /// When it was last heard, in words.
+    pub(super) last_heard: String,
+    /// When it began, as far as is known.
+    pub(super) began: Timestamp,
+    /// Index of the fact.
+    pub(super) index: u64,
+}
+
+/// See [`Silent`].
+pub(super) fn silent(state: &State, agent: &AgentName) -> Option<Silent> {
     let record = state.agent(agent)?;
-    let Link::Silent { last_heard, silence, index, .. } = &record.link else { return None };
+    let Link::Silent { since, last_heard, silence, index } = &record.link else { return None };
     let how = match (silence, record.watch.left) {
         (Silence::HostShutdown, _) => {
             let grace = human(state.policy().liveness.reboot_grace);
@@ -130,5 +160,9 @@ pub(super) fn silence_words(state: &State, agent: &AgentName) -> Option<(String,
         (Silence::Nothing, _) => "says nothing on an open connection".to_owned(),
         (Silence::NotReheard, _) => "did not come back after this coordinator began to listen".to_owned(),
     };
-    Some((format!("agent {agent} {how}; last heard {last_heard}"), *last_heard, *index))
+    // While nobody listened it may have been well.
+    let listening = state.listening.filter(|listening| *silence == Silence::NotReheard && listening.since <= *since);
+    let began = listening.map_or(*last_heard, |listening| listening.since.max(*last_heard));
+    let last_heard = silence.last_heard(*last_heard);
+    Some(Silent { words: format!("agent {agent} {how}; {last_heard}"), last_heard, began, index: *index })
 }

@@ -47,16 +47,18 @@ impl Detector for MassStale {
         };
         let named = names(cause.agents.keys());
         let first = state.silences.iter().find(|(_, agent)| cause.agents.contains_key(agent));
-        let began = first
-            .and_then(|(_, agent)| agent_stale::silence_words(state, agent))
-            .map_or(state.last_at(), |(_, last_heard, _)| last_heard);
+        let first = first.and_then(|(_, agent)| agent_stale::silent(state, agent));
+        let (began, heard) = match first {
+            Some(first) => (first.began, first.last_heard),
+            None => (state.last_at(), format!("last heard {}", state.last_at())),
+        };
         let narrow = places::narrowest(state, cause).map(|(place, count)| (place, count.agents));
         let own = place.map(|place| (place.to_owned(), places::count(state, place).agents));
         let who = match narrow.or(own) {
             Some((place, all)) => places::words(n as u64, "agents", &place, all),
             None => format!("{n} of {} agents", state.agents.len()),
         };
-        let summary = format!("{who} fell silent together, the first last heard {began}: {named}");
+        let summary = format!("{who} fell silent together, the first {heard}: {named}");
         let next_steps = vec![
             "look for what they share: a switch, a zone, a certificate authority, an upgrade".to_owned(),
             "see whether this coordinator itself is cut off: musterctl failover status on the standby".to_owned(),
@@ -88,7 +90,7 @@ impl Detector for MassStale {
 
     fn details(&self, state: &State, _key: &str, cause: &Cause) -> Option<Vec<String>> {
         let words = cause.agents.keys().take(DETAILS_MAX);
-        Some(words.filter_map(|agent| Some(agent_stale::silence_words(state, agent)?.0)).collect())
+        Some(words.filter_map(|agent| Some(agent_stale::silent(state, agent)?.words)).collect())
     }
 
     /// A place is a symptom of the fleet, and of another place that its agents are all part of.

@@ -1,6 +1,7 @@
 //! What is journaled of an agent's connections: how they begin and end, and why one counts as silent.
 
 use muster_common::ids::{BootId, SpoolId};
+use muster_common::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -62,4 +63,15 @@ pub enum Silence {
     Nothing,
     /// It did not come back within the re-hear window after this coordinator began to listen.
     NotReheard,
+}
+
+impl Silence {
+    /// When an agent that is silent so was heard: `last heard TIME`. Of the time before a coordinator began to listen only
+    /// the journal is left, which has no heartbeats.
+    pub fn last_heard(self, at: Timestamp) -> String {
+        match self {
+            Self::NotReheard => format!("heard until {at} at least"),
+            Self::Goodbye | Self::HostShutdown | Self::Reset | Self::Nothing => format!("last heard {at}"),
+        }
+    }
 }

@@ -20,6 +20,9 @@ const OCCURRENCES_MAX: usize = 20;
 /// Names of the agents in a sentence are the state's own; of what is open so many are told.
 const OPEN_MAX: usize = 50;
 
+/// What holds everything of a host back for a while, whatever its incidents are.
+const HOLDING_NOW: [&str; 3] = ["rehear_window", "planned_stop", "silence"];
+
 /// What is asked.
 #[derive(Debug, Clone)]
 pub struct Asked<'a> {
@@ -135,7 +138,10 @@ fn liveness(state: &State, record: &AgentRecord, asked: &Asked<'_>) -> RuleLook 
                 Some(incident) if incident.has_paged() => (Outcome::Paged, ""),
                 _ => (Outcome::HeldBack, if incident.is_some() { "grouping" } else { "severity" }),
             };
-            let why = format!("it was last heard at {last_heard} ({words}) and counts as silent since {since}{told}");
+            let why = format!(
+                "it was {} ({words}) and counts as silent since {since}{told}",
+                silence.last_heard(*last_heard)
+            );
             of(outcome, why).held_by(held).at(*since, *index).figures([figure(silent)])
         }
     }
@@ -475,6 +481,11 @@ fn answer(
         if let Some(look) = of(Outcome::HeldBack).filter(of_it).max_by_key(newest) {
             return held(look);
         }
+    }
+    // What holds back right now comes before what was paged and is over.
+    let of_now = |look: &&RuleLook| look.incident.is_empty() && HOLDING_NOW.contains(&look.held_back_by.as_str());
+    if let Some(look) = of(Outcome::HeldBack).find(of_now) {
+        return held(look);
     }
     if let Some(look) = of(Outcome::Paged).find(|look| !look.incident.is_empty()) {
         return paged(look);
