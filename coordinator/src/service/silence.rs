@@ -274,10 +274,20 @@ fn matchers(matchers: v1::SilenceMatchers) -> Result<Matchers, Status> {
             return Err(Status::invalid_argument(format!("matchers.reasons fits no reason: {hint}")));
         }
     }
+    let names = |what: &'static str, names: Vec<String>| {
+        let found = patterns(what, names, NAME_BYTES_MAX)?;
+        let odd = |name: &&String| name.strip_suffix('*').unwrap_or(name).contains('*');
+        match found.iter().find(odd) {
+            Some(odd) => Err(Status::invalid_argument(format!(
+                "matchers.{what} has {odd:?}: only the end of a name may be left open, such as \"web-*\""
+            ))),
+            None => Ok(found),
+        }
+    };
     let found = Matchers {
-        agents: patterns("agents", matchers.agents, NAME_BYTES_MAX)?,
+        agents: names("agents", matchers.agents)?,
         labels,
-        services: patterns("services", matchers.services, NAME_BYTES_MAX)?,
+        services: names("services", matchers.services)?,
         reasons,
         causes: patterns("causes", matchers.causes, CAUSE_BYTES_MAX)?,
     };
@@ -363,4 +373,28 @@ fn scope(scope: v1::FreezeScope) -> Result<FreezeScope, Status> {
 fn ttl_of(ttl: prost_types::Duration) -> Result<Duration, Status> {
     let length = Duration::try_from(ttl).ok().filter(|length| !length.is_zero() && *length <= TTL_MAX);
     length.ok_or_else(|| Status::invalid_argument("ttl is not between a moment and a year"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_that_is_a_letter_is_refused() {
+        let names = |text: &str| vec![text.to_owned()];
+        for pattern in ["*b", "w*b", "**"] {
+            for wire in [
+                v1::SilenceMatchers { agents: names(pattern), ..Default::default() },
+                v1::SilenceMatchers { services: names(pattern), ..Default::default() },
+            ] {
+                let refused = matchers(wire).unwrap_err();
+                assert!(refused.message().contains("only the end"), "{pattern}: {}", refused.message());
+            }
+        }
+        // A path may have one.
+        let wire = v1::SilenceMatchers { causes: names("host/a/file/spl//a*b"), ..Default::default() };
+        assert!(matchers(wire).is_ok());
+        let wire = v1::SilenceMatchers { agents: names("web-*"), services: names("*"), ..Default::default() };
+        assert!(matchers(wire).is_ok());
+    }
 }

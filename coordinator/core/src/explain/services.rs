@@ -30,7 +30,7 @@ pub fn unheard_service(state: &State, agent: Option<&AgentName>, service: &str) 
 }
 
 /// What matchers of a silence fit nothing that is known now, one sentence each: it holds all the same when it comes, and
-/// one that is misspelt holds nothing back. Agents are asked about by whoever names them. For a question, not for an input.
+/// one that is misspelt holds nothing back. An agent named in full is asked about by whoever names it. For a question, not for an input.
 pub fn fits_nothing(state: &State, matchers: &Matchers) -> Vec<String> {
     let mut notes = Vec::new();
     let services = told(state, None);
@@ -39,6 +39,11 @@ pub fn fits_nothing(state: &State, matchers: &Matchers) -> Vec<String> {
             true => Some(format!("no service that hosts told of lately fits {pattern:?}")),
             false => unheard_service(state, None, pattern),
         });
+    }
+    for pattern in matchers.agents.iter().filter(|pattern| pattern.ends_with('*')) {
+        if !state.agents().any(|agent| fits(pattern, agent.name.as_str())) {
+            notes.push(format!("no agent that is known now fits {pattern:?}: see musterctl agents list"));
+        }
     }
     for (name, pattern) in &matchers.labels {
         let value = |agent: &AgentRecord| agent.hello.as_ref()?.labels.get(name).cloned();
