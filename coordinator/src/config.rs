@@ -17,7 +17,7 @@ use muster_common::units::human_duration;
 use muster_coordinator_core::policy::{PerSeverity, Policy};
 use muster_coordinator_core::working_days::Weekday;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -170,8 +170,23 @@ fn read_listen(root: &Reader<'_>) -> Option<Listen> {
     };
     let grpc = table.required("grpc").and_then(|value| value.parsed(parse_address));
     let http = table.parsed("http", parse_address);
+    if let (Some(grpc), Some(http), Some(value)) = (grpc, http, table.value("http"))
+        && overlap(grpc, http)
+    {
+        value.mistake(
+            &format!("listen.grpc has that port ({grpc}): one of the two could not listen"),
+            "expected another port, such as \"127.0.0.1:7421\"",
+        );
+    }
     let unix = table.parsed("unix", parse_path);
     Some(Listen { grpc: grpc?, http, unix })
+}
+
+/// Whether who listens on one of them keeps the other from it. Any IPv6 address stands for any IPv4 address, too.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let takes = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+    let (a, b) = (one.ip(), other.ip());
+    one.port() == other.port() && one.port() != 0 && (a == b || takes(a, b) || takes(b, a))
 }
 
 fn read_tls(root: &Reader<'_>) -> Option<TlsFiles> {
@@ -214,7 +229,11 @@ fn read_policy(root: &Reader<'_>) -> Policy {
     }
     if let Some(table) = root.table("severity") {
         for &reason in Reason::ALL {
-            if let Some(severity) = table.parsed(reason.as_str(), |text| text.parse::<Severity>()) {
+            if reason == Reason::Change {
+                if let Some(value) = table.value(reason.as_str()) {
+                    value.mistake("a change pages nobody: it is told in the pages of what follows it", "leave it out");
+                }
+            } else if let Some(severity) = table.parsed(reason.as_str(), |text| text.parse::<Severity>()) {
                 policy.severities.insert(reason, severity);
             }
         }
@@ -349,6 +368,39 @@ mod tests {
             error.contains("sev2 would be told again after 2 min, before anybody is to answer (30 min)"),
             "{error}"
         );
+    }
+
+    /// It is what other pages show.
+    #[test]
+    fn a_change_has_no_severity() {
+        for severity in ["sev1", "sev4"] {
+            let error = parse_policy("p.toml", &format!("[severity]\nchange = \"{severity}\"\n")).unwrap_err();
+            assert!(error.to_string().contains("a change pages nobody"), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_listeners_need_two_addresses() {
+        let listen = |grpc: &str, http: &str| {
+            parse("c.toml", &format!("{MINIMAL}[listen]\ngrpc = \"{grpc}\"\nhttp = \"{http}\"\n"))
+        };
+        for (grpc, http) in [
+            ("127.0.0.1:7420", "127.0.0.1:7420"),
+            ("0.0.0.0:7420", "127.0.0.1:7420"),
+            ("10.0.0.1:7420", "0.0.0.0:7420"),
+            ("[::]:7420", "127.0.0.1:7420"),
+        ] {
+            let error = listen(grpc, http).unwrap_err().to_string();
+            assert!(error.contains("listen.grpc has that port"), "{grpc} {http}: {error}");
+        }
+        for (grpc, http) in [
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("10.0.0.1:7420", "127.0.0.1:7420"),
+            ("0.0.0.0:7420", "127.0.0.1:7421"),
+            ("0.0.0.0:7420", "[::1]:7420"),
+        ] {
+            assert!(listen(grpc, http).is_ok(), "{grpc} {http}");
+        }
     }
 
     #[test]
