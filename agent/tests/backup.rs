@@ -265,6 +265,57 @@ fn damage_is_found_and_named() {
     }
 }
 
+/// `pg_dump | gzip > d.sql.gz`, where the dump failed: whole, and empty.
+#[test]
+fn a_compressed_copy_of_nothing_is_no_copy() {
+    const NOTHING: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0";
+    let mut stage = Stage::new("d.*.gz");
+    std::fs::write(stage.copy("d.1.gz"), NOTHING).unwrap();
+    stage.next_day(&["d.1.gz"]);
+    let told = stage.run();
+    assert_eq!(reasons(&told), [Reason::BackupCorrupt], "{told:?}");
+    assert_eq!(told.problems[0].severity, Some(Severity::Sev1), "{told:?}");
+    assert!(told.problems[0].summary.contains("it holds nothing"), "{}", told.problems[0].summary);
+    // A small one, but of something; and after it the accident, seven times: nobody wants that.
+    let something = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xcb\xc8\x04\0\xac*\x93\xd8\x02\0\0\0";
+    std::fs::write(stage.copy("d.2.gz"), something).unwrap();
+    stage.next_day(&["d.2.gz"]);
+    assert_eq!(reasons(&stage.run()), []);
+    for day in 3..11 {
+        let name = format!("d.{day}.gz");
+        std::fs::write(stage.copy(&name), NOTHING).unwrap();
+        stage.next_day(&[&name]);
+        let told = stage.run();
+        assert_eq!(reasons(&told), [Reason::BackupShrunk], "{day}: {told:?}");
+        let summary = &told.problems[0].summary;
+        assert!(summary.contains("it holds nothing (gzip of 20 B)"), "{summary}");
+        assert_eq!(told.problems[0].evidence.get("empty"), Some(&Value::Flag(true)), "{told:?}");
+    }
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_named() {
+    let mut stage = Stage::new("disk/daily/hub.*");
+    let missing = stage.folder.path().join("backup/disk").display().to_string();
+    let told = stage.run();
+    assert_eq!(reasons(&told), [Reason::BackupMissing]);
+    let problem = &told.problems[0];
+    assert!(problem.summary.contains(&format!("there is no folder {missing}")), "{}", problem.summary);
+    assert_eq!(problem.evidence.get("missing_folder"), Some(&Value::Text(missing.clone())));
+    assert!(problem.next_steps[0].contains(&missing), "{problem:?}");
+    // The folder is there and empty: then the job is the first suspect.
+    std::fs::create_dir_all(stage.copy("disk/daily")).unwrap();
+    let told = stage.run();
+    assert_eq!(reasons(&told), [Reason::BackupMissing]);
+    assert!(!told.problems[0].summary.contains("no folder"), "{told:?}");
+    assert_eq!(told.problems[0].evidence.get("missing_folder"), None);
+    // A file in its place is no folder.
+    std::fs::remove_dir(stage.copy("disk/daily")).unwrap();
+    std::fs::write(stage.copy("disk/daily"), "").unwrap();
+    let told = stage.run();
+    assert!(told.problems[0].summary.contains(&format!("there is no folder {missing}/daily")), "{told:?}");
+}
+
 #[test]
 fn what_is_just_being_written_waits() {
     let mut stage = Stage::new("hub.*");

@@ -1,10 +1,16 @@
 //! Compressed and packed copies: what they are by their first bytes, and whether their end is there. Nothing is
-//! unpacked; what that leaves unseen is said.
+//! unpacked; what that leaves unseen is said. An archive of nothing, as a failed dump piped into `gzip` leaves it, is
+//! whole by its form and told by its length and end.
 
 /// Bytes at the start of a file that tell its kind.
 pub const HEAD_BYTES: usize = 512;
 /// Blocks or members walked in one file: 16 GiB of zstd blocks, a million files of a tar.
 const STEPS_MAX: u32 = 1 << 20;
+/// A longer gzip holds something: the header with a long name, and 64 KiB of zeros packed, are shorter.
+const GZIP_OF_NOTHING_BYTES_MAX: u64 = 1024;
+/// A tar without a member is zero bytes in blocks of [`TAR_BLOCK_BYTES`], 10 KiB of them or what `tar -b` says.
+const ZEROS_MAX: u32 = 64 << 10;
+const TAR_BLOCK_BYTES: u32 = 512;
 /// The zip directory ends within this many bytes of the end.
 const ZIP_TAIL_BYTES: u64 = 65_557;
 
@@ -95,6 +101,9 @@ pub enum Broken {
     /// It is not what it began as.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
+    /// It is whole, and nothing was packed.
+    #[error("it holds nothing{0}")]
+    Nothing(&'static str),
     /// It could not be read, or not to its end within the bound.
     #[error("{0}")]
     Unread(String),
@@ -106,9 +115,9 @@ pub type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), String> + 'a;
 /// Looks whether the end of an archive of `size_bytes` is there.
 pub fn check(kind: Archive, size_bytes: u64, read: &mut ReadAt<'_>) -> Result<(), Broken> {
     match kind {
-        Archive::Gzip if size_bytes < 18 => Err(Broken::CutOff("shorter than any gzip file")),
-        Archive::Bzip2 if size_bytes < 14 => Err(Broken::CutOff("shorter than any bzip2 file")),
-        Archive::Gzip | Archive::Bzip2 | Archive::PgDump => Ok(()),
+        Archive::PgDump => Ok(()),
+        Archive::Gzip => gzip(size_bytes, read),
+        Archive::Bzip2 => bzip2(size_bytes, read),
         Archive::Zstd => zstd(size_bytes, read),
         Archive::Tar => tar(size_bytes, read),
         Archive::Xz => xz(size_bytes, read),
@@ -150,25 +159,83 @@ impl Walk<'_, '_> {
     }
 }
 
+/// A short one is read as a whole: what is packed in it has the sum and length that its end says.
+fn gzip(size_bytes: u64, read: &mut ReadAt<'_>) -> Result<(), Broken> {
+    const HEADER: &str = "its header is not whole";
+    if size_bytes < 18 {
+        return Err(Broken::CutOff("shorter than any gzip file"));
+    }
+    if size_bytes > GZIP_OF_NOTHING_BYTES_MAX {
+        return Ok(());
+    }
+    let mut walk = Walk { read, at: 0, end: size_bytes };
+    let [_, _, _, flags, ..] = walk.take::<10>(HEADER)?;
+    if flags & 4 != 0 {
+        let length = walk.take::<2>(HEADER)?;
+        walk.skip(u16::from_le_bytes(length).into(), HEADER)?;
+    }
+    // The name of the file, and a comment.
+    for flag in [8, 16] {
+        while flags & flag != 0 && walk.take::<1>(HEADER)? != [0] {}
+    }
+    walk.skip(if flags & 2 == 0 { 0 } else { 2 }, HEADER)?;
+    let Some(packed_bytes) = (size_bytes - 8).checked_sub(walk.at) else { return Err(Broken::CutOff(HEADER)) };
+    let mut packed = vec![0; usize::try_from(packed_bytes).unwrap_or(0)];
+    walk.peek(&mut packed, HEADER)?;
+    // The end of one member says nothing about those before it.
+    if packed.windows(3).any(|window| window == [0x1f, 0x8b, 8]) {
+        return Ok(());
+    }
+    walk.at = size_bytes - 8;
+    let sum = u32::from_le_bytes(walk.take("its end is missing")?);
+    let length = u32::from_le_bytes(walk.take("its end is missing")?);
+    let is_zeros = length <= ZEROS_MAX && length.is_multiple_of(TAR_BLOCK_BYTES) && sum == sum_of_zeros(length);
+    match length {
+        _ if !is_zeros => Ok(()),
+        0 => Err(Broken::Nothing("")),
+        _ => Err(Broken::Nothing(" but zero bytes, as a tar without a member does")),
+    }
+}
+
+/// The CRC-32 of so many zero bytes.
+fn sum_of_zeros(bytes: u32) -> u32 {
+    let step = |sum: u32| if sum & 1 == 0 { sum >> 1 } else { (sum >> 1) ^ 0xedb8_8320 };
+    !(0..bytes.saturating_mul(8)).fold(u32::MAX, |sum, _| step(sum))
+}
+
+/// Of nothing it is its first bytes and the mark of its end.
+fn bzip2(size_bytes: u64, read: &mut ReadAt<'_>) -> Result<(), Broken> {
+    match size_bytes {
+        0..14 => Err(Broken::CutOff("shorter than any bzip2 file")),
+        14 => {
+            let [_, _, _, _, mark @ .., _, _, _, _] = Walk { read, at: 0, end: size_bytes }.take::<14>("its end")?;
+            if mark == *b"\x17rE8P\x90" { Err(Broken::Nothing("")) } else { Err(Broken::CutOff("its first block")) }
+        }
+        _ => Ok(()),
+    }
+}
+
 fn zstd(size_bytes: u64, read: &mut ReadAt<'_>) -> Result<(), Broken> {
     let mut walk = Walk { read, at: 0, end: size_bytes };
     let mut steps = 0;
+    let mut holds_something = false;
     while walk.at < walk.end {
         let magic: [u8; 4] = walk.take("the header of a frame is not whole")?;
         if matches!(magic, [0x50..=0x5f, 0x2a, 0x4d, 0x18]) {
             let length: [u8; 4] = walk.take("a skippable frame is not whole")?;
             walk.skip(u32::from_le_bytes(length).into(), "a skippable frame is not whole")?;
         } else if magic == [0x28, 0xb5, 0x2f, 0xfd] {
-            zstd_frame(&mut walk, &mut steps)?;
+            holds_something |= zstd_frame(&mut walk, &mut steps)?;
         } else {
             return Err(Broken::Damaged("behind its last frame is something that is no zstd"));
         }
         step(&mut steps)?;
     }
-    Ok(())
+    if holds_something { Ok(()) } else { Err(Broken::Nothing("")) }
 }
 
-fn zstd_frame(walk: &mut Walk<'_, '_>, steps: &mut u32) -> Result<(), Broken> {
+/// Whether one of its blocks holds something.
+fn zstd_frame(walk: &mut Walk<'_, '_>, steps: &mut u32) -> Result<bool, Broken> {
     const HEADER: &str = "the header of a frame is not whole";
     let [descriptor] = walk.take::<1>(HEADER)?;
     let single_segment = descriptor & 0x20 != 0;
@@ -180,6 +247,7 @@ fn zstd_frame(walk: &mut Walk<'_, '_>, steps: &mut u32) -> Result<(), Broken> {
     };
     let dictionary = [0, 1, 2, 4].get(usize::from(descriptor & 3)).copied().unwrap_or(0);
     walk.skip(u64::from(!single_segment) + dictionary + content_size, HEADER)?;
+    let mut holds_something = false;
     loop {
         let [low, middle, high] = walk.take::<3>("blocks are missing at the end")?;
         let header = u32::from_le_bytes([low, middle, high, 0]);
@@ -189,10 +257,12 @@ fn zstd_frame(walk: &mut Walk<'_, '_>, steps: &mut u32) -> Result<(), Broken> {
             _ => return Err(Broken::Damaged("a block is of no known kind")),
         };
         walk.skip(bytes.into(), "its last block is not whole")?;
+        holds_something |= header >> 3 > 0;
         step(steps)?;
         if header & 1 == 1 {
             let checksum = if descriptor & 4 != 0 { 4 } else { 0 };
-            return walk.skip(checksum, "the checksum at its end is missing");
+            walk.skip(checksum, "the checksum at its end is missing")?;
+            return Ok(holds_something);
         }
     }
 }
@@ -251,6 +321,8 @@ fn xz(size_bytes: u64, read: &mut ReadAt<'_>) -> Result<(), Broken> {
     }
     walk.at = size_bytes - 4;
     match walk.take::<4>("its end is missing")? {
+        // Its first bytes, an index of no block, its end.
+        [_, _, b'Y', b'Z'] if size_bytes == 32 => Err(Broken::Nothing("")),
         [_, _, b'Y', b'Z'] => Ok(()),
         // Padding to a multiple of four bytes is allowed.
         [0, 0, 0, 0] if size_bytes.is_multiple_of(4) => Ok(()),
@@ -263,7 +335,12 @@ fn zip(size_bytes: u64, read: &mut ReadAt<'_>) -> Result<(), Broken> {
     let mut tail = vec![0; usize::try_from(size_bytes - start).unwrap_or(0)];
     Walk { read, at: start, end: size_bytes }.peek(&mut tail, "its end is missing")?;
     let found = tail.windows(4).any(|window| window == b"PK\x05\x06");
-    if found { Ok(()) } else { Err(Broken::CutOff("the directory at its end is missing")) }
+    if !found {
+        return Err(Broken::CutOff("the directory at its end is missing"));
+    }
+    // One that begins with the end of its directory has no entry.
+    let first: [u8; 4] = Walk { read, at: 0, end: size_bytes }.take("its first bytes are missing")?;
+    if first == *b"PK\x05\x06" { Err(Broken::Nothing("")) } else { Ok(()) }
 }
 
 fn step(steps: &mut u32) -> Result<(), Broken> {
@@ -344,6 +421,44 @@ mod tests {
         assert!(matches!(look(&zip), Some(Err(Broken::CutOff(_)))));
         zip.extend(b"PK\x05\x06");
         assert_eq!(look(&zip), Some(Ok(())));
+    }
+
+    /// As `gzip` writes them: of nothing, with a name, of a tar without a member, as `bgzip` ends its files.
+    const GZIPS_OF_NOTHING: [&[u8]; 4] = [
+        b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0",
+        b"\x1f\x8b\x08\x08\0\0\0\0\0\x03d.sql\0\x03\0\0\0\0\0\0\0\0\0",
+        b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xed\xc1\x01\x0d\0\0\0\xc2\xa0\xf7Om\x0e7\xa0\0\0\0\0\0\0\0\0\0\x807\x03\x9a\xde\x1d\x27\0\x28\0\0",
+        b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0\x1b\0\x03\0\0\0\0\0\0\0\0\0",
+    ];
+
+    #[test]
+    fn archives_of_nothing() {
+        let xz = b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4F\0\0\0\0\x1c\xdfD!\x1f\xb6\xf3}\x01\0\0\0\0\x04YZ".as_slice();
+        let zip = [b"PK\x05\x06".as_slice(), &[0; 18]].concat();
+        let commented = [b"PK\x05\x06".as_slice(), &[0; 16], b"\x02\0hi"].concat();
+        let zstd = b"\x28\xb5\x2f\xfd\x24\0\x01\0\0\x99\xe9\xd8Q".as_slice();
+        let rest: [&[u8]; 6] =
+            [xz, &zip, &commented, zstd, b"BZh9\x17rE8P\x90\0\0\0\0", b"\x50\x2a\x4d\x18\x01\0\0\0h"];
+        for bytes in GZIPS_OF_NOTHING.into_iter().chain(rest) {
+            let told = look(bytes).map(|looked| looked.map_err(|broken| broken.to_string()));
+            assert!(matches!(&told, Some(Err(told)) if told.contains("it holds nothing")), "{told:?} of {bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn short_archives_of_something() {
+        let hi = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xcb\xc8\x04\0\xac*\x93\xd8\x02\0\0\0".as_slice();
+        let zstd = b"\x28\xb5\x2f\xfd\x04X\x11\0\0hi\xfa8&\xea".as_slice();
+        assert_eq!(look(hi), Some(Ok(())));
+        assert_eq!(look(zstd), Some(Ok(())));
+        // A last member of nothing ends what `bgzip` makes, and may follow in any gzip.
+        for nothing in GZIPS_OF_NOTHING {
+            assert_eq!(look(&[hi, nothing].concat()), Some(Ok(())));
+        }
+        // A long name, and one that does not end.
+        let named = [&hi[..3], &[8], &hi[4..10], &[b'a'; 255], b"\0", &hi[10..]].concat();
+        assert_eq!(look(&named), Some(Ok(())));
+        assert!(matches!(look(&named[..200]), Some(Err(Broken::CutOff(_)))));
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct Content {
     pub kind: String,
     /// What is wrong with it.
     pub damage: Option<String>,
+    /// It is an archive in which nothing was packed.
+    pub holds_nothing: bool,
     /// What was checked.
     pub checked: String,
     /// What was not, and why.
@@ -190,6 +192,8 @@ pub struct Listing {
     pub beyond: u64,
     /// Files that fit and say by their name that they are unfinished.
     pub unfinished: u64,
+    /// The outermost folder of the pattern that is not there.
+    pub missing_folder: Option<String>,
     /// The source, where one is configured.
     pub source: Option<Source>,
 }
@@ -328,7 +332,7 @@ impl BackupJudge {
             }
             // A first copy that is being written ends nothing that is open, and opens nothing.
             if !written {
-                judgement.problems.push(told::missing(rules, self.last_gone()));
+                judgement.problems.push(told::missing(rules, self.last_gone(), listing.missing_folder.as_deref()));
                 // What was open stays open: copies that are gone are not copies that are well.
                 let unknown = Unknown::new("there is no copy to look into", None);
                 judgement.unknown = Some(unknown).filter(|_| !one_shot);
@@ -554,6 +558,10 @@ fn loss(rules: &Rules, good: &Known, file: &CopyFile, content: &Content) -> Opti
     let (size, size_before) = (file.size_bytes, good.file.size_bytes);
     if size == 0 {
         return (size_before > 0).then(|| found("is empty (0 bytes)".to_owned(), Grade::Confirmed, true));
+    }
+    if content.holds_nothing {
+        let what = format!("holds nothing ({} of {})", content.kind, human_bytes(size));
+        return Some(found(what, Grade::Confirmed, true));
     }
     if content.damage.is_some() {
         return None;

@@ -77,8 +77,13 @@ impl World {
     }
 
     fn run(&mut self, day: u64, files: &[CopyFile]) -> Judgement {
-        let listing =
-            Listing { files: Ok(files.to_vec()), beyond: 0, unfinished: 0, source: Some(self.source.clone()) };
+        let listing = Listing {
+            files: Ok(files.to_vec()),
+            beyond: 0,
+            unfinished: 0,
+            missing_folder: None,
+            source: Some(self.source.clone()),
+        };
         self.judge.note(listing, now(day));
         for (file, _) in self.judge.wants() {
             let content = self.contents.get(&(file.inode, file.size_bytes)).cloned().unwrap_or_else(|| database(1000));
@@ -373,7 +378,7 @@ fn a_source_that_shrank_is_named_as_the_cause() {
 fn a_folder_that_cannot_be_read_is_unknown() {
     let mut judge = BackupJudge::default();
     let files = Err(("/backup cannot be read".to_owned(), Some("let the agent in")));
-    judge.note(Listing { files, beyond: 0, unfinished: 0, source: None }, now(1));
+    judge.note(Listing { files, beyond: 0, unfinished: 0, missing_folder: None, source: None }, now(1));
     let told = judge.judge(&rules("/backup/*"), now(1), true);
     assert!(told.problems.is_empty() && told.unknown.is_some());
 }

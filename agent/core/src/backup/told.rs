@@ -26,12 +26,16 @@ fn quoted(path: &str) -> String {
     crate::shell::quoted(&shown(path))
 }
 
-pub(super) fn missing(rules: &Rules, last: Option<&Known>) -> Problem {
+pub(super) fn missing(rules: &Rules, last: Option<&Known>, missing_folder: Option<&str>) -> Problem {
     let pattern = shown(&rules.pattern);
+    let folder = missing_folder.map(shown);
+    let absent = folder.as_ref().map(|folder| format!(": there is no folder {folder} (not mounted, or misspelt?)"));
     let before = last.map(|known| {
-        format!(": the last good copy was {} ({})", shown(&known.file.path), human_bytes(known.file.size_bytes))
+        let (path, size) = (shown(&known.file.path), human_bytes(known.file.size_bytes));
+        format!("{} the last good copy was {path} ({size})", if folder.is_some() { ";" } else { ":" })
     });
-    let summary = format!("there is no backup that fits {pattern}{}", before.unwrap_or_default());
+    let (absent, before) = (absent.unwrap_or_default(), before.unwrap_or_default());
+    let summary = format!("there is no backup that fits {pattern}{absent}{before}");
     let mut evidence = Evidence::new().text("pattern", pattern);
     if let Some(source) = &rules.source {
         evidence = evidence.text("source_path", source);
@@ -39,11 +43,17 @@ pub(super) fn missing(rules: &Rules, last: Option<&Known>) -> Problem {
     if let Some(known) = last {
         evidence = evidence.text("last_good", shown(&known.file.path)).bytes("last_good_bytes", known.file.size_bytes);
     }
-    Problem::new(Reason::BackupMissing, summary).evidence(evidence).next_steps([
-        "did the backup job ever run? systemctl list-timers --all; crontab -l; ls /etc/cron.d".to_owned(),
-        "is the target mounted? findmnt; df -h".to_owned(),
-        "make one by hand now, and look at what the job writes and where".to_owned(),
-    ])
+    let mounted = match &folder {
+        Some(folder) => {
+            evidence = evidence.text("missing_folder", folder);
+            format!("is the target of {folder} mounted, is its name in the agent's config right? findmnt; df -h")
+        }
+        None => "is the target mounted? findmnt; df -h".to_owned(),
+    };
+    let ran = "did the backup job ever run? systemctl list-timers --all; crontab -l; ls /etc/cron.d".to_owned();
+    let (first, second) = if folder.is_some() { (mounted, ran) } else { (ran, mounted) };
+    let by_hand = "make one by hand now, and look at what the job writes and where".to_owned();
+    Problem::new(Reason::BackupMissing, summary).evidence(evidence).next_steps([first, second, by_hand])
 }
 
 pub(super) fn stale(rules: &Rules, newest: &Known, age: Duration, max_age: Duration, written: bool) -> Problem {

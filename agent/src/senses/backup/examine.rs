@@ -168,7 +168,10 @@ fn packed(path: &Path, file: &CopyFile, deep: bool) -> Option<Content> {
         Ok(()) => content,
         // One with more parts than are followed was read, as far as it ever is.
         Err(Broken::Unread(why)) => Content { not_checked: Some(format!("all of it: {why}")), unread, ..content },
-        Err(broken) => Content { damage: Some(broken.to_string()), ..content },
+        Err(broken) => {
+            let holds_nothing = matches!(broken, Broken::Nothing(_));
+            Content { damage: Some(broken.to_string()), holds_nothing, ..content }
+        }
     })
 }
 

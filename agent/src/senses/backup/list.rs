@@ -52,6 +52,7 @@ pub(super) fn list(root: &HostRoot, pattern: &Pattern, source: Option<&Path>) ->
         files,
         beyond: beyond as u64,
         unfinished: found.unfinished,
+        missing_folder: missing_folder(root, Path::new(pattern.folder())),
         source: source.map(|path| look_at(root, path)),
     }
 }
@@ -89,6 +90,15 @@ fn walk(
         }
     }
     Ok(())
+}
+
+/// The outermost folder on the way to `folder` that is not there: what is not mounted, or misspelt.
+fn missing_folder(root: &HostRoot, folder: &Path) -> Option<String> {
+    let missing = |folder: &&Path| match std::fs::metadata(root.path(folder)) {
+        Ok(metadata) => !metadata.is_dir(),
+        Err(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+    };
+    folder.ancestors().take_while(missing).last().map(|folder| folder.display().to_string())
 }
 
 /// A link to a copy, hard or symbolic, is no second copy.
