@@ -139,7 +139,7 @@ pub(crate) enum Freeze {
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
         labels: Vec<(String, String)>,
         /// How long, such as 2h [default: until it is lifted]
-        #[arg(long, value_name = "LENGTH", value_parser = parse_duration)]
+        #[arg(long, value_name = "LENGTH", value_parser = parse_duration, visible_alias = "for")]
         ttl: Option<Duration>,
     },
     /// Lift one

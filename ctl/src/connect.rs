@@ -7,6 +7,7 @@ use crate::commands::note;
 use crate::error::CtlError;
 use crate::settings::Settings;
 use hyper_util::rt::TokioIo;
+use muster_common::limits::{NAME_BYTES_MAX, clip};
 use muster_common::tls::{Credentials, client_config};
 use rustls::pki_types::ServerName;
 use std::io::{Error, ErrorKind};
@@ -52,7 +53,10 @@ impl Interceptor for Said {
 pub(crate) async fn connect(settings: &Settings) -> Result<Channel, CtlError> {
     match settings {
         Settings::Socket { path, said } => {
-            let word = said.as_ref().map(|said| said.parse().map_err(|_| not_a_name(said)));
+            let word = said.as_ref().map(|said| match is_name(said) {
+                true => said.parse().map_err(|_| not_a_name(said)),
+                false => Err(not_a_name(said)),
+            });
             let channel = connect_socket(path).await?;
             Ok(InterceptedService::new(channel, Said(word.transpose()?)))
         }
@@ -63,8 +67,15 @@ pub(crate) async fn connect(settings: &Settings) -> Result<Channel, CtlError> {
     }
 }
 
+/// As the coordinator takes one.
+fn is_name(said: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-@+".contains(c);
+    !said.is_empty() && said.len() <= NAME_BYTES_MAX && said.chars().all(plain)
+}
+
 fn not_a_name(said: &str) -> CtlError {
-    CtlError::Usage(format!("--as {said:?} is no name: give letters, digits and . _ - @ +"))
+    let said = clip(said, NAME_BYTES_MAX);
+    CtlError::Usage(format!("--as {said:?} is no name: give at most {NAME_BYTES_MAX} letters, digits and . _ - @ +"))
 }
 
 async fn connect_socket(path: &Path) -> Result<tonic::transport::Channel, CtlError> {

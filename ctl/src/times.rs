@@ -19,6 +19,17 @@ pub(crate) fn past(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     Ok(at)
 }
 
+/// What is to be told of a time of day that is to come today, so that yesterday's is taken.
+pub(crate) fn of_yesterday(text: &str, now: Timestamp) -> Option<String> {
+    let text = text.trim();
+    let has_date = text.contains([' ', 'T', '-']);
+    text.trim_end_matches('Z').parse::<Time>().ok().filter(|_| !has_date)?;
+    let at = absolute(text, now, -1)?;
+    let date = |at: Timestamp| at.to_zoned(TimeZone::UTC).date();
+    (date(at) != date(now))
+        .then(|| format!("{text} of today is to come: this is about {}", at.strftime("%Y-%m-%d %H:%M:%SZ")))
+}
+
 /// A point in time that is to come: `2026-11-21T03:04:05Z`, `2026-11-21 03:04`, `03:04` (the next one), `30m` or
 /// `in 30m`.
 pub(crate) fn future(text: &str, now: Timestamp) -> Result<Timestamp, String> {
@@ -88,6 +99,13 @@ mod tests {
         check(future("13:00", now), "2026-11-21T13:00:00Z");
         check(future("03:04", now), "2026-11-22T03:04:00Z");
         check(future("in 30m", now), "2026-11-21T12:30:00Z");
+        assert_eq!(
+            of_yesterday("13:00", now).as_deref(),
+            Some("13:00 of today is to come: this is about 2026-11-20 13:00:00Z")
+        );
+        for clear in ["03:04", "2026-11-20 13:00", "20h", "soon"] {
+            assert_eq!(of_yesterday(clear, now), None, "{clear}");
+        }
         assert!(past("2026-11-22 03:04", now).unwrap_err().contains("not over yet"));
         for wrong in ["", "soon", "25:00", "2026-13-01 00:00", "99999999999d ago"] {
             assert!(past(wrong, now).is_err() && future(wrong, now).is_err(), "{wrong}");

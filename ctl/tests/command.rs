@@ -604,12 +604,18 @@ fn status_show_and_ping_are_readable() {
     let said = stdout(&bench.run(&["--as", "ann", "incidents", "ack", "INC-20261121-0001", "--note", "on it"]));
     assert_eq!(said, "INC-20261121-0001 acknowledged by ada (ann): spl is down\n");
     assert!(refused(&bench.run(&["--as", "\u{e4}\n", "status"]), 2).contains("is no name"));
+    for wrong in ["", "ann b", &"a".repeat(65)] {
+        let told = refused(&bench.run(&["--as", wrong, "status"]), 2);
+        assert!(told.contains("is no name") && told.contains("--as"), "{told}");
+    }
     refused(&musterctl(&bench.socket(), &["--as", "ann", "--endpoint", "https://a:7420", "status"]), 2);
 }
 
 #[test]
 fn freezes_are_set_lifted_and_listed() {
     let bench = Bench::start();
+    let for_a_while = |option| stdout(&bench.run(&["freeze", "on", "--reason", "x", option, "2h"]));
+    assert_eq!(for_a_while("--for"), for_a_while("--ttl"), "as of a silence");
     let on = ["freeze", "on", "--reason", "upgrade"];
     assert_eq!(stdout(&bench.run(&on)), "FRZ-7: no new work is to be dispatched on the whole fleet\n");
     let some = ["--agent", "web-1", "--label", "zone=a", "--ttl", "2h"];

@@ -1,5 +1,6 @@
 //! `why` and `why-not`.
 
+use super::note_doubt;
 use crate::connect::Channel;
 use crate::error::CtlError;
 use crate::json;
@@ -20,7 +21,9 @@ pub(super) async fn why_not(
     at: Option<String>,
     service: Option<String>,
 ) -> Result<(), CtlError> {
-    let at = at.as_deref().map(|text| times::past(text, jiff::Timestamp::now())).transpose();
+    let now = jiff::Timestamp::now();
+    at.as_deref().and_then(|text| times::of_yesterday(text, now)).iter().for_each(|text| note_doubt(text));
+    let at = at.as_deref().map(|text| times::past(text, now)).transpose();
     let at = at.map_err(CtlError::Usage)?.map(times::to_wire);
     ask(channel, out, About::WhyNot(WhyNot { agent, at, service: service.unwrap_or_default() })).await
 }
