@@ -100,8 +100,9 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 fn read(path: &Path) -> Result<Config, Failure> {
-    let text = muster_common::config::read_file(path)
-        .with_context(|| format!("cannot read {}: name the config with --config", path.display()))?;
+    let hint = if path == Path::new(DEFAULT_PATH) { ": name the config with --config" } else { "" };
+    let text =
+        muster_common::config::read_file(path).with_context(|| format!("cannot read {}{hint}", path.display()))?;
     parse(&path.display().to_string(), &text).map_err(|errors| Failure::Config(Box::new(errors)))
 }
 
@@ -254,4 +255,22 @@ fn start_log() {
     // The journal adds the time itself. A second call in one process changes nothing.
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     drop(if journal { log.without_time().try_init() } else { log.try_init() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_named_the_config_is_not_asked_to_name_it() {
+        let told = |path: &str| match read(Path::new(path)) {
+            Err(Failure::Other(error)) => format!("{error:#}"),
+            _ => panic!("{path} was read"),
+        };
+        let named = told("/nonexistent/c.toml");
+        assert!(named.starts_with("cannot read /nonexistent/c.toml: ") && !named.contains("--config"), "{named}");
+        if !Path::new(DEFAULT_PATH).exists() {
+            assert!(told(DEFAULT_PATH).contains("name the config with --config"));
+        }
+    }
 }
