@@ -1,6 +1,6 @@
 //! `logs` of a service and `[[log_rule]]`: which lines are worth telling, and the rules that are shipped.
 
-use super::walk::{INTERVALS, absolute, table_or_string, unit_name};
+use super::walk::{INTERVALS, absolute_pattern, table_or_string, unit_name};
 use muster_agent_core::log::{Rule, check_examples, check_pattern, group_names, may_come_from_a_log, placeholders};
 use muster_common::config::{Reader, Value, did_you_mean, nearest};
 use muster_common::ids::ServiceName;
@@ -217,7 +217,7 @@ fn source(text: &str) -> Result<LogSource, String> {
     if let Some(unit) = text.strip_prefix(JOURNAL_PREFIX) {
         return Ok(LogSource::Journal(unit_name(unit)?));
     }
-    let path = absolute(text)?;
+    let path = absolute_pattern(text)?;
     let folder = path.parent().map(|folder| folder.to_string_lossy().into_owned()).unwrap_or_default();
     if path.file_name().is_none() || text.ends_with('/') {
         return Err("expected the path of a file; a folder is followed as \"/folder/*.log\"".to_owned());

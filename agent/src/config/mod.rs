@@ -440,6 +440,29 @@ sqlite = [{ path = "/a.db", interval = "2s", quick_interval = "1m", deep_interva
     }
 
     #[test]
+    fn a_pattern_where_one_path_is_meant_is_a_mistake() {
+        for key in ["pid_file", "sqlite", "locks", "keys"] {
+            for path in ["/run/x/*.db", "/run/*/x.db", "/run/x/?.db"] {
+                let quoted = format!("{path:?}");
+                check(
+                    &format!("[service.a]\nunit = \"a.service\"\n{key} = {quoted}"),
+                    &[(&quoted, "only `logs` and `backups` take patterns")],
+                );
+            }
+        }
+        for table in ["sqlite", "locks", "pid_file"] {
+            let text = format!("[service.a]\n{table} = {{ path = \"/run/*.x\" }}");
+            check(&text, &[("\"/run/*.x\"", "expected one path")]);
+        }
+        let of = "[service.a]\nbackups = { path = \"/backup/*.db\", of = \"/var/*.db\" }";
+        check(of, &[("\"/var/*.db\"", "expected one path")]);
+        // What takes them still does, and other signs are letters.
+        for line in ["logs = \"/var/log/*.log\"", "backups = \"/b/*/?.db\"", "sqlite = \"/var/a[1] {b}.db\""] {
+            assert!(Config::parse("a", &format!("[service.a]\n{line}")).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
     fn all_mistakes_come_at_once() {
         let text = "[agnt]\n[memory]\ncritical = 2\n[service.host]\nports = [\"x\", 7]\n[service.\"a b\"]\n";
         let error = Config::parse("agent.toml", text).unwrap_err();

@@ -335,7 +335,17 @@ pub(super) fn table_or_string<'a>(value: &Value<'a>) -> Option<Reader<'a>> {
     value.table()
 }
 
+/// The path of one thing.
 pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
+    // As a letter it would page for a file of that very name.
+    if text.contains(['*', '?']) {
+        return Err("expected one path, without `*` and `?`: only `logs` and `backups` take patterns".to_owned());
+    }
+    absolute_pattern(text)
+}
+
+/// A path, or a pattern of paths.
+pub(super) fn absolute_pattern(text: &str) -> Result<PathBuf, String> {
     if !text.starts_with('/') {
         return Err(format!("expected an absolute path, found {text:?}"));
     }
