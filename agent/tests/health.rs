@@ -138,6 +138,8 @@ fn a_field_of_the_body_decides() {
         (r#"{"checks": [{"state": "down"}]}"#, Some("is \"down\" where \"up\" is expected")),
         (r#"{"checks": []}"#, Some("has no /checks/0/state")),
         ("<html>ok</html>", Some("is not JSON")),
+        ("", Some("is not JSON (it is empty)")),
+        ("\u{feff}{\"checks\": [{\"state\": \"up\"}]}", None),
     ] {
         let (port, _) =
             server(move |stream| drop(stream.write_all(format!("HTTP/1.1 200 OK\r\n\r\n{body}").as_bytes())));

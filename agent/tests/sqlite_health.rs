@@ -698,7 +698,8 @@ fn what_cannot_be_answered_is_unknown_with_sqlites_own_words() {
                  SELECT count(*) FROM (SELECT hex(zeroblob(500)) || i AS t FROM n ORDER BY t DESC LIMIT 39000)";
     for (sql, why) in [
         ("SELECT count(*) FROM absent", "no such table: absent"),
-        ("SELECT 'many'", "not a number"),
+        ("SELECT 'many'", " gave no number: its first column is not a number"),
+        ("SELECT NULL", " gave no number: its first column is NULL"),
         ("DELETE FROM jobs RETURNING id", "not authorized"),
         ("PRAGMA wal_checkpoint", "not authorized"),
         (endless, "it took longer than 50 ms"),

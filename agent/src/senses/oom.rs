@@ -319,12 +319,12 @@ pub(super) fn group_unnamed(unnamed: &[Unnamed]) -> Vec<Problem> {
     groups.into_iter().map(|(kill, kills)| unnamed_kills(kill, kills)).collect()
 }
 
-/// The log's time of a record, with the time for which the host has slept.
 /// The count in a piece of `/proc/vmstat`, once the piece holds the whole line.
 fn oom_kills(vmstat: &str) -> Option<u64> {
     vmstat.split_inclusive('\n').find_map(|line| line.strip_prefix("oom_kill ")?.strip_suffix('\n')?.parse().ok())
 }
 
+/// The log's time of a record, with the time for which the host has slept.
 const fn stamp_ms(usec: u64, suspended_ms: u64) -> u64 {
     (usec / 1000).saturating_add(suspended_ms)
 }

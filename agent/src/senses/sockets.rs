@@ -58,7 +58,7 @@ struct State {
 /// Who answers about sockets.
 #[derive(Debug, Default)]
 struct Kernel {
-    /// Remembered while it answers: what a dump that broke off left in it would be taken for the next answer.
+    /// Kept while it answers: what a dump that broke off left in it would be taken for the next answer.
     socket: Option<Socket>,
     /// Room for an answer.
     buffer: Vec<u8>,

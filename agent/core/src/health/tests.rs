@@ -57,7 +57,8 @@ fn two_failures_in_a_row_and_one_good_answer() {
     let problem = &told.problems[0];
     assert_eq!(
         problem.summary,
-        "http://127.0.0.1:9100/health says that it is not well: status 503 after 20 ms (2 times in a row, for 10 s)"
+        "http://127.0.0.1:9100/health says that it is not well: status 503 (answered within 20 ms) (2 times in a row, for 10 \
+         s)"
     );
     let body = problem.evidence.get("body").unwrap().to_string();
     assert!(!body.contains("abcdefgh") && !body.contains('\u{1b}'), "{body}");

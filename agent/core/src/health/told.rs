@@ -23,8 +23,8 @@ pub(super) fn failed(rules: &Rules, reading: &Reading, fault: &Fault, failures: 
     };
     let summary = match &reading.outcome {
         Outcome::Answer(answer) => {
-            let after = human_duration(answer.latency);
-            format!("{url} says that it is not well: {} after {after}{lasting}", fault.why)
+            let took = human_duration(answer.latency);
+            format!("{url} says that it is not well: {} (answered within {took}){lasting}", fault.why)
         }
         Outcome::Failed { timed_out: true, took, .. } => {
             format!("{url} does not answer: {} within {}{lasting}", fault.why, human_duration(*took))

@@ -132,6 +132,11 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, HttpError> {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(HttpError::HeadTooLong),
+        // The phrase behind the status is for people, in whatever letters: the status counts.
+        Err(httparse::Error::Status) => match plain_status_line(bytes) {
+            Some(plain) => return parse(&plain),
+            None => return Err(HttpError::NotHttp(httparse::Error::Status.to_string())),
+        },
         Err(error) => return Err(HttpError::NotHttp(error.to_string())),
     };
     let find = |name: &str| {
@@ -147,6 +152,17 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, HttpError> {
     };
     let Some(status) = response.code else { return Err(HttpError::NotHttp("no status".to_owned())) };
     Ok(Some(Head { status, location: find("location"), length: body, bytes: length }))
+}
+
+/// The head with the letters of its status line that are none of HTTP's replaced, byte by byte; `None` where there are none.
+fn plain_status_line(bytes: &[u8]) -> Option<Vec<u8>> {
+    let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let odd = |byte: &u8| !byte.is_ascii() || (byte.is_ascii_control() && !matches!(byte, b'\r' | b'\n' | b'\t'));
+    let mut plain = bytes.to_vec();
+    let line = plain.get_mut(..end)?;
+    line.iter().any(odd).then_some(())?;
+    line.iter_mut().filter(|byte| odd(byte)).for_each(|byte| *byte = b'?');
+    Some(plain)
 }
 
 async fn more<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut Vec<u8>) -> Result<usize, HttpError> {
@@ -256,6 +272,7 @@ mod tests {
         for (answer, status, body) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello, more", 200, "hello"),
             ("HTTP/1.0 503 no\r\n\r\nhello", 503, "hello"),
+            ("HTTP/1.1 503 \u{fc}berlastet\u{1b}[2J\r\n\r\nhello", 503, "hello"),
             (chunks, 200, "hello"),
             ("HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 204 None\r\n\r\n", 204, ""),
         ] {

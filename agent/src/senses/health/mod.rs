@@ -35,6 +35,10 @@ use tokio::sync::Semaphore;
 const ONE_SHOT_WAIT: Duration = Duration::from_millis(900);
 /// Addresses of one name that are tried, one after the other.
 const ADDRESSES_MAX: usize = 4;
+/// How a body begins that is compressed.
+const GZIP: &[u8] = &[0x1f, 0x8b];
+/// What some programs write before a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Threads of the net thread's pool that health endpoints may have at once: one stays for the uplink.
 static TURNS: Semaphore = Semaphore::const_new(2);
 /// Beyond its interval and time-out a request ends by itself long before this.
@@ -493,8 +497,13 @@ fn find(pointer: &str, response: &Response) -> FieldFound {
     if response.cut {
         return FieldFound::TooLong;
     }
-    let body: serde_json::Value = match serde_json::from_slice(&response.body) {
+    let text = response.body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&response.body);
+    let body: serde_json::Value = match serde_json::from_slice(text) {
         Ok(body) => body,
+        Err(_) if response.body.is_empty() => return FieldFound::NotJson("it is empty".to_owned()),
+        Err(_) if response.body.starts_with(GZIP) => {
+            return FieldFound::NotJson("it is compressed with gzip, which nobody asked for".to_owned());
+        }
         Err(error) => return FieldFound::NotJson(error.to_string()),
     };
     match body.pointer(pointer) {

@@ -93,49 +93,74 @@ mod tests {
     use muster_agent_core::clock::Now;
     use muster_common::ids::ServiceName;
     use muster_common::time::Timestamp;
+    use std::io::{BufRead, BufReader};
     use std::sync::Arc;
 
     const PATH_KEY: &str = "MUSTER_TEST_DELETED_DATABASE";
+    const TO_KEY: &str = "MUSTER_TEST_RENAMED_DATABASE";
     const NAME: &str = "senses::sqlite::gone::tests::a_database_deleted_under_its_writer_is_saved_with_its_log";
 
-    fn told(path: &Path) -> (String, Vec<String>) {
+    fn run(path: &Path) -> Judgement {
         let mut probe = SqliteProbe::new(ServiceName::host(), path.to_owned(), SqliteOptions::default());
         let now = Now { boottime_ms: 1_000, wall: Timestamp::UNIX_EPOCH };
         let context = Context { now, services: Arc::default(), one_shot: true };
-        let mut judgement = crate::probe::Probe::run(&mut probe, &context);
-        let problem = judgement.problems.remove(0);
+        crate::probe::Probe::run(&mut probe, &context)
+    }
+
+    fn told(path: &Path) -> (String, Vec<String>) {
+        let problem = run(path).problems.remove(0);
         assert_eq!(problem.reason, Reason::SqliteMissing);
         (problem.summary, problem.next_steps)
     }
 
+    /// A child that opens the database at `path`, and then deletes it or gives it the name `to`.
+    struct Writer {
+        child: std::process::Child,
+        _lines: Box<dyn Iterator<Item = String>>,
+    }
+
+    impl Writer {
+        fn start(path: &Path, to: Option<&Path>) -> Self {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", NAME, "--nocapture"]).env(PATH_KEY, path);
+            if let Some(to) = to {
+                command.env(TO_KEY, to);
+            }
+            let piped = std::process::Stdio::piped;
+            let mut child = command.stdin(piped()).stdout(piped()).spawn().unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+            assert!(lines.any(|line| line == "gone"));
+            Self { child, _lines: Box::new(lines) }
+        }
+
+        /// Ends it; its pid.
+        fn end(mut self) -> u32 {
+            drop(self.child.stdin.take());
+            self.child.wait().unwrap();
+            self.child.id()
+        }
+    }
+
     #[test]
     fn a_database_deleted_under_its_writer_is_saved_with_its_log() {
-        use std::io::{BufRead, BufReader};
         if let Some(path) = std::env::var_os(PATH_KEY).map(PathBuf::from) {
             let writer = rusqlite::Connection::open(&path).unwrap();
             writer
                 .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE jobs(id); INSERT INTO jobs VALUES (1)")
                 .unwrap();
-            std::fs::remove_file(&path).unwrap();
-            println!("\ndeleted");
+            match std::env::var_os(TO_KEY) {
+                Some(to) => std::fs::rename(&path, to).unwrap(),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
+            println!("\ngone");
             std::io::stdin().read_line(&mut String::new()).unwrap();
             return;
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("hub.db");
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", NAME, "--nocapture"])
-            .env(PATH_KEY, &path)
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        assert!(lines.any(|line| line == "deleted"));
+        let writer = Writer::start(&path, None);
         let (summary, steps) = told(&path);
-        let pid = child.id();
-        drop(child.stdin.take());
-        child.wait().unwrap();
+        let pid = writer.end();
         assert!(summary.contains("does not exist; its -wal (") && summary.contains(" and -shm (32"), "{summary}");
         assert!(summary.contains(&format!("(pid {pid}) still has it open")), "{summary}");
         let shown = path.display();
@@ -143,12 +168,23 @@ mod tests {
             steps[0],
             format!("keep pid {pid} running: its end may delete the -wal, which holds the newest rows")
         );
-        assert_eq!(
-            steps[1],
-            format!("copy what is left, all of it, before that: cp -a {shown}-wal {shown}-shm SAFE_PLACE/")
-        );
+        let copy = format!("copy what is left, all of it, before that: cp -a {shown}-wal {shown}-shm SAFE_PLACE/");
+        assert_eq!(steps[1], copy);
         assert!(steps[2].contains(&format!("cp /proc/{pid}/fd/")), "{steps:?}");
         assert!(steps[2].ends_with(" SAFE_PLACE/hub.db"), "{steps:?}");
+    }
+
+    #[test]
+    fn a_database_renamed_under_its_writer_says_where_its_log_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        let (old, new) = (folder.join("old.db"), folder.join("new.db"));
+        let writer = Writer::start(&old, Some(&new));
+        let (moved, left) = (run(&new).unknown.unwrap(), told(&old).0);
+        let pid = writer.end();
+        assert_eq!(moved.why, format!("the database is just being opened or closed by pid {pid}"));
+        assert!(moved.way_out.unwrap().contains(&format!("ls -l /proc/{pid}/fd")), "the -wal has the old name");
+        assert!(left.contains(&format!("(pid {pid}) still has it open")), "{left}");
     }
 
     #[test]

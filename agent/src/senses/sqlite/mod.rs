@@ -226,7 +226,10 @@ impl SqliteProbe {
                 let (why, way_out) = report::exclusive(&look);
                 self.stale_trouble(&now, &why, Some(&way_out))
             }
-            State::Changing => self.stale_trouble(&now, "the database is just being opened or closed", None),
+            State::Changing => {
+                let (why, way_out) = report::changing(&look);
+                self.stale_trouble(&now, &why, Some(&way_out))
+            }
             _ if !ground.allows(&path) => Some(Unknown::new(
                 "SQLite could write here and the kernel would not hold it back, so it was not opened",
                 Some(NO_LANDLOCK),

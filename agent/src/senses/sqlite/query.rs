@@ -31,6 +31,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// How an answer that is none is told, in the agent's own words.
+const NO_NUMBER: &str = "its first column";
 /// Longest statement.
 pub const SQL_BYTES_MAX: usize = 8 << 10;
 /// Longest text or blob that it may make or meet: it runs beside an agent of a few megabytes.
@@ -99,7 +101,9 @@ impl QueryProbe {
         match self.ask(context, ground) {
             Ok(answer) => self.judge(&answer, context),
             Err((why, way_out)) => {
-                Judgement::unknown(format!("{} could not be asked: {why}", self.options.name), way_out.as_deref())
+                let name = &self.options.name;
+                let what = if why.starts_with(NO_NUMBER) { "gave no number" } else { "could not be asked" };
+                Judgement::unknown(format!("{name} {what}: {why}"), way_out.as_deref())
             }
         }
     }
@@ -148,6 +152,7 @@ impl QueryProbe {
             }
             // The database could be opened, or it would have been said before: what is missing is a temporary file.
             CopyError::Trouble(Trouble::WouldWrite(message)) => format!("it needs a temporary file ({message})"),
+            CopyError::Trouble(Trouble::Cannot(message)) if message.starts_with(NO_NUMBER) => message.clone(),
             // It repeats the statement, and that names values.
             CopyError::Trouble(Trouble::Cannot(message)) => format!("SQLite says: {}", redact(message)),
             other => other.to_string(),
@@ -303,10 +308,14 @@ fn first_row(connection: &Connection, sql: &str) -> Result<Answer, Trouble> {
     let value = match row.get_ref(0).map_err(|error| trouble(&error))? {
         ValueRef::Integer(value) => Some(Number::Integer(value)),
         ValueRef::Real(value) => Number::real(value),
-        ValueRef::Null => return Err(cannot("its first column is NULL; coalesce(…, 0) says what that means")),
+        ValueRef::Null => {
+            return Err(cannot(&format!(
+                "{NO_NUMBER} is NULL; coalesce(…, 0) in the statement would say what that means"
+            )));
+        }
         _ => None,
     };
-    Ok(Answer { value: value.ok_or_else(|| cannot("its first column is not a number"))?, details })
+    Ok(Answer { value: value.ok_or_else(|| cannot(&format!("{NO_NUMBER} is not a number")))?, details })
 }
 
 fn told(value: ValueRef<'_>) -> String {

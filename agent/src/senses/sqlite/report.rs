@@ -281,6 +281,19 @@ pub(super) fn exclusive(look: &Look) -> (String, String) {
     (format!("the database is locked exclusively{by}"), way_out)
 }
 
+/// Somebody has it open, and the log that belongs to it is not there: for a moment, or because it was moved.
+pub(super) fn changing(look: &Look) -> (String, String) {
+    let locks = &look.snapshot.locks;
+    let holder = locks.strongest().and_then(|(_, pid)| pid).or(locks.shared.flatten());
+    let by = holder.map(|pid| format!(" by pid {pid}")).unwrap_or_default();
+    let pid = holder.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
+    let way_out = format!(
+        "if it stays so it was renamed under its writer, whose -wal has the old name still: ls -l /proc/{pid}/fd; keep that \
+         process running, and copy that -wal and -shm with this file"
+    );
+    (format!("the database is just being opened or closed{by}"), way_out)
+}
+
 /// What `ok` and the clears rest on.
 pub(super) fn seen(look: &Look) -> Evidence {
     let snapshot = &look.snapshot;
