@@ -80,6 +80,9 @@ pub struct Watched {
     /// Ends that were told one by one in the loop that is open now, see [`loops`].
     #[serde(default)]
     loop_ends_told: u32,
+    /// The same of restarts.
+    #[serde(default)]
+    loop_restarts_told: u32,
 }
 
 /// A condition seen at least once and not yet cleared.
@@ -93,6 +96,9 @@ struct Condition {
     /// `CLOCK_BOOTTIME` of the first sighting.
     #[serde(default)]
     sick_since_ms: u64,
+    /// `CLOCK_BOOTTIME` of the last life of a loop that it was told of while it stayed open.
+    #[serde(default)]
+    life_told_ms: u64,
     healthy_runs: u32,
     update_tokens: u32,
     runs_since_told: u32,
@@ -183,8 +189,10 @@ impl Ledger {
         for watched in self.watched.values_mut() {
             watched.unknown_since_boottime_ms = watched.unknown_since_boottime_ms.map(|_| 0);
             watched.rates.values_mut().for_each(|rate| rate.window_boottime_ms = 0);
-            let untold = watched.conditions.values_mut().filter(|condition| !condition.open);
-            untold.for_each(|condition| condition.sick_since_ms = 0);
+            for condition in watched.conditions.values_mut() {
+                condition.life_told_ms = 0;
+                condition.sick_since_ms = if condition.open { condition.sick_since_ms } else { 0 };
+            }
         }
     }
 
@@ -263,9 +271,13 @@ impl Ledger {
     }
 
     fn observe_occurrences(&mut self, now: Now, subject: &SubjectKey, judgement: &Judgement) -> Vec<Change> {
+        let in_loop = self.loop_of(subject, judgement).is_some();
         let watched = self.watched.entry(subject.clone()).or_default();
         let mut passed: Vec<(Finding, u64)> = watched.rates.values_mut().filter_map(|rate| rate.roll(now)).collect();
         for occurrence in &judgement.occurrences {
+            if in_loop && watched.counts_for_loop(occurrence.reason) {
+                continue;
+            }
             let rate = watched.rates.entry(occurrence.reason).or_default();
             let observed = occurrence.observed_boottime_ms.unwrap_or(now.boottime_ms).min(now.boottime_ms);
             passed.extend(rate.pass(now, occurrence.finding(subject), observed));
@@ -285,7 +297,9 @@ impl Ledger {
         let mut open_count = self.open_count;
         let in_loop = self.loop_of(subject, judgement);
         let watched = self.watched.entry(subject.clone()).or_default();
-        watched.loop_ends_told = if in_loop.is_some() { watched.loop_ends_told } else { 0 };
+        if in_loop.is_none() {
+            (watched.loop_ends_told, watched.loop_restarts_told) = (0, 0);
+        }
         let suppressed_before = watched.suppressed();
         watched.verdict = judgement.verdict();
         for problem in &judgement.problems {
@@ -294,12 +308,12 @@ impl Ledger {
                 watched.conditions.entry(problem.reason).or_insert_with(|| Condition::first_seen(finding.clone(), now));
             condition.sick_runs = condition.sick_runs.saturating_add(1);
             condition.healthy_runs = 0;
+            let is_of_loop = in_loop.is_some_and(|severity| loops::is_of_loop(&finding, severity));
             if condition.open {
-                events.extend(condition.update(finding));
+                events.extend(condition.update(finding, is_of_loop.then_some(now)));
                 continue;
             }
             condition.finding = finding;
-            let is_of_loop = in_loop.is_some_and(|severity| condition.is_of_loop(severity));
             if condition.sick_runs < sightings_to_open(problem.reason)
                 || (is_of_loop && condition.is_folded(watched.loop_ends_told, now))
             {
@@ -437,6 +451,7 @@ impl Default for Watched {
             conditions: BTreeMap::new(),
             rates: BTreeMap::new(),
             loop_ends_told: 0,
+            loop_restarts_told: 0,
         }
     }
 }
@@ -467,6 +482,7 @@ impl Condition {
             suppressed: false,
             sick_runs: 0,
             sick_since_ms: now.boottime_ms,
+            life_told_ms: 0,
             healthy_runs: 0,
             update_tokens: UPDATE_TOKENS_MAX,
             runs_since_told: 0,
@@ -480,8 +496,8 @@ impl Condition {
         FindingEvent::Opened(self.finding.clone())
     }
 
-    /// Tells what really changed: severity at once, words within the tokens, numbers rarely.
-    fn update(&mut self, seen: Finding) -> Option<FindingEvent> {
+    /// Tells what really changed: severity at once, words within the tokens, numbers rarely, the lives of a loop as well.
+    fn update(&mut self, seen: Finding, of_loop: Option<Now>) -> Option<FindingEvent> {
         self.runs_since_told = self.runs_since_told.saturating_add(1);
         if self.runs_since_told.is_multiple_of(RUNS_PER_UPDATE_TOKEN) {
             self.update_tokens = (self.update_tokens + 1).min(UPDATE_TOKENS_MAX);
@@ -490,6 +506,9 @@ impl Condition {
             return None;
         }
         let graver_or_milder = seen.severity != self.finding.severity;
+        if of_loop.filter(|_| !graver_or_milder).is_some_and(|now| !self.is_next_life_told(now)) {
+            return None;
+        }
         let other_words = seen.grade != self.finding.grade || !news::same_words(&seen, &self.finding);
         if other_words && !graver_or_milder {
             self.update_tokens = self.update_tokens.checked_sub(1)?;

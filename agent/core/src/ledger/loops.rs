@@ -2,10 +2,10 @@
 //!
 //! Must never hide an end that lasts: what nobody starts again is told by itself, in a loop as well.
 
-use super::{Condition, Ledger};
+use super::{Condition, Ledger, Watched};
 use crate::clock::Now;
 use crate::judgement::{Judgement, Problem};
-use muster_common::finding::SubjectKey;
+use muster_common::finding::{Finding, SubjectKey};
 use muster_common::reason::Reason;
 use muster_common::severity::Severity;
 use std::time::Duration;
@@ -20,9 +20,10 @@ const LASTS: Duration = Duration::from_secs(60);
 impl Ledger {
     /// How grave the open loop of the subject's service is, where the question matters.
     pub(super) fn loop_of(&self, subject: &SubjectKey, judgement: &Judgement) -> Option<Severity> {
-        let told_before = || self.watched.get(subject).is_some_and(|watched| watched.loop_ends_told > 0);
-        let ends = |problem: &Problem| is_end(problem.reason);
-        if !judgement.problems.iter().any(ends) && !told_before() {
+        let told = |watched: &Watched| watched.loop_ends_told > 0 || watched.loop_restarts_told > 0;
+        let told_before = || self.watched.get(subject).is_some_and(told);
+        let ends = |problem: &Problem| is_end(problem.reason) || problem.reason == Reason::ProcessRestarted;
+        if !judgement.problems.iter().chain(&judgement.occurrences).any(ends) && !told_before() {
             return None;
         }
         let open = self.of_service(&subject.service).flat_map(|state| state.open);
@@ -30,16 +31,39 @@ impl Ledger {
     }
 }
 
-impl Condition {
-    /// Whether it is one of the ends that a loop of `severity` is made of. What is graver speaks for itself.
-    pub(super) fn is_of_loop(&self, severity: Severity) -> bool {
-        is_end(self.finding.key.reason) && self.finding.severity <= severity
+impl Watched {
+    /// Whether a restart within a loop is told by the loop alone, after so many that were told one by one.
+    pub(super) fn counts_for_loop(&mut self, reason: Reason) -> bool {
+        if reason != Reason::ProcessRestarted {
+            return false;
+        }
+        let is_told = self.loop_restarts_told < ENDS_TOLD_MAX;
+        self.loop_restarts_told += u32::from(is_told);
+        !is_told
     }
+}
 
+impl Condition {
     /// Whether such an end is told by the loop alone, after so many that were told one by one.
     pub(super) fn is_folded(&self, ends_told: u32, now: Now) -> bool {
         ends_told >= ENDS_TOLD_MAX && now.since(self.sick_since_ms) < LASTS
     }
+}
+
+impl Condition {
+    /// Whether an end that stays open, since no life is seen well, may be told in the words of a newer life again.
+    pub(super) fn is_next_life_told(&mut self, now: Now) -> bool {
+        let is_due = now.since(self.life_told_ms) >= LASTS;
+        if is_due {
+            self.life_told_ms = now.boottime_ms;
+        }
+        is_due
+    }
+}
+
+/// Whether it is one of the ends that a loop of `severity` is made of. What is graver speaks for itself.
+pub(super) fn is_of_loop(finding: &Finding, severity: Severity) -> bool {
+    is_end(finding.key.reason) && finding.severity <= severity
 }
 
 /// What each life of a loop leaves behind until the next one is seen.
@@ -50,6 +74,7 @@ const fn is_end(reason: Reason) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use muster_common::evidence::Evidence;
     use muster_common::finding::{FindingEvent, ProbeKind};
     use muster_common::ids::ServiceName;
     use muster_common::time::Timestamp;
@@ -149,6 +174,48 @@ mod tests {
         let mut host = Host::new();
         host.in_loop(Some(Severity::Sev3));
         assert_eq!(host.rounds(20, Severity::Sev2), 40);
+    }
+
+    /// Lives too short for two looks at each: its end stays open with the words of each life, and each life is told as
+    /// a restart.
+    #[test]
+    fn lives_too_short_to_be_seen_well_are_the_loop_s_numbers_too() {
+        let mut host = Host::new();
+        host.in_loop(Some(Severity::Sev2));
+        let subject = SubjectKey::new(ServiceName::new("spl").unwrap(), ProbeKind::PidFile, "x");
+        let (mut updates, mut restarts, mut last) = (0, 0, String::new());
+        for life in 0..900_u32 {
+            host.now_ms += 4_000;
+            let process = Evidence::new().count("pid", life);
+            let down = Problem::new(Reason::ProcessDown, format!("spl (pid {life}) ended")).evidence(process);
+            let restarted = Problem::new(Reason::ProcessRestarted, format!("spl restarted as pid {life}"));
+            let judgement = Judgement::problem(down).occurred(restarted);
+            let now = Now { boottime_ms: host.now_ms, wall: Timestamp::UNIX_EPOCH };
+            for change in host.ledger.observe(now, &subject, &judgement) {
+                match change.event {
+                    FindingEvent::Updated(finding) => (updates, last) = (updates + 1, finding.summary),
+                    FindingEvent::Occurred(_) => restarts += 1,
+                    FindingEvent::Opened(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(restarts, ENDS_TOLD_MAX);
+        assert!((1..=60).contains(&updates), "{updates}");
+        // Its last words are told, though late.
+        let seen = "spl (pid 900) ended";
+        for _ in 0..100 {
+            let process = Evidence::new().count("pid", 900u32);
+            let judgement = Judgement::problem(Problem::new(Reason::ProcessDown, seen).evidence(process));
+            host.now_ms += 4_000;
+            let now = Now { boottime_ms: host.now_ms, wall: Timestamp::UNIX_EPOCH };
+            for change in host.ledger.observe(now, &subject, &judgement) {
+                if let FindingEvent::Updated(finding) = change.event {
+                    last = finding.summary;
+                }
+            }
+        }
+        assert_eq!(last, seen);
     }
 
     /// The boot-time clock starts anew: what was seen before it did not begin in the future.
