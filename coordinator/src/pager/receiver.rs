@@ -195,7 +195,7 @@ impl Receiver {
         // Secrets go first: one that is escaped or cut in its middle is not recognized any more.
         let error = match self.redact(response.text.trim()).as_str() {
             "" => format!("answered {status}"),
-            text => format!("answered {status}: {}", clip(text, ANSWER_BYTES_MAX).escape_debug()),
+            text => format!("answered {status}: {}", shown(&clip(text, ANSWER_BYTES_MAX))),
         };
         let retry = Judgement::Retry { error: error.clone(), after: response.retry_after };
         match (kind, status) {
@@ -221,6 +221,18 @@ impl Receiver {
         let long = urls.chain(secret).filter(|secret| secret.len() >= PATH_BYTES_MIN);
         long.fold(text.to_owned(), |text, secret| text.replace(secret, "…"))
     }
+}
+
+/// A stranger's text on one line, where it moves no cursor. Quotes stay as they are: many answers are JSON.
+fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' | '\'' => shown.push(c),
+            other => shown.extend(other.escape_debug()),
+        }
+    }
+    shown
 }
 
 /// Reads everything that the config names.
@@ -342,6 +354,13 @@ pub(super) mod tests {
                 "{status}"
             );
         }
+    }
+
+    #[test]
+    fn an_answer_is_shown_as_it_reads_and_moves_no_cursor() {
+        let said = webhook("ops", "http://127.0.0.1:1/").judge(&answer(400, "{\"status\": \"can't\"}\n\u{1b}[2J"));
+        let shown = r#"answered 400: {"status": "can't"}\n\u{1b}[2J"#;
+        assert_eq!(said, Judgement::Refused(shown.to_owned()));
     }
 
     #[test]
