@@ -10,9 +10,10 @@ use crate::runtime::{Batch, Handle, View};
 use crate::store::{StoreError, StoredEntry};
 use muster_common::finding::{Finding, FindingEvent, FindingKey};
 use muster_common::ids::AgentName;
-use muster_common::reason::ReasonKind;
+use muster_common::reason::{Reason, ReasonKind};
 use muster_common::severity::Severity;
 use muster_common::time::Timestamp;
+use muster_coordinator_core::State;
 use muster_coordinator_core::entry::{Entry, EntryBody, Fact};
 use muster_coordinator_core::explain;
 use muster_proto::convert::{finding_to_wire, severity, timestamp_to_wire};
@@ -27,8 +28,7 @@ const EVENTS_SCANNED_MAX: u64 = 5_000;
 /// Entries read from the store at once.
 const EVENTS_READ: u64 = 500;
 const TRACE_READ: usize = 500;
-const OF_NEWER_AGENTS: &str =
-    "what newer agents tell under names of their own is listed by unknown_condition and unknown_occurrence";
+const OF_NEWER_AGENTS: &str = "a newer agent's own name is known while what it tells is open or recent; all of these are listed by unknown_condition and unknown_occurrence";
 
 /// Serves operators.
 #[derive(Debug, Clone)]
@@ -55,20 +55,28 @@ struct Filter {
 
 impl Filter {
     fn new(agent: String, service: String, reason: String, min_severity: i32) -> Result<Self, Status> {
-        if !reason.is_empty() {
-            reason
-                .parse::<muster_common::reason::Reason>()
-                .map_err(|error| Status::invalid_argument(format!("reason: {error}; {OF_NEWER_AGENTS}")))?;
-        }
         let min_severity = if min_severity == 0 { None } else { Some(severity(min_severity)?) };
         Ok(Self { agent, service, reason, min_severity })
+    }
+
+    /// A reason that is not known here is one that a newer agent tells now, or a slip.
+    fn check(&self, state: &State) -> Result<(), Status> {
+        let Some(error) = self.reason.parse::<Reason>().err().filter(|_| !self.reason.is_empty()) else {
+            return Ok(());
+        };
+        let open = state.open_findings().map(|(_, open)| &open.finding.key);
+        let recent = state.recent_occurrences().map(|occurrence| &occurrence.finding.key);
+        if open.chain(recent).any(|key| key.told().2 == self.reason) {
+            return Ok(());
+        }
+        Err(Status::invalid_argument(format!("reason: {error} ({OF_NEWER_AGENTS})")))
     }
 
     fn matches(&self, agent: &AgentName, finding: &Finding) -> bool {
         let or_any = |wanted: &str, found: &str| wanted.is_empty() || wanted == found;
         or_any(&self.agent, agent.as_str())
             && or_any(&self.service, finding.key.subject.service.as_str())
-            && or_any(&self.reason, finding.key.reason.as_str())
+            && (or_any(&self.reason, finding.key.reason.as_str()) || self.reason == finding.key.told().2)
             && self.min_severity.is_none_or(|least| finding.severity >= least)
     }
 }
@@ -229,8 +237,11 @@ impl FindingService for FindingApi {
         let after = wanted.after().map(serde_json::from_str::<(Severity, AgentName, FindingKey, u64)>).transpose();
         let after = after.map_err(|_| bad_token())?;
         let after = after.map(|(severity, agent, key, index)| (Reverse(severity), agent, key, index));
-        let read = move |view: &View<'_>| list(view, &filter, occurrences, &wanted, after.as_ref());
-        self.handle.query(read).await.map(Response::new).map_err(|error| status_of(&error))
+        let read = move |view: &View<'_>| {
+            filter.check(view.state)?;
+            Ok(list(view, &filter, occurrences, &wanted, after.as_ref()))
+        };
+        self.handle.query(read).await.map_err(|error| status_of(&error))?.map(Response::new)
     }
 
     async fn watch_findings(
@@ -240,6 +251,9 @@ impl FindingService for FindingApi {
         allow(&request, READERS)?;
         let request = request.into_inner();
         let filter = Filter::new(request.agent, request.service, request.reason, request.min_severity)?;
+        let wanted = filter.clone();
+        let checked = self.handle.query(move |view| wanted.check(view.state)).await;
+        checked.map_err(|error| status_of(&error))??;
         let handle = self.handle.clone();
         let stream = self.watchers.watch(
             &self.handle,
