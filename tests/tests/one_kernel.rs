@@ -8,8 +8,12 @@ use std::time::Duration;
 
 /// At a second, an agent tells that a kernel killed pid 77 of a service when it was 5 s old.
 fn killed(fleet: &mut Fleet, second: u64, host: &str, service: &str) {
+    killed_pid(fleet, second, host, service, 77);
+}
+
+fn killed_pid(fleet: &mut Fleet, second: u64, host: &str, service: &str, pid: u64) {
     fleet.run(&format!("{second} end"));
-    let evidence = Evidence::new().count("pid", 77_u64).with("since_boot_ms", Value::Millis(5_000));
+    let evidence = Evidence::new().count("pid", pid).with("since_boot_ms", Value::Millis(5_000));
     let finding =
         Finding::new(key(service, "python3", Reason::OomKill), "the kernel killed python3").evidence(evidence);
     fleet.event(&agent(host), FindingEvent::Occurred(finding), Duration::ZERO);
@@ -44,6 +48,31 @@ fn a_kill_that_nobody_watches_is_the_incident_of_who_told_it_first() {
     for other in ["host/a/oom", "host/c/oom"] {
         assert!(incident.members.contains(other), "{other}: {:?}", incident.members);
     }
+}
+
+/// One host kills again and again, and each time another agent is the first to tell: the incident that is open takes it.
+#[test]
+fn a_series_of_kills_is_one_incident_whoever_is_first() {
+    let mut fleet = one_kernel();
+    for (second, host, pid) in
+        [(10, "b", 77), (11, "a", 77), (30, "b", 78), (31, "a", 78), (40, "a", 79), (41, "b", 79)]
+    {
+        killed_pid(&mut fleet, second, host, "host", pid);
+    }
+    fleet.run("400 end");
+    let log = fleet.log();
+    assert!(log.contains("41 folded host/a/oom into host/b/oom"), "{log}");
+    let keys: std::collections::BTreeSet<String> = fleet.pages().map(|(_, page)| page.dedup_key.clone()).collect();
+    assert_eq!(keys.len(), 1, "{log}");
+    // When it is over, the next one is that of who tells it first.
+    fleet.run("4000 end");
+    assert!(fleet.log().contains("resolved host/b/oom"), "{}", fleet.log());
+    killed_pid(&mut fleet, 4000, "a", "host", 80);
+    killed_pid(&mut fleet, 4001, "b", "host", 80);
+    fleet.run("4200 end");
+    let log = fleet.log();
+    assert!(log.contains("4000 opened sev3 oom_kill host/a/oom#2") && !log.contains("host/b/oom#2"), "{log}");
+    fleet.check_journal();
 }
 
 #[test]

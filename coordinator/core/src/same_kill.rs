@@ -1,8 +1,8 @@
 //! One kill of one kernel that several agents tell: containers on a kernel read the same log, and each may have an agent.
 //!
 //! It counts once and is one incident: that of the agent that watches the service which was hit, else of whoever told it
-//! first. What the others tell folds into it. Looks back a bounded number of occurrences; what is older than those counts
-//! by itself.
+//! first, or whose incident about earlier ones is open. What the others tell folds into it. Looks back a bounded number of
+//! occurrences; what is older than those counts by itself.
 
 use crate::cause;
 use crate::state::{Cause, Incident, OccurrenceRecord, State};
@@ -53,9 +53,10 @@ pub(crate) fn explained<'a>(state: &'a State, key: &str, cause: &Cause) -> Optio
 /// wrong under this cause: whoever tells it later tells nothing new.
 pub(crate) fn is_over(state: &State, key: &str, index: u64) -> bool {
     let is_open = || state.unresolved(key).is_some() || state.cause(key).is_some_and(|cause| !cause.members.is_empty());
-    let Some(best) = best(state, index).filter(|best| best.index != index && !is_open()) else { return false };
-    let resolved = state.newest_incident(&cause::of_finding(&best.agent, &best.finding.key)).map(|told| told.resolved);
-    resolved.flatten().is_some_and(|resolved| resolved >= best.received)
+    let Some(first) = first(state, index).filter(|first| first.index != index && !is_open()) else { return false };
+    let resolved =
+        state.newest_incident(&cause::of_finding(&first.agent, &first.finding.key)).map(|told| told.resolved);
+    resolved.flatten().is_some_and(|resolved| resolved >= first.received)
 }
 
 /// The causes of all who tell the kills of this one: when its incident opens, or another telling comes, they are looked
@@ -94,8 +95,20 @@ fn tellers(state: &State, wanted: Kill) -> impl Iterator<Item = &OccurrenceRecor
     same.into_iter().rev()
 }
 
-/// Who tells the kill of an entry best.
+/// Who tells the kill of an entry best. Of several that do not watch what was hit, the one whose incident is open the
+/// longest: what kills again and again is one matter, whoever is the first to tell each time.
 fn best(state: &State, index: u64) -> Option<&OccurrenceRecord> {
+    let kill = told_at(state, index)?;
+    tellers(state, kill).min_by_key(|seen| {
+        let is_host = seen.finding.key.subject.service.is_host();
+        let known = state.unresolved(&cause::of_finding(&seen.agent, &seen.finding.key)).filter(|_| is_host);
+        let opened = known.map(|incident| incident.opened);
+        (is_host, is_host && opened.is_none(), opened, seen.index)
+    })
+}
+
+/// Who told the kill of an entry best, whatever is open now.
+fn first(state: &State, index: u64) -> Option<&OccurrenceRecord> {
     let kill = told_at(state, index)?;
     tellers(state, kill).min_by_key(|seen| (seen.finding.key.subject.service.is_host(), seen.index))
 }
