@@ -4,6 +4,7 @@ use muster_common::evidence::Evidence;
 use muster_common::finding::{Finding, FindingEvent};
 use muster_common::reason::Reason;
 use muster_coordinator_core::policy::Policy;
+use muster_coordinator_core::state::IncidentStatus;
 use muster_tests::scenario::{Fleet, START_UNIX_MS, agent, key, policy};
 use std::time::Duration;
 
@@ -161,6 +162,38 @@ fn where_it_must_not_run_it_is_not_missed_while_it_runs_elsewhere() {
     // The one that took over falls silent: nobody knows that it runs anywhere.
     fleet.run("20000 silent b nothing\n20100 end");
     assert!(fleet.log().contains("20000 opened sev2 process_down host/a/service/spl#2"), "{}", fleet.log());
+    fleet.check_journal();
+}
+
+/// Both hosts lose their power: that it does not run where it must not is nothing new, and the silence is told by itself.
+/// When the passive one alone is back, it is missed.
+#[test]
+fn hosts_that_fall_silent_together_do_not_miss_it() {
+    let is_missed = |fleet: &Fleet| {
+        let incident = fleet.machine.state().unresolved("host/b/service/spl");
+        incident.is_some_and(|incident| incident.status != IncidentStatus::Recovering)
+    };
+    for order in ["100 silent a nothing\n101 silent b nothing", "100 silent b nothing\n101 silent a nothing"] {
+        let mut fleet = Fleet::new(policy());
+        fleet.run("0 connect a b");
+        tells(&mut fleet, 10, "a", "running");
+        fleet.run("20 open b spl /run/spl.pid pid_file_missing");
+        fleet.run(&format!("{order}\n3000 end"));
+        let log = fleet.log();
+        assert!(!log.contains("page trigger sev3 pid_file_missing"), "{log}");
+        assert!(!is_missed(&fleet), "{log}");
+        fleet.run("3000 connect b\n3100 end");
+        assert!(is_missed(&fleet), "{}", fleet.log());
+        fleet.check_journal();
+    }
+    // The passive one falls silent much later: it was missed there, and is.
+    let mut fleet = Fleet::new(policy());
+    fleet.run("0 connect a b");
+    tells(&mut fleet, 10, "a", "running");
+    fleet.run("20 open b spl /run/spl.pid pid_file_missing\n100 silent a nothing\n300 silent b nothing\n9000 end");
+    assert!(is_missed(&fleet), "{}", fleet.log());
+    let incident = fleet.machine.state().unresolved("host/b/service/spl").unwrap();
+    assert!(incident.why.contains("a, where it ran last, is silent"), "{}", incident.why);
     fleet.check_journal();
 }
 

@@ -156,6 +156,18 @@ pub(crate) fn link_changed(state: &mut State, step: Step, agent: &AgentName) {
     for service in services {
         compare(state, step, &service);
     }
+    // Whether what is down here is missed hangs on whether this host is heard, too.
+    let known = &state.signals.singletons;
+    if known.hosts.is_empty() || known.down.is_empty() {
+        return;
+    }
+    let open = state.agents.get(agent).into_iter().flat_map(|record| record.open.keys());
+    let down = open.filter(|key| tells_absence(key.reason)).map(|key| &key.subject.service);
+    let told: BTreeSet<String> = down
+        .filter(|service| known.hosts.contains_key(*service))
+        .map(|service| cause::service(agent, service))
+        .collect();
+    state.touched.extend(told);
 }
 
 /// Entries of an agent are lost: where it told that a service runs, it may have told since that it does not.
@@ -244,29 +256,42 @@ pub(crate) fn heard<'a>(state: &'a State, service: &str) -> Vec<&'a AgentName> {
 /// Where a service runs, or ran last, that is told to be down on this host, and of which there may be one. Where it fell
 /// last it is missed, until it is told that it does not run there any more: a restart there is no fault here.
 fn elsewhere<'a>(state: &'a State, agent: &AgentName, service: &ServiceName) -> Option<&'a AgentName> {
-    let known = &state.signals.singletons;
-    let hosts = known.hosts.get(service)?;
-    if !known.down.get(service)?.contains(agent) {
-        return None;
-    }
-    // One that is told as running since it was down runs twice.
-    if hosts.get(agent).is_some_and(|own| is_up(state, agent, service, own)) {
-        return None;
-    }
-    let own = fell(state, agent, service);
-    let runs = |other: &AgentName, running: &Running| {
-        is_up(state, other, service, running) || fell(state, other, service) > own
-    };
     // A coordinator that has just started has heard nobody yet, which is no sign of an end.
     let may_run = |other: &AgentName| {
         state.agents.get(other).is_some_and(|record| match record.link {
             Link::Heard | Link::NotReheard => true,
             Link::Disconnected { how, .. } => how != Disconnect::HostShutdown,
-            Link::Silent { .. } => false,
+            Link::Silent { since, .. } => is_silent_too(state, agent, since),
         })
     };
+    others(state, agent, service).into_iter().find(|other| may_run(other))
+}
+
+/// Whether a host is not heard either, and fell silent no later than together with another: what is known of it is as old,
+/// and says nothing of what the other's silence means. Who is cut off at once is not noticed in the same moment.
+fn is_silent_too(state: &State, agent: &AgentName, other_since: Timestamp) -> bool {
+    let together = state.policy.liveness.heartbeat * state.policy.liveness.stale_after;
+    match state.agents.get(agent).map(|record| &record.link) {
+        Some(Link::Silent { since, .. }) => *since <= other_since + together,
+        _ => false,
+    }
+}
+
+/// The other hosts on which a service runs or ran last that is told to be down on this one, heard or not.
+fn others<'a>(state: &'a State, agent: &AgentName, service: &ServiceName) -> Vec<&'a AgentName> {
+    let known = &state.signals.singletons;
+    let is_down = known.down.get(service).is_some_and(|down| down.contains(agent));
+    let Some(hosts) = known.hosts.get(service).filter(|_| is_down) else { return Vec::new() };
+    // One that is told as running since it was down runs twice.
+    if hosts.get(agent).is_some_and(|own| is_up(state, agent, service, own)) {
+        return Vec::new();
+    }
+    let own = fell(state, agent, service);
+    let runs = |other: &AgentName, running: &Running| {
+        is_up(state, other, service, running) || fell(state, other, service) > own
+    };
     let others = hosts.iter().filter(|(other, _)| *other != agent);
-    others.filter(|(other, _)| may_run(other)).find(|(other, running)| runs(other, running)).map(|(other, _)| other)
+    others.filter(|(other, running)| runs(other, running)).map(|(other, _)| other).collect()
 }
 
 /// Where a service runs, if a condition of this host says no more than that it does not run here, and that is as it should
@@ -297,7 +322,26 @@ pub(crate) fn not_missed_under(state: &State, key: &str) -> Option<String> {
     let (agent, rest) = cause::parts_of_host(key)?;
     let service = ServiceName::new(rest.strip_prefix("service/")?).ok()?;
     let other = elsewhere(state, &AgentName::new(agent).ok()?, &service)?;
+    if is_silent(state, other) {
+        return Some(format!("{service} ran on {other} when both fell silent, and there may be one of it"));
+    }
     Some(format!("{service} runs on {other}, and there may be one of it"))
+}
+
+/// Why what is down under the cause of a service on a host is missed now although it ran elsewhere, for people.
+pub(crate) fn missed_under(state: &State, key: &str) -> Option<String> {
+    let (agent, rest) = cause::parts_of_host(key)?;
+    let service = ServiceName::new(rest.strip_prefix("service/")?).ok()?;
+    let agent = AgentName::new(agent).ok()?;
+    if elsewhere(state, &agent, &service).is_some() {
+        return None;
+    }
+    let other = others(state, &agent, &service).into_iter().find(|other| is_silent(state, other))?;
+    Some(format!("{other}, where it ran last, is silent"))
+}
+
+fn is_silent(state: &State, agent: &AgentName) -> bool {
+    state.agents.get(agent).is_some_and(|record| matches!(record.link, Link::Silent { .. }))
 }
 
 fn compare(state: &mut State, step: Step, service: &ServiceName) {

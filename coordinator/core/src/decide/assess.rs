@@ -304,7 +304,10 @@ impl Assessment {
                 let (restarts, window) = (rule.host_restarts, human(rule.window));
                 format!("at least {restarts} restarts within {window} make {severity}{raised}")
             }
-            _ => format!("{} was told with {severity}{raised}", self.worst),
+            _ => {
+                let missed = singletons::missed_under(state, key).map(|words| format!("; {words}")).unwrap_or_default();
+                format!("{} was told with {severity}{raised}{missed}", self.worst)
+            }
         }
     }
 
