@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use muster_common::chain::Chain;
 use muster_common::config::ConfigErrors;
 use muster_common::tls::Credentials;
+use muster_common::units::human_duration;
 use sd_notify::NotifyState;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Exit status of a config or usage mistake.
 const EXIT_USAGE: u8 = 2;
+/// An agent waits up to 30 s between two tries and connects for up to 5 s.
+const AGENT_AWAY_MAX: Duration = Duration::from_secs(35);
 /// A loop that does not turn within this part of the watchdog's time gets no more help against it.
 const WATCHDOG_PARTS: u32 = 3;
 /// Threads that serve connections, whatever the machine has (docs/decisions/0022): decisions, the store and what takes
@@ -129,6 +132,15 @@ fn check_secrets(path: &Path, config: &Config, out: &mut dyn Write) -> Result<Ex
     }
     for file in Paging::open_to_all(config) {
         writeln!(out, "warning: every user of this host may read the secret in {file}: chmod o-r {file}")?;
+    }
+    let reconnect_max = config.policy.liveness.reconnect_max;
+    if reconnect_max < AGENT_AWAY_MAX {
+        writeln!(
+            out,
+            "warning: liveness.reconnect_max is {}, but agents may take {} to come back: some that are well are paged as silent after a restart",
+            human_duration(reconnect_max),
+            human_duration(AGENT_AWAY_MAX)
+        )?;
     }
     for error in &mistakes {
         writeln!(out, "{}", Chain(error))?;

@@ -203,5 +203,11 @@ fn check_config_tells_of_secrets_that_cannot_be_used() {
     {
         assert!(text.contains(&expected), "{expected}: {text}");
     }
-    assert!(!text.contains(&at("key")), "{text}");
+    assert!(!text.contains(&at("key")) && !text.contains("reconnect_max"), "{text}");
+    // What agents do not keep to is said, too.
+    for (length, is_short) in [("34s", true), ("35s", false)] {
+        let (code, text) = check(&format!("[liveness]\nreconnect_max = \"{length}\"\n"));
+        assert_eq!(code, Some(0), "{text}");
+        assert_eq!(text.contains("warning: liveness.reconnect_max"), is_short, "{text}");
+    }
 }
