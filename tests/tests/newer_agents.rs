@@ -127,7 +127,7 @@ fn an_upgrade_of_the_coordinator_gives_it_its_name() {
     let subjects = vec![SubjectState { subject: known.subject.clone(), ok: Some(false), open: vec![finding] }];
     fleet.feed(Fact::OpenSetReceived { agent: agent("a"), subjects });
     let open: Vec<_> = fleet.machine.state().open_findings().map(|(_, open)| open.finding.key.clone()).collect();
-    assert_eq!(open, [known.clone()]);
+    assert_eq!(open, std::slice::from_ref(&known));
     assert_eq!(digest(&fleet), Some(known.digest_term()));
     fleet.check_journal();
 }
