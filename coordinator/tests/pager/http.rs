@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const KEY: &str = "0123456789abcdef0123456789ABCDEF";
@@ -121,6 +122,19 @@ async fn nobody_there_is_an_error_that_names_the_host_alone() {
     assert!(error.starts_with("no answer from http://127.0.0.1:1:") && !error.contains("very-secret"), "{error}");
 }
 
+/// TLS as `localhost` under an authority of its own, and that authority.
+pub(crate) fn tls_acceptor() -> (TlsAcceptor, String) {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(muster_common::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(tls)), certified.cert.pem())
+}
+
 /// Takes everything, as `localhost`, under an authority of its own.
 pub(crate) struct TlsStandIn {
     pub(crate) port: u16,
@@ -129,15 +143,7 @@ pub(crate) struct TlsStandIn {
 
 impl TlsStandIn {
     pub(crate) async fn start() -> Self {
-        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
-        let tls = rustls::ServerConfig::builder_with_provider(muster_common::tls::provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let (acceptor, pem) = tls_acceptor();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
@@ -148,7 +154,7 @@ impl TlsStandIn {
                 }
             }
         });
-        Self { port, pem: certified.cert.pem() }
+        Self { port, pem }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Mail against a server of our own: STARTTLS, TLS from the start, login, refusals, and what must never happen.
 
-use crate::http::{config, deliver_all, lane};
+use crate::http::{config, deliver_all, lane, tls_acceptor};
 use crate::{page, primary};
 use muster_coordinator::pager::config::{MailConfig, MailTls};
 use muster_coordinator::pager::receiver::Judgement;
@@ -10,7 +10,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 /// How the server behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,15 +46,7 @@ struct Server {
 }
 
 async fn start(mood: Mood, implicit: bool) -> Server {
-    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
-    let tls = rustls::ServerConfig::builder_with_provider(muster_common::tls::provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let (acceptor, ca) = tls_acceptor();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let heard: Arc<Mutex<Heard>> = Arc::default();
@@ -77,7 +68,7 @@ async fn start(mood: Mood, implicit: bool) -> Server {
             });
         }
     });
-    Server { port, ca: certified.cert.pem(), heard }
+    Server { port, ca, heard }
 }
 
 /// Serves one connection; gives it back at STARTTLS.
