@@ -494,6 +494,26 @@ fn execute(path: &Path, sql: &str) {
 }
 
 #[test]
+fn free_pages_are_told_as_sqlite_counts_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.db");
+    let numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200) SELECT i FROM n";
+    let fill = format!("INSERT INTO jobs SELECT hex(randomblob(500)) FROM ({numbers})");
+    execute(&path, &format!("CREATE TABLE jobs (note); {fill}; DELETE FROM jobs"));
+    let connection = Connection::open(&path).unwrap();
+    let pragma = |name: &str| {
+        connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, u32>(0)).map(u64::from).unwrap()
+    };
+    let (free, pages, page_bytes) = (pragma("freelist_count"), pragma("page_count"), pragma("page_size"));
+    drop(connection);
+    assert!(free > 10, "{free} of {pages}");
+    let seen = doctor(&path).seen;
+    assert_eq!(seen.get("free_pages_count"), Some(&Value::Count(free)));
+    assert_eq!(seen.get("free_bytes"), Some(&Value::Bytes(free * page_bytes)));
+    assert_eq!(seen.get("free_percent"), Some(&Value::Count(free * 100 / pages)));
+}
+
+#[test]
 fn an_upgrade_that_loses_rows_is_told_with_both_numbers_and_deletes_are_not() {
     for mode in ["DELETE", "WAL"] {
         let folder = tempfile::tempdir().unwrap();
